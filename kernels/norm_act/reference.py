@@ -1,0 +1,14 @@
+"""The definition of `norm_act` in plain torch. B rows, D width."""
+
+from torch import Tensor
+from torch.nn import functional
+
+ACTIVATIONS = {"swish": functional.silu, "relu": functional.relu}
+# Flax's default, which the published networks were trained with; torch's own is 1e-5.
+EPSILON = 1e-6
+
+
+def norm_act(x_BD: Tensor, weight_D: Tensor, bias_D: Tensor, *, activation: str) -> Tensor:
+    """activation(LayerNorm(x) * weight + bias) over the last axis, [B, D] to [B, D]."""
+    normed_BD = functional.layer_norm(x_BD, weight_D.shape, weight_D, bias_D, EPSILON)
+    return ACTIVATIONS[activation](normed_BD)

@@ -1,0 +1,29 @@
+"""torch_crl: contrastive reinforcement learning with very deep networks, in PyTorch."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Loaded at first use, so that `torch-crl --help` does not wait for torch.
+_PUBLIC = {
+    "Recipe": "torch_crl.recipe",
+    "preset": "torch_crl.presets",
+    "train": "torch_crl.trainer",
+    "evaluate": "torch_crl.evaluation",
+    "load_policy": "torch_crl.policy",
+    "Task": "torch_crl.envs.task",
+    "TaskSpec": "torch_crl.envs.spec",
+    "Start": "torch_crl.envs.task",
+    "make_task": "torch_crl.envs.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'torch_crl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

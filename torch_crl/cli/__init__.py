@@ -1,0 +1,1 @@
+"""The `torch-crl` command, one file a subcommand. Importing it is light."""

@@ -1,0 +1,77 @@
+"""`torch-crl eval RUN`: what a trained policy does, on its own or another task."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+from torch_crl.cli.errors import told_to_user
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Evaluate a trained policy over fresh episodes."""
+
+    run: Positional[Path]
+    """Run directory (its newest policy), or one folder below its policies/."""
+    task: str = ""
+    """Task to evaluate on; the run's own evaluation task if not given."""
+    num_envs: int = 128
+    """Episodes, all in parallel."""
+    episode_length: int = 0
+    """Control steps until the time limit; as in training if not given."""
+    seed: int = 1_000_000
+    """Decides starts and goals; training never uses this one."""
+    json: bool = False
+    """Print one line of JSON instead of the table."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print the metrics of one evaluation. Returns the exit status."""
+    options = tyro.cli(
+        Options,
+        args=arguments,
+        prog="torch-crl eval",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    from torch_crl.checkpoint import CheckpointError
+    from torch_crl.envs.registry import task_spec
+    from torch_crl.evaluation import evaluate
+    from torch_crl.policy import load_policy
+    from torch_crl.recipe import Recipe
+
+    with told_to_user(ValueError, OSError, CheckpointError):
+        run_dir = _run_directory(options.run)
+        recipe = Recipe.from_json((run_dir / "recipe.json").read_text())
+        policy = load_policy(options.run)
+        task = options.task or recipe.task.eval_name
+        spec = task_spec(task)
+        if (spec.state_size, spec.goal_size) != (policy.state_size, policy.goal_size):
+            raise ValueError(
+                f"the policy was trained on {recipe.task.name}; {task} has states and goals of "
+                "other sizes"
+            )
+        result = evaluate(
+            policy,
+            task,
+            num_envs=options.num_envs,
+            episode_length=options.episode_length or recipe.task.episode_length,
+            seed=options.seed,
+        )
+    if options.json:
+        print(json.dumps({"task": task, **result}))
+    else:
+        print(f"{task}, {options.num_envs} episodes")
+        for name, value in result.items():
+            print(f"  {name:<20} {value:10.3f}")
+    return 0
+
+
+def _run_directory(path: Path) -> Path:
+    """The run that a policy folder belongs to, or the run directory itself."""
+    for folder in (path, *path.parents):
+        if (folder / "recipe.json").exists():
+            return folder
+    raise ValueError(f"{path} is no run directory (there is no recipe.json in it)")

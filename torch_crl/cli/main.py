@@ -1,0 +1,37 @@
+"""`torch-crl`: choose a subcommand, then import only what that one needs."""
+
+import importlib
+import sys
+
+_COMMANDS = {
+    "train": "train on a task, or resume a run",
+    "eval": "evaluate a trained policy",
+    "envs": "list the tasks",
+}
+
+_USAGE = """\
+usage: torch-crl {train,eval,envs} ...
+
+Self-supervised reinforcement learning with very deep networks.
+
+""" + "".join(f"  torch-crl {name:<6} {purpose}\n" for name, purpose in _COMMANDS.items()) + """
+`torch-crl COMMAND --help` explains the flags of a command.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command == "--version":
+        from torch_crl import __version__
+
+        print(__version__)
+        return 0
+    if command not in _COMMANDS:
+        print(f"torch-crl: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"torch_crl.cli.{command}").main(rest)

@@ -1,0 +1,49 @@
+"""Acts in the training envs and writes every step into the replay. N envs, A action."""
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.networks import ResidualTower, action_distribution, squashed_sample
+from torch_crl.replay import Replay
+
+
+class Collector:
+    """A sampling policy in `env`, with commanded goals."""
+
+    def __init__(
+        self, env: VectorEnv, actor: ResidualTower, replay: Replay, *, generator: Generator
+    ) -> None:
+        """The generator must live on the actor's device; it draws the exploration noise."""
+        self.env = env
+        self.actor = actor
+        self.replay = replay
+        self.generator = generator
+        self._device = actor.weight.device
+
+    @torch.no_grad()
+    def collect(self, steps: int) -> dict[str, float]:
+        """Take `steps` control steps in every env.
+
+        Returns the share of steps at the goal and the share of steps that were failures.
+        """
+        env = self.env
+        successes = torch.zeros(env.num_envs)
+        failures = torch.zeros(env.num_envs)
+        for _ in range(steps):
+            state_NS, trajectory_N = env.state_NS, env.trajectory_N
+            action_NA = self._act(state_NS, env.goal_NG)
+            self.replay.add(state_NS, action_NA, trajectory_N)
+            result = env.step(action_NA.cpu())
+            successes += result.success["success"]
+            failures += result.terminated_N
+        return {
+            "collected_at_goal": float(successes.mean()) / steps,
+            "collected_failures": float(failures.mean()) / steps,
+        }
+
+    def _act(self, state_NS: Tensor, goal_NG: Tensor) -> Tensor:
+        inputs = torch.cat([state_NS, goal_NG], dim=-1).to(self._device)
+        mean_NA, log_std_NA = action_distribution(self.actor(inputs))
+        noise_NA = torch.randn(mean_NA.shape, generator=self.generator, device=self._device)
+        return squashed_sample(mean_NA, log_std_NA, noise_NA)[0]

@@ -1,0 +1,117 @@
+"""`humanoid`: a 17-actuator humanoid walks to a point. N envs, K links, S state."""
+
+import mujoco
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.envs.models import gymnasium_model, set_physics
+from torch_crl.envs.sampling import on_circle, uniform
+from torch_crl.envs.simulator import Simulator
+from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.task import Start, Task
+
+_START_HEIGHT = 1.4
+_GOAL_HEIGHT = 1.25
+_LOWEST, _HIGHEST = 1.0, 2.0
+_CONTROL_RANGE = 0.4
+
+
+def make(spec: TaskSpec) -> Task:
+    """Open floor; the goal is at a radius of 1 to 5 m and torso height. Control step 0.015 s."""
+    model = _robot().compile()
+    return Task(
+        spec=spec,
+        model=model,
+        substeps=5,
+        sample_start=_sample_start,
+        state=_state_reader(model),
+        fields=("xipos", "ximat", "cvel", "subtree_com"),
+        control=_control,
+        failed=_failed,
+    )
+
+
+def _sample_start(num_envs: int, generator: Generator) -> Start:
+    """Always the same upright pose at rest; only the goal varies, uniformly in radius."""
+    qpos_NQ = torch.zeros(num_envs, 24, dtype=torch.float64)
+    qpos_NQ[:, 2] = _START_HEIGHT
+    qpos_NQ[:, 3] = 1.0
+    goal_xy = on_circle(uniform(1.0, 5.0, (num_envs,), generator), generator)
+    height = torch.full((num_envs, 1), _GOAL_HEIGHT, dtype=torch.float64)
+    return Start(
+        qpos_NQ=qpos_NQ,
+        qvel_NV=torch.zeros(num_envs, 23, dtype=torch.float64),
+        goal_NG=torch.cat([goal_xy, height], dim=-1).float(),
+    )
+
+
+def _control(action_NA: Tensor, simulator: Simulator) -> Tensor:
+    """[-1, 1] to the actuators' range."""
+    return _CONTROL_RANGE * action_NA
+
+
+def _failed(state_NS: Tensor) -> Tensor:
+    """The torso is too low or too high."""
+    height_N = state_NS[:, 2]
+    return (height_N < _LOWEST) | (height_N > _HIGHEST)
+
+
+def _state_reader(model: mujoco.MjModel):
+    mass_K = torch.from_numpy(model.body_mass[1:].copy())
+    inertia_K3 = torch.from_numpy(model.body_inertia[1:].copy())
+    torque_AV = torch.from_numpy(_torque_per_control(model))
+    eye = torch.eye(3, dtype=torch.float64)
+
+    def state(simulator: Simulator) -> Tensor:
+        """0:24 qpos, 24:47 qvel, 47:157 link inertias, 157:223 link velocities, 223:246 torques.
+
+        Per link: its inertia about the robot's centre of mass, row-major in world axes, and its
+        mass; then its mass-weighted linear velocity and its angular velocity.
+        """
+        data = simulator.data
+        num_envs = simulator.num_envs
+        centre_N3 = data["subtree_com"][:, 1]
+        arm_NK3 = data["xipos"][:, 1:] - centre_N3[:, None]
+        axes_NK33 = data["ximat"][:, 1:].reshape(num_envs, -1, 3, 3)
+        own_NK33 = (axes_NK33 * inertia_K3[:, None, :]) @ axes_NK33.transpose(-1, -2)
+        square_NK = arm_NK3.square().sum(-1)
+        shift_NK33 = square_NK[..., None, None] * eye - arm_NK3[..., :, None] * arm_NK3[..., None, :]
+        inertia_NK9 = (own_NK33 + mass_K[:, None, None] * shift_NK33).flatten(2)
+        mass_NK1 = mass_K[:, None].expand(num_envs, -1, 1)
+        angular_NK3, linear_NK3 = data["cvel"][:, 1:].split(3, dim=-1)
+        linear_NK3 = linear_NK3 + torch.linalg.cross(angular_NK3, arm_NK3)
+        weighted_NK3 = linear_NK3 * (mass_K / mass_K.sum())[:, None]
+        parts = [
+            data["qpos"],
+            data["qvel"],
+            torch.cat([inertia_NK9, mass_NK1], dim=-1).flatten(1),
+            torch.cat([weighted_NK3, angular_NK3], dim=-1).flatten(1),
+            data["ctrl"].clamp(-_CONTROL_RANGE, _CONTROL_RANGE) @ torque_AV,
+        ]
+        return torch.cat(parts, dim=-1).float()
+
+    return state
+
+
+def _torque_per_control(model: mujoco.MjModel) -> np.ndarray:
+    """[actuators, nv]: the torque that a unit control puts on each degree of freedom."""
+    torque_AV = np.zeros((model.nu, model.nv))
+    for actuator in range(model.nu):
+        joint = model.actuator_trnid[actuator, 0]
+        torque_AV[actuator, model.jnt_dofadr[joint]] = model.actuator_gear[actuator, 0]
+    return torque_AV
+
+
+def _robot() -> mujoco.MjSpec:
+    """Gymnasium's humanoid without self-collisions, its feet fused into its shins."""
+    spec = gymnasium_model("humanoid.xml")
+    spec.compiler.fusestatic = True
+    set_physics(spec, timestep=0.003)
+    for geom in spec.geoms:
+        floor = geom.name == "floor"
+        geom.contype, geom.conaffinity = (0, 1) if floor else (1, 0)
+        geom.condim = 3
+        geom.friction = [1.0, 0.1, 0.1]
+        geom.margin = 0.0
+    return spec

@@ -1,0 +1,119 @@
+"""Maze layouts as data: `#` wall, `.` free, `R` start, `G` goal candidate (also free).
+
+Row i, column j of a grid lies at world (x, y) = (scale * i, scale * j): rows run along +x.
+An `_eval` layout has the walls and the start of its plain layout and fewer goal cells.
+Layouts are those of the reference implementation of arXiv 2503.14858.
+"""
+
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "u_maze": ("#####", "#RGG#", "###G#", "#GGG#", "#####"),
+    "u_maze_eval": ("#####", "#R..#", "###.#", "#GGG#", "#####"),
+    "u_maze_single_eval": ("#####", "#R..#", "###.#", "#G..#", "#####"),
+    "u_maze_eval_1f2f3f4f5f": ("#####", "#RGG#", "###G#", "#.GG#", "#####"),
+    "u_maze_eval_1f2f3f4f": ("#####", "#RGG#", "###G#", "#..G#", "#####"),
+    "u_maze_eval_1f2f3f": ("#####", "#RGG#", "###G#", "#...#", "#####"),
+    "u_maze_eval_5f6f": ("#####", "#R..#", "###.#", "#GG.#", "#####"),
+    "u2_maze": ("######", "#RGGG#", "####G#", "#GGGG#", "######"),
+    "u2_maze_eval": ("######", "#R...#", "####.#", "#GGGG#", "######"),
+    "u3_maze": ("#######", "#RGGGG#", "#####G#", "#GGGGG#", "#######"),
+    "u3_maze_eval": ("#######", "#R....#", "#####.#", "#GGGGG#", "#######"),
+    "u3_maze_single_eval": ("#######", "#R....#", "#####.#", "#G....#", "#######"),
+    "u4_maze": ("#####", "#GGG#", "#R#G#", "###G#", "#G#G#", "#GGG#", "#####"),
+    "u4_maze_eval": ("#####", "#...#", "#R#.#", "###.#", "#G#.#", "#GGG#", "#####"),
+    "u5_maze": (
+        "########",
+        "#GGGGGG#",
+        "#R####G#",
+        "######G#",
+        "#G####G#",
+        "#GGGGGG#",
+        "########",
+    ),
+    "u5_maze_eval": (
+        "########",
+        "#......#",
+        "#R####.#",
+        "######.#",
+        "#G####G#",
+        "#GGGGGG#",
+        "########",
+    ),
+    "u5_maze_single_eval": (
+        "########",
+        "#......#",
+        "#R####.#",
+        "######.#",
+        "#G####.#",
+        "#......#",
+        "########",
+    ),
+    "u6_maze": (
+        "#######",
+        "#GGGGG#",
+        "#R###G#",
+        "#####G#",
+        "#G###G#",
+        "#GGGGG#",
+        "#######",
+    ),
+    "u6_maze_eval": (
+        "#######",
+        "#.....#",
+        "#R###.#",
+        "#####.#",
+        "#G###G#",
+        "#GGGGG#",
+        "#######",
+    ),
+    "u7_maze": ("######", "#GGGG#", "#R##G#", "####G#", "#G##G#", "#GGGG#", "######"),
+    "u7_maze_eval": ("######", "#....#", "#R##.#", "####.#", "#G##G#", "#GGGG#", "######"),
+    "big_maze": (
+        "########",
+        "#RG##GG#",
+        "#GG#GGG#",
+        "##GGG###",
+        "#GG#GGG#",
+        "#G#GG#G#",
+        "#GGG#GG#",
+        "########",
+    ),
+    # Nine goals, as the published ant runs had; humanoid and point take the ten-goal variant.
+    "big_maze_eval": (
+        "########",
+        "#R.##GG#",
+        "#..#..G#",
+        "##...###",
+        "#..#...#",
+        "#.#G.#G#",
+        "#.GG#GG#",
+        "########",
+    ),
+    "big_maze_eval_10_goals": (
+        "########",
+        "#R.##GG#",
+        "#..#.GG#",
+        "##...###",
+        "#..#...#",
+        "#.#G.#G#",
+        "#.GG#GG#",
+        "########",
+    ),
+    "hardest_maze": (
+        "############",
+        "#RGGG#GGGGG#",
+        "#G##G#G#G#G#",
+        "#GGGGGG#GGG#",
+        "#G####G###G#",
+        "#GG#G#GGGGG#",
+        "##G#G#G#G###",
+        "#GG#GGG#GGG#",
+        "############",
+    ),
+}
+
+
+def cells(layout: tuple[str, ...], kinds: str) -> list[tuple[int, int]]:
+    """(row, column) of every cell whose letter is in `kinds`, in reading order."""
+    return [
+        (i, j) for i, row in enumerate(layout) for j, letter in enumerate(row) if letter in kinds
+    ]

@@ -1,0 +1,34 @@
+"""Random draws that several tasks share. N envs; every draw comes from the given generator."""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.envs.layouts import cells
+
+
+def uniform(low: float, high: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """float64 draws from U(low, high)."""
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def normal(std: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """float64 draws from N(0, std)."""
+    return std * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def on_circle(radius_N: Tensor, generator: Generator) -> Tensor:
+    """Points at the given radii and uniform angles around the origin, [N, 2]."""
+    angle_N = uniform(0.0, 2.0 * math.pi, (len(radius_N),), generator)
+    return radius_N[:, None] * torch.stack([angle_N.cos(), angle_N.sin()], dim=-1)
+
+
+def cell_centres(layout: tuple[str, ...], kinds: str, *, scale: float) -> Tensor:
+    """World xy of every cell of the given kinds, float64 [cells, 2]."""
+    return scale * torch.tensor(cells(layout, kinds), dtype=torch.float64)
+
+
+def one_of(rows: Tensor, num_envs: int, generator: Generator) -> Tensor:
+    """`num_envs` uniform choices among the rows, [N, ...]."""
+    return rows[torch.randint(len(rows), (num_envs,), generator=generator)]

@@ -1,0 +1,111 @@
+"""Where physics runs: N simulations of one model behind live tensors.
+
+A second simulator implements the same abstract class; tasks and the vector env do not change.
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+import torch
+from mujoco.batch import Batch
+from torch import Tensor
+
+# Derived fields are one substep behind after a plain step; this stage makes them current.
+_CURRENT = int(mujoco.mjtStage.mjSTAGE_VEL)
+_STATE_ONLY = int(mujoco.mjtStage.mjSTAGE_NONE)
+
+
+class Simulator(ABC):
+    """N simulations. The tensors are live: they change with `step`, and may be written.
+
+    `data[name]` is the [N, ...] tensor of an MjData field: `qpos`, `qvel`, `ctrl`, and the
+    derived fields asked for at construction, which are current after `step` and `reset`.
+    """
+
+    model: mujoco.MjModel
+    num_envs: int
+    data: dict[str, Tensor]
+
+    @abstractmethod
+    def step(self, substeps: int) -> None:
+        """Advance every simulation by `substeps` physics steps with the present `ctrl`."""
+
+    @abstractmethod
+    def reset(self, mask_N: Tensor, qpos_NQ: Tensor, qvel_NV: Tensor) -> None:
+        """Set the simulations in the mask to these positions and velocities.
+
+        Everything else of their state (controls, solver warm start, applied forces, time) is
+        cleared, so an episode does not depend on the one before it.
+        """
+
+    @abstractmethod
+    def get_state(self) -> Tensor:
+        """A copy of the whole integration state, float64 [N, *]."""
+
+    @abstractmethod
+    def set_state(self, state: Tensor) -> None:
+        """Restore what `get_state` returned; derived fields become current."""
+
+
+class CpuSimulator(Simulator):
+    """MuJoCo on a pool of C++ threads (`mujoco.batch`), the same result at any thread count."""
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        *,
+        num_envs: int,
+        fields: Sequence[str] = (),
+        num_threads: int = 0,
+    ) -> None:
+        """`num_threads` 0 takes every CPU this process may use."""
+        self.model = model
+        self.num_envs = num_envs
+        self._batch = Batch(model, num_envs, num_threads)
+        self._stage = _CURRENT if fields else _STATE_ONLY
+        self.data = {
+            name: _live_tensor(self._batch.bind(name))
+            for name in ("qpos", "qvel", "ctrl", *fields)
+        }
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that step, the caller's included."""
+        return self._batch.nthread
+
+    @property
+    def num_warnings(self) -> int:
+        """MuJoCo warnings so far (unstable physics, full buffers), over all simulations."""
+        return int(self._batch.warning.sum())
+
+    def step(self, substeps: int) -> None:
+        self._batch.step(nstep=substeps, stage=self._stage)
+
+    def reset(self, mask_N: Tensor, qpos_NQ: Tensor, qvel_NV: Tensor) -> None:
+        ids = np.flatnonzero(mask_N.numpy()).astype(np.int32)
+        if len(ids) == 0:
+            return
+        self._batch.reset(ids, stage=_STATE_ONLY)
+        self.data["qpos"][mask_N] = qpos_NQ[mask_N]
+        self.data["qvel"][mask_N] = qvel_NV[mask_N]
+        if self._stage != _STATE_ONLY:
+            self._batch.forward(ids, stage=self._stage)
+
+    def get_state(self) -> Tensor:
+        return torch.from_numpy(self._batch.state.copy())
+
+    def set_state(self, state: Tensor) -> None:
+        self._batch.state[:] = state.numpy()
+        if self._stage != _STATE_ONLY:
+            self._batch.forward(stage=self._stage)
+
+
+def _live_tensor(array: np.ndarray) -> Tensor:
+    """A tensor on the array's memory."""
+    with warnings.catch_warnings():
+        # torch has no read-only tensors and says so; nobody writes to a derived field.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)

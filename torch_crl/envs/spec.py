@@ -1,0 +1,31 @@
+"""The numbers of a task: all that can be known without building its model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSpec:
+    """Name, sizes and thresholds of one goal-reaching task."""
+
+    name: str
+    """Name on the command line, or `module:function` for a task of your own."""
+    state_size: int
+    """Entries of the state vector (the commanded goal not included)."""
+    goal_slice: tuple[int, int]
+    """First and one-past-last state entry that make up the achieved goal."""
+    action_size: int
+    """Entries of the action; each lies in [-1, 1]."""
+    success_radius: Mapping[str, float]
+    """Success level (`success`, `success_easy`, `success_hard`) to distance in metres."""
+    episode_length: int = 1000
+    """Control steps until the time limit, unless the recipe says otherwise."""
+    build: str = ""
+    """`module:function` that turns this spec into a Task."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of `build`, for instance the maze layout."""
+
+    @property
+    def goal_size(self) -> int:
+        """Entries of the goal."""
+        return self.goal_slice[1] - self.goal_slice[0]

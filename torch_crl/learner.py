@@ -1,0 +1,128 @@
+"""One gradient update of contrastive RL: the algorithm box of arXiv 2503.14858.
+
+B batch, S state, G goal, A action, R representation.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+
+from torch_crl.losses import ENERGIES, actor_loss, critic_loss, temperature_loss
+from torch_crl.networks import Networks, action_distribution, squashed_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the learner minimises."""
+
+    energy: str
+    contrastive_loss: str
+    logsumexp_penalty: float
+    target_entropy: float
+    """Of the whole action, in nats."""
+
+
+class Learner:
+    """Networks, temperature and their optimiser, changed in place by `update`."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        objective: Objective,
+        *,
+        actor_learning_rate: float,
+        critic_learning_rate: float,
+        temperature_learning_rate: float,
+        generator: Generator,
+    ) -> None:
+        """The generator must live on the networks' device; it draws the actor's noise."""
+        self.networks = networks
+        self.objective = objective
+        self.generator = generator
+        self.device = networks.actor.weight.device
+        self.log_alpha = torch.zeros((), device=self.device, requires_grad=True)
+        critic = [*networks.state_action_encoder.parameters(), *networks.goal_encoder.parameters()]
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": list(networks.actor.parameters()), "lr": actor_learning_rate},
+                {"params": critic, "lr": critic_learning_rate},
+                {"params": [self.log_alpha], "lr": temperature_learning_rate},
+            ],
+            fused=True,
+        )
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Improve actor, temperature and critic on one batch; returns 0-D metrics on the device.
+
+        All three losses see the networks of before the update, so the actor never follows a
+        critic that was fitted to its own batch, as in the reference. Each loss reaches
+        parameters of its own: the actor's loss passes through a frozen critic, the temperature's
+        through nothing. One backward pass of the sum therefore gives each its own gradient, and
+        the goal encoder's output serves both actor and critic.
+        """
+        objective, energy = self.objective, ENERGIES[self.objective.energy]
+        state_BS, action_BA, goal_BG = batch["state"], batch["action"], batch["goal"]
+        psi_BR = self.networks.goal_encoder(goal_BG)
+
+        policy_BA, log_prob_B = self._sample_action(state_BS, goal_BG)
+        phi_policy_BR = self.networks.state_action_encoder(
+            torch.cat([state_BS, policy_BA], dim=-1), frozen=True
+        )
+        policy_energy_B = energy.paired(phi_policy_BR, psi_BR.detach())
+        actor, actor_aux = actor_loss(policy_energy_B, log_prob_B, self.log_alpha)
+        temperature, temperature_aux = temperature_loss(
+            log_prob_B, self.log_alpha, target_entropy=objective.target_entropy
+        )
+
+        phi_BR = self.networks.state_action_encoder(torch.cat([state_BS, action_BA], dim=-1))
+        critic, critic_aux = critic_loss(
+            energy.pairwise(phi_BR, psi_BR),
+            contrastive_loss=objective.contrastive_loss,
+            logsumexp_penalty=objective.logsumexp_penalty,
+        )
+
+        self.optimizer.zero_grad(set_to_none=True)
+        (actor + temperature + critic).backward()
+        self.optimizer.step()
+        losses = {"actor_loss": actor, "temperature_loss": temperature, "critic_loss": critic}
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        return detached | actor_aux | temperature_aux | critic_aux
+
+    def _sample_action(self, state_BS: Tensor, goal_BG: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.networks.actor(torch.cat([state_BS, goal_BG], dim=-1))
+        mean_BA, log_std_BA = action_distribution(output)
+        noise_BA = torch.randn(mean_BA.shape, generator=self.generator, device=self.device)
+        return squashed_sample(mean_BA, log_std_BA, noise_BA)
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name, such as `actor.weight` and `log_alpha`."""
+        named = {
+            f"{network_name}.{name}": parameter
+            for network_name, network in self.networks.named().items()
+            for name, parameter in network.named_parameters()
+        }
+        return named | {"log_alpha": self.log_alpha}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters, Adam moments and step counts, and the state of the noise generator."""
+        tensors = {"generator": self.generator.get_state()}
+        for name, parameter in self.named_parameters().items():
+            tensors[f"parameter.{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"adam.{key}.{name}"] = value
+        return tensors
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned, before or after any number of updates."""
+        self.generator.set_state(tensors["generator"].cpu())
+        for name, parameter in self.named_parameters().items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+            state = self.optimizer.state[parameter]
+            state.clear()
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                saved = tensors.get(f"adam.{key}.{name}")
+                if saved is not None:
+                    state[key] = saved.to(self.device, copy=True)

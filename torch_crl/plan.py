@@ -1,0 +1,70 @@
+"""What a recipe means in numbers, as a table: which settings fit together and what they cost."""
+
+from rich.console import Console
+from rich.table import Table
+
+from torch_crl.recipe import Recipe
+
+
+def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """(quantity, value, where it comes from), in reading order."""
+    task, networks, budget = recipe.task, recipe.networks, recipe.budget
+    cost = recipe.update_cost
+    return [
+        ("task", task.name, f"evaluated on {task.eval_name}"),
+        (
+            "depth",
+            f"{networks.actor_depth} / {networks.critic_depth}",
+            f"actor / critic, width {networks.width}",
+        ),
+        ("parameters", f"{cost.parameters:,}", "actor and both encoders"),
+        (
+            "env steps per collection",
+            f"{recipe.steps_per_collection:,}",
+            f"{task.num_envs} envs x {budget.unroll_length} steps",
+        ),
+        (
+            "prefill",
+            f"{recipe.prefill_collections} collections",
+            f"at least {budget.prefill_rows} rows of each env",
+        ),
+        ("collections with updates", f"{recipe.collections:,}", ""),
+        ("env steps", f"{recipe.total_env_steps:,}", "prefill included"),
+        (
+            "updates per collection",
+            f"{recipe.updates_per_collection:,}",
+            f"one for {budget.env_steps_per_update:g} env steps",
+        ),
+        ("updates", f"{recipe.total_updates:,}", f"batch {recipe.algorithm.batch_size}"),
+        ("samples per env step", f"{recipe.samples_per_step:.1f}", "how often a step is trained on"),
+        ("work per update", f"{cost.flop / 1e9:,.2f} GFLOP", "dense layers"),
+        ("work of the run", f"{cost.flop * recipe.total_updates / 1e15:,.3g} PFLOP", ""),
+        (
+            "memory: replay",
+            megabytes(recipe.replay_bytes),
+            f"{recipe.replay_transitions:,} steps, {recipe.system.replay_dtype}",
+        ),
+        ("memory: weights and Adam", megabytes(cost.training_bytes), "fp32"),
+        ("memory: activations", megabytes(cost.activation_bytes), "kept for the backward pass"),
+        (
+            "evaluations / checkpoints",
+            f"{budget.evaluations} / {budget.checkpoints}",
+            f"{task.num_eval_envs} episodes of {task.episode_length} steps each",
+        ),
+    ]
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Print the table on standard output."""
+    table = Table(title="plan", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in plan_rows(recipe):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def megabytes(number: int) -> str:
+    """Bytes as MB of a million bytes."""
+    return f"{number / 1e6:,.1f} MB"

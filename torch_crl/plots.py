@@ -1,0 +1,46 @@
+"""Pictures of a run, as PNG files."""
+
+from pathlib import Path
+
+from torch_crl.metrics import read_metrics
+
+
+def save_learning_curve(run_dir: Path) -> Path:
+    """Draw success, time at goal and the critic's accuracy over env steps into learning_curve.png.
+
+    Returns the path of the picture. matplotlib is imported here, at the end of a run.
+    """
+    from matplotlib.figure import Figure
+
+    evaluations, updates = (read_metrics(run_dir, kind) for kind in ("evaluation", "train"))
+    updates = [record for record in updates if "categorical_accuracy" in record]
+    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
+    behaviour, critic = figure.subplots(1, 2)
+
+    steps = [record["env_steps"] for record in evaluations]
+    for name, label in (
+        ("success_any", "episodes that reach the goal"),
+        ("time_at_goal_share", "time at goal, share of the episode"),
+    ):
+        behaviour.plot(steps, [record[name] for record in evaluations], "o-", ms=4, label=label)
+    minutes = evaluations[-1]["seconds"] / 60
+    behaviour.set(
+        title=f"evaluation, {minutes:.1f} minutes of training", ylim=(-0.02, 1.02)
+    )
+
+    steps = [record["env_steps"] for record in updates]
+    critic.plot(
+        steps,
+        [record["categorical_accuracy"] for record in updates],
+        color="C2",
+        label="critic picks the true goal out of the batch",
+    )
+    critic.set(title="training", ylim=(0.0, None))
+    for axes in (behaviour, critic):
+        axes.set_xlabel("env steps")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", frameon=False)
+        axes.ticklabel_format(axis="x", scilimits=(0, 5))
+    path = run_dir / "learning_curve.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,75 @@
+"""The recipe that each task starts from. A preset is data: differences from the published settings."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch_crl.envs.registry import TASKS, task_spec
+from torch_crl.recipe import Recipe
+
+# Part of the recipe to field to value. A task takes the rows whose prefix it has, in this order.
+_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "reacher": {
+        "task": {"num_envs": 64, "num_eval_envs": 128, "episode_length": 200},
+        "networks": {"width": 64},
+        "algorithm": {"batch_size": 128},
+        "budget": {
+            "env_steps": 115_000,
+            "unroll_length": 20,
+            "env_steps_per_update": 16.0,
+            "prefill_rows": 100,
+            "replay_rows": 2_000,
+            "evaluations": 10,
+            "checkpoints": 5,
+        },
+    },
+    "point_": {
+        "task": {"num_envs": 256, "num_eval_envs": 128},
+        "networks": {"width": 128},
+        "algorithm": {"batch_size": 128},
+        "budget": {
+            "env_steps": 1_500_000,
+            "unroll_length": 50,
+            "prefill_rows": 200,
+            "replay_rows": 5_000,
+            "evaluations": 20,
+            "checkpoints": 5,
+        },
+    },
+}
+
+# The published runs on these tasks were evaluated on the far goals only.
+_EVALUATED_ELSEWHERE = {
+    name: f"{name}_eval" for name in ("ant_big_maze", "ant_u4_maze", "ant_u5_maze")
+}
+
+
+def preset(task: str, *, depth: int = 0) -> Recipe:
+    """The recipe for a task; `depth` is that of actor and critic, 0 the preset's own.
+
+    Tasks without changes of their own take the published settings: 512 envs, width 256, batch
+    512, 100 M env steps. Raises UnknownTaskError with the nearest names.
+    """
+    spec = task_spec(task)
+    recipe = _with(
+        Recipe(),
+        "task",
+        name=task,
+        eval_name=_EVALUATED_ELSEWHERE.get(task, task),
+        episode_length=spec.episode_length,
+    )
+    for prefix, parts in _CHANGES.items():
+        if task in TASKS and task.startswith(prefix):
+            for part, fields in parts.items():
+                recipe = _with(recipe, part, **fields)
+    return with_depth(recipe, depth)
+
+
+def with_depth(recipe: Recipe, depth: int) -> Recipe:
+    """The recipe with this depth for actor and critic; unchanged for 0."""
+    if not depth:
+        return recipe
+    return _with(recipe, "networks", actor_depth=depth, critic_depth=depth)
+
+
+def _with(recipe: Recipe, part: str, **fields: Any) -> Recipe:
+    return replace(recipe, **{part: replace(getattr(recipe, part), **fields)})

@@ -1,0 +1,231 @@
+"""One frozen record of a run: all that decides its result. JSON both ways."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from torch_crl.costs import TowerSize, UpdateCost, replay_bytes
+from torch_crl.envs.registry import task_spec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRecipe:
+    """Which task, and how many episodes of it run side by side."""
+
+    name: Positional[str] = "reacher"
+    """Task to train on; `torch-crl envs` lists them."""
+    eval_name: str = "reacher"
+    """Task to evaluate on, usually the same."""
+    num_envs: int = 512
+    """Environments that collect in parallel."""
+    num_eval_envs: int = 128
+    """Episodes of one evaluation, all in parallel."""
+    episode_length: int = 1000
+    """Control steps until an episode's time limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworksRecipe:
+    """Sizes of the three residual towers."""
+
+    actor_depth: int = 4
+    """Dense layers inside the actor's residual blocks; a multiple of 4."""
+    critic_depth: int = 4
+    """The same for both encoders of the critic; a multiple of 4."""
+    width: int = 256
+    """Units of every layer."""
+    representation_size: int = 64
+    """Entries of an encoder's output."""
+    activation: Literal["swish", "relu"] = "swish"
+    """After every LayerNorm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlgorithmRecipe:
+    """Contrastive RL's objective and optimiser."""
+
+    energy: Literal["norm", "l2", "dot", "cosine"] = "norm"
+    """Similarity of the two encoders' outputs; `norm` is the negative Euclidean distance."""
+    contrastive_loss: Literal[
+        "forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"
+    ] = "forward_info_nce"
+    """How the critic tells true futures from others."""
+    logsumexp_penalty: float = 0.1
+    """Weight of the squared log-sum-exp of a row of logits."""
+    discount: float = 0.99
+    """Goals are drawn k steps ahead with probability proportional to discount**k."""
+    target_entropy: float = -0.5
+    """Of the policy, in nats for each entry of the action."""
+    actor_learning_rate: float = 3e-4
+    """Adam's, constant."""
+    critic_learning_rate: float = 3e-4
+    """Adam's, for both encoders, constant."""
+    temperature_learning_rate: float = 3e-4
+    """Adam's, for the logarithm of the entropy coefficient, constant."""
+    batch_size: int = 512
+    """Steps in one gradient update; each sees the goals of all others as negatives."""
+    parity: Literal["none", "reference"] = "none"
+    """`reference`: each env repeats its first start and goal, and goals end with their window."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRecipe:
+    """How long, how much data, and how often to look."""
+
+    env_steps: int = 100_000_000
+    """Control steps of all training envs together, the prefill included; rounded up."""
+    unroll_length: int = 62
+    """Control steps of each env between two rounds of updates."""
+    env_steps_per_update: float = 39.68
+    """Inverse of the update-to-data ratio; the published 39.68 is 800 updates for 512 x 62."""
+    prefill_rows: int = 1000
+    """Steps of each env before the first update."""
+    replay_rows: int = 10_000
+    """Steps of each env that the replay keeps."""
+    evaluations: int = 100
+    """Evaluations after the first, evenly spaced; the last is at the end."""
+    checkpoints: int = 20
+    """Checkpoints, evenly spaced; the last is at the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemRecipe:
+    """Machine and random numbers."""
+
+    seed: int = 0
+    """Decides every random draw of the run."""
+    device: str = "auto"
+    """`auto` takes a CUDA device if there is one; or `cpu`, `cuda`, `cuda:1`."""
+    simulator: Literal["cpu"] = "cpu"
+    """Where physics runs."""
+    replay_dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves the replay and rounds a position of 20 m to 0.1 m."""
+    simulator_threads: int = 0
+    """Threads of physics; 0 takes every CPU."""
+    torch_threads: int = 0
+    """Threads of the updates on the CPU; 0 takes every CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that decides the result of a run."""
+
+    task: TaskRecipe = field(default_factory=TaskRecipe)
+    networks: NetworksRecipe = field(default_factory=NetworksRecipe)
+    algorithm: AlgorithmRecipe = field(default_factory=AlgorithmRecipe)
+    budget: BudgetRecipe = field(default_factory=BudgetRecipe)
+    system: SystemRecipe = field(default_factory=SystemRecipe)
+
+    @property
+    def steps_per_collection(self) -> int:
+        """Env steps between two rounds of updates."""
+        return self.task.num_envs * self.budget.unroll_length
+
+    @property
+    def updates_per_collection(self) -> int:
+        """Gradient updates after each collection, at least one."""
+        return max(1, round(self.steps_per_collection / self.budget.env_steps_per_update))
+
+    @property
+    def prefill_collections(self) -> int:
+        """Collections before the first update; prefill_rows rounded up to whole collections."""
+        return math.ceil(self.budget.prefill_rows / self.budget.unroll_length)
+
+    @property
+    def collections(self) -> int:
+        """Collections that are followed by updates, at least one."""
+        after_prefill = self.budget.env_steps - self.prefill_collections * self.steps_per_collection
+        return max(1, math.ceil(after_prefill / self.steps_per_collection))
+
+    @property
+    def total_env_steps(self) -> int:
+        """Env steps of the whole run, the prefill included."""
+        return (self.prefill_collections + self.collections) * self.steps_per_collection
+
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates of the whole run."""
+        return self.collections * self.updates_per_collection
+
+    @property
+    def samples_per_step(self) -> float:
+        """How often a collected step is trained on, on average."""
+        return self.total_updates * self.algorithm.batch_size / self.total_env_steps
+
+    @property
+    def replay_transitions(self) -> int:
+        """Steps that the replay can hold."""
+        return self.budget.replay_rows * self.task.num_envs
+
+    @property
+    def replay_bytes(self) -> int:
+        """Memory of the replay, all of it reserved at the start."""
+        spec = task_spec(self.task.name)
+        return replay_bytes(
+            rows=self.budget.replay_rows,
+            num_envs=self.task.num_envs,
+            state_size=spec.state_size,
+            action_size=spec.action_size,
+            bytes_per_number=2 if self.system.replay_dtype == "bfloat16" else 4,
+        )
+
+    @property
+    def update_cost(self) -> UpdateCost:
+        """Parameters, operations and memory of one gradient update."""
+        spec, networks = task_spec(self.task.name), self.networks
+
+        def tower(inputs: int, outputs: int, depth: int) -> TowerSize:
+            return TowerSize(inputs=inputs, outputs=outputs, width=networks.width, depth=depth)
+
+        representation, critic_depth = networks.representation_size, networks.critic_depth
+        state, goal, action = spec.state_size, spec.goal_size, spec.action_size
+        return UpdateCost(
+            actor=tower(state + goal, 2 * action, networks.actor_depth),
+            state_action_encoder=tower(state + action, representation, critic_depth),
+            goal_encoder=tower(goal, representation, critic_depth),
+            batch_size=self.algorithm.batch_size,
+        )
+
+    def to_json(self) -> str:
+        """Indented JSON, a field a line."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Recipe":
+        """The recipe that `to_json` wrote. Raises ValueError for a missing or unknown field."""
+        parts = json.loads(text)
+        fields = {part.name: part.default_factory for part in dataclasses.fields(Recipe)}
+        _require_fields("recipe", parts, set(fields))
+        for name, part_type in fields.items():
+            _require_fields(name, parts[name], {f.name for f in dataclasses.fields(part_type)})
+        return Recipe(**{name: part_type(**parts[name]) for name, part_type in fields.items()})
+
+    def leaves(self) -> dict[str, Any]:
+        """`part.field` to value, for comparing and listing."""
+        return {
+            f"{part}.{name}": value
+            for part, values in dataclasses.asdict(self).items()
+            for name, value in values.items()
+        }
+
+
+def differences(ours: Recipe, theirs: Recipe) -> list[str]:
+    """One line `part.field: ours -> theirs` for every leaf that differs."""
+    other = theirs.leaves()
+    return [
+        f"{name}: {value!r} -> {other[name]!r}"
+        for name, value in ours.leaves().items()
+        if value != other[name]
+    ]
+
+
+def _require_fields(where: str, given: dict[str, Any], wanted: set[str]) -> None:
+    missing, unknown = wanted - set(given), set(given) - wanted
+    if missing or unknown:
+        raise ValueError(
+            f"{where}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}"
+        )

@@ -1,0 +1,195 @@
+"""The live parts of a run, built from a recipe, and their state for checkpoints."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl import checkpoint
+from torch_crl.collector import Collector
+from torch_crl.envs.registry import make_task
+from torch_crl.envs.simulator import CpuSimulator
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.learner import Learner, Objective
+from torch_crl.networks import build_networks
+from torch_crl.policy import Policy
+from torch_crl.recipe import Recipe
+from torch_crl.replay import Replay
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything that changes while a run goes on. All counters follow from these two."""
+
+    recipe: Recipe
+    learner: Learner
+    replay: Replay
+    collector: Collector
+    sampler: Generator
+    """Draws the batches; lives on the training device."""
+    collections_done: int = 0
+    updates_done: int = 0
+    seconds: float = 0.0
+    """Wall-clock of training so far, over all sessions."""
+
+    @property
+    def env_steps(self) -> int:
+        """Control steps taken by all training envs together."""
+        return self.collections_done * self.recipe.steps_per_collection
+
+    @property
+    def updates_due(self) -> int:
+        """Updates that the collections so far ask for."""
+        after_prefill = max(0, self.collections_done - self.recipe.prefill_collections)
+        return after_prefill * self.recipe.updates_per_collection
+
+    @property
+    def progress(self) -> float:
+        """Env steps whose updates are done: the present collection counts in proportion."""
+        waiting = (self.updates_due - self.updates_done) / self.recipe.updates_per_collection
+        return self.env_steps - waiting * self.recipe.steps_per_collection
+
+    @property
+    def policy(self) -> Policy:
+        """The present deterministic policy; it follows the learner."""
+        spec = self.collector.env.task.spec
+        return Policy(
+            self.learner.networks.actor, state_size=spec.state_size, goal_size=spec.goal_size
+        )
+
+    def collect(self) -> dict[str, float]:
+        """One unroll in every env; returns what the episodes showed."""
+        episodes = self.collector.collect(self.recipe.budget.unroll_length)
+        self.collections_done += 1
+        return episodes
+
+    def update(self) -> dict[str, Tensor]:
+        """One gradient update on a fresh batch; 0-D metrics on the device."""
+        algorithm = self.recipe.algorithm
+        batch = self.replay.sample(
+            algorithm.batch_size,
+            discount=algorithm.discount,
+            generator=self.sampler,
+            window=self.recipe.task.episode_length if algorithm.parity == "reference" else 0,
+        )
+        metrics = self.learner.update(batch)
+        self.updates_done += 1
+        return metrics
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and counters of a checkpoint."""
+        tensors = checkpoint.flatten(
+            {
+                "learner": self.learner.state_dict(),
+                "replay": self.replay.state_dict(),
+                "env": self.collector.env.state_dict(),
+                "generators": {
+                    "sampler": self.sampler.get_state(),
+                    "collector": self.collector.generator.get_state(),
+                },
+            }
+        )
+        counters = {
+            "collections_done": self.collections_done,
+            "updates_done": self.updates_done,
+            "seconds": self.seconds,
+        }
+        return tensors, counters
+
+    def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Go on where the run that wrote this was."""
+        self.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
+        self.replay.load_state_dict(checkpoint.part_of(tensors, "replay"))
+        self.collector.env.load_state_dict(checkpoint.part_of(tensors, "env"))
+        self.sampler.set_state(tensors["generators/sampler"])
+        self.collector.generator.set_state(tensors["generators/collector"])
+        self.collections_done = counters["collections_done"]
+        self.updates_done = counters["updates_done"]
+        self.seconds = counters["seconds"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the CUDA device if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """An independent seed for each named stream of random numbers of a run."""
+    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def build_run(recipe: Recipe) -> Run:
+    """Everything at its beginning. The recipe must have passed `validation.check`."""
+    device = resolve_device(recipe.system.device)
+
+    def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
+        return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
+
+    learner = _build_learner(recipe, device, generator("weights"), generator("actor", device))
+    task = make_task(recipe.task.name)
+    spec = task.spec
+    replay = Replay(
+        rows=recipe.budget.replay_rows,
+        num_envs=recipe.task.num_envs,
+        state_size=spec.state_size,
+        action_size=spec.action_size,
+        goal_slice=spec.goal_slice,
+        dtype=getattr(torch, recipe.system.replay_dtype),
+        device=device,
+    )
+    simulator = CpuSimulator(
+        task.model,
+        num_envs=recipe.task.num_envs,
+        fields=task.fields,
+        num_threads=recipe.system.simulator_threads,
+    )
+    env = VectorEnv(
+        task,
+        simulator,
+        episode_length=recipe.task.episode_length,
+        generator=generator("starts"),
+        cached_starts=recipe.algorithm.parity == "reference",
+    )
+    actor = learner.networks.actor
+    return Run(
+        recipe=recipe,
+        learner=learner,
+        replay=replay,
+        collector=Collector(env, actor, replay, generator=generator("exploration", device)),
+        sampler=generator("batches", device),
+    )
+
+
+def _build_learner(
+    recipe: Recipe, device: torch.device, weights: Generator, noise: Generator
+) -> Learner:
+    spec = make_task(recipe.task.name).spec
+    networks, algorithm = recipe.networks, recipe.algorithm
+    return Learner(
+        build_networks(
+            state_size=spec.state_size,
+            goal_size=spec.goal_size,
+            action_size=spec.action_size,
+            actor_depth=networks.actor_depth,
+            critic_depth=networks.critic_depth,
+            width=networks.width,
+            representation_size=networks.representation_size,
+            activation=networks.activation,
+            generator=weights,
+        ).to(device),
+        Objective(
+            energy=algorithm.energy,
+            contrastive_loss=algorithm.contrastive_loss,
+            logsumexp_penalty=algorithm.logsumexp_penalty,
+            target_entropy=algorithm.target_entropy * spec.action_size,
+        ),
+        actor_learning_rate=algorithm.actor_learning_rate,
+        critic_learning_rate=algorithm.critic_learning_rate,
+        temperature_learning_rate=algorithm.temperature_learning_rate,
+        generator=noise,
+    )

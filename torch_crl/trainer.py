@@ -1,0 +1,242 @@
+"""Training from the first step to the evaluated policy: `train` reads top to bottom."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from torch_crl import __version__, checkpoint, validation
+from torch_crl.evaluation import evaluate
+from torch_crl.metrics import (
+    DivergenceError,
+    RunLog,
+    UpdateMetrics,
+    first_not_finite,
+    read_metrics,
+)
+from torch_crl.plots import save_learning_curve
+from torch_crl.policy import save_policy
+from torch_crl.recipe import Recipe, differences
+from torch_crl.run import Run, build_run, stream_seed
+from torch_crl.stopping import StopSignals
+
+# The newest may be the one that a crash damaged.
+_KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run reached."""
+
+    run_dir: Path
+    evaluation: dict[str, float]
+    """The last evaluation, see `torch_crl.evaluate`."""
+    learning_curve: Path
+    """A PNG."""
+
+
+def default_run_dir(recipe: Recipe) -> Path:
+    """`runs/TASK_seedN_DATE-TIME`."""
+    task = recipe.task.name.replace(":", "_")
+    return Path("runs") / f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def train(
+    recipe: Recipe,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    show: bool = True,
+) -> Result:
+    """Train `recipe` into `run_dir` (algorithm of arXiv 2503.14858).
+
+    Writes recipe.json, metrics.jsonl, tensorboard/, checkpoints/, policies/, learning_curve.png.
+
+    Args:
+        run_dir: `default_run_dir` if not given.
+        resume: go on from the newest readable checkpoint; on the CPU the result equals that of an
+            uninterrupted run bit for bit.
+        overwrite: delete an earlier run in `run_dir` first.
+        show: progress on standard error.
+
+    Raises:
+        RecipeError: every problem of the recipe and the directory, before anything is built.
+        DivergenceError: a loss or a parameter became NaN or infinite; the last good checkpoint
+            stays.
+        CheckpointError: nothing to resume from, or the last checkpoint could not be written.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or a termination signal, once a checkpoint is
+            written.
+    """
+    run_dir = Path(run_dir or default_run_dir(recipe))
+    find_problems(recipe, run_dir, resume=resume, overwrite=overwrite)
+    torch.set_num_threads(recipe.system.torch_threads or torch.get_num_threads())
+    run = build_run(recipe)
+    notes = _restore(run, run_dir) if resume else _start_directory(recipe, run_dir)
+    resumed_at = run.env_steps if resume else None
+    log = RunLog(run_dir, total=recipe.total_env_steps, resumed_at=resumed_at, show=show)
+    with log, StopSignals() as stop:
+        log.announce(f"{recipe.task.name} on {run.learner.device}, run directory {run_dir}", *notes)
+        clock = _Clock(run)
+        metrics = UpdateMetrics()
+        if run.collections_done == 0:
+            _evaluate(run, log, clock)
+
+        while run.updates_done < recipe.total_updates:
+            episodes = {}
+            # A run that was stopped between two updates goes on with the updates.
+            if run.updates_done == run.updates_due:
+                log.progress("collecting", run.progress, clock.rates())
+                with clock.collecting(run):
+                    episodes = run.collect()
+
+            first_update = run.updates_done
+            with clock.updating(run):
+                while run.updates_done < run.updates_due and not stop.requested:
+                    metrics.add(run.update())
+                    log.progress("training", run.progress, clock.rates())
+                losses = _flush(metrics, run, first_update)
+
+            if run.updates_done == run.updates_due:
+                log.train(clock.counters(run) | clock.rates() | episodes | losses)
+                if _is_due(run, recipe.budget.evaluations):
+                    _evaluate(run, log, clock)
+                if _is_due(run, recipe.budget.checkpoints):
+                    last = run.updates_done == recipe.total_updates
+                    _save(run, run_dir, log, clock, must_succeed=last)
+            if stop.requested:
+                _save(run, run_dir, log, clock, must_succeed=True)
+                log.announce(f"stopped; `--resume --run-dir {run_dir}` goes on from here")
+                stop.leave()
+
+    return Result(
+        run_dir=run_dir,
+        evaluation=read_metrics(run_dir, "evaluation")[-1],
+        learning_curve=save_learning_curve(run_dir),
+    )
+
+
+def find_problems(recipe: Recipe, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise RecipeError if `train` could not start; nothing is built or written."""
+    problems = validation.run_directory_problems(run_dir, resume=resume, overwrite=overwrite)
+    if resume and not problems:
+        saved = Recipe.from_json((run_dir / "recipe.json").read_text())
+        changed = "; ".join(differences(saved, recipe))
+        if changed:
+            problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
+    validation.check(recipe, run_problems=problems)
+
+
+def _start_directory(recipe: Recipe, run_dir: Path) -> list[str]:
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True)
+    (run_dir / "recipe.json").write_text(recipe.to_json())
+    return []
+
+
+def _restore(run: Run, run_dir: Path) -> list[str]:
+    """Load the newest readable checkpoint; returns what to tell the user."""
+    parent = run_dir / "checkpoints"
+    if not checkpoint.folders(parent):
+        return ["no checkpoint was written before; starting from the beginning"]
+    folder, tensors, counters, failures = checkpoint.load_newest(parent)
+    run.load_state_dict(tensors, counters)
+    skipped = [f"passed over: {failure}" for failure in failures]
+    return [*skipped, f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"]
+
+
+def _is_due(run: Run, times: int) -> bool:
+    """Whether one of `times` evenly spaced events falls on the present collection."""
+    done, total = run.collections_done - run.recipe.prefill_collections, run.recipe.collections
+    return done > 0 and done * times // total > (done - 1) * times // total
+
+
+def _flush(metrics: UpdateMetrics, run: Run, first_update: int) -> dict[str, float]:
+    """Mean losses of the updates just made. Raises DivergenceError, naming step and tensor."""
+    try:
+        losses = metrics.flush(first_update=first_update)
+    except DivergenceError as error:
+        raise DivergenceError(f"{error} ({run.env_steps:,} env steps)") from None
+    name = first_not_finite(run.learner.named_parameters()) if losses else None
+    if name is not None:
+        raise DivergenceError(
+            f"{name} is not finite after update {run.updates_done} ({run.env_steps:,} env steps)"
+        )
+    return losses
+
+
+def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
+    log.progress("evaluating", run.progress, clock.rates())
+    recipe = run.recipe
+    result = evaluate(
+        run.policy,
+        recipe.task.eval_name,
+        num_envs=recipe.task.num_eval_envs,
+        episode_length=recipe.task.episode_length,
+        seed=stream_seed(recipe.system.seed, f"evaluation/{run.collections_done}"),
+        num_threads=recipe.system.simulator_threads,
+    )
+    log.evaluation(clock.counters(run) | result)
+
+
+def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed: bool) -> None:
+    """Write checkpoint and policy; a failure is only told unless it `must_succeed`."""
+    log.sync()
+    run.seconds = clock.seconds
+    tensors, counters = run.state_dict()
+    parent = run_dir / "checkpoints"
+    spec = run.collector.env.task.spec
+    meta = {"task": spec.name, "env_steps": run.env_steps, "updates": run.updates_done}
+    meta |= {"torch_crl": __version__, "torch": torch.__version__}
+    try:
+        checkpoint.save(checkpoint.step_folder(parent, run.env_steps), tensors, meta | counters)
+        checkpoint.prune(parent, keep=_KEPT_CHECKPOINTS)
+        save_policy(
+            checkpoint.step_folder(run_dir / "policies", run.env_steps),
+            run.learner.networks.actor,
+            state_size=spec.state_size,
+            goal_size=spec.goal_size,
+            meta=meta,
+        )
+    except checkpoint.CheckpointError as error:
+        if must_succeed:
+            raise
+        log.announce(f"warning: {error}; the run goes on, earlier checkpoints are kept")
+
+
+class _Clock:
+    """Wall-clock of a run, over all of its sessions, and the rates of the newest collection."""
+
+    def __init__(self, run: Run) -> None:
+        self._begin = time.perf_counter() - run.seconds
+        self._collect_rate = self._update_rate = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._begin
+
+    @contextmanager
+    def collecting(self, run: Run) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._collect_rate = run.recipe.steps_per_collection / (time.perf_counter() - begin)
+
+    @contextmanager
+    def updating(self, run: Run) -> Iterator[None]:
+        begin, before = time.perf_counter(), run.updates_done
+        yield
+        self._update_rate = (run.updates_done - before) / (time.perf_counter() - begin)
+
+    def counters(self, run: Run) -> dict[str, float]:
+        return {"env_steps": run.env_steps, "updates": run.updates_done, "seconds": self.seconds}
+
+    def rates(self) -> dict[str, float]:
+        return {
+            "collected_steps_per_second": self._collect_rate,
+            "updates_per_second": self._update_rate,
+        }

@@ -1,0 +1,183 @@
+"""Everything that can be wrong with a recipe, found before anything is built."""
+
+import difflib
+import os
+from pathlib import Path
+
+import torch
+
+from torch_crl.costs import BLOCK
+from torch_crl.envs.registry import UnknownTaskError, task_spec
+from torch_crl.recipe import Recipe
+
+
+class RecipeError(ValueError):
+    """The recipe or the run directory cannot be used; the message lists every reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """One line a problem."""
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{count}:" + "".join(f"\n  - {problem}" for problem in problems))
+
+
+def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
+    """Raise RecipeError if there is any problem; `run_problems` are listed with the recipe's."""
+    problems = [
+        *_task_problems(recipe),
+        *_range_problems(recipe),
+        *_depth_problems(recipe),
+        *_replay_problems(recipe),
+        *_device_problems(recipe.system.device),
+        *(run_problems or []),
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def run_directory_problems(run_dir: Path, *, resume: bool, overwrite: bool) -> list[str]:
+    """Why a run cannot be started in, or continued from, this directory."""
+    if resume and overwrite:
+        return ["--resume and --overwrite exclude each other"]
+    if resume and not (run_dir / "recipe.json").exists():
+        return [f"--resume: {run_dir} holds no run (there is no recipe.json in it)"]
+    occupied = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    if occupied and not (resume or overwrite):
+        return [
+            f"run directory {run_dir} exists; --resume continues the run in it, --overwrite "
+            "deletes it, --run-dir names another"
+        ]
+    ours = (run_dir / "recipe.json").exists() or not occupied
+    if overwrite and not ours:
+        return [f"--overwrite: {run_dir} holds something that is not a run; it is left alone"]
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return [f"run directory {run_dir} cannot be written: no permission in {existing}"]
+    return []
+
+
+def _task_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    specs = {}
+    for flag, name in (("task", recipe.task.name), ("--eval-name", recipe.task.eval_name)):
+        try:
+            specs[flag] = task_spec(name)
+        except UnknownTaskError as error:
+            problems.append(f"{flag}: {error}")
+    if len(specs) == 2:
+        train, evaluated = specs.values()
+        for size in ("state_size", "goal_size", "action_size"):
+            ours, theirs = getattr(train, size), getattr(evaluated, size)
+            if ours != theirs:
+                problems.append(
+                    f"--eval-name {evaluated.name}: its {size} is {theirs}, that of "
+                    f"{train.name} is {ours}; a policy cannot be moved between them"
+                )
+    return problems
+
+
+# Field to (lowest, highest); None is unlimited. Exclusive bounds are marked by a float.
+_WHOLE_NUMBERS = {
+    "task.num_envs": 1,
+    "task.num_eval_envs": 1,
+    "task.episode_length": 2,
+    "networks.width": 1,
+    "networks.representation_size": 1,
+    "algorithm.batch_size": 2,
+    "budget.env_steps": 1,
+    "budget.unroll_length": 1,
+    "budget.prefill_rows": 2,
+    "budget.replay_rows": 2,
+    "budget.evaluations": 1,
+    "budget.checkpoints": 1,
+    "system.seed": 0,
+    "system.simulator_threads": 0,
+    "system.torch_threads": 0,
+}
+_POSITIVE_NUMBERS = (
+    "algorithm.actor_learning_rate",
+    "algorithm.critic_learning_rate",
+    "algorithm.temperature_learning_rate",
+    "budget.env_steps_per_update",
+)
+
+
+def _range_problems(recipe: Recipe) -> list[str]:
+    leaves = recipe.leaves()
+    problems = [
+        f"{_flag(name)} must be at least {lowest}, got {leaves[name]}"
+        for name, lowest in _WHOLE_NUMBERS.items()
+        if leaves[name] < lowest
+    ]
+    problems += [
+        f"{_flag(name)} must be above 0, got {leaves[name]}"
+        for name in _POSITIVE_NUMBERS
+        if not leaves[name] > 0
+    ]
+    algorithm = recipe.algorithm
+    if not 0.0 < algorithm.discount < 1.0:
+        problems.append(f"--discount must lie between 0 and 1, got {algorithm.discount}")
+    if algorithm.logsumexp_penalty < 0:
+        problems.append(
+            f"--logsumexp-penalty must be at least 0, got {algorithm.logsumexp_penalty}"
+        )
+    return problems
+
+
+def _depth_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    for name in ("actor_depth", "critic_depth"):
+        depth = getattr(recipe.networks, name)
+        if depth < BLOCK or depth % BLOCK:
+            below = max(depth // BLOCK * BLOCK, BLOCK)
+            problems.append(
+                f"--{name.replace('_', '-')} must be a positive multiple of {BLOCK} (a residual "
+                f"block has {BLOCK} layers), got {depth}; the nearest are {below} and "
+                f"{below + BLOCK}"
+            )
+    return problems
+
+
+def _replay_problems(recipe: Recipe) -> list[str]:
+    budget, task = recipe.budget, recipe.task
+    problems = []
+    if budget.replay_rows < budget.prefill_rows:
+        problems.append(
+            f"--replay-rows ({budget.replay_rows}) must be at least --prefill-rows "
+            f"({budget.prefill_rows})"
+        )
+    if budget.unroll_length < 1 or budget.prefill_rows < 2 or task.num_envs < 1:
+        return problems
+    rows = min(recipe.prefill_collections * budget.unroll_length, budget.replay_rows)
+    served = (rows - 1) * task.num_envs
+    if recipe.algorithm.batch_size > served:
+        problems.append(
+            f"--batch-size {recipe.algorithm.batch_size} is more than the replay can serve at the "
+            f"first update: {rows} rows of {task.num_envs} envs hold {served} steps with a "
+            "future; raise --prefill-rows or --num-envs"
+        )
+    return problems
+
+
+def _device_problems(device: str) -> list[str]:
+    if device == "auto":
+        return []
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        near = difflib.get_close_matches(device, ["auto", "cpu", "cuda"], n=1, cutoff=0.0)
+        return [f"--device {device!r} is no device name; try {near[0]!r}"]
+    if wanted.type == "cpu":
+        return []
+    if wanted.type != "cuda":
+        return [f"--device {device} is not supported; use cpu, cuda or auto"]
+    count = torch.cuda.device_count()
+    if count == 0:
+        return [f"--device {device}: torch sees no CUDA device here; use --device cpu or auto"]
+    if (wanted.index or 0) >= count:
+        return [f"--device {device}: there are {count} CUDA devices, numbered from 0"]
+    return []
+
+
+def _flag(leaf: str) -> str:
+    return "--" + leaf.split(".")[1].replace("_", "-")
