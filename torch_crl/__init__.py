@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Recipe": "torch_crl.recipe",
     "preset": "torch_crl.presets",
+    "with_changes": "torch_crl.presets",
     "train": "torch_crl.trainer",
     "evaluate": "torch_crl.evaluation",
     "load_policy": "torch_crl.policy",

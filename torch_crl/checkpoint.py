@@ -3,8 +3,8 @@
 A checkpoint folder holds `tensors.safetensors` and `meta.json`; the latter carries a checksum of
 both. Nothing is pickled, so a file from a stranger runs no code.
 
-    RUN/checkpoints/step_000000115200/   everything a run needs to go on
-    RUN/policies/step_000000115200/      the actor alone, small
+    RUN/checkpoints/step_000000115200_update_000006400/   everything a run needs to go on
+    RUN/policies/step_000000115200_update_000006400/      the actor alone, small
 """
 
 import hashlib
@@ -27,13 +27,18 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or none could be read; the message names the path."""
 
 
-def step_folder(parent: Path, env_steps: int) -> Path:
-    """Where the checkpoint of that step lives; names sort by step."""
-    return parent / f"step_{env_steps:012d}"
+def step_folder(parent: Path, env_steps: int, updates: int) -> Path:
+    """Where the checkpoint of that moment lives; names sort by time."""
+    return parent / f"step_{env_steps:012d}_update_{updates:09d}"
 
 
 def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write a checkpoint folder, or leave everything as it was and raise CheckpointError."""
+    """Write a checkpoint folder, or leave everything as it was and raise CheckpointError.
+
+    A name stands for one moment of a run, so an intact folder of that name is left alone.
+    """
+    if folder.exists() and _is_intact(folder):
+        return
     aside = folder.with_name(_ASIDE + folder.name)
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -44,8 +49,7 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
         (aside / META).write_text(text + "\n")
         for path in (aside / TENSORS, aside / META, aside):
             _sync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         _sync(folder.parent)
     except (OSError, SafetensorError) as error:
@@ -67,6 +71,14 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(folder / TENSORS), meta
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        load(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def folders(parent: Path) -> list[Path]:

@@ -6,10 +6,12 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.envs.registry import make_task
-from torch_crl.envs.simulator import CpuSimulator
+from torch_crl.envs.simulator import make_simulator
 from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.threads import one_torch_thread
 
 
+@one_torch_thread()
 @torch.no_grad()
 def evaluate(
     policy: Callable[[Tensor, Tensor], Tensor],
@@ -18,6 +20,7 @@ def evaluate(
     num_envs: int = 128,
     episode_length: int = 1000,
     seed: int = 0,
+    simulator: str = "cpu",
     num_threads: int = 0,
 ) -> dict[str, float]:
     """One episode of `policy` in each of `num_envs` fresh envs.
@@ -27,6 +30,7 @@ def evaluate(
         task_name: a registered task or `module:function`.
         episode_length: control steps until the time limit.
         seed: decides starts and goals.
+        simulator, num_threads: where and on how many threads physics runs; 0 is every CPU.
 
     Returns:
         Means over the episodes, each counted until it first ends:
@@ -36,12 +40,11 @@ def evaluate(
         steps. Tasks with other success levels add `time_at_goal_easy` and the like.
     """
     task = make_task(task_name)
-    simulator = CpuSimulator(
-        task.model, num_envs=num_envs, fields=task.fields, num_threads=num_threads
-    )
     env = VectorEnv(
         task,
-        simulator,
+        make_simulator(
+            simulator, task.model, num_envs=num_envs, fields=task.fields, num_threads=num_threads
+        ),
         episode_length=episode_length,
         generator=Generator().manual_seed(seed),
     )

@@ -84,7 +84,7 @@ class Learner:
         )
 
         self.optimizer.zero_grad(set_to_none=True)
-        (actor + temperature + critic).backward()
+        torch.autograd.backward(actor + temperature + critic)
         self.optimizer.step()
         losses = {"actor_loss": actor, "temperature_loss": temperature, "critic_loss": critic}
         detached = {name: loss.detach() for name, loss in losses.items()}

@@ -118,7 +118,7 @@ def critic_loss(
 
 
 def actor_loss(energy_B: Tensor, log_prob_B: Tensor, log_alpha: Tensor) -> tuple[Tensor, Aux]:
-    """mean [alpha * log pi(a|s,g) - f(s, a, g)] for reparameterised actions a.
+    """Mean [alpha * log pi(a|s,g) - f(s, a, g)] for reparameterised actions a.
 
     The gradient flows through both arguments, and not into the temperature.
     """
@@ -129,7 +129,7 @@ def actor_loss(energy_B: Tensor, log_prob_B: Tensor, log_alpha: Tensor) -> tuple
 def temperature_loss(
     log_prob_B: Tensor, log_alpha: Tensor, *, target_entropy: float
 ) -> tuple[Tensor, Aux]:
-    """alpha * mean (entropy - target): alpha grows while the policy's entropy is below target.
+    """Alpha * mean (entropy - target): alpha grows while the policy's entropy is below target.
 
     The gradient flows into log_alpha only.
     """

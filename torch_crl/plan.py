@@ -36,7 +36,11 @@ def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
             f"one for {budget.env_steps_per_update:g} env steps",
         ),
         ("updates", f"{recipe.total_updates:,}", f"batch {recipe.algorithm.batch_size}"),
-        ("samples per env step", f"{recipe.samples_per_step:.1f}", "how often a step is trained on"),
+        (
+            "samples per env step",
+            f"{recipe.samples_per_step:.1f}",
+            "how often a step is trained on",
+        ),
         ("work per update", f"{cost.flop / 1e9:,.2f} GFLOP", "dense layers"),
         ("work of the run", f"{cost.flop * recipe.total_updates / 1e15:,.3g} PFLOP", ""),
         (

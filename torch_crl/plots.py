@@ -24,9 +24,7 @@ def save_learning_curve(run_dir: Path) -> Path:
     ):
         behaviour.plot(steps, [record[name] for record in evaluations], "o-", ms=4, label=label)
     minutes = evaluations[-1]["seconds"] / 60
-    behaviour.set(
-        title=f"evaluation, {minutes:.1f} minutes of training", ylim=(-0.02, 1.02)
-    )
+    behaviour.set(title=f"evaluation, {minutes:.1f} minutes of training", ylim=(-0.02, 1.02))
 
     steps = [record["env_steps"] for record in updates]
     critic.plot(

@@ -1,4 +1,4 @@
-"""The recipe that each task starts from. A preset is data: differences from the published settings."""
+"""The recipe that each task starts from: data, as differences from the published settings."""
 
 from dataclasses import replace
 from typing import Any
@@ -49,18 +49,14 @@ def preset(task: str, *, depth: int = 0) -> Recipe:
     Tasks without changes of their own take the published settings: 512 envs, width 256, batch
     512, 100 M env steps. Raises UnknownTaskError with the nearest names.
     """
-    spec = task_spec(task)
-    recipe = _with(
-        Recipe(),
-        "task",
-        name=task,
-        eval_name=_EVALUATED_ELSEWHERE.get(task, task),
-        episode_length=spec.episode_length,
+    eval_name = _EVALUATED_ELSEWHERE.get(task, task)
+    episode_length = task_spec(task).episode_length
+    recipe = with_changes(
+        Recipe(), task={"name": task, "eval_name": eval_name, "episode_length": episode_length}
     )
-    for prefix, parts in _CHANGES.items():
+    for prefix, changes in _CHANGES.items():
         if task in TASKS and task.startswith(prefix):
-            for part, fields in parts.items():
-                recipe = _with(recipe, part, **fields)
+            recipe = with_changes(recipe, **changes)
     return with_depth(recipe, depth)
 
 
@@ -68,8 +64,10 @@ def with_depth(recipe: Recipe, depth: int) -> Recipe:
     """The recipe with this depth for actor and critic; unchanged for 0."""
     if not depth:
         return recipe
-    return _with(recipe, "networks", actor_depth=depth, critic_depth=depth)
+    return with_changes(recipe, networks={"actor_depth": depth, "critic_depth": depth})
 
 
-def _with(recipe: Recipe, part: str, **fields: Any) -> Recipe:
-    return replace(recipe, **{part: replace(getattr(recipe, part), **fields)})
+def with_changes(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
+    """The recipe with some fields of its parts replaced, as in `task={"num_envs": 64}`."""
+    changed = {part: replace(getattr(recipe, part), **fields) for part, fields in parts.items()}
+    return replace(recipe, **changed)

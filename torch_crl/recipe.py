@@ -53,7 +53,7 @@ class AlgorithmRecipe:
     contrastive_loss: Literal[
         "forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"
     ] = "forward_info_nce"
-    """How the critic tells true futures from others."""
+    """How the critic tells true futures from others; binary_nce cannot learn with `cosine`."""
     logsumexp_penalty: float = 0.1
     """Weight of the squared log-sum-exp of a row of logits."""
     discount: float = 0.99
@@ -198,11 +198,11 @@ class Recipe:
     def from_json(text: str) -> "Recipe":
         """The recipe that `to_json` wrote. Raises ValueError for a missing or unknown field."""
         parts = json.loads(text)
-        fields = {part.name: part.default_factory for part in dataclasses.fields(Recipe)}
-        _require_fields("recipe", parts, set(fields))
-        for name, part_type in fields.items():
-            _require_fields(name, parts[name], {f.name for f in dataclasses.fields(part_type)})
-        return Recipe(**{name: part_type(**parts[name]) for name, part_type in fields.items()})
+        _require_fields("recipe", parts, set(_PARTS))
+        for name, part_type in _PARTS.items():
+            wanted = {field.name for field in dataclasses.fields(part_type)}
+            _require_fields(name, parts[name], wanted)
+        return Recipe(**{name: part_type(**parts[name]) for name, part_type in _PARTS.items()})
 
     def leaves(self) -> dict[str, Any]:
         """`part.field` to value, for comparing and listing."""
@@ -211,6 +211,15 @@ class Recipe:
             for part, values in dataclasses.asdict(self).items()
             for name, value in values.items()
         }
+
+
+_PARTS: dict[str, type[Any]] = {
+    "task": TaskRecipe,
+    "networks": NetworksRecipe,
+    "algorithm": AlgorithmRecipe,
+    "budget": BudgetRecipe,
+    "system": SystemRecipe,
+}
 
 
 def differences(ours: Recipe, theirs: Recipe) -> list[str]:

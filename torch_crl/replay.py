@@ -35,7 +35,7 @@ def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float
     """
     log_discount = math.log(discount)
     # 1 - discount**horizon, without cancellation for a discount near one.
-    mass_B = -torch.expm1(horizon_B * log_discount)
+    mass_B = -torch.expm1(horizon_B.to(uniform_B.dtype) * log_discount)
     steps_B = 1 + torch.floor(torch.log1p(-uniform_B * mass_B) / log_discount).long()
     return torch.minimum(steps_B, horizon_B)
 
@@ -86,7 +86,7 @@ class Replay:
     @property
     def num_bytes(self) -> int:
         """Bytes of the storage."""
-        return sum(tensor.nbytes for tensor in self.storage.values())
+        return sum(int(tensor.nbytes) for tensor in self._tensors().values())
 
     def add(self, state_NS: Tensor, action_NA: Tensor, trajectory_N: Tensor) -> None:
         """Write one step of every env over the oldest one."""
@@ -122,7 +122,7 @@ class Replay:
             starts = max(self.filled - window, 1)
             first_B = oldest + torch.randint(starts, shape, generator=generator, device=device)
             row_B = first_B + torch.randint(window - 1, shape, generator=generator, device=device)
-            end_B = first_B + window - 1
+            end_B: Tensor | int = first_B + window - 1
         else:
             row_B = oldest + torch.randint(
                 self.filled - 1, shape, generator=generator, device=device
@@ -158,7 +158,7 @@ class Replay:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The filled part of the ring and its position."""
-        tensors = {name: tensor[: self.filled] for name, tensor in self.storage.items()}
+        tensors = {name: tensor[: self.filled] for name, tensor in self._tensors().items()}
         # Numbers of trajectories point anywhere into `last_row`, filled or not.
         tensors["last_row"] = self.storage["last_row"]
         return tensors | {"next_row": torch.tensor(self.next_row)}
@@ -166,5 +166,8 @@ class Replay:
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned, into a replay of equal sizes."""
         self.next_row = int(tensors["next_row"])
-        for name, tensor in self.storage.items():
+        for name, tensor in self._tensors().items():
             tensor[: len(tensors[name])].copy_(tensors[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {str(name): self.storage[name] for name in self.storage.keys()}  # noqa: SIM118

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch_crl import checkpoint
 from torch_crl.collector import Collector
 from torch_crl.envs.registry import make_task
-from torch_crl.envs.simulator import CpuSimulator
+from torch_crl.envs.simulator import make_simulator
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks
@@ -142,7 +142,8 @@ def build_run(recipe: Recipe) -> Run:
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
     )
-    simulator = CpuSimulator(
+    simulator = make_simulator(
+        recipe.system.simulator,
         task.model,
         num_envs=recipe.task.num_envs,
         fields=task.fields,

@@ -15,7 +15,7 @@ class StopSignals:
     def __init__(self) -> None:
         """Nothing is requested."""
         self._signal: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, signal._HANDLER] = {}
 
     @property
     def requested(self) -> bool:

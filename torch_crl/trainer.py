@@ -147,7 +147,10 @@ def _restore(run: Run, run_dir: Path) -> list[str]:
     folder, tensors, counters, failures = checkpoint.load_newest(parent)
     run.load_state_dict(tensors, counters)
     skipped = [f"passed over: {failure}" for failure in failures]
-    return [*skipped, f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"]
+    return [
+        *skipped,
+        f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates",
+    ]
 
 
 def _is_due(run: Run, times: int) -> bool:
@@ -179,6 +182,7 @@ def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
         num_envs=recipe.task.num_eval_envs,
         episode_length=recipe.task.episode_length,
         seed=stream_seed(recipe.system.seed, f"evaluation/{run.collections_done}"),
+        simulator=recipe.system.simulator,
         num_threads=recipe.system.simulator_threads,
     )
     log.evaluation(clock.counters(run) | result)
@@ -193,11 +197,12 @@ def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed
     spec = run.collector.env.task.spec
     meta = {"task": spec.name, "env_steps": run.env_steps, "updates": run.updates_done}
     meta |= {"torch_crl": __version__, "torch": torch.__version__}
+    moment = (run.env_steps, run.updates_done)
     try:
-        checkpoint.save(checkpoint.step_folder(parent, run.env_steps), tensors, meta | counters)
+        checkpoint.save(checkpoint.step_folder(parent, *moment), tensors, meta | counters)
         checkpoint.prune(parent, keep=_KEPT_CHECKPOINTS)
         save_policy(
-            checkpoint.step_folder(run_dir / "policies", run.env_steps),
+            checkpoint.step_folder(run_dir / "policies", *moment),
             run.learner.networks.actor,
             state_size=spec.state_size,
             goal_size=spec.goal_size,

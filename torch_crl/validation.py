@@ -1,7 +1,7 @@
 """Everything that can be wrong with a recipe, found before anything is built."""
 
 import difflib
-import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -51,9 +51,11 @@ def run_directory_problems(run_dir: Path, *, resume: bool, overwrite: bool) -> l
     if overwrite and not ours:
         return [f"--overwrite: {run_dir} holds something that is not a run; it is left alone"]
     existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return [f"run directory {run_dir} cannot be written: no permission in {existing}"]
-    return []
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return []
+    except OSError as error:
+        return [f"run directory {run_dir} cannot be written: {error.strerror} in {existing}"]
 
 
 def _task_problems(recipe: Recipe) -> list[str]:

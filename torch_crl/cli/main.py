@@ -9,14 +9,18 @@ _COMMANDS = {
     "envs": "list the tasks",
 }
 
-_USAGE = """\
+_USAGE = (
+    """\
 usage: torch-crl {train,eval,envs} ...
 
 Self-supervised reinforcement learning with very deep networks.
 
-""" + "".join(f"  torch-crl {name:<6} {purpose}\n" for name, purpose in _COMMANDS.items()) + """
+"""
+    + "".join(f"  torch-crl {name:<6} {purpose}\n" for name, purpose in _COMMANDS.items())
+    + """
 `torch-crl COMMAND --help` explains the flags of a command.
 """
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,4 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in _COMMANDS:
         print(f"torch-crl: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
         return 2
-    return importlib.import_module(f"torch_crl.cli.{command}").main(rest)
+    status: int = importlib.import_module(f"torch_crl.cli.{command}").main(rest)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

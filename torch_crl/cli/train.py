@@ -83,7 +83,9 @@ def _run(options: Options) -> int:
 def _base_recipe(arguments: list[str]) -> Recipe:
     """What the flags change: the run's own recipe with --resume, else the task's preset."""
     task = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    depth = int(_value_of("--depth", arguments) or 0)
+    # What is no number is left to the parser, whose message names the flag.
+    value = _value_of("--depth", arguments)
+    depth = int(value) if value.isdecimal() else 0
     if "--resume" not in arguments:
         return with_depth(preset(task or Recipe().task.name), depth)
     run_dir = _value_of("--run-dir", arguments)

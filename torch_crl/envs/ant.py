@@ -30,7 +30,7 @@ def make(spec: TaskSpec) -> Task:
         radius_N = torch.full((num_envs,), _GOAL_RADIUS, dtype=torch.float64)
         return on_circle(radius_N, generator)
 
-    def sample_origin(num_envs: int, generator: Generator) -> Tensor:
+    def sample_origin(num_envs: int, generator: Generator) -> Tensor:  # noqa: ARG001
         return torch.zeros(num_envs, 2, dtype=torch.float64)
 
     return _task(spec, _robot(wall_contacts=False).compile(), sample_origin, sample_goal)

@@ -1,5 +1,7 @@
 """`humanoid`: a 17-actuator humanoid walks to a point. N envs, K links, S state."""
 
+from collections.abc import Callable
+
 import mujoco
 import numpy as np
 import torch
@@ -46,7 +48,7 @@ def _sample_start(num_envs: int, generator: Generator) -> Start:
     )
 
 
-def _control(action_NA: Tensor, simulator: Simulator) -> Tensor:
+def _control(action_NA: Tensor, simulator: Simulator) -> Tensor:  # noqa: ARG001
     """[-1, 1] to the actuators' range."""
     return _CONTROL_RANGE * action_NA
 
@@ -57,7 +59,7 @@ def _failed(state_NS: Tensor) -> Tensor:
     return (height_N < _LOWEST) | (height_N > _HIGHEST)
 
 
-def _state_reader(model: mujoco.MjModel):
+def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
     mass_K = torch.from_numpy(model.body_mass[1:].copy())
     inertia_K3 = torch.from_numpy(model.body_inertia[1:].copy())
     torque_AV = torch.from_numpy(_torque_per_control(model))
@@ -76,10 +78,13 @@ def _state_reader(model: mujoco.MjModel):
         axes_NK33 = data["ximat"][:, 1:].reshape(num_envs, -1, 3, 3)
         own_NK33 = (axes_NK33 * inertia_K3[:, None, :]) @ axes_NK33.transpose(-1, -2)
         square_NK = arm_NK3.square().sum(-1)
-        shift_NK33 = square_NK[..., None, None] * eye - arm_NK3[..., :, None] * arm_NK3[..., None, :]
+        shift_NK33 = (
+            square_NK[..., None, None] * eye - arm_NK3[..., :, None] * arm_NK3[..., None, :]
+        )
         inertia_NK9 = (own_NK33 + mass_K[:, None, None] * shift_NK33).flatten(2)
         mass_NK1 = mass_K[:, None].expand(num_envs, -1, 1)
-        angular_NK3, linear_NK3 = data["cvel"][:, 1:].split(3, dim=-1)
+        velocity_NK6 = data["cvel"][:, 1:]
+        angular_NK3, linear_NK3 = velocity_NK6[..., :3], velocity_NK6[..., 3:]
         linear_NK3 = linear_NK3 + torch.linalg.cross(angular_NK3, arm_NK3)
         weighted_NK3 = linear_NK3 * (mass_K / mass_K.sum())[:, None]
         parts = [

@@ -1,5 +1,7 @@
 """`reacher`: bring the tip of a planar two-link arm to a point. N envs, S state."""
 
+from collections.abc import Callable
+
 import mujoco
 import torch
 from torch import Generator, Tensor
@@ -45,7 +47,7 @@ def _sample_start(num_envs: int, generator: Generator) -> Start:
     )
 
 
-def _state_reader(model: mujoco.MjModel):
+def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
     elbow_body, tip_body = model.body("body1").id, model.body("fingertip").id
 
     def state(simulator: Simulator) -> Tensor:
@@ -59,6 +61,6 @@ def _state_reader(model: mujoco.MjModel):
 
 
 def _turned(vector_N3: Tensor) -> Tensor:
-    """z x vector: what a unit rate about the vertical does to a lever arm."""
+    """Z x vector: what a unit rate about the vertical does to a lever arm."""
     x, y, z = vector_N3.unbind(-1)
     return torch.stack([-y, x, torch.zeros_like(z)], dim=-1)

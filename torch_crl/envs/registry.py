@@ -12,65 +12,54 @@ from torch_crl.envs.spec import TaskSpec
 if TYPE_CHECKING:
     from torch_crl.envs.task import Task
 
-_NEAR_AND_EASY = {"success": 0.5, "success_easy": 2.0}
+# The evaluation goals of the big maze for every robot but the ant.
+_TEN_GOALS = "big_maze_eval_10_goals"
 
 
 class UnknownTaskError(ValueError):
     """No task of that name; the message lists the nearest names."""
 
 
+def _spec(
+    name: str,
+    build: str,
+    *,
+    sizes: tuple[int, tuple[int, int], int],
+    layout: str = "",
+    radius: float = 0.5,
+    easy_radius: float = 2.0,
+) -> TaskSpec:
+    state_size, goal_slice, action_size = sizes
+    levels = {"success": radius, "success_easy": easy_radius}
+    return TaskSpec(
+        name=name,
+        state_size=state_size,
+        goal_slice=goal_slice,
+        action_size=action_size,
+        success_radius={level: value for level, value in levels.items() if value},
+        build=f"torch_crl.envs.{build}",
+        options={"layout": layout} if layout else {},
+    )
+
+
+# State entries, the slice of them that is the achieved goal, action entries.
+_REACHER = (10, (4, 7), 2)
+_ANT = (29, (0, 2), 8)
+_HUMANOID = (246, (0, 3), 17)
+_POINT = (4, (0, 2), 2)
+
+
 def _builtin_specs() -> list[TaskSpec]:
-    ant = {
-        "state_size": 29,
-        "goal_slice": (0, 2),
-        "action_size": 8,
-        "success_radius": _NEAR_AND_EASY,
-    }
-    point = {
-        "state_size": 4,
-        "goal_slice": (0, 2),
-        "action_size": 2,
-        "success_radius": _NEAR_AND_EASY,
-    }
     specs = [
-        TaskSpec(
-            name="reacher",
-            state_size=10,
-            goal_slice=(4, 7),
-            action_size=2,
-            success_radius={"success": 0.05},
-            build="torch_crl.envs.reacher:make",
-        ),
-        TaskSpec(name="ant", build="torch_crl.envs.ant:make", **ant),
-        TaskSpec(
-            name="humanoid",
-            state_size=246,
-            goal_slice=(0, 3),
-            action_size=17,
-            success_radius=_NEAR_AND_EASY,
-            build="torch_crl.envs.humanoid:make",
-        ),
+        _spec("reacher", "reacher:make", sizes=_REACHER, radius=0.05, easy_radius=0.0),
+        _spec("ant", "ant:make", sizes=_ANT),
+        _spec("humanoid", "humanoid:make", sizes=_HUMANOID),
     ]
-    for layout in LAYOUTS:
-        if layout == "big_maze_eval_10_goals":
-            continue
-        specs.append(
-            TaskSpec(
-                name=f"ant_{layout}",
-                build="torch_crl.envs.ant:make_maze",
-                options={"layout": layout},
-                **ant,
-            )
-        )
-        point_layout = "big_maze_eval_10_goals" if layout == "big_maze_eval" else layout
-        specs.append(
-            TaskSpec(
-                name=f"point_{layout}",
-                build="torch_crl.envs.point:make_maze",
-                options={"layout": point_layout},
-                **point,
-            )
-        )
+    layouts = [name for name in LAYOUTS if name != _TEN_GOALS]
+    specs += [_spec(f"ant_{name}", "ant:make_maze", sizes=_ANT, layout=name) for name in layouts]
+    for name in layouts:
+        layout = _TEN_GOALS if name == "big_maze_eval" else name
+        specs.append(_spec(f"point_{name}", "point:make_maze", sizes=_POINT, layout=layout))
     return specs
 
 
@@ -115,8 +104,9 @@ def make_task(name: str) -> "Task":
 def _load(path: str) -> Callable[..., "Task"]:
     module_name, _, function_name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), function_name)
+        function: Callable[..., Task] = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise UnknownTaskError(
             f"task {path!r} was read as module:function and could not be loaded: {error}"
         ) from error
+    return function

@@ -1,4 +1,8 @@
-"""Random draws that several tasks share. N envs; every draw comes from the given generator."""
+"""Random draws that several tasks share. N envs; every draw comes from the given generator.
+
+Draws are float32 (torch draws those several times faster) and returned as float64, the
+simulator's type.
+"""
 
 import math
 
@@ -10,12 +14,12 @@ from torch_crl.envs.layouts import cells
 
 def uniform(low: float, high: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
     """float64 draws from U(low, high)."""
-    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    return torch.rand(shape, generator=generator).double().mul_(high - low).add_(low)
 
 
 def normal(std: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
     """float64 draws from N(0, std)."""
-    return std * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator).double().mul_(std)
 
 
 def on_circle(radius_N: Tensor, generator: Generator) -> Tensor:

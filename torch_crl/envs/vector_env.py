@@ -114,5 +114,5 @@ class VectorEnv:
         start = self._cached if self._cached is not None else self._sample_start()
         self.simulator.reset(mask_N, start.qpos_NQ, start.qvel_NV)
         self.goal_NG = torch.where(mask_N[:, None], start.goal_NG, self.goal_NG)
-        self.steps_N[mask_N] = 0
+        self.steps_N.masked_fill_(mask_N, 0)
         self.trajectory_N += mask_N

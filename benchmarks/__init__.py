@@ -1,0 +1,1 @@
+"""Benchmarks: every figure the README or an issue names comes out of a command in here."""

@@ -1,0 +1,101 @@
+"""Contrastive RL's update as one writes it in PyTorch without thinking of depth: a module a layer.
+
+The same mathematics as `torch_crl.learner` and the peer that it is measured against: nn.Linear
+and nn.LayerNorm modules, one optimiser a loss, actor first, `Adam(fused=True)`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 4
+
+
+def _dense(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.uniform_(layer.weight, -math.sqrt(1 / inputs), math.sqrt(1 / inputs))
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Block(nn.Module):
+    """Four times Dense - LayerNorm - SiLU, then the skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(BLOCK):
+            layers += [_dense(width, width), nn.LayerNorm(width, eps=1e-6), nn.SiLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def tower(inputs: int, outputs: int, *, width: int, depth: int) -> nn.Sequential:
+    """The published trunk with a linear head."""
+    head = [_dense(inputs, width), nn.LayerNorm(width, eps=1e-6), nn.SiLU()]
+    return nn.Sequential(
+        *head, *(Block(width) for _ in range(depth // BLOCK)), _dense(width, outputs)
+    )
+
+
+class EagerCrl:
+    """Actor, temperature and critic steps, each with a loss and an optimiser of its own."""
+
+    def __init__(
+        self,
+        *,
+        state_size: int,
+        goal_size: int,
+        action_size: int,
+        width: int,
+        depth: int,
+        representation_size: int = 64,
+    ) -> None:
+        self.actor = tower(state_size + goal_size, 2 * action_size, width=width, depth=depth)
+        self.phi = tower(state_size + action_size, representation_size, width=width, depth=depth)
+        self.psi = tower(goal_size, representation_size, width=width, depth=depth)
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+        self.target_entropy = -0.5 * action_size
+        self.critic_parameters = [*self.phi.parameters(), *self.psi.parameters()]
+        self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=3e-4, fused=True)
+        self.alpha_adam = torch.optim.Adam([self.log_alpha], lr=3e-4, fused=True)
+        self.critic_adam = torch.optim.Adam(self.critic_parameters, lr=3e-4, fused=True)
+
+    def update(self, state: Tensor, action: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Actor and temperature, then critic, on one batch; returns both losses."""
+        mean, raw = self.actor(torch.cat([state, goal], -1)).chunk(2, -1)
+        log_std = -5.0 + 3.5 * (torch.tanh(raw) + 1.0)
+        normal = torch.distributions.Normal(mean, log_std.exp())
+        sample = normal.rsample()
+        policy_action = torch.tanh(sample)
+        log_prob = normal.log_prob(sample) - torch.log(1 - policy_action**2 + 1e-6)
+        log_prob = log_prob.sum(-1)
+        for parameter in self.critic_parameters:
+            parameter.requires_grad_(False)
+        phi = self.phi(torch.cat([state, policy_action], -1))
+        psi = self.psi(goal)
+        energy = -torch.sqrt(((phi - psi) ** 2).sum(-1) + 1e-6)
+        actor_loss = (self.log_alpha.detach().exp() * log_prob - energy).mean()
+        self.actor_adam.zero_grad()
+        actor_loss.backward()
+        alpha_loss = (self.log_alpha.exp() * (-log_prob.detach() - self.target_entropy)).mean()
+        self.alpha_adam.zero_grad()
+        alpha_loss.backward()
+        for parameter in self.critic_parameters:
+            parameter.requires_grad_(True)
+
+        phi = self.phi(torch.cat([state, action], -1))
+        psi = self.psi(goal)
+        logits = -torch.sqrt(((phi[:, None] - psi[None]) ** 2).sum(-1) + 1e-6)
+        logsumexp = torch.logsumexp(logits, 1)
+        critic_loss = (logsumexp - logits.diagonal()).mean() + 0.1 * (logsumexp**2).mean()
+        self.critic_adam.zero_grad()
+        critic_loss.backward()
+
+        self.actor_adam.step()
+        self.alpha_adam.step()
+        self.critic_adam.step()
+        return actor_loss.detach(), critic_loss.detach()

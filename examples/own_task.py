@@ -1,0 +1,69 @@
+"""A task of your own: a puck slides on a table to a random place. Train on it with
+
+    torch-crl train own_task:make --env-steps 60000        (in this folder)
+
+or run this file. `make` is all that torch_crl needs to know.
+"""
+
+import os
+
+import mujoco
+import torch
+
+from torch_crl import Start, Task, TaskSpec, preset, train, with_changes
+
+PUCK = """
+<mujoco>
+  <option timestep="0.02" integrator="implicitfast"/>
+  <worldbody>
+    <body name="puck">
+      <joint name="x" type="slide" axis="1 0 0" damping="2"/>
+      <joint name="y" type="slide" axis="0 1 0" damping="2"/>
+      <geom type="cylinder" size="0.1 0.02" mass="1"/>
+    </body>
+  </worldbody>
+  <actuator><motor joint="x" gear="4"/><motor joint="y" gear="4"/></actuator>
+</mujoco>
+"""
+
+
+def make() -> Task:
+    spec = TaskSpec(
+        name="own_task:make",
+        state_size=4,  # position and velocity of the puck
+        goal_slice=(0, 2),  # a goal asks for a position
+        action_size=2,
+        success_radius={"success": 0.2},
+        episode_length=100,
+    )
+    return Task(
+        spec=spec,
+        model=mujoco.MjModel.from_xml_string(PUCK),
+        substeps=5,
+        sample_start=sample_start,
+        state=lambda sim: torch.cat([sim.data["qpos"], sim.data["qvel"]], dim=-1).float(),
+    )
+
+
+def sample_start(num_envs: int, generator: torch.Generator) -> Start:
+    goal = 2.0 * torch.rand(num_envs, 2, generator=generator) - 1.0
+    at_rest = torch.zeros(num_envs, 2, dtype=torch.float64)
+    return Start(qpos_NQ=at_rest, qvel_NV=at_rest, goal_NG=goal)
+
+
+if __name__ == "__main__":
+    recipe = with_changes(
+        preset("own_task:make"),
+        task={"num_envs": 32, "num_eval_envs": 64},
+        networks={"width": 64},
+        algorithm={"batch_size": 128},
+        budget={
+            "env_steps": int(os.environ.get("TORCH_CRL_EXAMPLE_STEPS", "40000")),
+            "unroll_length": 25,
+            "env_steps_per_update": 16.0,
+            "prefill_rows": 100,
+            "evaluations": 5,
+            "checkpoints": 1,
+        },
+    )
+    print(train(recipe, "runs/own_task", overwrite=True).evaluation)

@@ -1,0 +1,150 @@
+"""The command as users run it: a process of its own."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from torch_crl.envs.registry import TASKS
+
+TINY_FLAGS = [
+    *("--num-envs", "4", "--num-eval-envs", "2", "--episode-length", "10", "--width", "8"),
+    *("--batch-size", "8", "--env-steps", "120", "--unroll-length", "5"),
+    *("--env-steps-per-update", "10", "--prefill-rows", "10", "--replay-rows", "20"),
+    *("--evaluations", "2", "--checkpoints", "2", "--device", "cpu", "--torch-threads", "1"),
+]
+
+
+def torch_crl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch_crl.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={"COLUMNS": "200", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["envs", "--help"], ["envs"]]
+)
+def test_help_answers_in_under_a_second_and_imports_nothing_heavy(arguments: list[str]) -> None:
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        result = torch_crl(*arguments)
+        times.append(time.perf_counter() - begin)
+        assert result.returncode == 0, result.stderr
+    assert min(times) < 1.0
+    program = (
+        "import sys\nfrom torch_crl.cli.main import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'mujoco', 'numpy', 'matplotlib', 'triton'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_lists_the_flags_of_the_recipe() -> None:
+    text = torch_crl("train", "--help").stdout
+    flags = set(re.findall(r"--[a-z-]+", text))
+    assert {
+        "--depth",
+        "--actor-depth",
+        "--critic-depth",
+        "--contrastive-loss",
+        "--env-steps",
+        "--seed",
+        "--device",
+        "--run-dir",
+        "--resume",
+        "--overwrite",
+        "--dry-run",
+    } <= flags
+
+
+def test_envs_lists_every_task_with_its_numbers() -> None:
+    result = torch_crl("envs")
+    for name in TASKS:
+        assert re.search(rf"\b{name}\b", result.stdout), name
+    row = next(line for line in result.stdout.splitlines() if " humanoid " in line)
+    assert re.findall(r"[\d.]+", row) == ["246", "3", "17", "0.5", "2", "1000"]
+    narrowed = torch_crl("envs", "point").stdout
+    assert "point_u_maze" in narrowed and "humanoid" not in narrowed
+    assert "nearest" in torch_crl("envs", "poinnt").stderr
+
+
+def test_train_eval_and_resume(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    result = torch_crl("train", "reacher", *TINY_FLAGS, "--run-dir", str(run_dir))
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("reached the goal in") and f"torch-crl eval {run_dir}" in last
+    evaluated = torch_crl("eval", str(run_dir), "--num-envs", "4", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    metrics = json.loads(evaluated.stdout)
+    assert metrics["task"] == "reacher" and metrics["episode_length"] == 10
+    # Deterministic: the same seed, the same numbers.
+    again = torch_crl("eval", str(run_dir), "--num-envs", "4", "--json")
+    assert again.stdout == evaluated.stdout
+    table = torch_crl("eval", str(run_dir), "--num-envs", "4")
+    assert "success_any" in table.stdout
+    # The flags may be left out, as long as none contradicts the run.
+    resumed = torch_crl("train", "--resume", "--run-dir", str(run_dir))
+    assert resumed.returncode == 0, resumed.stderr
+    changed = torch_crl("train", "--resume", "--run-dir", str(run_dir), "--depth", "8")
+    assert changed.returncode == 1
+    assert "networks.actor_depth: 4 -> 8" in changed.stderr
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    result = torch_crl("train", "ant", "--depth", "64", "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for quantity in ("12,787,600", "31,744", "2,507,200", "GFLOP", "798.7 MB"):
+        assert quantity in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train", "ant_bigmaze"], 1, "unknown task 'ant_bigmaze'; nearest: ant_big_maze"),
+        (["train", "--depth", "8", "ant"], 2, "name the task first: torch-crl train ant"),
+        (["train", "ant", "--depth", "6"], 1, "multiple of 4"),
+        (["train", "ant", "--depth", "deep"], 2, "deep"),
+        (["train", "ant", "--episode-length", "1"], 1, "--episode-length must be at least 2"),
+        (["train", "ant", "--device", "cuda:99"], 1, "--device cuda:99"),
+        (["train", "--resume"], 1, "--resume needs --run-dir"),
+        (["train", "--resume", "--run-dir", "nowhere"], 1, "nowhere holds no run"),
+        (["train", "--dpeth", "8"], 2, "--depth"),
+        (["eval", "nowhere"], 1, "nowhere is no run directory"),
+        (["fly"], 2, "unknown command 'fly'"),
+        ([], 2, "usage"),
+    ],
+)
+def test_wrong_input_is_told_without_a_traceback(
+    arguments: list[str], status: int, message: str, tmp_path: Path
+) -> None:
+    result = torch_crl(*arguments, cwd=tmp_path)
+    assert result.returncode == status
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_own_task_by_name_trains_and_evaluates(tmp_path: Path) -> None:
+    examples = Path(__file__).parents[1] / "examples"
+    run_dir = tmp_path / "run"
+    result = torch_crl(
+        "train", "own_task:make", *TINY_FLAGS, "--run-dir", str(run_dir), cwd=examples
+    )
+    assert result.returncode == 0, result.stderr
+    assert torch_crl("eval", str(run_dir), "--num-envs", "4", cwd=examples).returncode == 0

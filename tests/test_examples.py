@@ -1,0 +1,33 @@
+"""The examples run as their first lines say, and what they say of themselves is true."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"TORCH_CRL_EXAMPLE_STEPS": "4000"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "success_any" in result.stdout
+
+
+def test_own_task_takes_about_thirty_lines() -> None:
+    tree = ast.parse((EXAMPLES / "own_task.py").read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    model = next(node for node in tree.body if isinstance(node, ast.Assign))
+    lines = sum((node.end_lineno or 0) - node.lineno + 1 for node in [model, *functions])
+    assert lines <= 45

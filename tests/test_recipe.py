@@ -1,0 +1,194 @@
+"""The recipe: JSON, arithmetic, validation, and that every leaf reaches the code it names."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torch_crl import trainer, validation
+from torch_crl.envs.registry import TASKS
+from torch_crl.metrics import UpdateMetrics
+from torch_crl.plan import plan_rows
+from torch_crl.presets import preset, with_changes
+from torch_crl.recipe import Recipe, differences
+from torch_crl.run import build_run
+
+TINY: dict[str, dict[str, Any]] = {
+    "task": {"num_envs": 4, "num_eval_envs": 2, "episode_length": 10},
+    "networks": {"width": 8, "representation_size": 4},
+    "algorithm": {"batch_size": 8},
+    "budget": {
+        "env_steps": 120,
+        "unroll_length": 5,
+        "env_steps_per_update": 10.0,
+        "prefill_rows": 10,
+        "replay_rows": 20,
+        "evaluations": 2,
+        "checkpoints": 2,
+    },
+    "system": {"device": "cpu", "torch_threads": 1},
+}
+
+
+def tiny(of: str = "reacher", **parts: dict[str, Any]) -> Recipe:
+    return with_changes(with_changes(preset(of), **TINY), **parts)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_preset_is_valid_and_survives_json(task: str) -> None:
+    recipe = preset(task)
+    validation.check(recipe)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_json_with_missing_and_unknown_fields_is_refused() -> None:
+    text = preset("reacher").to_json()
+    with pytest.raises(ValueError, match=r"missing fields \['width'\], unknown fields \['girth'\]"):
+        Recipe.from_json(text.replace('"width"', '"girth"'))
+
+
+def test_differences_name_the_fields() -> None:
+    ours = preset("reacher")
+    theirs = with_changes(ours, networks={"width": 32}, system={"seed": 4})
+    assert differences(ours, theirs) == ["networks.width: 64 -> 32", "system.seed: 0 -> 4"]
+
+
+def test_published_arithmetic() -> None:
+    recipe = with_changes(preset("ant"), budget={"env_steps": 100_000_000})
+    assert recipe.steps_per_collection == 31_744
+    assert recipe.updates_per_collection == 800
+    assert recipe.prefill_collections == 17
+    assert recipe.total_env_steps >= 100_000_000
+    assert recipe.total_env_steps - 100_000_000 < 31_744
+    assert recipe.total_updates == 800 * recipe.collections
+    # 11 of the published 12 passes: the goal encoder's forward serves actor and critic.
+    unit = 2 * 512 * 256 * 256
+    deep, shallow = (preset("ant", depth=depth).update_cost.flop for depth in (64, 4))
+    assert deep - shallow == 11 * 60 * unit
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    recipe = tiny(
+        networks={"actor_depth": 6, "critic_depth": 0},
+        task={"eval_name": "antt", "episode_length": 1},
+        algorithm={"discount": 1.5, "batch_size": 100_000},
+        system={"device": "cuda:99"},
+    )
+    with pytest.raises(validation.RecipeError) as caught:
+        trainer.train(recipe, tmp_path / "run", resume=True)
+    text = str(caught.value)
+    for fragment in (
+        "8 problems",
+        "--actor-depth must be a positive multiple of 4 (a residual block has 4 layers), got 6",
+        "the nearest are 4 and 8",
+        "--critic-depth must be",
+        "--eval-name: unknown task 'antt'; nearest: ant",
+        "--episode-length must be at least 2, got 1",
+        "--discount must lie between 0 and 1, got 1.5",
+        "--batch-size 100000 is more than the replay can serve",
+        "--device cuda:99",
+        "--resume:",
+    ):
+        assert fragment in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_largest_batch_that_the_replay_serves_is_allowed() -> None:
+    # 10 rows after the prefill: 9 of them have a future, in 4 envs.
+    validation.check(tiny(algorithm={"batch_size": 36}))
+    with pytest.raises(validation.RecipeError, match="hold 36 steps with a future"):
+        validation.check(tiny(algorithm={"batch_size": 37}))
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("warp9", "is no device name"), ("mps", "not supported"), ("cuda:99", "cuda:99")],
+)
+def test_devices_that_are_not_there(device: str, message: str) -> None:
+    with pytest.raises(validation.RecipeError, match=re.escape(message)):
+        validation.check(tiny(system={"device": device}))
+
+
+def test_an_eval_task_of_other_sizes_is_refused() -> None:
+    with pytest.raises(validation.RecipeError, match="a policy cannot be moved between them"):
+        validation.check(tiny(task={"eval_name": "ant"}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replay_takes_the_bytes_that_the_plan_says(dtype: str) -> None:
+    recipe = tiny("ant", system={"replay_dtype": dtype})
+    assert build_run(recipe).replay.num_bytes == recipe.replay_bytes
+    assert f"{recipe.replay_bytes / 1e6:,.1f} MB" in {value for _, value, _ in plan_rows(recipe)}
+
+
+class Recording:
+    """Stands for a recipe and notes which leaves are read. Methods see the real recipe."""
+
+    def __init__(self, real: Any, path: str, read: set[str]) -> None:
+        self.__dict__.update(_real=real, _path=path, _read=read)
+
+    def __getattr__(self, name: str) -> Any:
+        real = self.__dict__["_real"]
+        attribute = getattr(type(real), name, None)
+        if isinstance(attribute, property):
+            assert attribute.fget is not None
+            return attribute.fget(self)
+        value = getattr(real, name)
+        if dataclasses.is_dataclass(value):
+            return Recording(value, f"{self._path}{name}.", self._read)
+        if not callable(value):
+            self._read.add(self._path + name)
+        return value
+
+
+def test_every_leaf_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Validation looks at every leaf; what counts is who reads it afterwards.
+    monkeypatch.setattr(trainer, "find_problems", lambda *_, **__: None)
+    recipe = tiny()
+    read: set[str] = set()
+    trainer.train(Recording(recipe, "", read), tmp_path / "run", show=False)  # type: ignore[arg-type]
+    assert set(recipe.leaves()) - read == set()
+
+
+def test_changing_a_leaf_changes_the_first_losses() -> None:
+    """Leaves of networks and algorithm alter what the first updates compute."""
+
+    def losses(recipe: Recipe) -> dict[str, float]:
+        run = build_run(recipe)
+        for _ in range(6):
+            run.collect()
+        metrics = UpdateMetrics()
+        for _ in range(3):
+            metrics.add(run.update())
+        return metrics.flush(first_update=0)
+
+    base = tiny()
+    before = losses(base)
+    assert losses(base) == before
+    for part, changes in {
+        "networks": {
+            "actor_depth": 8,
+            "critic_depth": 8,
+            "width": 16,
+            "representation_size": 8,
+            "activation": "relu",
+        },
+        "algorithm": {
+            "energy": "dot",
+            "contrastive_loss": "backward_info_nce",
+            "logsumexp_penalty": 0.5,
+            "discount": 0.5,
+            "target_entropy": -1.0,
+            "actor_learning_rate": 1e-2,
+            "critic_learning_rate": 1e-2,
+            "temperature_learning_rate": 1e-2,
+            "batch_size": 16,
+            "parity": "reference",
+        },
+        "system": {"seed": 1},
+    }.items():
+        for field, value in changes.items():
+            changed = with_changes(base, **{part: {field: value}})
+            assert losses(changed) != before, f"{part}.{field} changes nothing"

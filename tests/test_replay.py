@@ -1,0 +1,221 @@
+"""The ring and its hindsight goals, with data that says which env and step it came from."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from torch_crl.replay import Replay, truncated_geometric
+
+# A state is (env, row, trajectory); the achieved goal is all of it.
+GOAL_SLICE = (0, 3)
+
+
+def filled_replay(
+    *,
+    rows: int,
+    num_envs: int,
+    lengths: list[list[int]],
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+) -> Replay:
+    """A replay after `steps` additions; env n runs through episodes of `lengths[n]`, repeated."""
+    replay = Replay(
+        rows=rows,
+        num_envs=num_envs,
+        state_size=3,
+        action_size=1,
+        goal_slice=GOAL_SLICE,
+        dtype=dtype,
+    )
+    left = [0] * num_envs
+    trajectory = [0] * num_envs
+    for row in range(steps):
+        for env in range(num_envs):
+            if left[env] == 0:
+                left[env] = lengths[env][trajectory[env] % len(lengths[env])]
+                trajectory[env] += 1
+            left[env] -= 1
+        state = torch.tensor([[env, row, trajectory[env]] for env in range(num_envs)]).float()
+        replay.add(state, state[:, 1:2] + 0.5 * state[:, :1], torch.tensor(trajectory))
+    return replay
+
+
+def futures(replay: Replay) -> dict[tuple[int, int], list[int]]:
+    """(env, row) to the later rows of the same trajectory, found by looking at every pair."""
+    states = replay.storage["state"][: replay.filled].reshape(-1, 3).tolist()
+    found: dict[tuple[int, int], list[int]] = {}
+    for env, row, trajectory in states:
+        found[int(env), int(row)] = [
+            int(other_row)
+            for other_env, other_row, other in states
+            if (other_env, other) == (env, trajectory) and other_row > row
+        ]
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(2, 12),
+    lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=3),
+    steps=st.integers(2, 40),
+    discount=st.sampled_from([0.01, 0.5, 0.9, 0.999]),
+    window=st.sampled_from([0, 2, 5]),
+    seed=st.integers(0, 1000),
+)
+def test_goals_come_from_the_future_of_the_same_episode(
+    rows: int, lengths: list[list[int]], steps: int, discount: float, window: int, seed: int
+) -> None:
+    replay = filled_replay(rows=rows, num_envs=len(lengths), lengths=lengths, steps=steps)
+    future = futures(replay)
+    batch = replay.sample(
+        64, discount=discount, generator=Generator().manual_seed(seed), window=window
+    )
+    newest = steps - 1
+    for state, action, goal in zip(
+        batch["state"].tolist(), batch["action"].tolist(), batch["goal"].tolist(), strict=True
+    ):
+        env, row, trajectory = map(int, state)
+        # Action and state come from the same step, and that step is in the ring.
+        assert action == [row + 0.5 * env]
+        assert steps - replay.filled <= row < newest
+        goal_env, goal_row, goal_trajectory = map(int, goal)
+        assert (goal_env, goal_trajectory) == (env, trajectory)
+        if future[env, row]:
+            reach = row + window - 1 if window else newest
+            assert row <= goal_row <= max(reach, row)
+            assert goal_row > row or (window and goal_row == row)
+        else:
+            assert goal_row == row
+
+
+def test_ring_holds_the_newest_rows_at_every_position_of_the_wrap() -> None:
+    for steps in range(1, 17):
+        replay = filled_replay(rows=5, num_envs=2, lengths=[[3], [4]], steps=steps)
+        kept = sorted({int(row) for row in replay.storage["state"][: replay.filled, 0, 1]})
+        assert kept == list(range(max(0, steps - 5), steps))
+        for slot in range(replay.filled):
+            assert (
+                replay.storage["state"][slot, :, 1].tolist()
+                == [replay.storage["state"][slot, 0, 1]] * 2
+            )
+
+
+def test_every_step_but_the_newest_row_is_drawn() -> None:
+    replay = filled_replay(rows=6, num_envs=3, lengths=[[4], [1], [9]], steps=15)
+    batch = replay.sample(4000, discount=0.9, generator=Generator().manual_seed(0))
+    drawn = {(int(env), int(row)) for env, row, _ in batch["state"].tolist()}
+    assert drawn == {(env, row) for env in range(3) for row in range(9, 14)}
+
+
+@pytest.mark.parametrize("discount", [0.3, 0.9, 0.99])
+@pytest.mark.parametrize("horizon", [1, 2, 7, 999])
+def test_truncated_geometric_has_the_closed_form_distribution(
+    horizon: int, discount: float
+) -> None:
+    # An even grid of uniforms hits each outcome in proportion to its probability.
+    grid = 200_000
+    uniform = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    steps = truncated_geometric(uniform, torch.full((grid,), horizon), discount=discount)
+    counts = torch.bincount(steps, minlength=horizon + 1)
+    assert counts[0] == 0 and len(counts) == horizon + 1
+    weights = discount ** torch.arange(1, horizon + 1, dtype=torch.float64)
+    torch.testing.assert_close(
+        counts[1:].double() / grid, weights / weights.sum(), rtol=0.0, atol=2.0 / grid
+    )
+
+
+def test_truncated_geometric_at_its_edges() -> None:
+    almost_one = torch.tensor([1.0 - 2.0**-53, 0.0], dtype=torch.float64)
+    horizon = torch.tensor([5, 5])
+    assert truncated_geometric(almost_one, horizon, discount=0.9).tolist() == [5, 1]
+    assert truncated_geometric(almost_one, horizon * 0, discount=0.9).tolist() == [0, 0]
+    # The reference's weights overflow in fp32 from this discount on.
+    assert truncated_geometric(almost_one, horizon * 1000, discount=0.9).isfinite().all()
+
+
+def test_sampled_goals_have_the_closed_form_distribution() -> None:
+    discount = 0.8
+    replay = filled_replay(rows=20, num_envs=1, lengths=[[100]], steps=20)
+    batch = replay.sample(200_000, discount=discount, generator=Generator().manual_seed(3))
+    ahead = (batch["goal"][:, 1] - batch["state"][:, 1]).long()
+    row = batch["state"][:, 1].long()
+    for start in (0, 10, 18):
+        horizon = 19 - start
+        share = torch.bincount(ahead[row == start], minlength=horizon + 1).double()
+        share /= share.sum()
+        weights = discount ** torch.arange(1, horizon + 1, dtype=torch.float64)
+        expected = weights / weights.sum()
+        draws = int((row == start).sum())
+        sigma = (expected * (1 - expected) / draws).sqrt()
+        assert share[0] == 0
+        assert ((share[1:] - expected).abs() <= 5 * sigma + 1e-9).all()
+
+
+def test_window_ends_the_reach_of_goals() -> None:
+    replay = filled_replay(rows=50, num_envs=1, lengths=[[1000]], steps=50)
+    draw = {"discount": 0.999, "generator": Generator().manual_seed(0)}
+    ahead = [
+        (batch["goal"] - batch["state"])[:, 1].max()
+        for batch in (replay.sample(20_000, window=window, **draw) for window in (5, 0))
+    ]
+    assert ahead[0] == 4
+    assert ahead[1] > 40
+
+
+def test_bytes_are_what_the_arithmetic_says_and_no_window_matrix_is_made() -> None:
+    from torch_crl.costs import replay_bytes
+
+    replay = Replay(rows=100, num_envs=7, state_size=29, action_size=8, goal_slice=(0, 2))
+    assert replay.num_bytes == replay_bytes(
+        rows=100, num_envs=7, state_size=29, action_size=8, bytes_per_number=4
+    )
+    half = Replay(
+        rows=100, num_envs=7, state_size=29, action_size=8, goal_slice=(0, 2), dtype=torch.bfloat16
+    )
+    assert half.num_bytes == replay_bytes(
+        rows=100, num_envs=7, state_size=29, action_size=8, bytes_per_number=2
+    )
+
+
+def test_bfloat16_storage_returns_float32() -> None:
+    replay = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=11, dtype=torch.bfloat16)
+    batch = replay.sample(16, discount=0.9, generator=Generator().manual_seed(0))
+    assert {tensor.dtype for tensor in batch.values()} == {torch.float32}
+    assert (batch["goal"][:, 0] == batch["state"][:, 0]).all()
+
+
+def test_one_row_has_no_future() -> None:
+    replay = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=1)
+    with pytest.raises(ValueError, match="holds 1 rows; a hindsight goal needs 2"):
+        replay.sample(4, discount=0.9, generator=Generator())
+
+
+@pytest.mark.parametrize("steps", [3, 11])
+def test_state_dict_round_trip_goes_on_the_same(steps: int) -> None:
+    def fresh() -> Replay:
+        return filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=steps)
+
+    ours, theirs = fresh(), filled_replay(rows=8, num_envs=2, lengths=[[1], [2]], steps=5)
+    saved: dict[str, Tensor] = {name: value.clone() for name, value in ours.state_dict().items()}
+    theirs.load_state_dict(saved)
+    for replay in (ours, theirs):
+        for row in range(steps, steps + 9):
+            state = torch.tensor([[0.0, row, 90.0], [1.0, row, 90.0]])
+            replay.add(state, state[:, 1:2], torch.full((2,), 90))
+    draws = [
+        replay.sample(64, discount=0.9, generator=Generator().manual_seed(5))
+        for replay in (ours, theirs)
+    ]
+    assert (draws[0] == draws[1]).all()
+
+
+def test_mean_of_an_untruncated_goal_distance() -> None:
+    # Far from any end the mean is 1 / (1 - discount).
+    uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    steps = truncated_geometric(uniform, torch.full((100_000,), 10**6), discount=0.99)
+    assert float(steps.double().mean()) == pytest.approx(100.0, rel=1e-3)
+    assert math.isclose(float((steps == 1).double().mean()), 0.01, rel_tol=1e-3)

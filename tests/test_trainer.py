@@ -1,0 +1,337 @@
+"""Whole runs: they learn, resume bit for bit, survive kills, and stop when numbers go bad."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_recipe import tiny
+from torch_crl import checkpoint, load_policy
+from torch_crl.metrics import DivergenceError, UpdateMetrics, first_not_finite, read_metrics
+from torch_crl.presets import preset, with_changes
+from torch_crl.recipe import Recipe
+from torch_crl.trainer import train
+from torch_crl.validation import RecipeError
+
+
+def final_tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    _, tensors, meta, _ = checkpoint.load_newest(run_dir / "checkpoints")
+    # Wall-clock is the one thing that two runs may differ in.
+    return tensors, {name: value for name, value in meta.items() if name != "seconds"}
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    (tensors, meta), (other_tensors, other_meta) = final_tensors(ours), final_tensors(theirs)
+    assert meta == other_meta
+    assert set(tensors) == set(other_tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, other_tensors[name]), name
+    wall_clock = {"seconds", "collected_steps_per_second", "updates_per_second"}
+    for kind in ("evaluation", "train"):
+        records = [
+            [
+                {key: value for key, value in record.items() if key not in wall_clock}
+                for record in log
+            ]
+            for log in (read_metrics(ours, kind), read_metrics(theirs, kind))
+        ]
+        assert records[0] == records[1]
+
+
+def ant_recipe(**parts: dict[str, Any]) -> Recipe:
+    """Falls and resets often, in a replay that wraps."""
+    budget = {"env_steps": 400, "checkpoints": 20, "evaluations": 3, "replay_rows": 16}
+    return tiny("ant", budget=budget, task={"num_envs": 4, "episode_length": 12}, **parts)
+
+
+@pytest.mark.parametrize("parity", ["none", "reference"])
+def test_resume_equals_the_uninterrupted_run(tmp_path: Path, parity: str) -> None:
+    recipe = ant_recipe(algorithm={"parity": parity})
+    train(recipe, tmp_path / "whole", show=False)
+    train(recipe, tmp_path / "parts", show=False)
+    newest, older, *_ = checkpoint.folders(tmp_path / "parts" / "checkpoints")
+    # Go back to the checkpoint before the last one: the newest is damaged.
+    (newest / checkpoint.TENSORS).write_bytes(b"not a safetensors file")
+    assert older.exists()
+    train(recipe, tmp_path / "parts", resume=True, show=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    recipe = tiny()
+    first = train(recipe, tmp_path / "run", show=False)
+    before = final_tensors(tmp_path / "run")
+    second = train(recipe, tmp_path / "run", resume=True, show=False)
+    assert second.evaluation == first.evaluation
+    assert before[1] == final_tensors(tmp_path / "run")[1]
+
+
+def spawn(recipe: Recipe, run_dir: Path, *flags: str) -> subprocess.Popen[str]:
+    """`train` in a process of its own, as the command line starts it."""
+    program = (
+        "import sys; from pathlib import Path; from torch_crl import Recipe, train\n"
+        "try:\n"
+        "    train(Recipe.from_json(sys.argv[1]), Path(sys.argv[2]), resume='resume' in sys.argv)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    arguments = [sys.executable, "-c", program, recipe.to_json(), str(run_dir), *flags]
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not any(path.glob(pattern)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+KILLED = {
+    # Long enough to be hit in the middle; a checkpoint after every collection.
+    "budget": {"env_steps": 4_000, "checkpoints": 196, "evaluations": 2, "replay_rows": 400},
+    "system": {"device": "cpu", "torch_threads": 1, "simulator_threads": 1},
+}
+
+
+def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path) -> None:
+    recipe = tiny("ant", **KILLED)
+    train(recipe, tmp_path / "whole", show=False)
+    moments = random.Random(0)
+    run_dir = tmp_path / "killed"
+    killed = 0
+    for attempt in range(20):
+        process = spawn(recipe, run_dir, *(["resume"] if attempt else []))
+        if killed < 3:
+            # Mostly while a checkpoint is being written, else between two of them.
+            wait_for(run_dir / "checkpoints", ".writing-*", process)
+            time.sleep(moments.choice([0.0, 0.001, 0.01, 0.1]))
+            process.kill()
+            killed += 1
+            process.communicate()
+        else:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+            break
+    assert killed == 3
+    assert_same_run(tmp_path / "whole", run_dir)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_checkpoint_and_leave(tmp_path: Path, number: int, status: int) -> None:
+    # No checkpoint is due before the end: the one that is there came from the signal.
+    budget = {"env_steps": 40_000, "checkpoints": 1, "evaluations": 1, "replay_rows": 50}
+    recipe = tiny("ant", budget=budget, system=KILLED["system"])
+    process = spawn(recipe, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count('"train"') > 5):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "--resume --run-dir" in errors
+    assert final_tensors(tmp_path / "run")[1]["updates_done"] > 0
+    assert load_policy(tmp_path / "run")(torch.zeros(29), torch.zeros(2)).shape == (8,)
+
+
+def test_stopped_between_two_updates_equals_the_uninterrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch_crl import run as run_module
+
+    recipe = ant_recipe(system={"seed": 3})
+    train(recipe, tmp_path / "whole", show=False)
+    real = run_module.Run.update
+
+    def update_then_interrupt(self: run_module.Run) -> dict[str, torch.Tensor]:
+        metrics = real(self)
+        if self.updates_done == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return metrics
+
+    monkeypatch.setattr(run_module.Run, "update", update_then_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "parts", show=False)
+    stopped = final_tensors(tmp_path / "parts")[1]
+    assert stopped["updates_done"] == 9 and recipe.updates_per_collection == 2
+    monkeypatch.undo()
+    train(recipe, tmp_path / "parts", resume=True, show=False)
+    (ours, meta), (theirs, other_meta) = (
+        final_tensors(tmp_path / name) for name in ("whole", "parts")
+    )
+    assert meta == other_meta
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_nan_stops_with_step_and_tensor_and_keeps_the_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch_crl import run as run_module
+
+    real = run_module.Run.update
+
+    def poisoned(self: run_module.Run) -> dict[str, torch.Tensor]:
+        if self.updates_done == 13:
+            with torch.no_grad():
+                self.learner.networks.goal_encoder.weight[1, 2, 3] = float("nan")
+        return real(self)
+
+    monkeypatch.setattr(run_module.Run, "update", poisoned)
+    with pytest.raises(
+        DivergenceError, match=r"\w+_loss became nan at update 13 \(180 env steps\)"
+    ):
+        train(ant_recipe(), tmp_path / "run", show=False)
+    tensors, meta = final_tensors(tmp_path / "run")
+    assert 0 < meta["updates_done"] <= 13
+    assert first_not_finite({name: t for name, t in tensors.items() if "parameter" in name}) is None
+
+
+def test_a_parameter_that_went_bad_in_the_last_update_is_named() -> None:
+    good, bad = torch.zeros(3), torch.tensor([0.0, float("inf")])
+    assert first_not_finite({"actor.weight": good, "log_alpha": bad}) == "log_alpha"
+
+
+def test_update_metrics_are_means_of_all_updates() -> None:
+    metrics = UpdateMetrics()
+    for value in (1.0, 2.0, 6.0):
+        metrics.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
+    assert metrics.flush(first_update=0) == {"a": 3.0, "b": -3.0}
+    assert metrics.flush(first_update=3) == {}
+
+
+def test_a_failed_checkpoint_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
+    # Replay and weights exceed a file size that the system grants; metrics do not. The last
+    # checkpoint must succeed, so the run ends in an error.
+    recipe = tiny(budget={"replay_rows": 3000, "env_steps": 2000, "checkpoints": 4})
+    program = (
+        "import resource, sys; from torch_crl import Recipe, train\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "train(Recipe.from_json(sys.argv[1]), sys.argv[2])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, recipe.to_json(), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "warning: could not write the checkpoint" in result.stderr
+    assert "CheckpointError: could not write the checkpoint" in result.stderr
+    assert result.returncode == 1
+    kept, meta = final_tensors(tmp_path / "run")
+    assert 0 < meta["updates_done"] < recipe.total_updates and kept
+
+
+def test_run_directory_rules(tmp_path: Path) -> None:
+    recipe, run_dir = tiny(), tmp_path / "run"
+    with pytest.raises(RecipeError, match="holds no run"):
+        train(recipe, run_dir, resume=True)
+    train(recipe, run_dir, show=False)
+    with pytest.raises(RecipeError, match="--resume continues the run in it, --overwrite"):
+        train(recipe, run_dir, show=False)
+    with pytest.raises(RecipeError, match=r"asked to change networks\.width: 8 -> 16"):
+        train(tiny(networks={"width": 16}), run_dir, resume=True, show=False)
+    with pytest.raises(RecipeError, match="exclude each other"):
+        train(recipe, run_dir, resume=True, overwrite=True, show=False)
+    train(recipe, run_dir, overwrite=True, show=False)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("")
+    with pytest.raises(RecipeError, match="not a run; it is left alone"):
+        train(recipe, tmp_path / "precious", overwrite=True, show=False)
+    with pytest.raises(RecipeError, match="cannot be written"):
+        train(recipe, "/proc/nowhere/run", show=False)
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    recipe = tiny(budget={"evaluations": 3, "checkpoints": 2})
+    result = train(recipe, tmp_path / "run", show=False)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "recipe.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "policies",
+        "learning_curve.png",
+    }
+    assert Recipe.from_json((tmp_path / "run" / "recipe.json").read_text()) == recipe
+    evaluations = read_metrics(tmp_path / "run", "evaluation")
+    # One of the untrained policy, then three.
+    assert len(evaluations) == 4 and evaluations[0]["env_steps"] == 0
+    assert evaluations[-1] == result.evaluation
+    assert evaluations[-1]["env_steps"] == recipe.total_env_steps
+    assert evaluations[-1]["updates"] == recipe.total_updates
+    trained = read_metrics(tmp_path / "run", "train")
+    assert len(trained) == recipe.prefill_collections + recipe.collections
+    assert "critic_loss" not in trained[0] and "critic_loss" in trained[-1]
+    assert result.learning_curve.read_bytes().startswith(b"\x89PNG")
+    policies = checkpoint.folders(tmp_path / "run" / "policies")
+    assert len(policies) == 2
+    size = sum(path.stat().st_size for path in policies[0].iterdir())
+    actor = recipe.update_cost.actor.parameters
+    assert size < 4 * actor + 5_000
+
+
+def test_tensorboard_can_read_the_run(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny(), tmp_path / "run", show=False)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"evaluation/success_any", "train/critic_loss", "train/updates_per_second"} <= tags
+
+
+def test_policy_takes_one_or_many_and_numpy_or_torch(tmp_path: Path) -> None:
+    train(tiny("ant"), tmp_path / "run", show=False)
+    policy = load_policy(tmp_path / "run")
+    states, goals = torch.randn(5, 29), torch.randn(5, 2)
+    actions = policy(states, goals)
+    assert actions.shape == (5, 8) and actions.abs().max() < 1
+    torch.testing.assert_close(policy(states[3], goals[3]), actions[3])
+    array = policy(states.double().numpy(), goals.numpy())
+    torch.testing.assert_close(torch.from_numpy(array), actions)
+    with pytest.raises(ValueError, match="takes states of 29 and goals of 2 numbers, got 28 and 2"):
+        policy(states[:, 1:], goals)
+    folder = checkpoint.folders(tmp_path / "run" / "policies")[0]
+    torch.testing.assert_close(load_policy(folder)(states, goals), actions)
+    with pytest.raises(checkpoint.CheckpointError, match="give the run directory instead"):
+        load_policy(checkpoint.folders(tmp_path / "run" / "checkpoints")[0])
+
+
+def test_learns_a_toy_task_in_seconds(tmp_path: Path) -> None:
+    recipe = with_changes(
+        preset("own_task:make"),
+        task={"num_envs": 32, "num_eval_envs": 64},
+        networks={"width": 32},
+        algorithm={"batch_size": 128},
+        budget={
+            "env_steps": 20_000,
+            "unroll_length": 25,
+            "env_steps_per_update": 16.0,
+            "prefill_rows": 100,
+            "replay_rows": 1000,
+            "evaluations": 1,
+            "checkpoints": 1,
+        },
+        system={"device": "cpu", "torch_threads": 1},
+    )
+    train(recipe, tmp_path / "run", show=False)
+    untrained, trained = read_metrics(tmp_path / "run", "evaluation")
+    assert untrained["time_at_goal_share"] < 0.2
+    assert trained["success_any"] >= 0.9
+    assert trained["time_at_goal_share"] >= 0.6
+    # The critic that made it possible beats chance (1 / 128) by far.
+    record = read_metrics(tmp_path / "run", "train")[-1]
+    assert record["categorical_accuracy"] > 10 / 128
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["task"]["num_envs"] == 32
