@@ -211,12 +211,13 @@ def test_update_metrics_are_means_of_all_updates() -> None:
 
 
 def test_a_failed_checkpoint_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
-    # Replay and weights exceed a file size that the system grants; metrics do not. The last
-    # checkpoint must succeed, so the run ends in an error.
-    recipe = tiny(budget={"replay_rows": 3000, "env_steps": 2000, "checkpoints": 4})
+    # The system grants files of 300 kB: enough for half of the replay and for the metrics. The
+    # third checkpoint is only told; the last one must succeed, so the run ends in an error.
+    budget = {"replay_rows": 500, "env_steps": 8000, "env_steps_per_update": 40.0}
+    recipe = tiny(task={"num_envs": 16}, budget={**budget, "checkpoints": 4})
     program = (
         "import resource, sys; from torch_crl import Recipe, train\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
         "train(Recipe.from_json(sys.argv[1]), sys.argv[2])\n"
     )
     result = subprocess.run(
@@ -228,8 +229,8 @@ def test_a_failed_checkpoint_is_told_and_the_run_goes_on(tmp_path: Path) -> None
     assert "warning: could not write the checkpoint" in result.stderr
     assert "CheckpointError: could not write the checkpoint" in result.stderr
     assert result.returncode == 1
-    kept, meta = final_tensors(tmp_path / "run")
-    assert 0 < meta["updates_done"] < recipe.total_updates and kept
+    _, meta = final_tensors(tmp_path / "run")
+    assert 0 < meta["updates_done"] < recipe.total_updates
 
 
 def test_run_directory_rules(tmp_path: Path) -> None:

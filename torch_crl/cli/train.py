@@ -1,6 +1,5 @@
 """`torch-crl train`: the flags are the fields of the recipe; each task brings its own defaults."""
 
-import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,9 @@ from torch_crl.cli.errors import told_to_user
 from torch_crl.presets import preset, with_depth
 from torch_crl.recipe import Recipe
 
+# Shown by --help; stands for `trainer.default_run_dir`.
+_DEFAULT_RUN_DIR = Path("runs/TASK_seedN_DATE-TIME")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -18,9 +20,9 @@ class Options:
 
     recipe: Recipe = field(default_factory=Recipe)
     depth: int = 0
-    """Depth of actor and critic; --actor-depth and --critic-depth go before it."""
-    run_dir: Path = Path()
-    """Where the run is written; runs/TASK_seedN_DATE-TIME if not given."""
+    """Depth of actor and critic, 0 the preset's own; --actor-depth and --critic-depth beat it."""
+    run_dir: Path = _DEFAULT_RUN_DIR
+    """Where the run is written."""
     resume: bool = False
     """Go on from the newest checkpoint in --run-dir; all other flags may be left out."""
     overwrite: bool = False
@@ -52,16 +54,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(options: Options) -> int:
-    # While the simulator works, torch's idle threads must sleep and not spin on its cores. The
-    # OpenMP runtime reads this once, when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from torch_crl.checkpoint import CheckpointError
     from torch_crl.metrics import DivergenceError
     from torch_crl.plan import print_plan
     from torch_crl.trainer import default_run_dir, find_problems, train
 
     recipe = options.recipe
-    run_dir = default_run_dir(recipe) if options.run_dir == Path() else options.run_dir
+    named = options.run_dir != _DEFAULT_RUN_DIR
+    run_dir = options.run_dir if named else default_run_dir(recipe)
     with told_to_user(ValueError, OSError, CheckpointError, DivergenceError):
         if options.dry_run:
             find_problems(recipe, run_dir, resume=options.resume, overwrite=options.overwrite)

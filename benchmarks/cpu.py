@@ -1,0 +1,235 @@
+"""Figures of a machine without a GPU: `python -m benchmarks.cpu [scenario ...] [--out FILE]`.
+
+update   gradient updates against a plain module-by-module PyTorch version of the same update
+env      env steps against bare mujoco.batch on the same model, substeps and actions
+startup  seconds from the start of a process to its first gradient update, depth 64
+deep     three updates on `ant` at depth 1024, batch 64: are they finite, and the peak memory
+
+Contenders take turns within one run and the ratio is the median of the turns' ratios, so that a
+busy machine slows both. The last line of standard output is JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import torch
+from mujoco.batch import Batch
+from tensordict import TensorDict
+from torch import Generator
+
+from benchmarks.peers.eager_torch import EagerCrl
+from torch_crl import __version__
+from torch_crl.envs.registry import make_task
+from torch_crl.envs.simulator import CpuSimulator
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.metrics import read_metrics
+from torch_crl.presets import preset, with_changes
+from torch_crl.run import build_run
+from torch_crl.threads import one_torch_thread
+
+UPDATE_SIZES = [{"depth": depth, "width": 256, "batch_size": 256} for depth in (4, 16)]
+TURNS = 9
+
+
+def update() -> list[dict[str, Any]]:
+    """Updates per second on the sizes of `ant`, random data, both in fp32."""
+    return [_update(**size) for size in UPDATE_SIZES]
+
+
+def _update(*, depth: int, width: int, batch_size: int) -> dict[str, Any]:
+    recipe = with_changes(
+        preset("ant", depth=depth),
+        task={"num_envs": 4},
+        networks={"width": width},
+        algorithm={"batch_size": batch_size},
+        budget={"replay_rows": 64},
+    )
+    learner = build_run(recipe).learner
+    generator = Generator().manual_seed(0)
+    state, action, goal = (torch.randn(batch_size, n, generator=generator) for n in (29, 8, 2))
+    batch = TensorDict(
+        {"state": state, "action": action.tanh(), "goal": goal}, batch_size=[batch_size]
+    )
+    peer = EagerCrl(state_size=29, goal_size=2, action_size=8, width=width, depth=depth)
+    updates = max(4, 80 // depth)
+    ours, theirs = _take_turns(
+        lambda: learner.update(batch),
+        lambda: peer.update(state, action.tanh(), goal),
+        repeats=updates,
+    )
+    return {
+        "scenario": "update",
+        "depth": depth,
+        "width": width,
+        "batch": batch_size,
+        "ours_per_second": 1 / statistics.median(ours),
+        "eager_torch_per_second": 1 / statistics.median(theirs),
+        "ratio": _ratio(theirs, ours),
+        "gflop_per_second": recipe.update_cost.flop / statistics.median(ours) / 1e9,
+    }
+
+
+def env() -> list[dict[str, Any]]:
+    """Env steps per second of `ant`, 512 envs, resets of fallen ants included in ours only."""
+    task, num_envs = make_task("ant"), 512
+    actions = torch.rand(100, num_envs, 8, generator=Generator().manual_seed(0)) * 2 - 1
+    start = task.sample_start(num_envs, Generator().manual_seed(0))
+    bare = Batch(task.model, num_envs)
+    bare.qpos[:], bare.qvel[:] = start.qpos_NQ.numpy(), start.qvel_NV.numpy()
+    simulator = CpuSimulator(task.model, num_envs=num_envs, fields=task.fields)
+    vector_env = VectorEnv(
+        task, simulator, episode_length=1000, generator=Generator().manual_seed(0)
+    )
+    controls = actions.double().numpy()
+
+    def bare_steps() -> None:
+        for control in controls:
+            bare.ctrl[:] = control
+            bare.step(nstep=task.substeps)
+
+    def env_steps() -> None:
+        for action in actions:
+            vector_env.step(action)
+
+    with one_torch_thread():
+        ours, theirs = _take_turns(env_steps, bare_steps, repeats=1)
+    steps = num_envs * len(actions)
+    return [
+        {
+            "scenario": "env",
+            "task": "ant",
+            "envs": num_envs,
+            "ours_per_second": steps / statistics.median(ours),
+            "bare_mujoco_batch_per_second": steps / statistics.median(theirs),
+            "ratio": _ratio(theirs, ours),
+        }
+    ]
+
+
+_FIRST_UPDATE = """
+import sys, time
+from torch_crl.metrics import read_metrics
+from torch_crl.presets import preset, with_changes
+from torch_crl.run import build_run
+recipe = with_changes(preset("ant", depth=64), budget={"unroll_length": 2, "prefill_rows": 2})
+run = build_run(recipe)
+run.collect()
+print(float(run.update()["critic_loss"]))
+"""
+
+
+def startup() -> list[dict[str, Any]]:
+    """Published sizes (512 envs, width 256, batch 512), the shortest prefill there is."""
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", _FIRST_UPDATE], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    return [{"scenario": "startup", "depth": 64, "seconds": statistics.median(seconds)}]
+
+
+def deep() -> list[dict[str, Any]]:
+    """In a process of its own, whose peak memory is this run's and nothing else's."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = (
+            "--depth 1024 --batch-size 64 --num-envs 64 --num-eval-envs 2 --episode-length 20 "
+            "--env-steps 384 --unroll-length 2 --prefill-rows 2 --replay-rows 100 "
+            "--env-steps-per-update 85.4 --evaluations 1 --checkpoints 1 --device cpu"
+        )
+        command = [sys.executable, "-m", "torch_crl.cli.main", "train", "ant", *flags.split()]
+        begin = time.perf_counter()
+        subprocess.run([*command, "--run-dir", f"{folder}/run"], check=True, capture_output=True)
+        seconds = time.perf_counter() - begin
+        records = read_metrics(Path(folder, "run"), "train")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return [
+        {
+            "scenario": "deep",
+            "depth": 1024,
+            "batch": 64,
+            "updates": records[-1]["updates"],
+            "critic_loss": records[-1]["critic_loss"],
+            "seconds_whole_run": seconds,
+            "peak_gb": peak / 1e9,
+        }
+    ]
+
+
+SCENARIOS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "update": update,
+    "env": env,
+    "startup": startup,
+    "deep": deep,
+}
+
+
+def _take_turns(
+    ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int
+) -> tuple[list[float], list[float]]:
+    """Seconds per call of each, in `TURNS` turns after a warm-up."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(TURNS + 1):
+        for function, log in zip((ours, theirs), seconds, strict=True):
+            begin = time.perf_counter()
+            for _ in range(repeats):
+                function()
+            if turn:
+                log.append((time.perf_counter() - begin) / repeats)
+    return seconds
+
+
+def _ratio(numerators: list[float], denominators: list[float]) -> float:
+    return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "device": f"{os.cpu_count()} cores, {platform.machine()}",
+        "torch": torch.__version__,
+        "mujoco": mujoco.__version__,
+        "torch_crl": __version__,
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    """Run the chosen scenarios, print a line a row, then everything as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS], default=[])
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    options = parser.parse_args()
+    rows = []
+    for name in options.scenarios or SCENARIOS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        for row in SCENARIOS[name]():
+            rows.append(row)
+            numbers = (
+                f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
+                for key, value in row.items()
+            )
+            print("  ".join(numbers))
+    document = {"machine": machine(), "rows": rows}
+    if options.out:
+        options.out.write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Writes the measured parts of the README: `python -m benchmarks.tables`.
+
+Everything between `<!-- NAME -->` and `<!-- end of NAME -->` comes from `benchmarks/results/` or
+from the examples. `--check` changes nothing and fails if the README is not what it would write.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def results_table() -> str:
+    """Every row of cpu.json, with what it was measured on."""
+    document = _read("cpu.json")
+    machine = document["machine"]
+    lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
+    lines += [_result_line(row) for row in document["rows"]]
+    lines += [
+        "",
+        f"{machine['device']}, torch {machine['torch']}, mujoco {machine['mujoco']}, "
+        f"commit {machine['commit']}, {machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _result_line(row: dict[str, Any]) -> str:
+    match row["scenario"]:
+        case "update":
+            return (
+                f"| updates/s, depth {row['depth']}, width {row['width']}, batch {row['batch']} | "
+                f"{row['ours_per_second']:.1f} | {row['eager_torch_per_second']:.1f}, PyTorch "
+                f"module by module | {row['ratio']:.2f} |"
+            )
+        case "env":
+            return (
+                f"| env steps/s, `{row['task']}`, {row['envs']} envs, resets included | "
+                f"{row['ours_per_second']:,.0f} | {row['bare_mujoco_batch_per_second']:,.0f}, "
+                f"bare mujoco.batch | {row['ratio']:.2f} |"
+            )
+        case "startup":
+            return (
+                f"| process start to first update, `ant`, depth {row['depth']} | "
+                f"{row['seconds']:.1f} s | | |"
+            )
+        case "deep":
+            return (
+                f"| {row['updates']} updates on `ant`, depth {row['depth']}, batch {row['batch']}:"
+                f" peak memory | {row['peak_gb']:.1f} GB | | |"
+            )
+    raise ValueError(f"no line for scenario {row['scenario']!r}")
+
+
+def learning_table() -> str:
+    """Every run of learning.json."""
+    document = _read("learning.json")
+    lines = [
+        "| preset | seed | evaluated on | reached the goal | time at goal | env steps | training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{row['task']}` | {row['seed']} | `{row['eval_task']}` | {row['success_any']:.0%} | "
+        f"{row['time_at_goal_share']:.0%} of {row['episode_steps']} steps | "
+        f"{row['env_steps']:,} | {row['minutes']:.1f} min |"
+        for row in document["rows"]
+    ]
+    machine = document["machine"]
+    lines += ["", f"{machine['device']}, commit {machine['commit']}, {machine['date']}."]
+    return "\n".join(lines)
+
+
+def own_task() -> str:
+    """The functions of examples/own_task.py."""
+    text = (ROOT / "examples" / "own_task.py").read_text()
+    body = text[text.index("def make()") : text.index("\n\nif __name__")]
+    return f"```python\n{body.rstrip()}\n```"
+
+
+def first_run() -> str:
+    """What the default run printed."""
+    return f"```\n{(RESULTS / 'first_run.txt').read_text().rstrip()}\n```"
+
+
+PARTS = {
+    "first run": first_run,
+    "own task": own_task,
+    "results": results_table,
+    "learning": learning_table,
+}
+
+
+def fill(text: str) -> str:
+    """The README with its generated parts."""
+    for name, write in PARTS.items():
+        pattern = re.compile(f"(<!-- {name} -->\\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        # Backslashes in a replacement text would be read as references to groups.
+        part = write().replace("\\", r"\\")
+        text, count = pattern.subn(rf"\g<1>{part}\n\g<2>", text)
+        if count != 1:
+            raise ValueError(f"the README has {count} places for {name!r}")
+    return text
+
+
+def _read(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return document
+
+
+def main() -> int:
+    """Fill or check the README; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    filled = fill(readme.read_text())
+    if options.check:
+        return int(filled != readme.read_text())
+    readme.write_text(filled)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
