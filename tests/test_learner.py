@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
+from tests.watch import LargestTensor
 from torch_crl.learner import Learner, Objective
 from torch_crl.losses import CONTRASTIVE_LOSSES, ENERGIES
 from torch_crl.networks import build_networks
@@ -222,17 +223,6 @@ def test_state_of_a_learner_that_never_updated_can_be_loaded() -> None:
 def test_no_tensor_of_batch_by_batch_by_representation_is_made() -> None:
     learner = make_learner(width=16)
     batch_size, representation = 300, 8
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(tensor, Tensor):
-                    largest = max(largest, tensor.numel())
-            return result
-
-    with Watch():
+    with LargestTensor() as watch:
         learner.update(make_batch(batch_size))
-    assert batch_size * batch_size <= largest < batch_size * batch_size * representation
+    assert batch_size * batch_size <= watch.numel < batch_size * batch_size * representation

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from tests.watch import LargestTensor
+from torch_crl.costs import replay_bytes
 from torch_crl.replay import Replay, truncated_geometric
 
 # A state is (env, row, trajectory); the achieved goal is all of it.
@@ -166,9 +168,16 @@ def test_window_ends_the_reach_of_goals() -> None:
     assert ahead[1] > 40
 
 
-def test_bytes_are_what_the_arithmetic_says_and_no_window_matrix_is_made() -> None:
-    from torch_crl.costs import replay_bytes
+@pytest.mark.parametrize("window", [0, 1000])
+def test_sampling_makes_no_tensor_of_window_by_window(window: int) -> None:
+    replay = filled_replay(rows=1000, num_envs=1, lengths=[[1000]], steps=1000)
+    with LargestTensor() as watch:
+        replay.sample(64, discount=0.99, generator=Generator().manual_seed(0), window=window)
+    # Views of the storage pass by (3 numbers a row); nothing of 1000 x 1000 does.
+    assert watch.numel <= 3 * 1000
 
+
+def test_bytes_are_what_the_arithmetic_says() -> None:
     replay = Replay(rows=100, num_envs=7, state_size=29, action_size=8, goal_slice=(0, 2))
     assert replay.num_bytes == replay_bytes(
         rows=100, num_envs=7, state_size=29, action_size=8, bytes_per_number=4

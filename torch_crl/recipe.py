@@ -107,7 +107,7 @@ class SystemRecipe:
     simulator_threads: int = 0
     """Threads of physics; 0 takes every CPU."""
     torch_threads: int = 0
-    """Threads of the updates on the CPU; 0 takes every CPU."""
+    """Threads of the updates on the CPU; 0 takes every CPU, or one for small layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

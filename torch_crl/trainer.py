@@ -26,6 +26,8 @@ from torch_crl.stopping import StopSignals
 
 # The newest may be the one that a crash damaged.
 _KEPT_CHECKPOINTS = 2
+# Below this a second thread gains nothing; measured in benchmarks/LOG.md.
+_SHARED_LAYER_FLOP = 3e6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ def train(
     """
     run_dir = Path(run_dir or default_run_dir(recipe))
     find_problems(recipe, run_dir, resume=resume, overwrite=overwrite)
-    torch.set_num_threads(recipe.system.torch_threads or torch.get_num_threads())
+    torch.set_num_threads(_torch_threads(recipe))
     run = build_run(recipe)
     notes = _restore(run, run_dir) if resume else _start_directory(recipe, run_dir)
     resumed_at = run.env_steps if resume else None
@@ -91,18 +93,18 @@ def train(
             # A run that was stopped between two updates goes on with the updates.
             if run.updates_done == run.updates_due:
                 log.progress("collecting", run.progress, clock.rates())
-                with clock.collecting(run):
+                with clock.collecting():
                     episodes = run.collect()
 
             first_update = run.updates_done
-            with clock.updating(run):
+            with clock.updating():
                 while run.updates_done < run.updates_due and not stop.requested:
                     metrics.add(run.update())
                     log.progress("training", run.progress, clock.rates())
-                losses = _flush(metrics, run, first_update)
+                losses = _flush(metrics, run, run_dir, first_update)
 
             if run.updates_done == run.updates_due:
-                log.train(clock.counters(run) | clock.rates() | episodes | losses)
+                log.train(clock.counters() | clock.rates() | episodes | losses)
                 if _is_due(run, recipe.budget.evaluations):
                     _evaluate(run, log, clock)
                 if _is_due(run, recipe.budget.checkpoints):
@@ -129,6 +131,16 @@ def find_problems(recipe: Recipe, run_dir: Path, *, resume: bool, overwrite: boo
         if changed:
             problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
     validation.check(recipe, run_problems=problems)
+
+
+def _torch_threads(recipe: Recipe) -> int:
+    """As asked; else every CPU, or one where a layer is too small for sharing to pay.
+
+    Threads that wait for each other at every operation crawl as soon as something else runs.
+    """
+    flop_per_layer = 2 * recipe.algorithm.batch_size * recipe.networks.width**2
+    automatic = torch.get_num_threads() if flop_per_layer >= _SHARED_LAYER_FLOP else 1
+    return recipe.system.torch_threads or automatic
 
 
 def _start_directory(recipe: Recipe, run_dir: Path) -> list[str]:
@@ -159,17 +171,19 @@ def _is_due(run: Run, times: int) -> bool:
     return done > 0 and done * times // total > (done - 1) * times // total
 
 
-def _flush(metrics: UpdateMetrics, run: Run, first_update: int) -> dict[str, float]:
+def _flush(metrics: UpdateMetrics, run: Run, run_dir: Path, first_update: int) -> dict[str, float]:
     """Mean losses of the updates just made. Raises DivergenceError, naming step and tensor."""
     try:
         losses = metrics.flush(first_update=first_update)
+        name = first_not_finite(run.learner.named_parameters()) if losses else None
+        if name is not None:
+            raise DivergenceError(f"{name} is not finite after update {run.updates_done}")
     except DivergenceError as error:
-        raise DivergenceError(f"{error} ({run.env_steps:,} env steps)") from None
-    name = first_not_finite(run.learner.named_parameters()) if losses else None
-    if name is not None:
+        saved = [str(folder) for folder in checkpoint.folders(run_dir / "checkpoints")[:1]]
         raise DivergenceError(
-            f"{name} is not finite after update {run.updates_done} ({run.env_steps:,} env steps)"
-        )
+            f"{error} ({run.env_steps:,} env steps); the run stops, its last good checkpoint is "
+            f"{''.join(saved) or 'none yet'}"
+        ) from None
     return losses
 
 
@@ -185,7 +199,7 @@ def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
         simulator=recipe.system.simulator,
         num_threads=recipe.system.simulator_threads,
     )
-    log.evaluation(clock.counters(run) | result)
+    log.evaluation(clock.counters() | result)
 
 
 def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed: bool) -> None:
@@ -215,33 +229,43 @@ def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed
 
 
 class _Clock:
-    """Wall-clock of a run, over all of its sessions, and the rates of the newest collection."""
+    """Wall-clock of a run, over all of its sessions, and the rates of its newest collection."""
 
     def __init__(self, run: Run) -> None:
+        self._run = run
         self._begin = time.perf_counter() - run.seconds
         self._collect_rate = self._update_rate = 0.0
+        self._updates_begin: tuple[float, int] | None = None
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._begin
 
     @contextmanager
-    def collecting(self, run: Run) -> Iterator[None]:
+    def collecting(self) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self._collect_rate = run.recipe.steps_per_collection / (time.perf_counter() - begin)
+        self._collect_rate = self._run.recipe.steps_per_collection / (time.perf_counter() - begin)
 
     @contextmanager
-    def updating(self, run: Run) -> Iterator[None]:
-        begin, before = time.perf_counter(), run.updates_done
+    def updating(self) -> Iterator[None]:
+        self._updates_begin = (time.perf_counter(), self._run.updates_done)
         yield
-        self._update_rate = (run.updates_done - before) / (time.perf_counter() - begin)
+        self._update_rate = self._present_update_rate()
+        self._updates_begin = None
 
-    def counters(self, run: Run) -> dict[str, float]:
+    def counters(self) -> dict[str, float]:
+        run = self._run
         return {"env_steps": run.env_steps, "updates": run.updates_done, "seconds": self.seconds}
 
     def rates(self) -> dict[str, float]:
         return {
             "collected_steps_per_second": self._collect_rate,
-            "updates_per_second": self._update_rate,
+            "updates_per_second": self._present_update_rate(),
         }
+
+    def _present_update_rate(self) -> float:
+        if self._updates_begin is None:
+            return self._update_rate
+        begin, before = self._updates_begin
+        return (self._run.updates_done - before) / (time.perf_counter() - begin)
