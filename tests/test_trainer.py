@@ -232,6 +232,22 @@ def test_a_failed_checkpoint_is_told_and_the_run_goes_on(tmp_path: Path) -> None
     assert 0 < meta["updates_done"] < recipe.total_updates
 
 
+def test_records_after_the_checkpoint_are_written_again_and_not_twice(tmp_path: Path) -> None:
+    from torch_crl.metrics import RunLog
+
+    moments = [(10, 0), (20, 2), (30, 4)]
+    lines = [
+        json.dumps({"kind": "train", "env_steps": steps, "updates": updates}) + "\n"
+        for steps, updates in moments
+    ]
+    # Stopped after one of the two updates that belong to step 30; half a line from a kill.
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"kind": "tr')
+    with RunLog(tmp_path, total=100, resumed_at=(30, 3), show=False):
+        pass
+    kept = [(record["env_steps"], record["updates"]) for record in read_metrics(tmp_path, "train")]
+    assert kept == moments[:2]
+
+
 def test_run_directory_rules(tmp_path: Path) -> None:
     recipe, run_dir = tiny(), tmp_path / "run"
     with pytest.raises(RecipeError, match="holds no run"):

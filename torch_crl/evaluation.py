@@ -22,6 +22,7 @@ def evaluate(
     seed: int = 0,
     simulator: str = "cpu",
     num_threads: int = 0,
+    on_step: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
     """One episode of `policy` in each of `num_envs` fresh envs.
 
@@ -31,6 +32,7 @@ def evaluate(
         episode_length: control steps until the time limit.
         seed: decides starts and goals.
         simulator, num_threads: where and on how many threads physics runs; 0 is every CPU.
+        on_step: called with the number of control steps done, to show progress.
 
     Returns:
         Means over the episodes, each counted until it first ends:
@@ -51,6 +53,7 @@ def evaluate(
     alive_N = torch.ones(num_envs, dtype=torch.bool)
     length_N, distance_sum_N, final_distance_N = (torch.zeros(num_envs) for _ in range(3))
     at_goal = {level: torch.zeros(num_envs) for level in task.spec.success_radius}
+    step = 0
     while alive_N.any():
         result = env.step(policy(env.state_NS, env.goal_NG))
         length_N += alive_N
@@ -59,6 +62,9 @@ def evaluate(
         for level, success_N in result.success.items():
             at_goal[level] += alive_N & success_N
         alive_N &= ~(result.terminated_N | result.truncated_N)
+        step += 1
+        if on_step is not None:
+            on_step(step)
 
     metrics = {
         f"time_at_goal{level.removeprefix('success')}": steps_N.mean()

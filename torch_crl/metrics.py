@@ -6,7 +6,7 @@ The only place that waits for the device: once for each collection, in `UpdateMe
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,28 +69,26 @@ def first_not_finite(named_tensors: dict[str, Tensor]) -> str | None:
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """The records of one kind (`train` or `evaluation`) in a run's metrics.jsonl."""
-    path = run_dir / METRICS_FILE
-    if not path.exists():
-        return []
-    records = (json.loads(line) for line in path.read_text().splitlines())
-    return [record for record in records if record["kind"] == kind]
+    return [record for record in _records(run_dir / METRICS_FILE) if record["kind"] == kind]
 
 
 class RunLog:
     """Writes records to metrics.jsonl and TensorBoard, and shows the progress of a run."""
 
-    def __init__(self, run_dir: Path, *, total: int, resumed_at: int | None, show: bool) -> None:
+    def __init__(
+        self, run_dir: Path, *, total: int, resumed_at: tuple[int, int] | None, show: bool
+    ) -> None:
         """`total` env steps to show progress towards.
 
-        `resumed_at` drops records after that many env steps, which will be written again.
+        `resumed_at` (env steps, updates) drops later records, which will be written again.
         """
         if resumed_at is not None:
-            _drop_records_after(run_dir / METRICS_FILE, resumed_at)
+            _drop_records_after(run_dir / METRICS_FILE, *resumed_at)
         self._file = (run_dir / METRICS_FILE).open("a")
         self._tensorboard = EventFileWriter(str(run_dir / "tensorboard"))
         if resumed_at is not None:
             restart = SessionLog(status=SessionLog.START)
-            self._tensorboard.add_event(Event(step=resumed_at + 1, session_log=restart))
+            self._tensorboard.add_event(Event(step=resumed_at[0] + 1, session_log=restart))
         self._console = Console(stderr=True, quiet=not show, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
@@ -120,11 +118,13 @@ class RunLog:
         for line in lines:
             self._console.print(line, soft_wrap=True, markup=False)
 
-    def progress(self, phase: str, completed: float, rates: dict[str, float]) -> None:
+    def progress(
+        self, phase: str, *, completed: float, updates: int, rates: dict[str, float]
+    ) -> None:
         """Move the bar to `completed` env steps."""
         text = (
-            f"{rates['collected_steps_per_second']:,.0f} steps/s "
-            f"{rates['updates_per_second']:,.1f} updates/s"
+            f"{updates:,} updates · {rates['collected_steps_per_second']:,.0f} steps/s "
+            f"{rates['updates_per_second']:,.1f} updates/s ·"
         )
         self._progress.update(self._bar, description=phase, completed=completed, rates=text)
 
@@ -161,14 +161,17 @@ class RunLog:
         self._tensorboard.add_event(event)
 
 
-def _drop_records_after(path: Path, env_steps: int) -> None:
-    if not path.exists():
-        return
-    kept = [line for line in _whole_records(path) if json.loads(line)["env_steps"] <= env_steps]
-    path.write_text("".join(f"{line}\n" for line in kept))
+def _drop_records_after(path: Path, env_steps: int, updates: int) -> None:
+    kept = [
+        record
+        for record in _records(path)
+        if record["env_steps"] <= env_steps and record["updates"] <= updates
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
 
-def _whole_records(path: Path) -> Iterable[str]:
-    # A killed run may leave half a line at the end.
-    lines = path.read_text().split("\n")
-    return lines[:-1]
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        # A killed run may leave half a line at the end; what follows the last newline is dropped.
+        for line in path.read_text().split("\n")[:-1]:
+            yield json.loads(line)

@@ -79,7 +79,7 @@ def train(
     torch.set_num_threads(_torch_threads(recipe))
     run = build_run(recipe)
     notes = _restore(run, run_dir) if resume else _start_directory(recipe, run_dir)
-    resumed_at = run.env_steps if resume else None
+    resumed_at = (run.env_steps, run.updates_done) if resume else None
     log = RunLog(run_dir, total=recipe.total_env_steps, resumed_at=resumed_at, show=show)
     with log, StopSignals() as stop:
         log.announce(f"{recipe.task.name} on {run.learner.device}, run directory {run_dir}", *notes)
@@ -92,7 +92,7 @@ def train(
             episodes = {}
             # A run that was stopped between two updates goes on with the updates.
             if run.updates_done == run.updates_due:
-                log.progress("collecting", run.progress, clock.rates())
+                clock.show("collecting", log)
                 with clock.collecting():
                     episodes = run.collect()
 
@@ -100,7 +100,7 @@ def train(
             with clock.updating():
                 while run.updates_done < run.updates_due and not stop.requested:
                     metrics.add(run.update())
-                    log.progress("training", run.progress, clock.rates())
+                    clock.show("training", log)
                 losses = _flush(metrics, run, run_dir, first_update)
 
             if run.updates_done == run.updates_due:
@@ -188,7 +188,7 @@ def _flush(metrics: UpdateMetrics, run: Run, run_dir: Path, first_update: int) -
 
 
 def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
-    log.progress("evaluating", run.progress, clock.rates())
+    clock.show("evaluating", log)
     recipe = run.recipe
     result = evaluate(
         run.policy,
@@ -257,6 +257,10 @@ class _Clock:
     def counters(self) -> dict[str, float]:
         run = self._run
         return {"env_steps": run.env_steps, "updates": run.updates_done, "seconds": self.seconds}
+
+    def show(self, phase: str, log: RunLog) -> None:
+        run = self._run
+        log.progress(phase, completed=run.progress, updates=run.updates_done, rates=self.rates())
 
     def rates(self) -> dict[str, float]:
         return {

@@ -36,6 +36,9 @@ def main(arguments: list[str]) -> int:
         prog="torch-crl eval",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    from rich.console import Console
+    from rich.progress import Progress
+
     from torch_crl.checkpoint import CheckpointError
     from torch_crl.envs.registry import task_spec
     from torch_crl.evaluation import evaluate
@@ -53,13 +56,18 @@ def main(arguments: list[str]) -> int:
                 f"the policy was trained on {recipe.task.name}; {task} has states and goals of "
                 "other sizes"
             )
-        result = evaluate(
-            policy,
-            task,
-            num_envs=options.num_envs,
-            episode_length=options.episode_length or recipe.task.episode_length,
-            seed=options.seed,
-        )
+        episode_length = options.episode_length or recipe.task.episode_length
+        # Gone when the numbers come; nothing at all where standard error is no terminal.
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task(f"{options.num_envs} episodes", total=episode_length)
+            result = evaluate(
+                policy,
+                task,
+                num_envs=options.num_envs,
+                episode_length=episode_length,
+                seed=options.seed,
+                on_step=lambda step: progress.update(bar, completed=step),
+            )
     if options.json:
         print(json.dumps({"task": task, **result}))
     else:
