@@ -11,6 +11,7 @@ def save_learning_curve(run_dir: Path) -> Path:
     Returns the path of the picture. matplotlib is imported here, at the end of a run.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, PercentFormatter
 
     evaluations, updates = (read_metrics(run_dir, kind) for kind in ("evaluation", "train"))
     updates = [record for record in updates if "categorical_accuracy" in record]
@@ -24,21 +25,19 @@ def save_learning_curve(run_dir: Path) -> Path:
     ):
         behaviour.plot(steps, [record[name] for record in evaluations], "o-", ms=4, label=label)
     minutes = evaluations[-1]["seconds"] / 60
-    behaviour.set(title=f"evaluation, {minutes:.1f} minutes of training", ylim=(-0.02, 1.02))
+    behaviour.set(title=f"evaluation ({minutes:.1f} minutes of training)", ylim=(-0.02, 1.02))
+    behaviour.legend(loc="best", frameon=False)
 
     steps = [record["env_steps"] for record in updates]
-    critic.plot(
-        steps,
-        [record["categorical_accuracy"] for record in updates],
-        color="C2",
-        label="critic picks the true goal out of the batch",
-    )
-    critic.set(title="training", ylim=(0.0, None))
+    accuracy = [record["categorical_accuracy"] for record in updates]
+    critic.plot(steps, accuracy, color="C2")
+    critic.set(title="critic picks the true goal out of the batch", ylim=(0.0, None))
+
     for axes in (behaviour, critic):
         axes.set_xlabel("env steps")
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper left", frameon=False)
-        axes.ticklabel_format(axis="x", scilimits=(0, 5))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     path = run_dir / "learning_curve.png"
     figure.savefig(path, dpi=120)
     return path
