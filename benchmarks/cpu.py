@@ -10,9 +10,6 @@ busy machine slows both. The last line of standard output is JSON.
 """
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -23,14 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import torch
 from mujoco.batch import Batch
 from tensordict import TensorDict
 from torch import Generator
 
 from benchmarks.peers.eager_torch import EagerCrl
-from torch_crl import __version__
+from benchmarks.report import report
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulator import CpuSimulator
 from torch_crl.envs.vector_env import VectorEnv
@@ -194,21 +190,6 @@ def _ratio(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "device": f"{os.cpu_count()} cores, {platform.machine()}",
-        "torch": torch.__version__,
-        "mujoco": mujoco.__version__,
-        "torch_crl": __version__,
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def main() -> None:
     """Run the chosen scenarios, print a line a row, then everything as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -225,10 +206,7 @@ def main() -> None:
                 for key, value in row.items()
             )
             print("  ".join(numbers))
-    document = {"machine": machine(), "rows": rows}
-    if options.out:
-        options.out.write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
+    report(rows, options.out)
 
 
 if __name__ == "__main__":

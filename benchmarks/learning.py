@@ -5,12 +5,11 @@ evaluates the final policies over fresh episodes. About 20 minutes on two cores.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu import machine
+from benchmarks.report import report
 from torch_crl import evaluate, load_policy, preset, train, with_changes
 from torch_crl.metrics import read_metrics
 
@@ -65,10 +64,7 @@ def main() -> None:
         for seed in seeds if options.only in (None, task) else ():
             print(f"{task}, seed {seed}", file=sys.stderr)
             rows += run(task, seed, eval_tasks, options.runs)
-    document = {"machine": machine(), "rows": rows}
-    if options.out:
-        options.out.write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
+    report(rows, options.out)
 
 
 if __name__ == "__main__":

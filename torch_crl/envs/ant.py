@@ -11,7 +11,7 @@ from torch_crl.envs.models import add_walls, gymnasium_model, set_physics
 from torch_crl.envs.sampling import cell_centres, normal, on_circle, one_of, uniform
 from torch_crl.envs.simulator import Simulator
 from torch_crl.envs.spec import TaskSpec
-from torch_crl.envs.task import Start, Task
+from torch_crl.envs.task import Start, Task, height_outside
 
 _SCALE = 4.0
 _GOAL_RADIUS = 10.0
@@ -75,19 +75,13 @@ def _task(
         substeps=5,
         sample_start=sample_start,
         state=_state,
-        failed=_failed,
+        failed=height_outside(_LOWEST, _HIGHEST),
     )
 
 
 def _state(simulator: Simulator) -> Tensor:
     """0:3 torso position, 3:7 quaternion, 7:15 joints, 15:29 their velocities in that order."""
     return torch.cat([simulator.data["qpos"], simulator.data["qvel"]], dim=-1).float()
-
-
-def _failed(state_NS: Tensor) -> Tensor:
-    """The torso is too low or too high."""
-    height_N = state_NS[:, 2]
-    return (height_N < _LOWEST) | (height_N > _HIGHEST)
 
 
 def _robot(*, wall_contacts: bool) -> mujoco.MjSpec:

@@ -8,10 +8,10 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.envs.models import gymnasium_model, set_physics
-from torch_crl.envs.sampling import on_circle, uniform
+from torch_crl.envs.sampling import at_height, on_circle, uniform
 from torch_crl.envs.simulator import Simulator
 from torch_crl.envs.spec import TaskSpec
-from torch_crl.envs.task import Start, Task
+from torch_crl.envs.task import Start, Task, height_outside
 
 _START_HEIGHT = 1.4
 _GOAL_HEIGHT = 1.25
@@ -30,7 +30,7 @@ def make(spec: TaskSpec) -> Task:
         state=_state_reader(model),
         fields=("xipos", "ximat", "cvel", "subtree_com"),
         control=_control,
-        failed=_failed,
+        failed=height_outside(_LOWEST, _HIGHEST),
     )
 
 
@@ -40,23 +40,16 @@ def _sample_start(num_envs: int, generator: Generator) -> Start:
     qpos_NQ[:, 2] = _START_HEIGHT
     qpos_NQ[:, 3] = 1.0
     goal_xy = on_circle(uniform(1.0, 5.0, (num_envs,), generator), generator)
-    height = torch.full((num_envs, 1), _GOAL_HEIGHT, dtype=torch.float64)
     return Start(
         qpos_NQ=qpos_NQ,
         qvel_NV=torch.zeros(num_envs, 23, dtype=torch.float64),
-        goal_NG=torch.cat([goal_xy, height], dim=-1).float(),
+        goal_NG=at_height(goal_xy, _GOAL_HEIGHT),
     )
 
 
 def _control(action_NA: Tensor, simulator: Simulator) -> Tensor:  # noqa: ARG001
     """[-1, 1] to the actuators' range."""
     return _CONTROL_RANGE * action_NA
-
-
-def _failed(state_NS: Tensor) -> Tensor:
-    """The torso is too low or too high."""
-    height_N = state_NS[:, 2]
-    return (height_N < _LOWEST) | (height_N > _HIGHEST)
 
 
 def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:

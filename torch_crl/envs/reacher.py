@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.envs.models import gymnasium_model, set_physics
-from torch_crl.envs.sampling import on_circle, uniform
+from torch_crl.envs.sampling import at_height, on_circle, uniform
 from torch_crl.envs.simulator import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
@@ -39,11 +39,10 @@ def make(spec: TaskSpec) -> Task:
 def _sample_start(num_envs: int, generator: Generator) -> Start:
     """Joints near zero and nearly at rest; the goal uniform in radius, so denser at the centre."""
     goal_xy = on_circle(uniform(0.0, _GOAL_RADIUS, (num_envs,), generator), generator)
-    height = torch.full((num_envs, 1), _TIP_HEIGHT, dtype=torch.float64)
     return Start(
         qpos_NQ=uniform(-0.1, 0.1, (num_envs, 2), generator),
         qvel_NV=uniform(-0.005, 0.005, (num_envs, 2), generator),
-        goal_NG=torch.cat([goal_xy, height], dim=-1).float(),
+        goal_NG=at_height(goal_xy, _TIP_HEIGHT),
     )
 
 

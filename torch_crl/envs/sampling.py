@@ -28,6 +28,11 @@ def on_circle(radius_N: Tensor, generator: Generator) -> Tensor:
     return radius_N[:, None] * torch.stack([angle_N.cos(), angle_N.sin()], dim=-1)
 
 
+def at_height(xy_N2: Tensor, height: float) -> Tensor:
+    """Goals of x, y and one height, float32 [N, 3]."""
+    return torch.nn.functional.pad(xy_N2, (0, 1), value=height).float()
+
+
 def cell_centres(layout: tuple[str, ...], kinds: str, *, scale: float) -> Tensor:
     """World xy of every cell of the given kinds, float64 [cells, 2]."""
     return scale * torch.tensor(cells(layout, kinds), dtype=torch.float64)

@@ -31,6 +31,16 @@ def never_failed(state_NS: Tensor) -> Tensor:
     return torch.zeros(len(state_NS), dtype=torch.bool, device=state_NS.device)
 
 
+def height_outside(low: float, high: float) -> Callable[[Tensor], Tensor]:
+    """A state fails if its third entry, the torso's height, leaves [low, high] (metres)."""
+
+    def failed(state_NS: Tensor) -> Tensor:
+        height_N = state_NS[:, 2]
+        return (height_N < low) | (height_N > high)
+
+    return failed
+
+
 def direct_control(action_NA: Tensor, simulator: Simulator) -> Tensor:  # noqa: ARG001
     """The action is the actuators' control, unchanged."""
     return action_NA
