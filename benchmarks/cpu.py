@@ -10,7 +10,7 @@ busy machine slows both. The last line of standard output is JSON.
 """
 
 import argparse
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -33,10 +33,11 @@ from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.metrics import read_metrics
 from torch_crl.presets import preset, with_changes
 from torch_crl.run import build_run
-from torch_crl.threads import one_torch_thread
+from torch_crl.threads import torch_threads
 
 UPDATE_SIZES = [{"depth": depth, "width": 256, "batch_size": 256} for depth in (4, 16)]
 TURNS = 9
+_TRAIN = [sys.executable, "-m", "torch_crl.cli.main", "train"]
 
 
 def update() -> list[dict[str, Any]]:
@@ -99,7 +100,7 @@ def env() -> list[dict[str, Any]]:
         for action in actions:
             vector_env.step(action)
 
-    with one_torch_thread():
+    with torch_threads(1):
         ours, theirs = _take_turns(env_steps, bare_steps, repeats=1)
     steps = num_envs * len(actions)
     return [
@@ -114,42 +115,46 @@ def env() -> list[dict[str, Any]]:
     ]
 
 
-_FIRST_UPDATE = """
-import sys, time
-from torch_crl.metrics import read_metrics
-from torch_crl.presets import preset, with_changes
-from torch_crl.run import build_run
-recipe = with_changes(preset("ant", depth=64), budget={"unroll_length": 2, "prefill_rows": 2})
-run = build_run(recipe)
-run.collect()
-print(float(run.update()["critic_loss"]))
-"""
-
-
 def startup() -> list[dict[str, Any]]:
-    """Published sizes (512 envs, width 256, batch 512), the shortest prefill there is."""
+    """`torch-crl train` with the published sizes (512 envs, width 256, batch 512), until the first
+    update is logged; the shortest prefill there is.
+    """
+    flags = "--unroll-length 2 --prefill-rows 2 --env-steps 100000 --env-steps-per-update 1024"
     seconds = []
     for _ in range(5):
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", _FIRST_UPDATE], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - begin)
+        with tempfile.TemporaryDirectory() as folder:
+            run_dir = Path(folder, "run")
+            begin = time.perf_counter()
+            process = subprocess.Popen(
+                [*_TRAIN, "ant", "--depth", "64", *flags.split(), "--run-dir", str(run_dir)],
+                stderr=subprocess.DEVNULL,
+            )
+            while not any(record["updates"] for record in read_metrics(run_dir, "train")):
+                if process.poll() is not None:
+                    raise RuntimeError("the run ended before its first update")
+                time.sleep(0.01)
+            seconds.append(time.perf_counter() - begin)
+            process.kill()
+            process.wait()
     return [{"scenario": "startup", "depth": 64, "seconds": statistics.median(seconds)}]
 
 
 def deep() -> list[dict[str, Any]]:
-    """In a process of its own, whose peak memory is this run's and nothing else's."""
+    """Three updates at depth 1024 in a process of its own, whose peak memory is told."""
+    flags = (
+        "--depth 1024 --batch-size 64 --num-envs 64 --num-eval-envs 2 --episode-length 20 "
+        "--env-steps 384 --unroll-length 2 --prefill-rows 2 --replay-rows 100 "
+        "--env-steps-per-update 85.4 --evaluations 1 --checkpoints 1 --device cpu"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        flags = (
-            "--depth 1024 --batch-size 64 --num-envs 64 --num-eval-envs 2 --episode-length 20 "
-            "--env-steps 384 --unroll-length 2 --prefill-rows 2 --replay-rows 100 "
-            "--env-steps-per-update 85.4 --evaluations 1 --checkpoints 1 --device cpu"
-        )
-        command = [sys.executable, "-m", "torch_crl.cli.main", "train", "ant", *flags.split()]
+        run_dir = Path(folder, "run")
         begin = time.perf_counter()
-        subprocess.run([*command, "--run-dir", f"{folder}/run"], check=True, capture_output=True)
+        process = subprocess.Popen([*_TRAIN, "ant", *flags.split(), "--run-dir", str(run_dir)])
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise RuntimeError(f"the run ended with wait status {status}")
         seconds = time.perf_counter() - begin
-        records = read_metrics(Path(folder, "run"), "train")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        records = read_metrics(run_dir, "train")
     return [
         {
             "scenario": "deep",
@@ -158,7 +163,8 @@ def deep() -> list[dict[str, Any]]:
             "updates": records[-1]["updates"],
             "critic_loss": records[-1]["critic_loss"],
             "seconds_whole_run": seconds,
-            "peak_gb": peak / 1e9,
+            # Linux counts it in KiB.
+            "peak_gb": usage.ru_maxrss * 1024 / 1e9,
         }
     ]
 

@@ -17,9 +17,10 @@ from torch_crl import __version__
 def report(rows: list[dict[str, Any]], out: Path | None) -> None:
     """Print one line of JSON, the last of standard output, and write it to `out` if given."""
     document = {"machine": machine(), "rows": rows}
+    print(json.dumps(document), flush=True)
     if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(document))
 
 
 def machine() -> dict[str, Any]:

@@ -21,7 +21,7 @@ TINY_FLAGS = [
 
 def torch_crl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "torch_crl.cli.main", *arguments],
+        [str(Path(sys.executable).with_name("torch-crl")), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -117,7 +117,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     ("arguments", "status", "message"),
     [
         (["train", "ant_bigmaze"], 1, "unknown task 'ant_bigmaze'; nearest: ant_big_maze"),
-        (["train", "--depth", "8", "ant"], 2, "name the task first: torch-crl train ant"),
+        (["train", "--depth", "-4", "ant"], 1, "--actor-depth must be a positive multiple of 4"),
+        (["train", "--depth", "7", "--depth", "10", "ant"], 1, "got 10"),
         (["train", "ant", "--depth", "6"], 1, "multiple of 4"),
         (["train", "ant", "--depth", "deep"], 2, "deep"),
         (["train", "ant", "--episode-length", "1"], 1, "--episode-length must be at least 2"),
@@ -125,7 +126,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (["train", "--resume"], 1, "--resume needs --run-dir"),
         (["train", "--resume", "--run-dir", "nowhere"], 1, "nowhere holds no run"),
         (["train", "--dpeth", "8"], 2, "--depth"),
+        (["train", "ant", "--env-steps", "9"], 1, "--env-steps 9 ends within the prefill"),
         (["eval", "nowhere"], 1, "nowhere is no run directory"),
+        (["eval", "nowhere", "--num-envs", "0"], 1, "--num-envs must be at least 1, got 0"),
         (["fly"], 2, "unknown command 'fly'"),
         ([], 2, "usage"),
     ],
@@ -138,6 +141,23 @@ def test_wrong_input_is_told_without_a_traceback(
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_may_stand_before_the_task(tmp_path: Path) -> None:
+    texts = [
+        torch_crl("train", *arguments, "--dry-run", cwd=tmp_path).stdout
+        for arguments in (["ant", "--depth", "8"], ["--depth", "8", "ant"], ["--depth=8", "ant"])
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    assert "8 / 8" in texts[0]
+    overridden = torch_crl("train", "ant", "--critic-depth", "16", "--depth", "8", "--dry-run")
+    assert "8 / 16" in overridden.stdout
+
+
+def test_help_shows_the_defaults_of_the_task() -> None:
+    for task, width in (("reacher", "64"), ("ant", "256")):
+        text = " ".join(torch_crl("train", task, "--help").stdout.replace("│", " ").split())
+        assert f"Units of every layer. (default: {width})" in text
 
 
 def test_own_task_by_name_trains_and_evaluates(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
         text=True,
         check=False,
         cwd=tmp_path,
-        env=os.environ | {"TORCH_CRL_EXAMPLE_STEPS": "4000"},
+        env=os.environ | {"TORCH_CRL_EXAMPLE_STEPS": "9000"},
     )
     assert result.returncode == 0, result.stderr
     assert "success_any" in result.stdout

@@ -76,8 +76,11 @@ def test_critic_loss_penalty_and_metrics_by_hand() -> None:
     assert float(aux["logsumexp"]) == pytest.approx(math.log(4))
     assert float(aux["logits_positive"]) == pytest.approx(math.log(2) / 2)
     assert float(aux["logits_negative"]) == pytest.approx(math.log(6) / 2)
-    # Row 0 prefers goal 1; in row 1 both goals tie, and its own is among the highest.
-    assert float(aux["categorical_accuracy"]) == 0.5
+    # Row 0 prefers goal 1; in row 1 both goals tie, and the first of them is taken.
+    assert float(aux["categorical_accuracy"]) == 0.0
+    own = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    _, aux = critic_loss(own, contrastive_loss="forward_info_nce", logsumexp_penalty=0.1)
+    assert float(aux["categorical_accuracy"]) == pytest.approx(2 / 3)
 
 
 def test_penalty_runs_over_rows_for_the_backward_loss_too() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torch_crl import trainer, validation
-from torch_crl.envs.registry import TASKS
+from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.metrics import UpdateMetrics
 from torch_crl.plan import plan_rows
 from torch_crl.presets import preset, with_changes
@@ -93,6 +93,35 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     ):
         assert fragment in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("algorithm", "energy", "l1", "--energy must be one of 'norm', 'l2', 'dot', 'cosine'"),
+        ("algorithm", "parity", "refrence", "--parity must be one of 'none', 'reference'"),
+        ("system", "replay_dtype", "float31", "--replay-dtype must be one of"),
+        ("algorithm", "logsumexp_penalty", float("nan"), "must be a finite number, got nan"),
+        ("algorithm", "actor_learning_rate", float("inf"), "must be a finite number, got inf"),
+        ("networks", "width", 64.5, "--width must be of type int, got 64.5"),
+        ("task", "name", 7, "--name must be of type str, got 7"),
+    ],
+)
+def test_values_that_only_python_lets_through(
+    part: str, field: str, value: object, message: str
+) -> None:
+    with pytest.raises(validation.RecipeError, match=re.escape(message)):
+        validation.check(tiny(**{part: {field: value}}))
+
+
+def test_an_own_task_whose_sizes_do_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = make_task("own_task:make")
+    spec = dataclasses.replace(good.spec, state_size=5, success_radius={"easy": 1.0})
+    monkeypatch.setattr(validation, "make_task", lambda _: dataclasses.replace(good, spec=spec))
+    with pytest.raises(validation.RecipeError) as caught:
+        validation.check(tiny("own_task:make"))
+    assert "state must have shape [2, 5] for 2 envs, got [2, 4]" in str(caught.value)
+    assert "success_radius needs the level 'success'" in str(caught.value)
 
 
 def test_the_largest_batch_that_the_replay_serves_is_allowed() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tables import fill
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"torch_crl": ROOT / "torch_crl", "torch_crl.kernels": ROOT / "kernels"}
 
@@ -135,3 +137,8 @@ def test_nothing_is_pickled() -> None:
         text = path.read_text()
         assert "pickle" not in text.replace("Nothing is pickled", ""), module
         assert "torch.load(" not in text, module
+
+
+def test_generated_parts_of_the_readme_are_up_to_date() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert fill(readme) == readme, "run `python -m benchmarks.tables`"

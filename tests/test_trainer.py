@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from tests.test_recipe import tiny
-from torch_crl import checkpoint, load_policy
+from torch_crl import checkpoint, evaluate, load_policy
 from torch_crl.metrics import DivergenceError, UpdateMetrics, first_not_finite, read_metrics
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
-from torch_crl.trainer import train
+from torch_crl.run import build_run
+from torch_crl.trainer import default_run_dir, train
 from torch_crl.validation import RecipeError
 
 
@@ -268,6 +269,42 @@ def test_run_directory_rules(tmp_path: Path) -> None:
         train(recipe, "/proc/nowhere/run", show=False)
 
 
+def test_two_runs_of_one_second_do_not_share_a_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
+    first = default_run_dir(tiny())
+    assert first == Path("runs/reacher_seed0_20260101-000000")
+    first.mkdir(parents=True)
+    assert default_run_dir(tiny()) == Path("runs/reacher_seed0_20260101-000000_2")
+
+
+def test_a_run_goes_on_only_on_the_kind_of_device_it_began_on(tmp_path: Path) -> None:
+    recipe = tiny()
+    train(recipe, tmp_path / "run", show=False)
+    folder, tensors, meta, _ = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    later = folder.with_name("step_999999999999_update_000000000")
+    checkpoint.save(later, tensors, meta | {"device": "cuda"})
+    with pytest.raises(checkpoint.CheckpointError, match="written on cuda and this run is on cpu"):
+        train(recipe, tmp_path / "run", resume=True, show=False)
+
+
+def test_killed_before_the_first_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
+    recipe = ant_recipe()
+    train(recipe, tmp_path / "whole", show=False)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "recipe.json").write_text(recipe.to_json())
+    train(recipe, tmp_path / "killed", resume=True, show=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_parity_checkpoints_a_task_that_gives_one_tensor_twice(tmp_path: Path) -> None:
+    recipe = tiny("own_task:make", algorithm={"parity": "reference"})
+    train(recipe, tmp_path / "run", show=False)
+    train(recipe, tmp_path / "run", resume=True, show=False)
+
+
 def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     recipe = tiny(budget={"evaluations": 3, "checkpoints": 2})
     result = train(recipe, tmp_path / "run", show=False)
@@ -282,9 +319,8 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     }
     assert Recipe.from_json((tmp_path / "run" / "recipe.json").read_text()) == recipe
     evaluations = read_metrics(tmp_path / "run", "evaluation")
-    # One of the untrained policy, then three.
-    assert len(evaluations) == 4 and evaluations[0]["env_steps"] == 0
-    assert evaluations[-1] == result.evaluation
+    assert len(evaluations) == 3
+    assert evaluations[-1] == {"kind": "evaluation"} | result.evaluation
     assert evaluations[-1]["env_steps"] == recipe.total_env_steps
     assert evaluations[-1]["updates"] == recipe.total_updates
     trained = read_metrics(tmp_path / "run", "train")
@@ -342,9 +378,11 @@ def test_learns_a_toy_task_in_seconds(tmp_path: Path) -> None:
         },
         system={"device": "cpu", "torch_threads": 1},
     )
-    train(recipe, tmp_path / "run", show=False)
-    untrained, trained = read_metrics(tmp_path / "run", "evaluation")
+    untrained = evaluate(build_run(recipe).policy, "own_task:make", num_envs=64, episode_length=100)
     assert untrained["time_at_goal_share"] < 0.2
+    threads = torch.get_num_threads()
+    trained = train(recipe, tmp_path / "run", show=False).evaluation
+    assert torch.get_num_threads() == threads
     assert trained["success_any"] >= 0.9
     assert trained["time_at_goal_share"] >= 0.6
     # The critic that made it possible beats chance (1 / 128) by far.

@@ -1,5 +1,7 @@
 """Where episodes begin and end, with a puck that does what it is told."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Generator
@@ -63,6 +65,27 @@ def test_a_failure_at_the_time_limit_is_a_failure() -> None:
     env.simulator.data["qpos"][0, 2] = 3.0
     result = env.step(torch.zeros(1, 8))
     assert result.terminated_N.all() and not result.truncated_N.any()
+
+
+def test_unstable_physics_ends_the_episode_and_only_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MuJoCo logs the warning into the present folder.
+    monkeypatch.chdir(tmp_path)
+    task = make_task("ant")
+    env = VectorEnv(
+        task,
+        CpuSimulator(task.model, num_envs=3),
+        episode_length=100,
+        generator=Generator().manual_seed(0),
+    )
+    env.simulator.data["qvel"][1, 0] = 1e12
+    result = env.step(torch.zeros(3, 8))
+    assert result.terminated_N.tolist() == [False, True, False]
+    assert env.trajectory_N.tolist() == [1, 2, 1]
+    # MuJoCo put the ant back to its model's default height of 0.75; a start is around 0.55.
+    assert env.state_NS[1, 2] < 0.7
+    assert not env.step(torch.zeros(3, 8)).terminated_N.any()
 
 
 def test_cached_starts_repeat_start_and_goal() -> None:

@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.networks import ResidualTower, action_distribution, squashed_sample
 from torch_crl.replay import Replay
-from torch_crl.threads import one_torch_thread
+from torch_crl.threads import torch_threads
 
 
 class Collector:
@@ -22,7 +22,7 @@ class Collector:
         self.generator = generator
         self._device = actor.weight.device
 
-    @one_torch_thread()
+    @torch_threads(1)
     @torch.no_grad()
     def collect(self, steps: int) -> dict[str, float]:
         """Take `steps` control steps in every env.

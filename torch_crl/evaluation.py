@@ -8,10 +8,10 @@ from torch import Generator, Tensor
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulator import make_simulator
 from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.threads import one_torch_thread
+from torch_crl.threads import torch_threads
 
 
-@one_torch_thread()
+@torch_threads(1)
 @torch.no_grad()
 def evaluate(
     policy: Callable[[Tensor, Tensor], Tensor],

@@ -91,6 +91,12 @@ CONTRASTIVE_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _accuracy(logits_BB: Tensor) -> Tensor:
+    """Share of rows whose own goal has the highest logit."""
+    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (logits_BB.argmax(1) == own_B).float().mean()
+
+
 def critic_loss(
     logits_BB: Tensor, *, contrastive_loss: str, logsumexp_penalty: float
 ) -> tuple[Tensor, Aux]:
@@ -109,8 +115,7 @@ def critic_loss(
         aux = {
             "contrastive_loss": contrastive.detach(),
             "logsumexp": logsumexp_B.mean(),
-            # True for a row whose own goal has the highest logit of all.
-            "categorical_accuracy": (positive_B >= logits_BB.amax(1)).float().mean(),
+            "categorical_accuracy": _accuracy(logits_BB),
             "logits_positive": positive_B.mean(),
             "logits_negative": off_diagonal,
         }

@@ -1,6 +1,6 @@
 """Numbers from the run to people: TensorBoard, metrics.jsonl, and the progress display.
 
-The only place that waits for the device: once for each collection, in `UpdateMetrics.flush`.
+Updates hand over tensors on the device; the host waits for them once for each collection.
 """
 
 import json
@@ -61,10 +61,8 @@ class UpdateMetrics:
 
 def first_not_finite(named_tensors: dict[str, Tensor]) -> str | None:
     """The name of the first tensor that holds a NaN or an infinity."""
-    for name, tensor in named_tensors.items():
-        if not bool(tensor.isfinite().all()):
-            return name
-    return None
+    finite = torch.stack([tensor.isfinite().all() for tensor in named_tensors.values()]).tolist()
+    return next((name for name, good in zip(named_tensors, finite, strict=True) if not good), None)
 
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
@@ -167,7 +165,9 @@ def _drop_records_after(path: Path, env_steps: int, updates: int) -> None:
         for record in _records(path)
         if record["env_steps"] <= env_steps and record["updates"] <= updates
     ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    aside = path.with_suffix(".writing")
+    aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    aside.replace(path)
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

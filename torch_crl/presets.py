@@ -6,22 +6,24 @@ from typing import Any
 from torch_crl.envs.registry import TASKS, task_spec
 from torch_crl.recipe import Recipe
 
+_SMALL: dict[str, dict[str, Any]] = {
+    "task": {"num_envs": 64, "num_eval_envs": 128},
+    "networks": {"width": 64},
+    "algorithm": {"batch_size": 128},
+    "budget": {
+        "env_steps": 200_000,
+        "unroll_length": 20,
+        "env_steps_per_update": 16.0,
+        "prefill_rows": 100,
+        "replay_rows": 5_000,
+        "evaluations": 10,
+        "checkpoints": 5,
+    },
+}
+
 # Part of the recipe to field to value. A task takes the rows whose prefix it has, in this order.
 _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "reacher": {
-        "task": {"num_envs": 64, "num_eval_envs": 128, "episode_length": 200},
-        "networks": {"width": 64},
-        "algorithm": {"batch_size": 128},
-        "budget": {
-            "env_steps": 115_000,
-            "unroll_length": 20,
-            "env_steps_per_update": 16.0,
-            "prefill_rows": 100,
-            "replay_rows": 2_000,
-            "evaluations": 10,
-            "checkpoints": 5,
-        },
-    },
+    "reacher": {**_SMALL, "task": {**_SMALL["task"], "episode_length": 200}},
     "point_": {
         "task": {"num_envs": 256, "num_eval_envs": 128},
         "networks": {"width": 128},
@@ -47,15 +49,18 @@ def preset(task: str, *, depth: int = 0) -> Recipe:
     """The recipe for a task; `depth` is that of actor and critic, 0 the preset's own.
 
     Tasks without changes of their own take the published settings: 512 envs, width 256, batch
-    512, 100 M env steps. Raises UnknownTaskError with the nearest names.
+    512, 100 M env steps. A task of your own begins with the small settings of `reacher`. Raises
+    UnknownTaskError with the nearest names.
     """
     eval_name = _EVALUATED_ELSEWHERE.get(task, task)
     episode_length = task_spec(task).episode_length
     recipe = with_changes(
         Recipe(), task={"name": task, "eval_name": eval_name, "episode_length": episode_length}
     )
+    if task not in TASKS:
+        return with_depth(with_changes(recipe, **_SMALL), depth)
     for prefix, changes in _CHANGES.items():
-        if task in TASKS and task.startswith(prefix):
+        if task.startswith(prefix):
             recipe = with_changes(recipe, **changes)
     return with_depth(recipe, depth)
 

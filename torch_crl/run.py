@@ -11,6 +11,7 @@ from torch_crl import checkpoint
 from torch_crl.collector import Collector
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulator import make_simulator
+from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks
@@ -130,9 +131,9 @@ def build_run(recipe: Recipe) -> Run:
     def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
-    learner = _build_learner(recipe, device, generator("weights"), generator("actor", device))
     task = make_task(recipe.task.name)
     spec = task.spec
+    learner = _build_learner(recipe, spec, device, generator("weights"), generator("actor", device))
     replay = Replay(
         rows=recipe.budget.replay_rows,
         num_envs=recipe.task.num_envs,
@@ -167,9 +168,8 @@ def build_run(recipe: Recipe) -> Run:
 
 
 def _build_learner(
-    recipe: Recipe, device: torch.device, weights: Generator, noise: Generator
+    recipe: Recipe, spec: TaskSpec, device: torch.device, weights: Generator, noise: Generator
 ) -> Learner:
-    spec = make_task(recipe.task.name).spec
     networks, algorithm = recipe.networks, recipe.algorithm
     return Learner(
         build_networks(

@@ -2,18 +2,21 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Self
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM sets `requested`; a second Ctrl-C stops at once.
+    """While entered, the first SIGINT or SIGTERM sets `requested` and says so; a second Ctrl-C
+    stops at once.
 
     Outside the main thread, where Python delivers no signals, it does nothing.
     """
 
-    def __init__(self) -> None:
-        """Nothing is requested."""
+    def __init__(self, announce: Callable[[str], object]) -> None:
+        """`announce` gets one line at the first signal."""
+        self._announce = announce
         self._signal: int | None = None
         self._previous: dict[int, signal._HANDLER] = {}
 
@@ -44,3 +47,4 @@ class StopSignals:
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
+        self._announce("stopping after this phase; Ctrl-C again stops at once, unsaved")

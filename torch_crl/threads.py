@@ -7,15 +7,15 @@ import torch
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Keep torch on the calling thread while the simulator's threads need the cores.
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute on `count` threads of the CPU inside, and as before after it.
 
-    torch's idle threads spin for milliseconds after each parallel operation. On two cores that
-    costs the simulator 40 % of its speed; making them sleep instead (OMP_WAIT_POLICY=PASSIVE)
-    costs the updates more than that.
+    One is right while the simulator's threads need the cores: torch's idle threads spin for
+    milliseconds after each parallel operation. On two cores that costs the simulator 40 % of its
+    speed; making them sleep instead (OMP_WAIT_POLICY=PASSIVE) costs the updates more than that.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

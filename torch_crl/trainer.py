@@ -1,5 +1,6 @@
 """Training from the first step to the evaluated policy: `train` reads top to bottom."""
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from torch_crl.policy import save_policy
 from torch_crl.recipe import Recipe, differences
 from torch_crl.run import Run, build_run, stream_seed
 from torch_crl.stopping import StopSignals
+from torch_crl.threads import torch_threads
 
 # The newest may be the one that a crash damaged.
 _KEPT_CHECKPOINTS = 2
@@ -42,9 +44,11 @@ class Result:
 
 
 def default_run_dir(recipe: Recipe) -> Path:
-    """`runs/TASK_seedN_DATE-TIME`."""
+    """`runs/TASK_seedN_DATE-TIME`, with a number behind it where that exists."""
     task = recipe.task.name.replace(":", "_")
-    return Path("runs") / f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def train(
@@ -76,17 +80,16 @@ def train(
     """
     run_dir = Path(run_dir or default_run_dir(recipe))
     find_problems(recipe, run_dir, resume=resume, overwrite=overwrite)
-    torch.set_num_threads(_torch_threads(recipe))
+    if not resume:
+        _start_directory(recipe, run_dir, overwrite=overwrite)
     run = build_run(recipe)
-    notes = _restore(run, run_dir) if resume else _start_directory(recipe, run_dir)
+    notes = _restore(run, run_dir) if resume else []
     resumed_at = (run.env_steps, run.updates_done) if resume else None
     log = RunLog(run_dir, total=recipe.total_env_steps, resumed_at=resumed_at, show=show)
-    with log, StopSignals() as stop:
+    with log, torch_threads(_thread_count(recipe)), StopSignals(log.announce) as stop:
         log.announce(f"{recipe.task.name} on {run.learner.device}, run directory {run_dir}", *notes)
         clock = _Clock(run)
         metrics = UpdateMetrics()
-        if run.collections_done == 0:
-            _evaluate(run, log, clock)
 
         while run.updates_done < recipe.total_updates:
             episodes = {}
@@ -115,9 +118,10 @@ def train(
                 log.announce(f"stopped; `--resume --run-dir {run_dir}` goes on from here")
                 stop.leave()
 
+    record = read_metrics(run_dir, "evaluation")[-1]
     return Result(
         run_dir=run_dir,
-        evaluation=read_metrics(run_dir, "evaluation")[-1],
+        evaluation={name: value for name, value in record.items() if name != "kind"},
         learning_curve=save_learning_curve(run_dir),
     )
 
@@ -133,7 +137,7 @@ def find_problems(recipe: Recipe, run_dir: Path, *, resume: bool, overwrite: boo
     validation.check(recipe, run_problems=problems)
 
 
-def _torch_threads(recipe: Recipe) -> int:
+def _thread_count(recipe: Recipe) -> int:
     """As asked; else every CPU, or one where a layer is too small for sharing to pay.
 
     Threads that wait for each other at every operation crawl as soon as something else runs.
@@ -143,12 +147,13 @@ def _torch_threads(recipe: Recipe) -> int:
     return recipe.system.torch_threads or automatic
 
 
-def _start_directory(recipe: Recipe, run_dir: Path) -> list[str]:
-    if run_dir.exists():
+def _start_directory(recipe: Recipe, run_dir: Path, *, overwrite: bool) -> None:
+    if overwrite and run_dir.exists():
         shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True)
-    (run_dir / "recipe.json").write_text(recipe.to_json())
-    return []
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # "x" fails if another run has begun here since the check.
+    with (run_dir / "recipe.json").open("x") as file:
+        file.write(recipe.to_json())
 
 
 def _restore(run: Run, run_dir: Path) -> list[str]:
@@ -157,6 +162,12 @@ def _restore(run: Run, run_dir: Path) -> list[str]:
     if not checkpoint.folders(parent):
         return ["no checkpoint was written before; starting from the beginning"]
     folder, tensors, counters, failures = checkpoint.load_newest(parent)
+    device = run.learner.device.type
+    if counters["device"] != device:
+        raise checkpoint.CheckpointError(
+            f"{folder} was written on {counters['device']} and this run is on {device}; random "
+            "numbers differ between them, so a run goes on where it began"
+        )
     run.load_state_dict(tensors, counters)
     skipped = [f"passed over: {failure}" for failure in failures]
     return [
@@ -204,15 +215,16 @@ def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
 
 def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed: bool) -> None:
     """Write checkpoint and policy; a failure is only told unless it `must_succeed`."""
-    log.sync()
     run.seconds = clock.seconds
     tensors, counters = run.state_dict()
     parent = run_dir / "checkpoints"
     spec = run.collector.env.task.spec
     meta = {"task": spec.name, "env_steps": run.env_steps, "updates": run.updates_done}
     meta |= {"torch_crl": __version__, "torch": torch.__version__}
+    meta |= {"device": run.learner.device.type}
     moment = (run.env_steps, run.updates_done)
     try:
+        log.sync()
         checkpoint.save(checkpoint.step_folder(parent, *moment), tensors, meta | counters)
         checkpoint.prune(parent, keep=_KEPT_CHECKPOINTS)
         save_policy(
@@ -222,7 +234,7 @@ def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed
             goal_size=spec.goal_size,
             meta=meta,
         )
-    except checkpoint.CheckpointError as error:
+    except (checkpoint.CheckpointError, OSError) as error:
         if must_succeed:
             raise
         log.announce(f"warning: {error}; the run goes on, earlier checkpoints are kept")

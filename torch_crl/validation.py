@@ -1,13 +1,17 @@
 """Everything that can be wrong with a recipe, found before anything is built."""
 
+import dataclasses
 import difflib
+import math
 import tempfile
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from torch_crl.costs import BLOCK
-from torch_crl.envs.registry import UnknownTaskError, task_spec
+from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
+from torch_crl.envs.simulator import CpuSimulator
 from torch_crl.recipe import Recipe
 
 
@@ -23,14 +27,17 @@ class RecipeError(ValueError):
 
 def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     """Raise RecipeError if there is any problem; `run_problems` are listed with the recipe's."""
-    problems = [
-        *_task_problems(recipe),
-        *_range_problems(recipe),
-        *_depth_problems(recipe),
-        *_replay_problems(recipe),
-        *_device_problems(recipe.system.device),
-        *(run_problems or []),
-    ]
+    problems = _type_problems(recipe)
+    if not problems:
+        # What follows computes with the values.
+        problems = [
+            *_task_problems(recipe),
+            *_range_problems(recipe),
+            *_depth_problems(recipe),
+            *_budget_problems(recipe),
+            *_device_problems(recipe.system.device),
+        ]
+    problems += run_problems or []
     if problems:
         raise RecipeError(problems)
 
@@ -58,6 +65,25 @@ def run_directory_problems(run_dir: Path, *, resume: bool, overwrite: bool) -> l
         return [f"run directory {run_dir} cannot be written: {error.strerror} in {existing}"]
 
 
+def _type_problems(recipe: Recipe) -> list[str]:
+    """Values that no command line lets through, but Python and JSON do."""
+    problems = []
+    for part in dataclasses.fields(recipe):
+        values = getattr(recipe, part.name)
+        for name, kind in get_type_hints(type(values)).items():
+            value, flag = getattr(values, name), _flag(f"{part.name}.{name}")
+            if get_origin(kind) is Literal:
+                if value not in get_args(kind):
+                    choices = ", ".join(map(repr, get_args(kind)))
+                    problems.append(f"{flag} must be one of {choices}, got {value!r}")
+            elif kind is float:
+                if not isinstance(value, int | float) or not math.isfinite(value):
+                    problems.append(f"{flag} must be a finite number, got {value!r}")
+            elif not isinstance(value, kind) or isinstance(value, bool):
+                problems.append(f"{flag} must be of type {kind.__name__}, got {value!r}")
+    return problems
+
+
 def _task_problems(recipe: Recipe) -> list[str]:
     problems = []
     specs = {}
@@ -66,6 +92,8 @@ def _task_problems(recipe: Recipe) -> list[str]:
             specs[flag] = task_spec(name)
         except UnknownTaskError as error:
             problems.append(f"{flag}: {error}")
+        else:
+            problems += [f"{flag} {name}: {problem}" for problem in _own_task_problems(name)]
     if len(specs) == 2:
         train, evaluated = specs.values()
         for size in ("state_size", "goal_size", "action_size"):
@@ -78,7 +106,40 @@ def _task_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-# Field to (lowest, highest); None is unlimited. Exclusive bounds are marked by a float.
+def _own_task_problems(name: str) -> list[str]:
+    """Sizes that do not fit together in a task of the user's own: one trial start of it."""
+    if ":" not in name:
+        return []
+    task = make_task(name)
+    spec, model = task.spec, task.model
+    start = task.sample_start(2, torch.Generator())
+    shapes = {
+        "sample_start's qpos": (start.qpos_NQ.shape, (2, model.nq)),
+        "sample_start's qvel": (start.qvel_NV.shape, (2, model.nv)),
+        "sample_start's goal": (start.goal_NG.shape, (2, spec.goal_size)),
+    }
+    if all(given == wanted for given, wanted in shapes.values()):
+        simulator = CpuSimulator(model, num_envs=2, fields=task.fields, num_threads=1)
+        simulator.reset(torch.ones(2, dtype=torch.bool), start.qpos_NQ, start.qvel_NV)
+        action = torch.zeros(2, spec.action_size)
+        shapes["state"] = (task.state(simulator).shape, (2, spec.state_size))
+        shapes["control"] = (task.control(action, simulator).shape, (2, model.nu))
+    problems = [
+        f"{what} must have shape {list(wanted)} for 2 envs, got {list(given)}"
+        for what, (given, wanted) in shapes.items()
+        if given != wanted
+    ]
+    first, stop = spec.goal_slice
+    if not 0 <= first < stop <= spec.state_size:
+        problems.append(
+            f"goal_slice {spec.goal_slice} is no slice of a state of {spec.state_size} numbers"
+        )
+    if "success" not in spec.success_radius:
+        problems.append(f"success_radius needs the level 'success', got {spec.success_radius}")
+    return problems
+
+
+# Leaf to the lowest value that makes sense.
 _WHOLE_NUMBERS = {
     "task.num_envs": 1,
     "task.num_eval_envs": 1,
@@ -140,7 +201,7 @@ def _depth_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _replay_problems(recipe: Recipe) -> list[str]:
+def _budget_problems(recipe: Recipe) -> list[str]:
     budget, task = recipe.budget, recipe.task
     problems = []
     if budget.replay_rows < budget.prefill_rows:
@@ -150,6 +211,13 @@ def _replay_problems(recipe: Recipe) -> list[str]:
         )
     if budget.unroll_length < 1 or budget.prefill_rows < 2 or task.num_envs < 1:
         return problems
+    prefill_steps = recipe.prefill_collections * recipe.steps_per_collection
+    if budget.env_steps <= prefill_steps:
+        problems.append(
+            f"--env-steps {budget.env_steps} ends within the prefill of {prefill_steps} steps "
+            f"({recipe.prefill_collections} collections of {recipe.steps_per_collection}); raise "
+            "it, or lower --prefill-rows or --num-envs"
+        )
     rows = min(recipe.prefill_collections * budget.unroll_length, budget.replay_rows)
     served = (rows - 1) * task.num_envs
     if recipe.algorithm.batch_size > served:

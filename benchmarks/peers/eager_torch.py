@@ -89,7 +89,9 @@ class EagerCrl:
 
         phi = self.phi(torch.cat([state, action], -1))
         psi = self.psi(goal)
-        logits = -torch.sqrt(((phi[:, None] - psi[None]) ** 2).sum(-1) + 1e-6)
+        # The cheap form: what is compared is the towers, not a B x B x R tensor.
+        squares = (phi**2).sum(-1, keepdim=True) + (psi**2).sum(-1) - 2 * phi @ psi.T
+        logits = -torch.sqrt(squares.clamp(min=0) + 1e-6)
         logsumexp = torch.logsumexp(logits, 1)
         critic_loss = (logsumexp - logits.diagonal()).mean() + 0.1 * (logsumexp**2).mean()
         self.critic_adam.zero_grad()

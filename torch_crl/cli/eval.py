@@ -7,7 +7,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from torch_crl.cli.errors import told_to_user
+from torch_crl.cli.errors import UsageError, told_to_user
+from torch_crl.cli.runs import read_recipe, run_directory_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +41,21 @@ def main(arguments: list[str]) -> int:
     from rich.progress import Progress
 
     from torch_crl.checkpoint import CheckpointError
-    from torch_crl.envs.registry import task_spec
+    from torch_crl.envs.registry import UnknownTaskError, task_spec
     from torch_crl.evaluation import evaluate
     from torch_crl.policy import load_policy
-    from torch_crl.recipe import Recipe
 
-    with told_to_user(ValueError, OSError, CheckpointError):
-        run_dir = _run_directory(options.run)
-        recipe = Recipe.from_json((run_dir / "recipe.json").read_text())
+    with told_to_user(UnknownTaskError, CheckpointError):
+        if options.num_envs < 1:
+            raise UsageError(f"--num-envs must be at least 1, got {options.num_envs}")
+        if options.episode_length < 0:
+            raise UsageError(f"--episode-length must be at least 1, got {options.episode_length}")
+        recipe = read_recipe(run_directory_of(options.run))
         policy = load_policy(options.run)
         task = options.task or recipe.task.eval_name
         spec = task_spec(task)
         if (spec.state_size, spec.goal_size) != (policy.state_size, policy.goal_size):
-            raise ValueError(
+            raise UsageError(
                 f"the policy was trained on {recipe.task.name}; {task} has states and goals of "
                 "other sizes"
             )
@@ -75,11 +78,3 @@ def main(arguments: list[str]) -> int:
         for name, value in result.items():
             print(f"  {name:<20} {value:10.3f}")
     return 0
-
-
-def _run_directory(path: Path) -> Path:
-    """The run that a policy folder belongs to, or the run directory itself."""
-    for folder in (path, *path.parents):
-        if (folder / "recipe.json").exists():
-            return folder
-    raise ValueError(f"{path} is no run directory (there is no recipe.json in it)")

@@ -5,17 +5,24 @@ A second simulator implements the same abstract class; tasks and the vector env 
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mujoco
 import numpy as np
 import torch
 from mujoco.batch import Batch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Derived fields are one substep behind after a plain step; this stage makes them current.
 _CURRENT = int(mujoco.mjtStage.mjSTAGE_VEL)
 _STATE_ONLY = int(mujoco.mjtStage.mjSTAGE_NONE)
+# At each of these warnings MuJoCo resets the simulation to the model's defaults and goes on.
+_DIVERGED = [
+    int(mujoco.mjtWarning.mjWARN_BADQPOS),
+    int(mujoco.mjtWarning.mjWARN_BADQVEL),
+    int(mujoco.mjtWarning.mjWARN_BADQACC),
+]
 
 
 class Simulator(ABC):
@@ -42,6 +49,10 @@ class Simulator(ABC):
         """
 
     @abstractmethod
+    def unstable(self) -> Tensor:
+        """Where physics diverged in the last step and the simulator reset itself, bool [N]."""
+
+    @abstractmethod
     def get_state(self) -> Tensor:
         """A copy of the whole integration state, float64 [N, *]."""
 
@@ -65,6 +76,7 @@ class CpuSimulator(Simulator):
         self.model = model
         self.num_envs = num_envs
         self._batch = Batch(model, num_envs, num_threads)
+        self._diverged_before = self._num_diverged()
         self._fresh_state = self._batch.state[0].copy()
         self._stage = _CURRENT if fields else _STATE_ONLY
         self.data = {
@@ -72,17 +84,21 @@ class CpuSimulator(Simulator):
         }
 
     @property
-    def num_threads(self) -> int:
-        """Threads that step, the caller's included."""
-        return int(self._batch.nthread)
-
-    @property
     def num_warnings(self) -> int:
         """MuJoCo warnings so far (unstable physics, full buffers), over all simulations."""
         return int(self._batch.warning.sum())
 
     def step(self, substeps: int) -> None:
+        self._diverged_before = self._num_diverged()
         self._batch.step(nstep=substeps, stage=self._stage)
+
+    def unstable(self) -> Tensor:
+        return torch.from_numpy(self._num_diverged() > self._diverged_before)
+
+    def _num_diverged(self) -> NDArray[np.int64]:
+        # [simulation, kind of warning, (last info, how often)]
+        counts: NDArray[np.int64] = self._batch.warning[:, _DIVERGED, 1].sum(1)
+        return counts
 
     def reset(self, mask_N: Tensor, qpos_NQ: Tensor, qvel_NV: Tensor) -> None:
         ids = np.flatnonzero(mask_N.numpy()).astype(np.int32)
@@ -105,7 +121,7 @@ class CpuSimulator(Simulator):
             self._batch.forward(stage=self._stage)
 
 
-SIMULATORS: dict[str, type[CpuSimulator]] = {"cpu": CpuSimulator}
+SIMULATORS: dict[str, Callable[..., Simulator]] = {"cpu": CpuSimulator}
 
 
 def make_simulator(

@@ -23,7 +23,7 @@ class StepResult:
     success: dict[str, Tensor]
     """Success level to bool [N], of that state."""
     terminated_N: Tensor
-    """The episode ended because it failed."""
+    """The episode ended because it failed, or because its physics became unstable."""
     truncated_N: Tensor
     """The episode ended at the time limit, without failing."""
 
@@ -52,7 +52,7 @@ class VectorEnv:
         self.generator = generator
         num_envs = simulator.num_envs
         self.num_envs = num_envs
-        self._cached = self._sample_start() if cached_starts else None
+        self._cached = self._cached_start() if cached_starts else None
         self.goal_NG = torch.zeros(num_envs, task.spec.goal_size)
         self.steps_N = torch.zeros(num_envs, dtype=torch.int32)
         self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
@@ -66,7 +66,7 @@ class VectorEnv:
         simulator.step(task.substeps)
         self.steps_N += 1
         state_NS = task.state(simulator)
-        terminated_N = task.failed(state_NS)
+        terminated_N = task.failed(state_NS) | simulator.unstable()
         truncated_N = (self.steps_N >= self.episode_length) & ~terminated_N
         distance_N = task.distance(task.achieved_goal(state_NS), self.goal_NG)
         ended_N = terminated_N | truncated_N
@@ -109,6 +109,10 @@ class VectorEnv:
 
     def _sample_start(self) -> Start:
         return self.task.sample_start(self.simulator.num_envs, self.generator)
+
+    def _cached_start(self) -> Start:
+        # A task may give one tensor for two parts; in a checkpoint each has its own memory.
+        return Start(*(part.clone() for part in self._sample_start()))
 
     def _begin_episodes(self, mask_N: Tensor) -> None:
         start = self._cached if self._cached is not None else self._sample_start()
