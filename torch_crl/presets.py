@@ -27,12 +27,18 @@ _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "point_": {
         "task": {"num_envs": 256, "num_eval_envs": 128},
         "networks": {"width": 128},
-        "algorithm": {"batch_size": 128},
+        "algorithm": {
+            "batch_size": 128,
+            "contrastive_loss": "symmetric_info_nce",
+            "actor_learning_rate": 1e-3,
+            "critic_learning_rate": 1e-3,
+        },
         "budget": {
-            "env_steps": 1_500_000,
+            "env_steps": 3_200_000,
             "unroll_length": 50,
+            "env_steps_per_update": 64.0,
             "prefill_rows": 200,
-            "replay_rows": 5_000,
+            "replay_rows": 20_000,
             "evaluations": 20,
             "checkpoints": 5,
         },
