@@ -18,15 +18,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 def results_table() -> str:
     """Every row of cpu.json, with what it was measured on."""
     document = _read("cpu.json")
-    machine = document["machine"]
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
     lines += [_result_line(row) for row in document["rows"]]
-    lines += [
-        "",
-        f"{machine['device']}, torch {machine['torch']}, mujoco {machine['mujoco']}, "
-        f"commit {machine['commit']}, {machine['date']}.",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _machine_line(document["machine"])])
 
 
 def _result_line(row: dict[str, Any]) -> str:
@@ -57,21 +51,33 @@ def _result_line(row: dict[str, Any]) -> str:
 
 
 def learning_table() -> str:
-    """Every run of learning.json."""
-    document = _read("learning.json")
+    """Every run of learning_*.json."""
     lines = [
         "| preset | seed | evaluated on | reached the goal | time at goal | env steps | training |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [
+    machines = {}
+    for path in sorted(RESULTS.glob("learning_*.json"), reverse=True):
+        document = _read(path.name)
+        machines[_machine_line(document["machine"])] = None
+        lines += [_learning_line(row) for row in document["rows"]]
+    return "\n".join([*lines, "", *machines])
+
+
+def _learning_line(row: dict[str, Any]) -> str:
+    cores = "one core" if row["threads"] == 1 else "all cores"
+    return (
         f"| `{row['task']}` | {row['seed']} | `{row['eval_task']}` | {row['success_any']:.0%} | "
         f"{row['time_at_goal_share']:.0%} of {row['episode_steps']} steps | "
-        f"{row['env_steps']:,} | {row['minutes']:.1f} min |"
-        for row in document["rows"]
-    ]
-    machine = document["machine"]
-    lines += ["", f"{machine['device']}, commit {machine['commit']}, {machine['date']}."]
-    return "\n".join(lines)
+        f"{row['env_steps']:,} | {row['minutes']:.1f} min, {cores} |"
+    )
+
+
+def _machine_line(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['device']}, torch {machine['torch']}, mujoco {machine['mujoco']}, "
+        f"commit {machine['commit']}, {machine['date']}."
+    )
 
 
 def own_task() -> str:
