@@ -143,13 +143,16 @@ def deep() -> list[dict[str, Any]]:
     """Three updates at depth 1024 in a process of its own, whose peak memory is told."""
     flags = (
         "--depth 1024 --batch-size 64 --num-envs 64 --num-eval-envs 2 --episode-length 20 "
-        "--env-steps 384 --unroll-length 2 --prefill-rows 2 --replay-rows 100 "
+        "--env-steps 512 --unroll-length 2 --prefill-rows 2 --replay-rows 100 "
         "--env-steps-per-update 85.4 --evaluations 1 --checkpoints 1 --device cpu"
     )
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder, "run")
         begin = time.perf_counter()
-        process = subprocess.Popen([*_TRAIN, "ant", *flags.split(), "--run-dir", str(run_dir)])
+        process = subprocess.Popen(
+            [*_TRAIN, "ant", *flags.split(), "--run-dir", str(run_dir)],
+            stdout=subprocess.DEVNULL,
+        )
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise RuntimeError(f"the run ended with wait status {status}")
