@@ -19,6 +19,14 @@ def puck_env(num_envs: int = 6, **options: object) -> VectorEnv:
     )
 
 
+def ant_env(num_envs: int, *, episode_length: int) -> VectorEnv:
+    task = make_task("ant")
+    simulator = CpuSimulator(task.model, num_envs=num_envs)
+    return VectorEnv(
+        task, simulator, episode_length=episode_length, generator=Generator().manual_seed(0)
+    )
+
+
 def test_time_limit_truncates_and_starts_a_fresh_episode() -> None:
     env = puck_env()
     first_goal = env.goal_NG.clone()
@@ -37,13 +45,7 @@ def test_time_limit_truncates_and_starts_a_fresh_episode() -> None:
 
 
 def test_failure_terminates_only_the_envs_that_failed() -> None:
-    task = make_task("ant")
-    env = VectorEnv(
-        task,
-        CpuSimulator(task.model, num_envs=4),
-        episode_length=100,
-        generator=Generator().manual_seed(0),
-    )
+    env = ant_env(4, episode_length=100)
     env.simulator.data["qpos"][2, 2] = 3.0
     result = env.step(torch.zeros(4, 8))
     assert result.terminated_N.tolist() == [False, False, True, False]
@@ -55,13 +57,7 @@ def test_failure_terminates_only_the_envs_that_failed() -> None:
 
 
 def test_a_failure_at_the_time_limit_is_a_failure() -> None:
-    task = make_task("ant")
-    env = VectorEnv(
-        task,
-        CpuSimulator(task.model, num_envs=1),
-        episode_length=1,
-        generator=Generator().manual_seed(0),
-    )
+    env = ant_env(1, episode_length=1)
     env.simulator.data["qpos"][0, 2] = 3.0
     result = env.step(torch.zeros(1, 8))
     assert result.terminated_N.all() and not result.truncated_N.any()
@@ -72,13 +68,7 @@ def test_unstable_physics_ends_the_episode_and_only_that_one(
 ) -> None:
     # MuJoCo logs the warning into the present folder.
     monkeypatch.chdir(tmp_path)
-    task = make_task("ant")
-    env = VectorEnv(
-        task,
-        CpuSimulator(task.model, num_envs=3),
-        episode_length=100,
-        generator=Generator().manual_seed(0),
-    )
+    env = ant_env(3, episode_length=100)
     env.simulator.data["qvel"][1, 0] = 1e12
     result = env.step(torch.zeros(3, 8))
     assert result.terminated_N.tolist() == [False, True, False]

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +119,12 @@ def flatten(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def part_of(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """The inverse of `flatten` for one part."""
-    return dict(_strip_prefix(tensors, f"{part}/"))
-
-
-def _strip_prefix(tensors: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), tensor
+    prefix = f"{part}/"
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _file_sum(path: Path) -> str:

@@ -117,17 +117,17 @@ class Replay:
         device = self.device
         column_B = torch.randint(self.num_envs, shape, generator=generator, device=device)
         oldest = self.next_row - self.filled
+        end_B = None
         if window:
             window = min(window, self.filled)
             starts = max(self.filled - window, 1)
             first_B = oldest + torch.randint(starts, shape, generator=generator, device=device)
             row_B = first_B + torch.randint(window - 1, shape, generator=generator, device=device)
-            end_B: Tensor | int = first_B + window - 1
+            end_B = first_B + window - 1
         else:
             row_B = oldest + torch.randint(
                 self.filled - 1, shape, generator=generator, device=device
             )
-            end_B = self.next_row - 1
         uniform_B = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
         return self._gather(row_B, column_B, end_B, uniform_B, discount=discount)
 
@@ -135,7 +135,7 @@ class Replay:
         self,
         row_B: Tensor,
         column_B: Tensor,
-        end_B: Tensor | int,
+        end_B: Tensor | None,
         uniform_B: Tensor,
         *,
         discount: float,
@@ -144,8 +144,9 @@ class Replay:
         slot_B = row_B % self.rows
         key_B = storage["trajectory"][slot_B, column_B].long() % self.rows
         last_B = storage["last_row"][key_B, column_B].long()
-        horizon_B = (last_B if isinstance(end_B, int) else torch.minimum(last_B, end_B)) - row_B
-        future_B = row_B + truncated_geometric(uniform_B, horizon_B, discount=discount)
+        if end_B is not None:
+            last_B = torch.minimum(last_B, end_B)
+        future_B = row_B + truncated_geometric(uniform_B, last_B - row_B, discount=discount)
         first, stop = self.goal_slice
         return TensorDict(
             {

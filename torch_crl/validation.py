@@ -194,7 +194,7 @@ def _depth_problems(recipe: Recipe) -> list[str]:
         if depth < BLOCK or depth % BLOCK:
             below = max(depth // BLOCK * BLOCK, BLOCK)
             problems.append(
-                f"--{name.replace('_', '-')} must be a positive multiple of {BLOCK} (a residual "
+                f"{_flag(f'networks.{name}')} must be a positive multiple of {BLOCK} (a residual "
                 f"block has {BLOCK} layers), got {depth}; the nearest are {below} and "
                 f"{below + BLOCK}"
             )
