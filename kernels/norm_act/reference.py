@@ -8,7 +8,15 @@ ACTIVATIONS = {"swish": functional.silu, "relu": functional.relu}
 EPSILON = 1e-6
 
 
-def norm_act(x_BD: Tensor, weight_D: Tensor, bias_D: Tensor, *, activation: str) -> Tensor:
-    """activation(LayerNorm(x) * weight + bias) over the last axis, [B, D] to [B, D]."""
+def norm_act(
+    x_BD: Tensor,
+    weight_D: Tensor,
+    bias_D: Tensor,
+    residual_BD: Tensor | None = None,
+    *,
+    activation: str,
+) -> Tensor:
+    """[residual +] activation(LayerNorm(x) * weight + bias) over the last axis, [B, D]."""
     normed_BD = functional.layer_norm(x_BD, weight_D.shape, weight_D, bias_D, EPSILON)
-    return ACTIVATIONS[activation](normed_BD)
+    y_BD = ACTIVATIONS[activation](normed_BD)
+    return y_BD if residual_BD is None else residual_BD + y_BD

@@ -1,0 +1,97 @@
+"""Matrix products whose operands are rounded to a chosen precision and summed in fp32.
+
+B rows, I inputs, O outputs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PRECISIONS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def rounded(x: Tensor, precision: str) -> Tensor:
+    """The values that enter a product, in the dtype of `x`; `fp32` leaves them as they are."""
+    if precision == "fp32":
+        return x
+    if precision == "tf32":
+        # Ten bits of mantissa, nearest, ties away from zero: what CUDA's cvt.rna.tf32 does.
+        bits = x.float().view(torch.int32)
+        return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32).to(x.dtype)
+    return x.to(PRECISIONS[precision]).to(x.dtype)
+
+
+def dense(
+    x_BI: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor,
+    *,
+    precision: str = "fp32",
+    gradient_scale: float = 1.0,
+) -> Tensor:
+    """x W^T + b in the dtype of x, from rounded x and W.
+
+    Backward multiplies the gradient by `gradient_scale`, a power of two, before it is rounded, and
+    divides both products by it, so that small gradients survive in fp16. The bias and its gradient
+    are not rounded.
+    """
+    if precision == "fp32":
+        return functional.linear(x_BI, weight_OI, bias_O)
+    return _RoundedDense.apply(x_BI, weight_OI, bias_O, precision, gradient_scale)  # type: ignore[no-untyped-call]
+
+
+class _RoundedDense(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor,
+        precision: str,
+        gradient_scale: float,
+    ) -> Tensor:
+        x_BI, weight_OI = _operand(x_BI, precision), _operand(weight_OI, precision)
+        ctx.save_for_backward(x_BI, weight_OI)
+        ctx.precision, ctx.gradient_scale = precision, gradient_scale
+        return _product(x_BI, weight_OI.T, precision).add_(bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor | None, ...]:
+        x_BI, weight_OI = ctx.saved_tensors
+        scale, precision = ctx.gradient_scale, ctx.precision
+        dy_BO = _operand(gradient_BO * scale, precision)
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        return (
+            _product(dy_BO, weight_OI, precision).div_(scale) if need_x else None,
+            _product(dy_BO.T, x_BI, precision).div_(scale) if need_weight else None,
+            gradient_BO.sum(0) if need_bias else None,
+            None,
+            None,
+        )
+
+
+def _operand(x: Tensor, precision: str) -> Tensor:
+    """Rounded, and on CUDA in the narrow dtype itself."""
+    if x.is_cuda and precision in ("fp16", "bf16"):
+        return x.to(PRECISIONS[precision])
+    return rounded(x, precision)
+
+
+def _product(left: Tensor, right: Tensor, precision: str) -> Tensor:
+    if left.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    if precision != "tf32" or not left.is_cuda:
+        return left @ right
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return left @ right
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

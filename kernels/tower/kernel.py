@@ -1,0 +1,460 @@
+"""`tower` as one persistent Triton kernel a pass: a program carries its rows through all layers.
+
+R rows, D width, L layers, T towers (1 or 2), P programs with live rows.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from torch_crl.kernels.dense import PRECISIONS
+from torch_crl.kernels.launch import multiprocessors, require_device
+from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd
+from torch_crl.kernels.norm_act.reference import EPSILON
+from torch_crl.kernels.tower.reference import BLOCK, Stack
+
+
+class Tile(NamedTuple):
+    """How a kernel is launched."""
+
+    rows: int
+    """Of one program; 16 is the least that a tensor core takes."""
+    warps: int
+    stages: int
+    """2 copies the next layer's weights while this one's LayerNorm runs."""
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Launch options. One program fills a multiprocessor, so it may have all registers."""
+        return {"num_warps": self.warps, "maxnreg": min(255, 65536 // (32 * self.warps))}
+
+
+# By width: the tile for few rows, and the one for more rows than there are multiprocessors for.
+TILES = {128: (Tile(16, 8, 2), Tile(32, 8, 2)), 256: (Tile(16, 8, 2), Tile(32, 8, 2))}
+_SIZES = ["live0", "live1", "frozen", "depth", "weight_rows"]
+
+
+@triton.jit
+def _rows_of_program(i_p, live0, live1, frozen, BM: tl.constexpr):
+    """The rows [start, stop) of a program, and its group: 0 and 1 live, 2 frozen."""
+    n0, n1 = tl.cdiv(live0, BM), tl.cdiv(live1, BM)
+    start, stop, i_group = i_p * BM, live0, 0
+    if i_p >= n0 + n1:
+        start = live0 + live1 + (i_p - n0 - n1) * BM
+        stop = live0 + live1 + frozen
+        i_group = 2
+    elif i_p >= n0:
+        start = live0 + (i_p - n0) * BM
+        stop = live0 + live1
+        i_group = 1
+    return start, stop, i_group
+
+
+@triton.jit
+def _vectors(p_bias, p_ln_weight, p_ln_bias, i_layer, o_d, D: tl.constexpr):
+    """Bias, LayerNorm weight and LayerNorm bias of a layer."""
+    o = i_layer * D + o_d
+    return tl.load(p_bias + o), tl.load(p_ln_weight + o), tl.load(p_ln_bias + o)
+
+
+@triton.jit
+def _normalise(b_h, b_bias, EPS: tl.constexpr, D: tl.constexpr):
+    """The rows of h + bias with mean 0 and variance 1, and 1 / std."""
+    b_h += b_bias[None, :]
+    b_centred = b_h - (tl.sum(b_h, 1) / D)[:, None]
+    b_rstd = 1.0 / tl.sqrt(tl.sum(b_centred * b_centred, 1) / D + EPS)
+    return b_centred * b_rstd[:, None], b_rstd
+
+
+# Both loops end with the product, so that the copy of the next layer's weights to shared memory,
+# which the compiler starts behind it, runs during the next LayerNorm. What a LayerNorm reads is
+# loaded an iteration ahead, into registers.
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def tower_fwd_kernel(
+    # in
+    p_x, p_weight,
+    p_bias0, p_ln_weight0, p_ln_bias0,
+    p_bias1, p_ln_weight1, p_ln_bias1,
+    # out
+    p_y, p_input, p_xhat, p_rstd,
+    # sizes
+    live0, live1, frozen, depth, weight_rows,
+    SAVE: tl.constexpr, RELU: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    start, stop, i_group = _rows_of_program(tl.program_id(0), live0, live1, frozen, BM)
+    p_bias, p_ln_weight, p_ln_bias = p_bias0, p_ln_weight0, p_ln_bias0
+    if i_group == 1:
+        # In rows of D, so that the compiler sees aligned pointers and copies 16 bytes at a time.
+        p_weight += tl.cast(weight_rows, tl.int64) * D
+        p_bias, p_ln_weight, p_ln_bias = p_bias1, p_ln_weight1, p_ln_bias1
+    o_m = start + tl.arange(0, BM)
+    o_d = tl.arange(0, D)
+    m_m = o_m < stop
+    m = m_m[:, None]
+    m_live = m & (i_group < 2)
+    o = o_m[:, None] * D + o_d[None, :]
+    rows_live = tl.cast(live0 + live1, tl.int64)
+    rows = rows_live + frozen
+
+    b_x = tl.load(p_x + o, mask=m, other=0.0)
+    b_h = tl.zeros([BM, D], tl.float32)
+    b_bias, b_ln_weight, b_ln_bias = _vectors(p_bias, p_ln_weight, p_ln_bias, 0, o_d, D)
+    for i_layer in tl.range(0, depth, num_stages=STAGES):
+        # What follows the product of the layer before; before the first there is none.
+        b_xhat, b_rstd = _normalise(b_h, b_bias, EPS, D)
+        follows = i_layer > 0
+        if SAVE:
+            o_before = (i_layer - 1) * rows
+            b_xhat_kept = b_xhat.to(p_xhat.dtype.element_ty)
+            tl.store(p_xhat + o_before * D + o, b_xhat_kept, mask=m & follows)
+            tl.store(p_rstd + o_before + o_m, b_rstd, mask=m_m & follows)
+        b_s = activation_fwd(b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :], RELU)
+        starts_block = i_layer % BLOCK == 0
+        b_x = tl.where(starts_block & follows, b_x + b_s, b_x)
+        b_input = tl.where(starts_block, b_x, b_s).to(p_weight.dtype.element_ty)
+        if SAVE:
+            tl.store(p_input + i_layer * rows_live * D + o, b_input, mask=m_live)
+        b_bias, b_ln_weight, b_ln_bias = _vectors(p_bias, p_ln_weight, p_ln_bias, i_layer, o_d, D)
+        # Transposed: the product is with W^T, and W is [out, in].
+        p_layer = p_weight + tl.cast(i_layer, tl.int64) * D * D
+        b_h = tl.dot(b_input, tl.load(p_layer + o_d[None, :] * D + o_d[:, None]))
+    b_xhat, b_rstd = _normalise(b_h, b_bias, EPS, D)
+    if SAVE:
+        o_before = (depth - 1) * rows
+        tl.store(p_xhat + o_before * D + o, b_xhat.to(p_xhat.dtype.element_ty), mask=m)
+        tl.store(p_rstd + o_before + o_m, b_rstd, mask=m_m)
+    b_n = b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :]
+    tl.store(p_y + o, b_x + activation_fwd(b_n, RELU), mask=m)
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "scale"])
+def tower_bwd_kernel(
+    # in
+    p_dy, p_xhat, p_rstd, p_weight,
+    p_ln_weight0, p_ln_bias0, p_ln_weight1, p_ln_bias1,
+    # out
+    p_dx, p_dh, p_partial,
+    # sizes
+    live0, live1, frozen, depth, weight_rows, scale,
+    RELU: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    i_p = tl.program_id(0)
+    start, stop, i_group = _rows_of_program(i_p, live0, live1, frozen, BM)
+    p_ln_weight, p_ln_bias = p_ln_weight0, p_ln_bias0
+    if i_group == 1:
+        p_weight += tl.cast(weight_rows, tl.int64) * D
+        p_ln_weight, p_ln_bias = p_ln_weight1, p_ln_bias1
+    o_m = start + tl.arange(0, BM)
+    o_d = tl.arange(0, D)
+    m_m = o_m < stop
+    m = m_m[:, None]
+    is_live = i_group < 2
+    o = o_m[:, None] * D + o_d[None, :]
+    rows_live = tl.cast(live0 + live1, tl.int64)
+    rows = rows_live + frozen
+    n_partial = tl.cast(tl.cdiv(live0, BM) + tl.cdiv(live1, BM), tl.int64)
+    unscale = 1.0 / scale
+
+    b_dx = tl.load(p_dy + o, mask=m, other=0.0) * scale
+    b_dinner = b_dx
+    b_xhat_next = tl.load(p_xhat + (depth - 1) * rows * D + o, mask=m, other=0.0)
+    b_rstd_next = tl.load(p_rstd + (depth - 1) * rows + o_m, mask=m_m, other=0.0)
+    b_ln_weight_next = tl.load(p_ln_weight + (depth - 1) * D + o_d)
+    b_ln_bias_next = tl.load(p_ln_bias + (depth - 1) * D + o_d)
+    for i_step in tl.range(0, depth, num_stages=STAGES):
+        i_layer = depth - 1 - i_step
+        b_xhat, b_rstd = b_xhat_next.to(tl.float32), b_rstd_next
+        b_ln_weight, b_ln_bias = b_ln_weight_next, b_ln_bias_next
+        i_next = tl.maximum(i_layer - 1, 0)
+        b_xhat_next = tl.load(p_xhat + i_next * rows * D + o, mask=m, other=0.0)
+        b_rstd_next = tl.load(p_rstd + i_next * rows + o_m, mask=m_m, other=0.0)
+        b_ln_weight_next = tl.load(p_ln_weight + i_next * D + o_d)
+        b_ln_bias_next = tl.load(p_ln_bias + i_next * D + o_d)
+
+        b_dn = b_dinner * activation_bwd(b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :], RELU)
+        # [L, P, 3, D]: bias, LayerNorm's weight and bias; rows beyond `stop` bring zeros.
+        p_out = p_partial + (i_layer * n_partial + i_p) * 3 * D + o_d
+        tl.store(p_out + D, tl.sum(b_dn * b_xhat, 0) * unscale, mask=is_live)
+        tl.store(p_out + 2 * D, tl.sum(b_dn, 0) * unscale, mask=is_live)
+        b_dxhat = b_dn * b_ln_weight[None, :]
+        b_m1 = tl.sum(b_dxhat, 1) / D
+        b_m2 = tl.sum(b_dxhat * b_xhat, 1) / D
+        b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+        tl.store(p_out, tl.sum(b_dh, 0) * unscale, mask=is_live)
+        b_dh16 = b_dh.to(p_dh.dtype.element_ty)
+        tl.store(p_dh + i_layer * rows_live * D + o, b_dh16, mask=m & is_live)
+
+        starts_block = i_layer % BLOCK == 0
+        p_layer = p_weight + tl.cast(i_layer, tl.int64) * D * D
+        b_weight = tl.load(p_layer + o_d[:, None] * D + o_d[None, :])
+        b_dinner = tl.dot(b_dh16, b_weight, acc=tl.where(starts_block, b_dx, 0.0))
+        b_dx = tl.where(starts_block, b_dinner, b_dx)
+    tl.store(p_dx + o, b_dx * unscale, mask=m)
+
+
+class Layers(NamedTuple):
+    """Parameters of the layers of a launch, and who passes through them."""
+
+    weight16: Tensor
+    """[T, L, D, D] in the precision of the products."""
+    vectors: list[list[Tensor]]
+    """For each tower its bias, LayerNorm weight and LayerNorm bias [L, D]."""
+    rows: tuple[int, int, int]
+    """Live rows of both towers (the second may be 0) and frozen ones."""
+    relu: bool
+
+    def part(self, layers: slice) -> "Layers":
+        """Some of the layers, without a copy."""
+        vectors = [[vector[layers] for vector in tower] for tower in self.vectors]
+        return self._replace(weight16=self.weight16[:, layers], vectors=vectors)
+
+
+def programs(rows: Sequence[int], tile: Tile) -> int:
+    """Programs for groups of rows: none of them works for two groups."""
+    return sum(triton.cdiv(count, tile.rows) for count in rows)
+
+
+def choose_tile(width: int, rows: Sequence[int], device: torch.device) -> Tile:
+    """Small tiles while every program finds a multiprocessor of its own."""
+    small, large = TILES[width]
+    return small if programs(rows, small) <= multiprocessors(device) else large
+
+
+def forward_layers(
+    x: Tensor, layers: Layers, *, kept: Sequence[Tensor] | None, tile: Tile | None = None
+) -> Tensor:
+    """y [R, D]; fills `kept`, which `empty_kept` made, with what the backward needs."""
+    weight16, vectors, rows, relu = layers
+    depth, width = weight16.shape[1:3]
+    tile = tile or choose_tile(width, rows, x.device)
+    y = torch.empty_like(x)
+    tower_fwd_kernel[(programs(rows, tile),)](
+        x, weight16, *vectors[0], *vectors[-1],
+        y, *(kept or (y, y, y)),
+        *rows, depth, weight16.stride(0) // width,
+        SAVE=kept is not None, RELU=relu, EPS=EPSILON, BLOCK=BLOCK,
+        D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
+    )  # fmt: skip
+    return y
+
+
+def empty_kept(x: Tensor, layers: Layers) -> list[Tensor]:
+    """Layer inputs [L, live, D], normalised values [L, R, D] and their 1 / std [L, R]."""
+    depth, dtype = layers.weight16.shape[1], layers.weight16.dtype
+    rows, width = x.shape
+    return [
+        x.new_empty(depth, sum(layers.rows[:2]), width, dtype=dtype),
+        x.new_empty(depth, rows, width, dtype=dtype),
+        x.new_empty(depth, rows),
+    ]
+
+
+def backward_layers(
+    dy: Tensor,
+    layers: Layers,
+    *,
+    kept: Sequence[Tensor],
+    scale: float,
+    tile: Tile | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """dx [R, D], dh [L, live, D] times `scale`, and for each tower [3, L, D].
+
+    The three are the gradients of bias, LayerNorm weight and LayerNorm bias.
+    """
+    weight16, vectors, rows, relu = layers
+    depth, width = weight16.shape[1:3]
+    tile = tile or choose_tile(width, rows, dy.device)
+    live_programs = [programs([count], tile) for count in rows[: len(vectors)]]
+    _, xhat, rstd = kept
+    dx = torch.empty_like(dy)
+    dh = dy.new_empty(depth, sum(rows[:2]), width, dtype=weight16.dtype)
+    partial = dy.new_empty(depth, sum(live_programs), 3, width)
+    tower_bwd_kernel[(programs(rows, tile),)](
+        dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
+        dx, dh, partial,
+        *rows, depth, weight16.stride(0) // width, scale,
+        RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
+    )  # fmt: skip
+    by_tower = partial.split(live_programs, dim=1)
+    return dx, dh, [part.permute(2, 0, 1, 3).sum(2) for part in by_tower]
+
+
+def weight_gradient(dh: Tensor, inputs: Tensor, *, scale: float, out: Tensor) -> None:
+    """out [L, D, D] = dh^T inputs / scale: a product for each layer, all in one call, fp32 sums."""
+    factors = {"beta": 0, "alpha": 1.0 / scale, "out": out}
+    if dh.is_cuda:
+        torch.baddbmm(out, dh.mT, inputs, torch.float32, **factors)  # type: ignore[call-overload]
+    else:
+        torch.baddbmm(out, dh.mT.float(), inputs.float(), **factors)  # type: ignore[call-overload]
+
+
+@torch.library.custom_op("torch_crl::tower_forward", mutates_args=())
+def tower_forward(
+    x: Tensor,
+    weights: list[Tensor],
+    vectors: list[Tensor],
+    live: list[int],
+    frozen: int,
+    activation: str,
+    precision: str,
+    recompute: int,
+    scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """y [R, D], the rounded weights [T, L, D, D], and what the backward needs.
+
+    `vectors` holds bias, LayerNorm weight and LayerNorm bias of each tower in turn. Kept are the
+    tensors of `empty_kept`, or with `recompute` the fp32 inputs [R, D] of each chunk of layers.
+    `scale` is the backward's.
+    """
+    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
+    for target, weight in zip(weight16, weights, strict=True):
+        target.copy_(weight)
+    layers = _layers(weight16, vectors, live, frozen, activation)
+    kept = empty_kept(x, layers) if keep and not recompute else None
+    if kept is not None or not keep:
+        return forward_layers(x, layers, kept=kept), weight16, kept or []
+    inputs = []
+    y = x.clone()
+    for chunk in _chunks(layers, recompute):
+        inputs.append(y)
+        y = forward_layers(y, layers.part(chunk), kept=None)
+    return y, weight16, inputs
+
+
+@torch.library.custom_op("torch_crl::tower_backward", mutates_args=())
+def tower_backward(
+    dy: Tensor,
+    weight16: Tensor,
+    vectors: list[Tensor],
+    kept: list[Tensor],
+    live: list[int],
+    frozen: int,
+    activation: str,
+    recompute: int,
+    scale: float,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """dx [R, D], and for each tower the gradients [L, D, D] of W and [3, L, D] of its vectors."""
+    layers = _layers(weight16, vectors, live, frozen, activation)
+    towers, depth, width = weight16.shape[:3]
+    dweights = [dy.new_empty(depth, width, width) for _ in range(towers)]
+    dvectors = [dy.new_empty(3, depth, width) for _ in range(towers)]
+    dx = dy
+    chunks = _chunks(layers, recompute)
+    for index, chunk in reversed(list(enumerate(chunks))):
+        part, part_kept = layers.part(chunk), kept
+        if recompute:
+            part_kept = empty_kept(dy, part)
+            forward_layers(kept[index], part, kept=part_kept)
+        dx, dh, chunk_vectors = backward_layers(dx, part, kept=part_kept, scale=scale)
+        rows = zip(dh.split(live, dim=1), part_kept[0].split(live, dim=1), strict=True)
+        for tower, (dh_tower, inputs) in enumerate(rows):
+            weight_gradient(dh_tower, inputs, scale=scale, out=dweights[tower][chunk])
+            dvectors[tower][:, chunk] = chunk_vectors[tower]
+    return dx, dweights, dvectors
+
+
+def _layers(
+    weight16: Tensor, vectors: list[Tensor], live: list[int], frozen: int, activation: str
+) -> Layers:
+    grouped = [vectors[start : start + 3] for start in range(0, len(vectors), 3)]
+    rows = (live[0], live[1] if len(live) > 1 else 0, frozen)
+    return Layers(weight16, grouped, rows, activation == "relu")
+
+
+def _chunks(layers: Layers, recompute: int) -> list[slice]:
+    depth = layers.weight16.shape[1]
+    step = recompute or depth
+    return [slice(start, min(start + step, depth)) for start in range(0, depth, step)]
+
+
+@tower_forward.register_fake
+def _(
+    x: Tensor,
+    weights: list[Tensor],
+    vectors: list[Tensor],
+    live: list[int],
+    frozen: int,
+    activation: str,
+    precision: str,
+    recompute: int,
+    scale: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
+    layers = _layers(weight16, vectors, live, frozen, activation)
+    kept: list[Tensor] = []
+    if keep:
+        chunks = _chunks(layers, recompute)
+        kept = [torch.empty_like(x) for _ in chunks] if recompute else empty_kept(x, layers)
+    return torch.empty_like(x), weight16, kept
+
+
+@tower_backward.register_fake
+def _(
+    dy: Tensor,
+    weight16: Tensor,
+    vectors: list[Tensor],
+    kept: list[Tensor],
+    live: list[int],
+    frozen: int,
+    activation: str,
+    recompute: int,
+    scale: float,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    towers, depth, width = weight16.shape[:3]
+    return (
+        torch.empty_like(dy),
+        [dy.new_empty(depth, width, width) for _ in range(towers)],
+        [dy.new_empty(3, depth, width) for _ in range(towers)],
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    _, _, vectors, *ctx.options, _ = inputs
+    _, weight16, kept = output
+    ctx.num_vectors = len(vectors)
+    ctx.save_for_backward(weight16, *vectors, *kept)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
+    weight16, *saved = ctx.saved_tensors
+    vectors, kept = saved[: ctx.num_vectors], saved[ctx.num_vectors :]
+    live, frozen, activation, _, recompute, scale = ctx.options
+    dx, dweights, dvectors = tower_backward(
+        dy.contiguous(), weight16, vectors, kept, live, frozen, activation, recompute, scale
+    )
+    of_vectors = [gradient for tower in dvectors for gradient in tower.unbind(0)]
+    return dx, dweights, of_vectors, *[None] * 7
+
+
+tower_forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+def tower(
+    x_RD: Tensor,
+    stacks: Sequence[Stack],
+    *,
+    live: Sequence[int],
+    frozen: int,
+    activation: str,
+    precision: str,
+    gradient_scale: float,
+    recompute: int,
+) -> Tensor:
+    """See `torch_crl.kernels.tower.tower`."""
+    require_device(x_RD, "tower")
+    weights = [stack.weight_LDD for stack in stacks]
+    vectors = [vector.contiguous() for stack in stacks for vector in stack[1:]]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_RD, *weights, *vectors))
+    options = (list(live), frozen, activation, precision, recompute, gradient_scale, keep)
+    return tower_forward(x_RD.contiguous(), weights, vectors, *options)[0]

@@ -1,0 +1,92 @@
+"""The definition of `tower` in plain torch. R rows, D width, L layers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from torch_crl.kernels.dense import dense
+from torch_crl.kernels.norm_act import norm_act
+
+BLOCK = 4
+"""Layers inside one skip."""
+
+
+class Stack(NamedTuple):
+    """The parameters of L layers of width D."""
+
+    weight_LDD: Tensor
+    """[L, out, in]."""
+    bias_LD: Tensor
+    ln_weight_LD: Tensor
+    ln_bias_LD: Tensor
+
+    def detached(self) -> "Stack":
+        """The same numbers as constants."""
+        return Stack(*(parameter.detach() for parameter in self))
+
+
+class Arithmetic(NamedTuple):
+    """How the layers compute; see `torch_crl.kernels.tower.tower`."""
+
+    activation: str
+    precision: str
+    gradient_scale: float
+    norm_act_implementation: str = "reference"
+
+
+def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
+    """x + f(x) for every block f of four times dense - LayerNorm - activation."""
+    # unbind and not weight[i]: the backward of indexing makes a full-size zero tensor a layer.
+    layers = zip(*(parameter.unbind(0) for parameter in stack), strict=True)
+    inner_RD = x_RD
+    for index, (weight_DD, bias_D, ln_weight_D, ln_bias_D) in enumerate(layers):
+        ends_block = index % BLOCK == BLOCK - 1
+        inner_RD = dense(
+            inner_RD,
+            weight_DD,
+            bias_D,
+            precision=arithmetic.precision,
+            gradient_scale=arithmetic.gradient_scale,
+        )
+        inner_RD = norm_act(
+            inner_RD,
+            ln_weight_D,
+            ln_bias_D,
+            x_RD if ends_block else None,
+            activation=arithmetic.activation,
+            implementation=arithmetic.norm_act_implementation,
+        )
+        if ends_block:
+            x_RD = inner_RD
+    return x_RD
+
+
+def tower(
+    x_RD: Tensor,
+    stacks: Sequence[Stack],
+    *,
+    live: Sequence[int],
+    frozen: int,
+    arithmetic: Arithmetic,
+    recompute: int,
+) -> Tensor:
+    """Each group of rows through its own stack, see `torch_crl.kernels.tower.tower`."""
+    groups = [*stacks, stacks[0].detached()] if frozen else list(stacks)
+    parts = x_RD.split([*live, frozen] if frozen else list(live))
+    outputs = [
+        _group(part_RD, stack, arithmetic, recompute)
+        for part_RD, stack in zip(parts, groups, strict=True)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _group(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic, recompute: int) -> Tensor:
+    if not recompute:
+        return walk(x_RD, stack, arithmetic)
+    chunks = zip(*(parameter.split(recompute) for parameter in stack), strict=True)
+    for chunk in chunks:
+        x_RD = checkpoint(walk, x_RD, Stack(*chunk), arithmetic, use_reentrant=False)
+    return x_RD

@@ -1,0 +1,119 @@
+"""Compiles Triton kernels for GPUs that are not there and tells what the code needs.
+
+Run as a program, since under TRITON_INTERPRET a process cannot compile: reads a list of jobs as
+JSON from standard input and prints a list of resources.
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# What a block may have, in bytes.
+SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
+
+
+class Job(NamedTuple):
+    """One kernel with everything that decides its code."""
+
+    module: str
+    kernel: str
+    types: dict[str, str]
+    """Argument to Triton type; every pointer is taken as aligned to 16 bytes."""
+    constants: dict[str, Any]
+    options: dict[str, int]
+    arch: int
+
+
+class Resources(NamedTuple):
+    """What one program of the kernel takes."""
+
+    registers: int
+    stack_bytes: int
+    """Spilled registers, wherever."""
+    spills_in_loop: int
+    """Loads and stores of spilled registers inside the longest loop."""
+    shared_bytes: int
+    wide_copies: int
+    """Asynchronous copies of 16 bytes to shared memory in the code."""
+
+
+def compile_all(jobs: list[Job]) -> list[Resources]:
+    """In a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compiled"],
+        input=json.dumps([job._asdict() for job in jobs]),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return [Resources(*values) for values in json.loads(result.stdout)]
+
+
+def _compile(job: Job) -> Resources:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(job.module), job.kernel)
+    signature = {name: job.types.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=job.constants, attrs=aligned)
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", job.arch, 32), options=dict(job.options)
+    )
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run(
+                [str(cuobjdump), option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("--dump-resource-usage", "-sass")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
+    assert found, usage
+    registers, stack, local = map(int, found.groups())
+    return Resources(
+        registers,
+        stack + local,
+        _spills_in_loop(code),
+        compiled.metadata.shared,
+        compiled.asm["ptx"].count("cp.async.cg.shared.global"),
+    )
+
+
+def _spills_in_loop(code: str) -> int:
+    instructions = [
+        (int(address, 16), text)
+        for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", code)
+    ]
+    loops = [
+        (int(target[1], 16), address)
+        for address, text in instructions
+        if "BRA" in text and (target := re.search(r"0x([0-9a-f]+)", text))
+    ]
+    # A kernel ends with a branch to itself, which is no loop.
+    first, last = max(loops, key=lambda loop: loop[1] - loop[0])
+    return sum(
+        1
+        for address, text in instructions
+        if first <= address <= last and re.search(r"\b(LDL|STL)\b", text)
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps([_compile(Job(**job)) for job in json.load(sys.stdin)]))
