@@ -60,9 +60,9 @@ def tower(
         raise ValueError(f"tower: {problem}")
     if implementation == "persistent":
         # Here, so that Triton is imported only where its kernels are asked for.
-        from torch_crl.kernels.tower import kernel
+        from torch_crl.kernels.tower import op
 
-        return kernel.tower(
+        return op.tower(
             x_RD,
             stacks,
             live=live,

@@ -4,18 +4,17 @@ R rows, D width, L layers, T towers (1 or 2), P programs with live rows.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from torch_crl.kernels.dense import PRECISIONS
-from torch_crl.kernels.launch import multiprocessors, require_device
+from torch_crl.kernels.launch import multiprocessors
 from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd
 from torch_crl.kernels.norm_act.reference import EPSILON
-from torch_crl.kernels.tower.reference import BLOCK, Stack
+from torch_crl.kernels.tower.reference import BLOCK
 
 
 class Tile(NamedTuple):
@@ -285,176 +284,3 @@ def backward_layers(
     )  # fmt: skip
     by_tower = partial.split(live_programs, dim=1)
     return dx, dh, [part.permute(2, 0, 1, 3).sum(2) for part in by_tower]
-
-
-def weight_gradient(dh: Tensor, inputs: Tensor, *, scale: float, out: Tensor) -> None:
-    """out [L, D, D] = dh^T inputs / scale: a product for each layer, all in one call, fp32 sums."""
-    factors = {"beta": 0, "alpha": 1.0 / scale, "out": out}
-    if dh.is_cuda:
-        torch.baddbmm(out, dh.mT, inputs, torch.float32, **factors)  # type: ignore[call-overload]
-    else:
-        torch.baddbmm(out, dh.mT.float(), inputs.float(), **factors)  # type: ignore[call-overload]
-
-
-@torch.library.custom_op("torch_crl::tower_forward", mutates_args=())
-def tower_forward(
-    x: Tensor,
-    weights: list[Tensor],
-    vectors: list[Tensor],
-    live: list[int],
-    frozen: int,
-    activation: str,
-    precision: str,
-    recompute: int,
-    scale: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """y [R, D], the rounded weights [T, L, D, D], and what the backward needs.
-
-    `vectors` holds bias, LayerNorm weight and LayerNorm bias of each tower in turn. Kept are the
-    tensors of `empty_kept`, or with `recompute` the fp32 inputs [R, D] of each chunk of layers.
-    `scale` is the backward's.
-    """
-    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
-    for target, weight in zip(weight16, weights, strict=True):
-        target.copy_(weight)
-    layers = _layers(weight16, vectors, live, frozen, activation)
-    kept = empty_kept(x, layers) if keep and not recompute else None
-    if kept is not None or not keep:
-        return forward_layers(x, layers, kept=kept), weight16, kept or []
-    inputs = []
-    y = x.clone()
-    for chunk in _chunks(layers, recompute):
-        inputs.append(y)
-        y = forward_layers(y, layers.part(chunk), kept=None)
-    return y, weight16, inputs
-
-
-@torch.library.custom_op("torch_crl::tower_backward", mutates_args=())
-def tower_backward(
-    dy: Tensor,
-    weight16: Tensor,
-    vectors: list[Tensor],
-    kept: list[Tensor],
-    live: list[int],
-    frozen: int,
-    activation: str,
-    recompute: int,
-    scale: float,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """dx [R, D], and for each tower the gradients [L, D, D] of W and [3, L, D] of its vectors."""
-    layers = _layers(weight16, vectors, live, frozen, activation)
-    towers, depth, width = weight16.shape[:3]
-    dweights = [dy.new_empty(depth, width, width) for _ in range(towers)]
-    dvectors = [dy.new_empty(3, depth, width) for _ in range(towers)]
-    dx = dy
-    chunks = _chunks(layers, recompute)
-    for index, chunk in reversed(list(enumerate(chunks))):
-        part, part_kept = layers.part(chunk), kept
-        if recompute:
-            part_kept = empty_kept(dy, part)
-            forward_layers(kept[index], part, kept=part_kept)
-        dx, dh, chunk_vectors = backward_layers(dx, part, kept=part_kept, scale=scale)
-        rows = zip(dh.split(live, dim=1), part_kept[0].split(live, dim=1), strict=True)
-        for tower, (dh_tower, inputs) in enumerate(rows):
-            weight_gradient(dh_tower, inputs, scale=scale, out=dweights[tower][chunk])
-            dvectors[tower][:, chunk] = chunk_vectors[tower]
-    return dx, dweights, dvectors
-
-
-def _layers(
-    weight16: Tensor, vectors: list[Tensor], live: list[int], frozen: int, activation: str
-) -> Layers:
-    grouped = [vectors[start : start + 3] for start in range(0, len(vectors), 3)]
-    rows = (live[0], live[1] if len(live) > 1 else 0, frozen)
-    return Layers(weight16, grouped, rows, activation == "relu")
-
-
-def _chunks(layers: Layers, recompute: int) -> list[slice]:
-    depth = layers.weight16.shape[1]
-    step = recompute or depth
-    return [slice(start, min(start + step, depth)) for start in range(0, depth, step)]
-
-
-@tower_forward.register_fake
-def _(
-    x: Tensor,
-    weights: list[Tensor],
-    vectors: list[Tensor],
-    live: list[int],
-    frozen: int,
-    activation: str,
-    precision: str,
-    recompute: int,
-    scale: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
-    layers = _layers(weight16, vectors, live, frozen, activation)
-    kept: list[Tensor] = []
-    if keep:
-        chunks = _chunks(layers, recompute)
-        kept = [torch.empty_like(x) for _ in chunks] if recompute else empty_kept(x, layers)
-    return torch.empty_like(x), weight16, kept
-
-
-@tower_backward.register_fake
-def _(
-    dy: Tensor,
-    weight16: Tensor,
-    vectors: list[Tensor],
-    kept: list[Tensor],
-    live: list[int],
-    frozen: int,
-    activation: str,
-    recompute: int,
-    scale: float,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    towers, depth, width = weight16.shape[:3]
-    return (
-        torch.empty_like(dy),
-        [dy.new_empty(depth, width, width) for _ in range(towers)],
-        [dy.new_empty(3, depth, width) for _ in range(towers)],
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    _, _, vectors, *ctx.options, _ = inputs
-    _, weight16, kept = output
-    ctx.num_vectors = len(vectors)
-    ctx.save_for_backward(weight16, *vectors, *kept)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
-    weight16, *saved = ctx.saved_tensors
-    vectors, kept = saved[: ctx.num_vectors], saved[ctx.num_vectors :]
-    live, frozen, activation, _, recompute, scale = ctx.options
-    dx, dweights, dvectors = tower_backward(
-        dy.contiguous(), weight16, vectors, kept, live, frozen, activation, recompute, scale
-    )
-    of_vectors = [gradient for tower in dvectors for gradient in tower.unbind(0)]
-    return dx, dweights, of_vectors, *[None] * 7
-
-
-tower_forward.register_autograd(_backward, setup_context=_setup_context)
-
-
-def tower(
-    x_RD: Tensor,
-    stacks: Sequence[Stack],
-    *,
-    live: Sequence[int],
-    frozen: int,
-    activation: str,
-    precision: str,
-    gradient_scale: float,
-    recompute: int,
-) -> Tensor:
-    """See `torch_crl.kernels.tower.tower`."""
-    require_device(x_RD, "tower")
-    weights = [stack.weight_LDD for stack in stacks]
-    vectors = [vector.contiguous() for stack in stacks for vector in stack[1:]]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_RD, *weights, *vectors))
-    options = (list(live), frozen, activation, precision, recompute, gradient_scale, keep)
-    return tower_forward(x_RD.contiguous(), weights, vectors, *options)[0]

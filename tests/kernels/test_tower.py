@@ -169,7 +169,7 @@ def test_nothing_is_kept_without_gradients() -> None:
 
 
 def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
-    from torch_crl.kernels.tower import kernel
+    from torch_crl.kernels.tower import op
 
     generator = Generator().manual_seed(0)
     parameters = [p.to(DEVICE, torch.float32) for p in stack(4, 128, generator)]
@@ -179,7 +179,7 @@ def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
     for recompute in (0, 4):
         options = ([3], 2, "swish", "fp16", recompute, 4.0, True)
         torch.library.opcheck(
-            kernel.tower_forward,
+            op.tower_forward,
             (x, parameters[:1], parameters[1:], *options),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
         )
