@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from triton import knobs
+from triton.runtime import driver
 
 
 def require_device(x: Tensor, op: str) -> None:
@@ -19,3 +20,9 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have on a CUDA device."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])

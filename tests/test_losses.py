@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from torch_crl.kernels.infonce import ENERGIES, EPSILON, PairScores, pair_scores, reduce_energies
 from torch_crl.losses import (
     CONTRASTIVE_LOSSES,
-    ENERGIES,
-    EPSILON,
     actor_loss,
     backward_info_nce,
     binary_nce,
@@ -24,25 +23,59 @@ from torch_crl.losses import (
 LOGITS = torch.tensor([[1.0, 3.0], [2.0, 2.0]], dtype=torch.float64).log()
 
 
+def all_scores(logits_BB: Tensor) -> PairScores:
+    return reduce_energies(logits_BB, columns=True, softplus=True)
+
+
+def test_scores_by_hand() -> None:
+    scores = all_scores(LOGITS)
+    # log(1 + x) summed along rows: log(2 * 4) and log(3 * 3).
+    expected = {
+        "diagonal_B": [1, 2],
+        "row_logsumexp_B": [4, 4],
+        "column_logsumexp_B": [3, 5],
+        "row_softplus_B": [8, 9],
+        "row_rival_B": [3, 2],
+        "row_sum_B": [3, 4],
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            getattr(scores, name), torch.tensor(values, dtype=torch.float64).log()
+        )
+
+
+def test_scores_that_no_loss_asked_for_are_absent() -> None:
+    phi = torch.ones(2, 3)
+    scores = pair_scores(phi, phi, energy="dot", implementation="reference")
+    assert scores.column_logsumexp_B is None and scores.row_softplus_B is None
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)
+def test_table_names_the_scores_that_each_loss_reads(name: str) -> None:
+    kind = CONTRASTIVE_LOSSES[name]
+    asked = reduce_energies(LOGITS, columns=kind.columns, softplus=kind.softplus)
+    assert float(kind.loss(asked)) == float(kind.loss(all_scores(LOGITS)))
+
+
 def test_forward_info_nce_by_hand() -> None:
     # -[(log 1 - log 4) + (log 2 - log 4)] / 2 = (log 4 + log 2) / 2 = 1.5 log 2
-    assert float(forward_info_nce(LOGITS)) == pytest.approx(1.5 * math.log(2))
+    assert float(forward_info_nce(all_scores(LOGITS))) == pytest.approx(1.5 * math.log(2))
 
 
 def test_backward_info_nce_by_hand() -> None:
     # -[(log 1 - log 3) + (log 2 - log 5)] / 2 = log(3 * 5 / 2) / 2
-    assert float(backward_info_nce(LOGITS)) == pytest.approx(0.5 * math.log(7.5))
+    assert float(backward_info_nce(all_scores(LOGITS))) == pytest.approx(0.5 * math.log(7.5))
 
 
 def test_symmetric_info_nce_is_the_sum_of_both_directions() -> None:
     expected = 1.5 * math.log(2) + 0.5 * math.log(7.5)
-    assert float(symmetric_info_nce(LOGITS)) == pytest.approx(expected)
+    assert float(symmetric_info_nce(all_scores(LOGITS))) == pytest.approx(expected)
 
 
 def test_binary_nce_by_hand() -> None:
     # sigmoid(log x) = x / (1 + x). Positives: -log(1/2), -log(2/3); negatives: -log(1 - 3/4),
     # -log(1 - 2/3). The mean of log 2, log 1.5, log 4, log 3 is log(36) / 4.
-    assert float(binary_nce(LOGITS)) == pytest.approx(math.log(36) / 4)
+    assert float(binary_nce(all_scores(LOGITS))) == pytest.approx(math.log(36) / 4)
 
 
 @pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)
@@ -54,15 +87,16 @@ def test_uniform_and_perfect_logits(name: str) -> None:
         "symmetric_info_nce": 2 * math.log(batch),
         "binary_nce": math.log(2),
     }[name]
-    assert float(CONTRASTIVE_LOSSES[name](torch.zeros(batch, batch))) == pytest.approx(limit)
+    loss = CONTRASTIVE_LOSSES[name].loss
+    assert float(loss(all_scores(torch.zeros(batch, batch)))) == pytest.approx(limit)
     perfect = torch.full((batch, batch), -50.0).fill_diagonal_(50.0)
-    assert float(CONTRASTIVE_LOSSES[name](perfect)) == pytest.approx(0.0, abs=1e-6)
+    assert float(loss(all_scores(perfect))) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)
 def test_every_loss_lifts_the_diagonal_and_lowers_the_rest(name: str) -> None:
     logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    CONTRASTIVE_LOSSES[name](logits).backward()
+    CONTRASTIVE_LOSSES[name].loss(all_scores(logits)).backward()
     assert logits.grad is not None
     on_diagonal = torch.eye(6, dtype=torch.bool)
     assert (logits.grad[on_diagonal] < 0).all()
@@ -70,21 +104,27 @@ def test_every_loss_lifts_the_diagonal_and_lowers_the_rest(name: str) -> None:
 
 
 def test_critic_loss_penalty_and_metrics_by_hand() -> None:
-    loss, aux = critic_loss(LOGITS, contrastive_loss="forward_info_nce", logsumexp_penalty=0.1)
+    loss, aux = critic_loss(
+        all_scores(LOGITS), contrastive_loss="forward_info_nce", logsumexp_penalty=0.1
+    )
     # Both rows have logsumexp log 4.
     assert float(loss) == pytest.approx(1.5 * math.log(2) + 0.1 * math.log(4) ** 2)
     assert float(aux["logsumexp"]) == pytest.approx(math.log(4))
     assert float(aux["logits_positive"]) == pytest.approx(math.log(2) / 2)
     assert float(aux["logits_negative"]) == pytest.approx(math.log(6) / 2)
-    # Row 0 prefers goal 1; in row 1 both goals tie, and the first of them is taken.
+    # Row 0 prefers goal 1; in row 1 both goals tie, which is not a hit.
     assert float(aux["categorical_accuracy"]) == 0.0
     own = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
-    _, aux = critic_loss(own, contrastive_loss="forward_info_nce", logsumexp_penalty=0.1)
+    _, aux = critic_loss(
+        all_scores(own), contrastive_loss="forward_info_nce", logsumexp_penalty=0.1
+    )
     assert float(aux["categorical_accuracy"]) == pytest.approx(2 / 3)
 
 
 def test_penalty_runs_over_rows_for_the_backward_loss_too() -> None:
-    loss, _ = critic_loss(LOGITS, contrastive_loss="backward_info_nce", logsumexp_penalty=1.0)
+    loss, _ = critic_loss(
+        all_scores(LOGITS), contrastive_loss="backward_info_nce", logsumexp_penalty=1.0
+    )
     assert float(loss) == pytest.approx(0.5 * math.log(7.5) + math.log(4) ** 2)
 
 

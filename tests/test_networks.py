@@ -8,7 +8,13 @@ import torch
 from torch import Generator
 
 from torch_crl.costs import TowerSize
-from torch_crl.networks import ResidualTower, action_distribution, build_networks, squashed_sample
+from torch_crl.networks import (
+    ResidualTower,
+    action_distribution,
+    build_networks,
+    run_stacks,
+    squashed_sample,
+)
 from torch_crl.presets import preset
 
 
@@ -77,16 +83,39 @@ def test_initial_values() -> None:
     assert (tower.ln_weight == 1).all() and (tower.input_ln_weight == 1).all()
 
 
-def test_frozen_passes_gradient_to_the_input_only() -> None:
-    tower = make_tower()
-    x = torch.randn(4, 5, requires_grad=True)
-    y = torch.randn(4, 5).copy_(x.detach()).requires_grad_()
-    tower(x, frozen=True).sum().backward()
-    assert all(parameter.grad is None for parameter in tower.parameters())
-    tower(y).sum().backward()
-    assert x.grad is not None and y.grad is not None
-    torch.testing.assert_close(x.grad, y.grad)
-    assert all(parameter.grad is not None for parameter in tower.parameters())
+def test_encoding_together_equals_each_network_alone() -> None:
+    """The third output's gradient reaches its input and no parameter."""
+    networks = build_networks(
+        state_size=4,
+        goal_size=2,
+        action_size=1,
+        actor_depth=4,
+        critic_depth=8,
+        width=16,
+        representation_size=3,
+        activation="swish",
+        generator=Generator().manual_seed(0),
+    )
+    generator = Generator().manual_seed(1)
+    inputs = [torch.randn(6, size, generator=generator).requires_grad_() for size in (5, 2, 5)]
+    alone = [x.detach().clone().requires_grad_() for x in inputs]
+    phi, psi = networks.state_action_encoder, networks.goal_encoder
+    parameters = [*phi.parameters(), *psi.parameters()]
+
+    together = networks.encode(*inputs)
+    sum(output.square().sum() for output in together).backward()
+    gradients = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    apart = [phi(alone[0]), psi(alone[1]), phi(alone[2])]
+    for output, same in zip(together, apart, strict=True):
+        torch.testing.assert_close(output, same)
+    (apart[0].square().sum() + apart[1].square().sum()).backward()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+    apart[2].square().sum().backward()
+    for x, same in zip(inputs, alone, strict=True):
+        torch.testing.assert_close(x.grad, same.grad)
 
 
 @pytest.mark.parametrize("depth", [-4, 0, 3, 6, 63])
@@ -143,7 +172,9 @@ def test_counted_activations_are_what_autograd_saves(trained: bool) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = tower(x, frozen=not trained)
+        live, frozen = (6, 0) if trained else (0, 6)
+        inner = run_stacks(tower.embed(x, frozen=not trained), [tower], live=[live], frozen=frozen)
+        output = tower.head(inner, frozen=not trained)
     assert output.requires_grad
     size = TowerSize(inputs=5, outputs=3, width=32, depth=8)
     assert sum(saved.values()) == 4 * 6 * size.saved_floats(trained=trained)

@@ -21,7 +21,7 @@ FLOORS = [
     ["envs.vector_env", "envs.reacher", "envs.point", "envs.ant", "envs.humanoid"],
     ["envs.registry"],
     ["recipe"],
-    ["presets"],
+    ["presets", "compute", "cuda_graph"],
     ["networks"],
     ["losses"],
     ["replay", "checkpoint"],

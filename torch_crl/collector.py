@@ -1,8 +1,9 @@
-"""Acts in the training envs and writes every step into the replay. N envs, A action."""
+"""Acts in the training envs and writes every step into the replay. N envs, A action, I = S + G."""
 
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.cuda_graph import GraphedFunction
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.networks import ResidualTower, action_distribution, squashed_sample
 from torch_crl.replay import Replay
@@ -20,6 +21,7 @@ class Collector:
         self.actor = actor
         self.replay = replay
         self.generator = generator
+        self.act_graph: GraphedFunction | None = None
         self._device = actor.weight.device
 
     @torch_threads(1)
@@ -34,7 +36,8 @@ class Collector:
         failures = torch.zeros(env.num_envs)
         for _ in range(steps):
             state_NS, trajectory_N = env.state_NS, env.trajectory_N
-            action_NA = self._act(state_NS, env.goal_NG)
+            inputs_NI = torch.cat([state_NS, env.goal_NG], dim=-1).to(self._device)
+            action_NA = (self.act_graph or self.act)(inputs_NI)["action"]
             self.replay.add(state_NS, action_NA, trajectory_N)
             result = env.step(action_NA.cpu())
             successes += result.success["success"]
@@ -44,8 +47,8 @@ class Collector:
             "collected_failures": float(failures.mean()) / steps,
         }
 
-    def _act(self, state_NS: Tensor, goal_NG: Tensor) -> Tensor:
-        inputs = torch.cat([state_NS, goal_NG], dim=-1).to(self._device)
-        mean_NA, log_std_NA = action_distribution(self.actor(inputs))
+    def act(self, inputs_NI: Tensor) -> dict[str, Tensor]:
+        """A sampled action [N, A] for states and goals [N, S + G], under the name `action`."""
+        mean_NA, log_std_NA = action_distribution(self.actor(inputs_NI))
         noise_NA = torch.randn(mean_NA.shape, generator=self.generator, device=self._device)
-        return squashed_sample(mean_NA, log_std_NA, noise_NA)[0]
+        return {"action": squashed_sample(mean_NA, log_std_NA, noise_NA)[0]}

@@ -9,7 +9,14 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from torch_crl.losses import ENERGIES, actor_loss, critic_loss, temperature_loss
+from torch_crl.kernels.infonce import pair_scores
+from torch_crl.losses import (
+    CONTRASTIVE_LOSSES,
+    ENERGIES,
+    actor_loss,
+    critic_loss,
+    temperature_loss,
+)
 from torch_crl.networks import Networks, action_distribution, squashed_sample
 
 
@@ -51,6 +58,8 @@ class Learner:
                 {"params": [self.log_alpha], "lr": temperature_learning_rate},
             ],
             fused=True,
+            # Counts its steps on the device, where a CUDA graph can.
+            capturable=self.device.type == "cuda",
         )
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
@@ -59,26 +68,34 @@ class Learner:
         All three losses see the networks of before the update, so the actor never follows a
         critic that was fitted to its own batch, as in the reference. Each loss reaches
         parameters of its own: the actor's loss passes through a frozen critic, the temperature's
-        through nothing. One backward pass of the sum therefore gives each its own gradient, and
-        the goal encoder's output serves both actor and critic.
+        through nothing. One backward pass of the sum therefore gives each its own gradient, the
+        goal encoder's output serves both actor and critic, and all that the critic encodes goes
+        through its towers together.
         """
         objective, energy = self.objective, ENERGIES[self.objective.energy]
         state_BS, action_BA, goal_BG = batch["state"], batch["action"], batch["goal"]
-        psi_BR = self.networks.goal_encoder(goal_BG)
-
         policy_BA, log_prob_B = self._sample_action(state_BS, goal_BG)
-        phi_policy_BR = self.networks.state_action_encoder(
-            torch.cat([state_BS, policy_BA], dim=-1), frozen=True
+        phi_BR, psi_BR, phi_policy_BR = self.networks.encode(
+            torch.cat([state_BS, action_BA], dim=-1),
+            goal_BG,
+            torch.cat([state_BS, policy_BA], dim=-1),
         )
         policy_energy_B = energy.paired(phi_policy_BR, psi_BR.detach())
         actor, actor_aux = actor_loss(policy_energy_B, log_prob_B, self.log_alpha)
         temperature, temperature_aux = temperature_loss(
             log_prob_B, self.log_alpha, target_entropy=objective.target_entropy
         )
-
-        phi_BR = self.networks.state_action_encoder(torch.cat([state_BS, action_BA], dim=-1))
+        kind = CONTRASTIVE_LOSSES[objective.contrastive_loss]
+        scores = pair_scores(
+            phi_BR,
+            psi_BR,
+            energy=objective.energy,
+            columns=kind.columns,
+            softplus=kind.softplus,
+            implementation=self.networks.actor.compute.pair_scores,
+        )
         critic, critic_aux = critic_loss(
-            energy.pairwise(phi_BR, psi_BR),
+            scores,
             contrastive_loss=objective.contrastive_loss,
             logsumexp_penalty=objective.logsumexp_penalty,
         )

@@ -1,9 +1,10 @@
-"""Energies and losses of contrastive RL: pure functions of tensors.
+"""Losses of contrastive RL: pure functions of tensors.
 
-f(s, a, g) = energy(phi(s, a), psi(g)) is high where g lies in the future of (s, a). A critic's
-logits_BB[i, j] is f of the i-th (state, action) and the j-th goal; the diagonal holds true pairs.
+f(s, a, g) = energy(phi(s, a), psi(g)) is high where g lies in the future of (s, a). E_ij is f of
+the i-th (state, action) and the j-th goal; the diagonal holds true pairs. The critic's losses see
+E through its PairScores only, so that the matrix need not exist.
 
-B batch, R representation. Sources: arXiv 2503.14858 (InfoNCE, actor), arXiv 2408.11052 (energies).
+B batch. Sources: arXiv 2503.14858 (InfoNCE, actor), arXiv 2408.11052 (energies).
 """
 
 from collections.abc import Callable
@@ -11,113 +12,77 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-# Under the root of a distance and of a norm, so that the gradient at zero is zero and not NaN.
-EPSILON = 1e-6
+from torch_crl.kernels.infonce import ENERGIES as ENERGIES
+from torch_crl.kernels.infonce import PairScores
 
 Aux = dict[str, Tensor]
 
 
-class Energy(NamedTuple):
-    """One similarity, for matching rows and for all pairs of rows."""
-
-    paired: Callable[[Tensor, Tensor], Tensor]
-    """(phi [B, R], psi [B, R]) to [B]."""
-    pairwise: Callable[[Tensor, Tensor], Tensor]
-    """(phi [B, R], psi [C, R]) to [B, C], without a [B, C, R] tensor."""
+def forward_info_nce(scores: PairScores) -> Tensor:
+    """Classify the goal of each (state, action): -mean_i [E_ii - logsumexp_j E_ij]."""
+    loss: Tensor = (scores.row_logsumexp_B - scores.diagonal_B).mean()
+    return loss
 
 
-def _squared_distance_matrix(phi_BR: Tensor, psi_BR: Tensor) -> Tensor:
-    # |x|^2 + |y|^2 - 2 x.y is one matrix product, but cancels where both lie far from the origin;
-    # distances do not change under a shift, so the common offset goes first.
-    offset_R = psi_BR.mean(0).detach()
-    x_BR, y_BR = phi_BR - offset_R, psi_BR - offset_R
-    squares_B1 = x_BR.square().sum(-1, keepdim=True)
-    squares_1B = y_BR.square().sum(-1).unsqueeze(0)
-    return torch.addmm(squares_B1 + squares_1B, x_BR, y_BR.T, alpha=-2.0).clamp_min(0.0)
+def backward_info_nce(scores: PairScores) -> Tensor:
+    """Classify the (state, action) of each goal: -mean_j [E_jj - logsumexp_i E_ij]."""
+    assert scores.column_logsumexp_B is not None
+    loss: Tensor = (scores.column_logsumexp_B - scores.diagonal_B).mean()
+    return loss
 
 
-def _safe_norm(x_BR: Tensor) -> Tensor:
-    return (x_BR.square().sum(-1, keepdim=True) + EPSILON).sqrt()
-
-
-ENERGIES: dict[str, Energy] = {
-    "norm": Energy(
-        paired=lambda phi, psi: -((phi - psi).square().sum(-1) + EPSILON).sqrt(),
-        pairwise=lambda phi, psi: -(_squared_distance_matrix(phi, psi) + EPSILON).sqrt(),
-    ),
-    "l2": Energy(
-        paired=lambda phi, psi: -(phi - psi).square().sum(-1),
-        pairwise=lambda phi, psi: -_squared_distance_matrix(phi, psi),
-    ),
-    "dot": Energy(
-        paired=lambda phi, psi: (phi * psi).sum(-1),
-        pairwise=lambda phi, psi: phi @ psi.T,
-    ),
-    "cosine": Energy(
-        paired=lambda phi, psi: (phi / _safe_norm(phi) * (psi / _safe_norm(psi))).sum(-1),
-        pairwise=lambda phi, psi: (phi / _safe_norm(phi)) @ (psi / _safe_norm(psi)).T,
-    ),
-}
-
-
-def forward_info_nce(logits_BB: Tensor) -> Tensor:
-    """Classify the goal of each (state, action): -mean_i [L_ii - logsumexp_j L_ij]."""
-    return (logits_BB.logsumexp(1) - logits_BB.diagonal()).mean()
-
-
-def backward_info_nce(logits_BB: Tensor) -> Tensor:
-    """Classify the (state, action) of each goal: -mean_j [L_jj - logsumexp_i L_ij]."""
-    return forward_info_nce(logits_BB.T)
-
-
-def symmetric_info_nce(logits_BB: Tensor) -> Tensor:
+def symmetric_info_nce(scores: PairScores) -> Tensor:
     """The sum of both directions."""
-    return forward_info_nce(logits_BB) + backward_info_nce(logits_BB)
+    return forward_info_nce(scores) + backward_info_nce(scores)
 
 
-def binary_nce(logits_BB: Tensor) -> Tensor:
-    """Mean over all pairs of the sigmoid cross-entropy: label 1 on the diagonal, 0 off it."""
-    labels_BB = torch.eye(len(logits_BB), dtype=logits_BB.dtype, device=logits_BB.device)
-    return functional.binary_cross_entropy_with_logits(logits_BB, labels_BB)
+def binary_nce(scores: PairScores) -> Tensor:
+    """Mean over all pairs of the sigmoid cross-entropy: label 1 on the diagonal, 0 off it.
+
+    Cross-entropy is softplus(E) - label * E, so only the diagonal is subtracted.
+    """
+    assert scores.row_softplus_B is not None
+    loss: Tensor = (scores.row_softplus_B - scores.diagonal_B).mean() / len(scores.diagonal_B)
+    return loss
 
 
-CONTRASTIVE_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
-    "forward_info_nce": forward_info_nce,
-    "backward_info_nce": backward_info_nce,
-    "symmetric_info_nce": symmetric_info_nce,
-    "binary_nce": binary_nce,
+class ContrastiveLoss(NamedTuple):
+    """A loss, and which of the optional scores it reads."""
+
+    loss: Callable[[PairScores], Tensor]
+    columns: bool = False
+    softplus: bool = False
+
+
+CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
+    "forward_info_nce": ContrastiveLoss(forward_info_nce),
+    "backward_info_nce": ContrastiveLoss(backward_info_nce, columns=True),
+    "symmetric_info_nce": ContrastiveLoss(symmetric_info_nce, columns=True),
+    "binary_nce": ContrastiveLoss(binary_nce, softplus=True),
 }
-
-
-def _accuracy(logits_BB: Tensor) -> Tensor:
-    """Share of rows whose own goal has the highest logit."""
-    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
-    return (logits_BB.argmax(1) == own_B).float().mean()
 
 
 def critic_loss(
-    logits_BB: Tensor, *, contrastive_loss: str, logsumexp_penalty: float
+    scores: PairScores, *, contrastive_loss: str, logsumexp_penalty: float
 ) -> tuple[Tensor, Aux]:
-    """Contrastive loss plus penalty * mean_i (logsumexp_j L_ij)^2, and what the logits tell.
+    """Contrastive loss plus penalty * mean_i (logsumexp_j E_ij)^2, and what the energies tell.
 
-    The penalty runs over rows for every loss; it keeps the logits from drifting, which InfoNCE
-    alone leaves free (a constant added to a row changes nothing).
+    The penalty runs over rows for every loss; it keeps the energies from drifting, which InfoNCE
+    alone leaves free (a constant added to a row changes nothing). A row counts as classified
+    when its own goal's energy is above every other's; a tie is not.
     """
-    contrastive = CONTRASTIVE_LOSSES[contrastive_loss](logits_BB)
-    logsumexp_B = logits_BB.logsumexp(1)
-    loss = contrastive + logsumexp_penalty * logsumexp_B.square().mean()
+    contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores)
+    loss = contrastive + logsumexp_penalty * scores.row_logsumexp_B.square().mean()
     with torch.no_grad():
-        batch = len(logits_BB)
-        positive_B = logits_BB.diagonal()
-        off_diagonal = (logits_BB.sum() - positive_B.sum()) / max(batch * (batch - 1), 1)
+        batch = len(scores.diagonal_B)
+        off_diagonal = scores.row_sum_B.sum() - scores.diagonal_B.sum()
         aux = {
             "contrastive_loss": contrastive.detach(),
-            "logsumexp": logsumexp_B.mean(),
-            "categorical_accuracy": _accuracy(logits_BB),
-            "logits_positive": positive_B.mean(),
-            "logits_negative": off_diagonal,
+            "logsumexp": scores.row_logsumexp_B.mean(),
+            "categorical_accuracy": (scores.diagonal_B > scores.row_rival_B).float().mean(),
+            "logits_positive": scores.diagonal_B.mean(),
+            "logits_negative": off_diagonal / max(batch * (batch - 1), 1),
         }
     return loss, aux
 

@@ -4,14 +4,17 @@ B batch, L depth, D width, S state, G goal, A action, R representation.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from torch_crl.compute import PLAIN, Compute
 from torch_crl.costs import BLOCK
 from torch_crl.kernels.norm_act import norm_act
+from torch_crl.kernels.tower import Stack, tower
 
 LOG_STD_LOW, LOG_STD_HIGH = -5.0, 2.0
 
@@ -33,6 +36,7 @@ class ResidualTower(nn.Module):
         depth: int,
         activation: str,
         generator: Generator,
+        compute: Compute = PLAIN,
     ) -> None:
         """Initialise as below; raises ValueError for a depth that is no multiple of four.
 
@@ -47,6 +51,7 @@ class ResidualTower(nn.Module):
             raise ValueError(f"depth must be a positive multiple of {BLOCK}, got {depth}")
         self.activation = activation
         self.depth = depth
+        self.compute = compute
 
         def dense(*shape: int) -> nn.Parameter:
             bound = math.sqrt(1.0 / shape[-1])
@@ -63,29 +68,60 @@ class ResidualTower(nn.Module):
         self.output_weight = dense(output_size, width)
         self.output_bias = nn.Parameter(torch.zeros(output_size))
 
-    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
-        """[B, input] to [B, output]. `frozen`: gradients reach `x`, but no parameter."""
+    @property
+    def stack(self) -> Stack:
+        """The parameters of the inner layers."""
+        return Stack(self.weight, self.bias, self.ln_weight, self.ln_bias)
 
-        def read(parameter: Tensor) -> Tensor:
-            return parameter.detach() if frozen else parameter
-
+    def embed(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """The first layer, [B, input] to [B, D]. `frozen`: no gradient for its parameters."""
+        read = _constant if frozen else _itself
         x_BD = functional.linear(x, read(self.input_weight), read(self.input_bias))
-        x_BD = norm_act(
+        embedded_BD: Tensor = norm_act(
             x_BD,
             read(self.input_ln_weight),
             read(self.input_ln_bias),
             activation=self.activation,
+            implementation=self.compute.norm_act,
         )
-        # unbind and not weight[i]: the backward of indexing makes a full-size zero tensor a layer.
-        stacks = (self.weight, self.bias, self.ln_weight, self.ln_bias)
-        layers = list(zip(*(read(stack).unbind(0) for stack in stacks), strict=True))
-        for start in range(0, self.depth, BLOCK):
-            inner_BD = x_BD
-            for weight_DD, bias_D, ln_weight_D, ln_bias_D in layers[start : start + BLOCK]:
-                inner_BD = functional.linear(inner_BD, weight_DD, bias_D)
-                inner_BD = norm_act(inner_BD, ln_weight_D, ln_bias_D, activation=self.activation)
-            x_BD = x_BD + inner_BD
+        return embedded_BD
+
+    def head(self, x_BD: Tensor, *, frozen: bool = False) -> Tensor:
+        """The last layer, [B, D] to [B, output]."""
+        read = _constant if frozen else _itself
         return functional.linear(x_BD, read(self.output_weight), read(self.output_bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., input] to [..., output]."""
+        rows = x.reshape(-1, x.shape[-1])
+        output = self.head(run_stacks(self.embed(rows), [self], live=[len(rows)]))
+        return output.view(*x.shape[:-1], -1)
+
+
+def _constant(parameter: Tensor) -> Tensor:
+    return parameter.detach()
+
+
+def _itself(parameter: Tensor) -> Tensor:
+    return parameter
+
+
+def run_stacks(
+    x_RD: Tensor, towers: Sequence[ResidualTower], *, live: Sequence[int], frozen: int = 0
+) -> Tensor:
+    """Rows through the inner layers of towers of equal sizes; see `torch_crl.kernels.tower`."""
+    first = towers[0]
+    y_RD: Tensor = tower(
+        x_RD,
+        [each.stack for each in towers],
+        live=live,
+        frozen=frozen,
+        activation=first.activation,
+        precision=first.compute.precision,
+        implementation=first.compute.tower,
+        recompute=first.compute.recompute,
+    )
+    return y_RD
 
 
 @dataclass(frozen=True)
@@ -98,6 +134,25 @@ class Networks:
     """concat(state, action) [B, S + A] to [B, R]."""
     goal_encoder: ResidualTower
     """goal [B, G] to [B, R]."""
+
+    def encode(
+        self, state_action: Tensor, goal: Tensor, policy_state_action: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """phi(s, a), psi(g) and phi(s, pi(s)), each [B, R], in one pass.
+
+        The last is for the actor: its gradient reaches the actions and no parameter.
+        """
+        phi, psi = self.state_action_encoder, self.goal_encoder
+        x_RD = torch.cat(
+            [
+                phi.embed(state_action),
+                psi.embed(goal),
+                phi.embed(policy_state_action, frozen=True),
+            ]
+        )
+        live, frozen = [len(state_action), len(goal)], len(policy_state_action)
+        outputs = run_stacks(x_RD, [phi, psi], live=live, frozen=frozen).split([*live, frozen])
+        return phi.head(outputs[0]), psi.head(outputs[1]), phi.head(outputs[2], frozen=True)
 
     def named(self) -> dict[str, ResidualTower]:
         """Name to network, in the order actor, state-action encoder, goal encoder."""
@@ -121,6 +176,7 @@ def build_networks(
     representation_size: int,
     activation: str,
     generator: Generator,
+    compute: Compute = PLAIN,
 ) -> Networks:
     """Freshly initialised networks on the CPU; equal generators give equal weights anywhere."""
     sizes = {
@@ -137,6 +193,7 @@ def build_networks(
                 depth=depth,
                 activation=activation,
                 generator=generator,
+                compute=compute,
             )
             for name, (input_size, output_size, depth) in sizes.items()
         }

@@ -108,6 +108,14 @@ class SystemRecipe:
     """Threads of physics; 0 takes every CPU."""
     torch_threads: int = 0
     """Threads of the updates on the CPU; 0 takes every CPU, or one for small layers."""
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
+    """Of the operands of the inner layers' products, all else is fp32; `auto` is fp16 on CUDA."""
+    tower: Literal["auto", "reference", "norm_act", "persistent"] = "auto"
+    """Plain torch; one kernel a layer; one kernel for all layers (width 128 or 256)."""
+    recompute: int = 0
+    """Layers between two activations kept for the backward, to save memory; 0 keeps all."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Capture the update once and replay it; `auto` does on CUDA."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

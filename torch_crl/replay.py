@@ -76,6 +76,8 @@ class Replay:
             batch_size=[rows, num_envs],
         )
         self.next_row = 0
+        # For draws, which a CUDA graph repeats while the ring moves on.
+        self._position = torch.zeros((), dtype=torch.int64, device=device)
         self._columns = torch.arange(num_envs, device=device)
 
     @property
@@ -86,7 +88,7 @@ class Replay:
     @property
     def num_bytes(self) -> int:
         """Bytes of the storage."""
-        return sum(int(tensor.nbytes) for tensor in self._tensors().values())
+        return sum(int(tensor.nbytes) for tensor in self.tensors().values())
 
     def add(self, state_NS: Tensor, action_NA: Tensor, trajectory_N: Tensor) -> None:
         """Write one step of every env over the oldest one."""
@@ -97,7 +99,7 @@ class Replay:
         storage["trajectory"][slot].copy_(trajectory_N)
         key_N = storage["trajectory"][slot].long() % self.rows
         storage["last_row"][key_N, self._columns] = self.next_row
-        self.next_row += 1
+        self._move_to(self.next_row + 1)
 
     def sample(
         self, batch_size: int, *, discount: float, generator: Generator, window: int = 0
@@ -113,23 +115,22 @@ class Replay:
         """
         if self.filled < 2:
             raise ValueError(f"the replay holds {self.filled} rows; a hindsight goal needs 2")
-        shape = (batch_size,)
-        device = self.device
-        column_B = torch.randint(self.num_envs, shape, generator=generator, device=device)
-        oldest = self.next_row - self.filled
+        # Nothing below is a number of the host: the ring's position is read on the device.
+        uniform_4B = torch.rand(
+            4, batch_size, generator=generator, device=self.device, dtype=torch.float64
+        )
+        filled = self._position.clamp(max=self.rows)
+        oldest = self._position - filled
+        column_B = (uniform_4B[0] * self.num_envs).long()
         end_B = None
         if window:
-            window = min(window, self.filled)
-            starts = max(self.filled - window, 1)
-            first_B = oldest + torch.randint(starts, shape, generator=generator, device=device)
-            row_B = first_B + torch.randint(window - 1, shape, generator=generator, device=device)
-            end_B = first_B + window - 1
+            reach = filled.clamp(max=window)
+            first_B = oldest + (uniform_4B[3] * (filled - reach).clamp(min=1)).long()
+            row_B = first_B + (uniform_4B[1] * (reach - 1)).long()
+            end_B = first_B + reach - 1
         else:
-            row_B = oldest + torch.randint(
-                self.filled - 1, shape, generator=generator, device=device
-            )
-        uniform_B = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
-        return self._gather(row_B, column_B, end_B, uniform_B, discount=discount)
+            row_B = oldest + (uniform_4B[1] * (filled - 1)).long()
+        return self._gather(row_B, column_B, end_B, uniform_4B[2], discount=discount)
 
     def _gather(
         self,
@@ -159,16 +160,21 @@ class Replay:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The filled part of the ring and its position."""
-        tensors = {name: tensor[: self.filled] for name, tensor in self._tensors().items()}
+        tensors = {name: tensor[: self.filled] for name, tensor in self.tensors().items()}
         # Numbers of trajectories point anywhere into `last_row`, filled or not.
         tensors["last_row"] = self.storage["last_row"]
         return tensors | {"next_row": torch.tensor(self.next_row)}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned, into a replay of equal sizes."""
-        self.next_row = int(tensors["next_row"])
-        for name, tensor in self._tensors().items():
+        self._move_to(int(tensors["next_row"]))
+        for name, tensor in self.tensors().items():
             tensor[: len(tensors[name])].copy_(tensors[name])
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _move_to(self, row: int) -> None:
+        self.next_row = row
+        self._position.fill_(row)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The storage by name."""
         return {str(name): self.storage[name] for name in self.storage.keys()}  # noqa: SIM118

@@ -1,6 +1,7 @@
 """The live parts of a run, built from a recipe, and their state for checkpoints."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Generator, Tensor
 
 from torch_crl import checkpoint
 from torch_crl.collector import Collector
+from torch_crl.compute import Compute, choose_compute, resolve_device
+from torch_crl.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulator import make_simulator
 from torch_crl.envs.spec import TaskSpec
@@ -30,6 +33,8 @@ class Run:
     collector: Collector
     sampler: Generator
     """Draws the batches; lives on the training device."""
+    update_graph: GraphedFunction | None = None
+    """Replays `draw_and_update`; None where nothing is captured."""
     collections_done: int = 0
     updates_done: int = 0
     seconds: float = 0.0
@@ -67,7 +72,13 @@ class Run:
         return episodes
 
     def update(self) -> dict[str, Tensor]:
-        """One gradient update on a fresh batch; 0-D metrics on the device."""
+        """One gradient update on a fresh batch; 0-D metrics, overwritten by the next update."""
+        metrics = (self.update_graph or self.draw_and_update)()
+        self.updates_done += 1
+        return metrics
+
+    def draw_and_update(self) -> dict[str, Tensor]:
+        """What `update` does on the device: from random indices to new parameters."""
         algorithm = self.recipe.algorithm
         batch = self.replay.sample(
             algorithm.batch_size,
@@ -75,9 +86,7 @@ class Run:
             generator=self.sampler,
             window=self.recipe.task.episode_length if algorithm.parity == "reference" else 0,
         )
-        metrics = self.learner.update(batch)
-        self.updates_done += 1
-        return metrics
+        return self.learner.update(batch)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and counters of a checkpoint."""
@@ -106,16 +115,12 @@ class Run:
         self.collector.env.load_state_dict(checkpoint.part_of(tensors, "env"))
         self.sampler.set_state(tensors["generators/sampler"])
         self.collector.generator.set_state(tensors["generators/collector"])
+        for graph in (self.update_graph, self.collector.act_graph):
+            if graph is not None:
+                graph.reset()
         self.collections_done = counters["collections_done"]
         self.updates_done = counters["updates_done"]
         self.seconds = counters["seconds"]
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the CUDA device if there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -124,16 +129,25 @@ def stream_seed(seed: int, stream: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def build_run(recipe: Recipe) -> Run:
-    """Everything at its beginning. The recipe must have passed `validation.check`."""
+def build_run(
+    recipe: Recipe,
+    *,
+    make_recorder: Callable[[torch.device, list[Generator]], Recorder] = CudaRecorder,
+) -> Run:
+    """Everything at its beginning. The recipe must have passed `validation.check`.
+
+    `make_recorder` captures where the recipe asks for CUDA graphs.
+    """
     device = resolve_device(recipe.system.device)
+    compute = choose_compute(recipe)
 
     def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
     task = make_task(recipe.task.name)
     spec = task.spec
-    learner = _build_learner(recipe, spec, device, generator("weights"), generator("actor", device))
+    weights, noise = generator("weights"), generator("actor", device)
+    learner = _build_learner(recipe, spec, compute, device, weights, noise)
     replay = Replay(
         rows=recipe.budget.replay_rows,
         num_envs=recipe.task.num_envs,
@@ -158,17 +172,35 @@ def build_run(recipe: Recipe) -> Run:
         cached_starts=recipe.algorithm.parity == "reference",
     )
     actor = learner.networks.actor
-    return Run(
+    run = Run(
         recipe=recipe,
         learner=learner,
         replay=replay,
         collector=Collector(env, actor, replay, generator=generator("exploration", device)),
         sampler=generator("batches", device),
     )
+    if compute.cuda_graph:
+        collector = run.collector
+        run.update_graph = GraphedFunction(
+            run.draw_and_update,
+            make_recorder=lambda: make_recorder(device, [run.sampler, learner.generator]),
+            fixed=lambda: learner.named_parameters() | replay.tensors(),
+        )
+        collector.act_graph = GraphedFunction(
+            collector.act,
+            make_recorder=lambda: make_recorder(device, [collector.generator]),
+            fixed=lambda: dict(actor.named_parameters()),
+        )
+    return run
 
 
 def _build_learner(
-    recipe: Recipe, spec: TaskSpec, device: torch.device, weights: Generator, noise: Generator
+    recipe: Recipe,
+    spec: TaskSpec,
+    compute: Compute,
+    device: torch.device,
+    weights: Generator,
+    noise: Generator,
 ) -> Learner:
     networks, algorithm = recipe.networks, recipe.algorithm
     return Learner(
@@ -182,6 +214,7 @@ def _build_learner(
             representation_size=networks.representation_size,
             activation=networks.activation,
             generator=weights,
+            compute=compute,
         ).to(device),
         Objective(
             energy=algorithm.energy,

@@ -87,7 +87,11 @@ def train(
     resumed_at = (run.env_steps, run.updates_done) if resume else None
     log = RunLog(run_dir, total=recipe.total_env_steps, resumed_at=resumed_at, show=show)
     with log, torch_threads(_thread_count(recipe)), StopSignals(log.announce) as stop:
-        log.announce(f"{recipe.task.name} on {run.learner.device}, run directory {run_dir}", *notes)
+        compute = run.learner.networks.actor.compute
+        log.announce(
+            f"{recipe.task.name} on {run.learner.device} ({compute}), run directory {run_dir}",
+            *notes,
+        )
         clock = _Clock(run)
         metrics = UpdateMetrics()
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
+from torch_crl.compute import compute_problems
 from torch_crl.costs import BLOCK
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
 from torch_crl.envs.simulator import CpuSimulator
@@ -35,7 +36,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
             *_range_problems(recipe),
             *_depth_problems(recipe),
             *_budget_problems(recipe),
-            *_device_problems(recipe.system.device),
+            *(_device_problems(recipe.system.device) or compute_problems(recipe)),
         ]
     problems += run_problems or []
     if problems:

@@ -19,7 +19,8 @@ _MOST_ROWS = 16
 def activation_fwd(n, RELU: tl.constexpr):
     """swish(n) = n sigmoid(n), or relu(n)."""
     if RELU:
-        return tl.maximum(n, 0.0)
+        # Not tl.maximum, which turns NaN into 0.
+        return tl.where(n < 0.0, 0.0, n)
     return n * tl.sigmoid(n)
 
 
@@ -125,13 +126,14 @@ def norm_act_forward(
     tile_rows, padded, warps = tile_of(width)
     y = torch.empty_like(x if residual is None else residual)
     mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
-    norm_act_fwd_kernel[(triton.cdiv(rows, tile_rows),)](
-        x, weight, bias, x if residual is None else residual,
-        y, mean, rstd,
-        rows, width,
-        RELU=activation == "relu", RESIDUAL=residual is not None, EPS=EPSILON,
-        BM=tile_rows, BD=padded, num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        norm_act_fwd_kernel[(triton.cdiv(rows, tile_rows),)](
+            x, weight, bias, x if residual is None else residual,
+            y, mean, rstd,
+            rows, width,
+            RELU=activation == "relu", RESIDUAL=residual is not None, EPS=EPSILON,
+            BM=tile_rows, BD=padded, num_warps=warps,
+        )  # fmt: skip
     return y, mean, rstd
 
 
@@ -160,12 +162,13 @@ def norm_act_backward(
     programs = triton.cdiv(rows, tile_rows * tiles)
     dx = torch.empty_like(x)
     partial = torch.empty(2, programs, width, dtype=torch.float32, device=x.device)
-    norm_act_bwd_kernel[(programs,)](
-        dy, x, mean, rstd, weight, bias,
-        dx, partial,
-        rows, width,
-        RELU=activation == "relu", BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        norm_act_bwd_kernel[(programs,)](
+            dy, x, mean, rstd, weight, bias,
+            dx, partial,
+            rows, width,
+            RELU=activation == "relu", BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,
+        )  # fmt: skip
     return dx, partial.sum(1)
 
 

@@ -235,13 +235,14 @@ def forward_layers(
     depth, width = weight16.shape[1:3]
     tile = tile or choose_tile(width, rows, x.device)
     y = torch.empty_like(x)
-    tower_fwd_kernel[(programs(rows, tile),)](
-        x, weight16, *vectors[0], *vectors[-1],
-        y, *(kept or (y, y, y)),
-        *rows, depth, weight16.stride(0) // width,
-        SAVE=kept is not None, RELU=relu, EPS=EPSILON, BLOCK=BLOCK,
-        D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        tower_fwd_kernel[(programs(rows, tile),)](
+            x, weight16, *vectors[0], *vectors[-1],
+            y, *(kept or (y, y, y)),
+            *rows, depth, weight16.stride(0) // width,
+            SAVE=kept is not None, RELU=relu, EPS=EPSILON, BLOCK=BLOCK,
+            D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
+        )  # fmt: skip
     return y
 
 
@@ -276,11 +277,12 @@ def backward_layers(
     dx = torch.empty_like(dy)
     dh = dy.new_empty(depth, sum(rows[:2]), width, dtype=weight16.dtype)
     partial = dy.new_empty(depth, sum(live_programs), 3, width)
-    tower_bwd_kernel[(programs(rows, tile),)](
-        dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
-        dx, dh, partial,
-        *rows, depth, weight16.stride(0) // width, scale,
-        RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
-    )  # fmt: skip
+    with torch.cuda.device_of(dy):
+        tower_bwd_kernel[(programs(rows, tile),)](
+            dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
+            dx, dh, partial,
+            *rows, depth, weight16.stride(0) // width, scale,
+            RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
+        )  # fmt: skip
     by_tower = partial.split(live_programs, dim=1)
     return dx, dh, [part.permute(2, 0, 1, 3).sum(2) for part in by_tower]

@@ -74,12 +74,14 @@ def tower(
     recompute: int,
 ) -> Tensor:
     """Each group of rows through its own stack, see `torch_crl.kernels.tower.tower`."""
-    groups = [*stacks, stacks[0].detached()] if frozen else list(stacks)
-    parts = x_RD.split([*live, frozen] if frozen else list(live))
-    outputs = [
-        _group(part_RD, stack, arithmetic, recompute)
-        for part_RD, stack in zip(parts, groups, strict=True)
-    ]
+    groups = zip([*live, frozen], [*stacks, stacks[0].detached()], strict=True)
+    outputs = []
+    start = 0
+    for rows, stack in groups:
+        if rows:
+            part_RD = x_RD[start : start + rows]
+            outputs.append(_group(part_RD, stack, arithmetic, recompute))
+        start += rows
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

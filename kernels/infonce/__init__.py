@@ -1,0 +1,58 @@
+"""Energies of all pairs in a batch, reduced to what the contrastive losses need of them."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from torch_crl.kernels.infonce import reference
+from torch_crl.kernels.infonce.reference import ENERGIES as ENERGIES
+from torch_crl.kernels.infonce.reference import EPSILON as EPSILON
+from torch_crl.kernels.infonce.reference import Energy as Energy
+from torch_crl.kernels.infonce.reference import PairScores as PairScores
+from torch_crl.kernels.infonce.reference import reduce_energies as reduce_energies
+
+PairScoresImplementation = Literal["reference", "triton"]
+IMPLEMENTATIONS = ("reference", "triton")
+
+
+def pair_scores(
+    phi_BR: Tensor,
+    psi_BR: Tensor,
+    *,
+    energy: str,
+    columns: bool = False,
+    softplus: bool = False,
+    implementation: PairScoresImplementation,
+) -> PairScores:
+    """Scores of all pairs of rows of phi [B, R] and psi [B, R]; every field is [B].
+
+    Args:
+        energy: A name in ENERGIES.
+        columns: Also compute column_logsumexp_B.
+        softplus: Also compute row_softplus_B.
+        implementation: "reference" makes the B x B matrix of energies, in any floating dtype;
+            "triton" never does, takes float32 on a CUDA device, and raises where it cannot run.
+
+    Raises:
+        ValueError: For shapes that do not match, an unknown name, or tensors that the asked
+            implementation does not take.
+    """
+    if phi_BR.ndim != 2 or phi_BR.shape != psi_BR.shape or phi_BR.numel() == 0:
+        raise ValueError(
+            f"phi {tuple(phi_BR.shape)} and psi {tuple(psi_BR.shape)} must both be [B, R] with "
+            "B and R at least 1; pass one representation a row, matching pairs at the same row"
+        )
+    if energy not in ENERGIES:
+        raise ValueError(f"energy {energy!r} is unknown; choose one of {', '.join(ENERGIES)}")
+    if implementation == "reference":
+        return reference.pair_scores(
+            phi_BR, psi_BR, energy=energy, columns=columns, softplus=softplus
+        )
+    if implementation == "triton":
+        # Here and not above: triton is heavy, and not everywhere.
+        from torch_crl.kernels.infonce import kernel
+
+        return kernel.pair_scores(phi_BR, psi_BR, energy=energy, columns=columns, softplus=softplus)
+    raise ValueError(
+        f"implementation {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
+    )

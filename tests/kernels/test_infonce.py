@@ -1,0 +1,316 @@
+"""`pair_scores` in Triton against its definition in fp64: interpreted without a GPU, real with one.
+
+And its kernels compiled for the GPUs that we care about, which needs none.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from tests.watch import LargestTensor
+from torch_crl.kernels.infonce import ENERGIES, pair_scores
+from torch_crl.losses import CONTRASTIVE_LOSSES, critic_loss
+
+kernel = pytest.importorskip("torch_crl.kernels.infonce.kernel", reason="triton is not installed")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DIFFERENTIABLE = ("diagonal_B", "row_logsumexp_B", "column_logsumexp_B", "row_softplus_B")
+FP32 = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(autouse=True)
+def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of what was made by torch.empty, which is full of NaN: all of it must be written."""
+    sizes: list[int] = []
+
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = make(*args, **kwargs)
+            sizes.append(tensor.numel())
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+        return wrapped
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    return sizes
+
+
+def draw(batch: int, size: int, *, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    phi, psi = (torch.randn(batch, size, generator=generator) * scale for _ in range(2))
+    return phi.to(DEVICE), psi.to(DEVICE)
+
+
+def run(
+    phi: Tensor,
+    psi: Tensor,
+    *,
+    energy: str,
+    implementation: str,
+    dtype: torch.dtype = torch.float32,
+    columns: bool = True,
+    softplus: bool = True,
+) -> dict[str, Tensor]:
+    """All scores, and the gradients of their sum with random weights, in fp64."""
+    phi, psi = (x.detach().to(dtype).requires_grad_() for x in (phi, psi))
+    scores = pair_scores(
+        phi,
+        psi,
+        energy=energy,
+        columns=columns,
+        softplus=softplus,
+        implementation=implementation,  # type: ignore[arg-type]
+    )
+    fields = {name: x for name, x in scores._asdict().items() if x is not None}
+    assert ("column_logsumexp_B" in fields, "row_softplus_B" in fields) == (columns, softplus)
+    generator = torch.Generator().manual_seed(3)
+    weights = {name: torch.randn(len(phi), generator=generator) for name in DIFFERENTIABLE}
+    outputs = [name for name in DIFFERENTIABLE if name in fields]
+    assert {name for name, x in fields.items() if x.requires_grad} == set(outputs)
+    torch.autograd.backward(
+        [fields[name] for name in outputs], [weights[name].to(phi) for name in outputs]
+    )
+    assert phi.grad is not None and psi.grad is not None
+    fields |= {"phi_grad": phi.grad, "psi_grad": psi.grad}
+    return {name: x.detach().double() for name, x in fields.items()}
+
+
+def assert_as_good_as_fp32(phi: Tensor, psi: Tensor, *, scale: float = 1.0, **options: Any) -> None:
+    """The kernel may be twice as far from fp64 as the definition in fp32 is, and some rounding.
+
+    `scale` is the size of the numbers that are added up on the way, where it is above the result.
+    """
+    ours = run(phi, psi, implementation="triton", **options)
+    plain = run(phi, psi, implementation="reference", **options)
+    exact = run(phi, psi, implementation="reference", dtype=torch.float64, **options)
+    assert ours.keys() == exact.keys()
+    for name, expected in exact.items():
+        finite = expected.isfinite()
+        assert torch.equal(ours[name][~finite], expected[~finite]), name
+        if not finite.any():
+            continue
+        error, allowed = (
+            (got[name] - expected)[finite].abs().max().item() for got in (ours, plain)
+        )
+        largest = max(scale, expected[finite].abs().max().item())
+        assert error <= 2 * allowed + 4 * FP32 * largest, (name, error, allowed)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("batch", [1, 3, 63, 128])
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_scores_and_gradients(energy: str, batch: int, size: int) -> None:
+    assert_as_good_as_fp32(*draw(batch, size), energy=energy)
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("energy", ["norm", "dot"])
+def test_scores_that_were_not_asked_for(energy: str, columns: bool, softplus: bool) -> None:
+    # R of several slices, the last of them ragged.
+    assert_as_good_as_fp32(*draw(40, 100), energy=energy, columns=columns, softplus=softplus)
+
+
+@pytest.mark.parametrize("energy", ["norm", "dot"])
+def test_blocks_of_a_large_batch(monkeypatch: pytest.MonkeyPatch, energy: str) -> None:
+    large = kernel.choose_launch(8192, 20)
+    assert large != kernel.choose_launch(70, 20)
+    monkeypatch.setattr(kernel, "choose_launch", lambda batch, size: large)
+    assert_as_good_as_fp32(*draw(70, 20), energy=energy)
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_equal_rows(energy: str) -> None:
+    phi, _ = draw(20, 8)
+    phi[1] = phi[0]
+    # At distance zero, the gradient of the norm is a difference of numbers of this size.
+    steep = 1000.0 * phi.abs().max().item() if energy == "norm" else 1.0
+    assert_as_good_as_fp32(phi, phi.clone(), energy=energy, scale=steep)
+    constant = torch.full((5, 8), 3.0, device=DEVICE)
+    grads = run(constant, constant.clone(), energy=energy, implementation="triton")
+    if energy in ("norm", "l2"):
+        assert grads["phi_grad"].abs().max() == 0.0
+        assert grads["psi_grad"].abs().max() == 0.0
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_large_energies(energy: str) -> None:
+    # Of thousands for "l2" and "dot": their exponentials overflow and vanish.
+    assert_as_good_as_fp32(*draw(33, 16, scale=30.0), energy=energy)
+
+
+@pytest.mark.parametrize("energy", ["norm", "l2"])
+def test_distances_far_from_the_origin(energy: str) -> None:
+    phi, psi = (x + 1000.0 for x in draw(33, 16))
+    assert_as_good_as_fp32(phi, psi, energy=energy)
+
+
+@pytest.mark.parametrize("value", [-80.0, -20.0, -10.0, 0.0, 10.0, 100.0])
+def test_softplus_keeps_its_digits(value: float) -> None:
+    phi, psi = torch.tensor([[value]], device=DEVICE), torch.ones(1, 1, device=DEVICE)
+    ours = run(phi, psi, energy="dot", implementation="triton")
+    exact = run(phi, psi, energy="dot", implementation="reference", dtype=torch.float64)
+    # exp is computed to about 1e-5 of the result at the end of its range.
+    torch.testing.assert_close(ours["row_softplus_B"], exact["row_softplus_B"], rtol=2e-5, atol=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_nan_is_not_swallowed() -> None:
+    phi, psi = draw(20, 8)
+    phi[3, 2] = torch.nan
+    scores = run(phi, psi, energy="norm", implementation="triton")
+    assert scores["row_logsumexp_B"].isnan().nonzero().flatten().tolist() == [3]
+    assert scores["column_logsumexp_B"].isnan().all()
+    assert scores["phi_grad"][3].isnan().all()
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)
+def test_critic_loss_of_either_implementation(name: str) -> None:
+    phi, psi = draw(12, 5)
+    kind = CONTRASTIVE_LOSSES[name]
+
+    def loss_of(implementation: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        x = phi.clone().requires_grad_()
+        scores = pair_scores(
+            x,
+            psi,
+            energy="norm",
+            columns=kind.columns,
+            softplus=kind.softplus,
+            implementation=implementation,  # type: ignore[arg-type]
+        )
+        loss, aux = critic_loss(scores, contrastive_loss=name, logsumexp_penalty=0.1)
+        loss.backward()
+        assert x.grad is not None
+        return loss.detach(), aux, x.grad
+
+    torch.testing.assert_close(loss_of("triton"), loss_of("reference"), rtol=1e-5, atol=1e-6)
+
+
+def test_strided_inputs_and_bitwise_repeatable() -> None:
+    phi, psi = draw(40, 24)
+    strided = phi.T.contiguous().T, torch.cat([psi, psi], 1)[:, 24:]
+    assert not any(x.is_contiguous() for x in strided)
+    first, second, third = (
+        run(*pair, energy="norm", implementation="triton")
+        for pair in ((phi, psi), (phi, psi), strided)
+    )
+    for name, value in first.items():
+        assert torch.equal(value, second[name]) and torch.equal(value, third[name]), name
+
+
+def test_an_output_that_is_not_written_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda *args, **kwargs: None
+
+    monkeypatch.setattr(kernel, "infonce_fwd_kernel", Idle())
+    scores = pair_scores(
+        *draw(3, 2), energy="dot", columns=True, softplus=True, implementation="triton"
+    )
+    assert all(x.isnan().all() for x in scores)
+
+
+def test_no_matrix_of_pairs_is_made(allocated: list[int]) -> None:
+    batch, size = 64, 8
+    phi, psi = draw(batch, size)
+    with LargestTensor() as watch:
+        # The launchers themselves: inside an op, nothing can be watched.
+        scores = kernel.infonce_fwd(phi, psi, "norm", True, True)
+        kernel.infonce_bwd(phi, psi, scores[1], scores[2], *scores[:4], "norm", True, True)
+        run(phi, psi, energy="cosine", implementation="triton")
+    # Under the interpreter, the largest are its copies of phi and psi, counted in bytes.
+    assert batch * size <= max(watch.numel, *allocated) <= 4 * batch * size < batch * batch
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("energy", ["norm", "dot"])
+def test_registration(
+    monkeypatch: pytest.MonkeyPatch, allocated: list[int], energy: str, columns: bool
+) -> None:
+    # opcheck compares outputs of several runs, and NaN is not equal to itself.
+    monkeypatch.undo()
+    phi, psi = (x.requires_grad_() for x in draw(5, 3))
+    args = (phi, psi, energy, columns, not columns)
+    torch.library.opcheck(torch.ops.torch_crl.pair_scores, args)
+    upstream = torch.ones(5, device=DEVICE)
+    rest = (*[upstream] * 6, *args[2:])
+    backward = torch.ops.torch_crl.pair_scores_backward
+    torch.library.opcheck(backward, (phi.detach(), psi.detach(), *rest))
+
+
+def fails(match: str, phi: Tensor, psi: Tensor, **options: Any) -> None:
+    settings: dict[str, Any] = {"energy": "norm", "implementation": "triton"}
+    with pytest.raises(ValueError, match=match):
+        pair_scores(phi, psi, **settings | options)
+
+
+def test_errors_say_what_was_given_and_what_is_allowed() -> None:
+    phi, psi = draw(4, 3)
+    fails(r"phi \(4, 3\) and psi \(2, 3\) must both be \[B, R\]", phi, psi[:2])
+    fails(r"phi \(3,\) and psi \(3,\)", phi[0], psi[0])
+    fails(r"phi \(0, 3\)", phi[:0], psi[:0])
+    fails(r"'l1' is unknown; choose one of norm, l2, dot, cosine", phi, psi, energy="l1")
+    fails("'cuda' is unknown; choose one of reference, triton", phi, psi, implementation="cuda")
+    fails("phi is torch.float64; .* takes torch.float32", phi.double(), psi.double())
+    fails("psi is torch.float16; .* takes torch.float32", phi, psi.half())
+    fails("psi is on meta", phi, psi.to("meta"))
+    huge = torch.ones(1, device=DEVICE).expand(2**20, 2**10)
+    fails(r"fewer than 2\^30", huge, huge)
+
+
+def test_interpreter_is_not_a_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_INTERPRETED", False)
+    phi, psi = draw(4, 3)
+    fails("phi is on cpu; .* takes tensors of one CUDA device", phi.cpu(), psi.cpu())
+
+
+def test_triton_is_imported_only_where_it_is_asked_for() -> None:
+    program = (
+        "import sys, torch, torch_crl.losses\n"
+        "from torch_crl.kernels.infonce import pair_scores\n"
+        "x = torch.ones(2, 2)\n"
+        "pair_scores(x, x, energy='norm', implementation='reference')\n"
+        "assert 'torch_crl.kernels.infonce.kernel' not in sys.modules\n"
+        "assert 'triton' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def jobs_of(batch: int, size: int, energy: str, arch: int) -> list[Job]:
+    launch = kernel.choose_launch(batch, size)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    constants = {"R": size, "ENERGY": energy, "COLUMNS": True, "SOFTPLUS": True}
+    constants |= {name: getattr(launch, name) for name in ("BM", "BN", "BK", "BR")}
+    jobs = []
+    for name, registers in (
+        ("infonce_fwd_kernel", kernel.FWD_REGISTERS),
+        ("infonce_bwd_kernel", kernel.BWD_REGISTERS),
+    ):
+        arguments = getattr(kernel, name).arg_names
+        of_kernel = {key: value for key, value in constants.items() if key in arguments}
+        types = {argument: "*fp32" for argument in arguments if argument not in of_kernel}
+        types["B"] = "i32"
+        limited = options | {"maxnreg": registers}
+        jobs.append(Job(kernel.__name__, name, types, of_kernel, limited, arch))
+    return jobs
+
+
+def test_compiles_without_spills() -> None:
+    jobs = [
+        job
+        for arch in SHARED_MEMORY
+        for batch, size in ((512, 64), (4096, 64), (4096, 512))
+        for energy in ("norm", "dot")
+        for job in jobs_of(batch, size, energy, arch)
+    ]
+    for job, used in zip(jobs, compile_all(jobs), strict=True):
+        assert used.stack_bytes == 0, (job, used)
+        assert used.shared_bytes <= SHARED_MEMORY[job.arch], (job, used)

@@ -1,0 +1,118 @@
+"""How a run computes its updates, chosen once from the recipe and told to the user."""
+
+from dataclasses import dataclass
+
+import torch
+
+from torch_crl.kernels.infonce import PairScoresImplementation
+from torch_crl.kernels.tower import PERSISTENT_PRECISIONS, PERSISTENT_WIDTHS
+from torch_crl.recipe import Recipe
+
+# Shared memory that a program of the persistent kernel takes, in bytes, by width.
+_PERSISTENT_MEMORY = {128: 49_152, 256: 163_840}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What decides speed and rounding and no formula."""
+
+    tower: str = "reference"
+    """`reference`, `norm_act` or `persistent`, see `torch_crl.kernels.tower.tower`."""
+    precision: str = "fp32"
+    """Of the operands of the inner layers' products; first and last layer are fp32."""
+    recompute: int = 0
+    """Layers between two activations kept for the backward; 0 keeps all."""
+    pair_scores: PairScoresImplementation = "reference"
+    """See `torch_crl.kernels.infonce.pair_scores`."""
+    cuda_graph: bool = False
+    """Updates and the policy's actions are captured once and replayed."""
+
+    @property
+    def norm_act(self) -> str:
+        """The implementation of the first layer's LayerNorm and activation."""
+        return "reference" if self.tower == "reference" else "triton"
+
+    def __str__(self) -> str:
+        """One line for people."""
+        graph = "one CUDA graph" if self.cuda_graph else "no CUDA graph"
+        return f"{self.precision}, towers: {self.tower}, pairs: {self.pair_scores}, {graph}"
+
+
+PLAIN = Compute()
+"""Plain torch in fp32: what a policy on its own is run with."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the CUDA device if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def choose_compute(recipe: Recipe) -> Compute:
+    """What the recipe asks for, with `auto` replaced by what is fastest on its device.
+
+    The recipe must have passed `compute_problems`.
+    """
+    system = recipe.system
+    on_gpu = resolve_device(system.device).type == "cuda"
+    precision = system.precision
+    if precision == "auto":
+        precision = "fp16" if on_gpu else "fp32"
+    tower = system.tower
+    if tower == "auto":
+        tower = "reference"
+        if on_gpu:
+            fits = _persistent_problem(recipe, precision) is None
+            tower = "persistent" if fits else "norm_act"
+    graph = on_gpu if system.cuda_graph == "auto" else system.cuda_graph == "on"
+    return Compute(
+        tower=tower,
+        precision=precision,
+        recompute=system.recompute,
+        pair_scores="triton" if tower != "reference" and on_gpu else "reference",
+        cuda_graph=graph,
+    )
+
+
+def compute_problems(recipe: Recipe) -> list[str]:
+    """What the recipe asks of this machine and cannot get, each with its flag."""
+    system = recipe.system
+    device = resolve_device(system.device)
+    problems = []
+    if device.type != "cuda":
+        if system.tower in ("norm_act", "persistent"):
+            problems.append(
+                f"--tower {system.tower} needs a CUDA device, and the run is on {device}; "
+                "'reference' runs anywhere"
+            )
+        if system.cuda_graph == "on":
+            problems.append(f"--cuda-graph on needs a CUDA device, and the run is on {device}")
+    elif system.tower == "persistent":
+        precision = "fp16" if system.precision == "auto" else system.precision
+        problem = _persistent_problem(recipe, precision)
+        problems += [f"--tower persistent {problem}; 'norm_act' takes any"] if problem else []
+    depths = {recipe.networks.actor_depth, recipe.networks.critic_depth}
+    if system.recompute % 4 or not 0 <= system.recompute <= max(depths):
+        problems.append(
+            f"--recompute must be 0 or a multiple of 4 up to the depth, got {system.recompute}"
+        )
+    return problems
+
+
+def _persistent_problem(recipe: Recipe, precision: str) -> str | None:
+    width = recipe.networks.width
+    if width not in PERSISTENT_WIDTHS:
+        return f"is for widths {' and '.join(map(str, PERSISTENT_WIDTHS))}, got {width}"
+    if precision not in PERSISTENT_PRECISIONS:
+        return f"is for {' and '.join(PERSISTENT_PRECISIONS)}, got {precision}"
+    # Here, so that Triton is imported only where its kernels may run.
+    from torch_crl.kernels.launch import shared_memory
+
+    memory = shared_memory(resolve_device(recipe.system.device))
+    if memory < _PERSISTENT_MEMORY[width]:
+        return (
+            f"takes {_PERSISTENT_MEMORY[width]:,} bytes of shared memory at width {width}, and "
+            f"this GPU has {memory:,}"
+        )
+    return None
