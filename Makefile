@@ -20,7 +20,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.cpu $(ARGS)
+	$(BIN)/python -m torch_crl.benchmarks.cpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,4 +1,4 @@
-"""Figures of a machine without a GPU: `python -m benchmarks.cpu [scenario ...] [--out FILE]`.
+"""Figures of a machine without a GPU: `python -m torch_crl.benchmarks.cpu [scenario ...]`.
 
 update   gradient updates against a plain module-by-module PyTorch version of the same update
 env      env steps against bare mujoco.batch on the same model, substeps and actions
@@ -25,8 +25,8 @@ from mujoco.batch import Batch
 from tensordict import TensorDict
 from torch import Generator
 
-from benchmarks.peers.eager_torch import EagerCrl
-from benchmarks.report import report
+from torch_crl.benchmarks.peers.eager_torch import EagerCrl
+from torch_crl.benchmarks.report import report
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulator import CpuSimulator
 from torch_crl.envs.vector_env import VectorEnv

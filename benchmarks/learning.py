@@ -1,4 +1,4 @@
-"""What a preset reaches: `python -m benchmarks.learning TASK [--seeds 0 1 2] [--out FILE]`.
+"""What a preset reaches: `python -m torch_crl.benchmarks.learning TASK [--seeds 0 1 2]`.
 
 Trains as `torch-crl train TASK` does and evaluates the final policies over 512 fresh episodes.
 `--threads 1` keeps a run on one core, so that several can go side by side.
@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import report
 from torch_crl import evaluate, load_policy, preset, train, with_changes
+from torch_crl.benchmarks.report import report
 
 # Task to the tasks that its policy is evaluated on.
 EVAL_TASKS = {

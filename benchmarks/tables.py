@@ -1,4 +1,4 @@
-"""Writes the measured parts of the README: `python -m benchmarks.tables`.
+"""Writes the measured parts of the README: `python -m torch_crl.benchmarks.tables`.
 
 Everything between `<!-- NAME -->` and `<!-- end of NAME -->` comes from `benchmarks/results/` or
 from the examples. `--check` changes nothing and fails if the README is not what it would write.

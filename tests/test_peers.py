@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.peers.eager_torch import EagerCrl
 from tests.test_learner import A, G, S, make_batch
+from torch_crl.benchmarks.peers.eager_torch import EagerCrl
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import ResidualTower, build_networks
 
@@ -98,7 +98,7 @@ def jax_crl() -> Iterator[ModuleType]:
     jax = pytest.importorskip("jax")
     pytest.importorskip("optax")
     # Before JAX starts its backends: the module limits what they take of a GPU.
-    module = importlib.import_module("benchmarks.peers.jax_crl")
+    module = importlib.import_module("torch_crl.benchmarks.peers.jax_crl")
     with jax.default_device(jax.devices("cpu")[0]):
         yield module
 

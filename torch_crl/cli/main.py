@@ -7,11 +7,12 @@ _COMMANDS = {
     "train": "train on a task, or resume a run",
     "eval": "evaluate a trained policy",
     "envs": "list the tasks",
+    "bench": "measure the speed of this machine beside plain PyTorch",
 }
 
 _USAGE = (
     """\
-usage: torch-crl {train,eval,envs} ...
+usage: torch-crl {train,eval,envs,bench} ...
 
 Self-supervised reinforcement learning with very deep networks.
 

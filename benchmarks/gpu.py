@@ -1,0 +1,196 @@
+"""Everything that a GPU host has to show: `python -m torch_crl.benchmarks.gpu --out DIRECTORY`.
+
+Parts, in this order, each in a process of its own, so that a fault in one leaves the others alone:
+
+tests        tests that need CUDA, and every kernel against fp64
+kernels      passes of the towers with every tile, LayerNorm, all pairs
+update       our update by depth
+peers        eager and compiled PyTorch, and JAX where it is installed
+variants     precisions, implementations, batch sizes, activations computed again
+act          the policy's actions, and whole collections with their updates
+memory       the largest depths
+learning     the default task, from start to evaluation
+
+`--only` chooses parts; one that does not fit into `--minutes` is skipped and said to be. Writes
+gpu.json, gpu.png, a log for each part, and prints a line for every row as it comes. The last line
+of standard output is the JSON.
+"""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch_crl.benchmarks.picture import save_time_by_depth
+from torch_crl.benchmarks.report import machine, report
+from torch_crl.benchmarks.scenarios import Scenario, run_scenario
+
+ROOT = Path(__file__).parents[1]
+DEPTHS = (4, 16, 64, 256, 1024)
+TIMED_OUT = 124
+Row = dict[str, Any]
+
+
+def scenarios() -> dict[str, list[Scenario]]:
+    """Part to what it measures."""
+    deep = {"kind": "update", "seconds": 2.0}
+    peers = [
+        *(Scenario(kind="update", depth=d, implementation="eager_torch") for d in (4, 16, 64)),
+        *(Scenario(kind="update", depth=d, implementation="compiled_torch") for d in (4, 16)),
+    ]
+    if importlib.util.find_spec("jax"):
+        peers += [Scenario(**deep, depth=depth, implementation="jax") for depth in DEPTHS]
+        peers += [Scenario(**deep, depth=64, implementation="jax", precision="bf16")]
+    return {
+        "kernels": [Scenario(kind="kernels", depth=64, seconds=0.1)],
+        "update": [Scenario(**deep, depth=depth) for depth in DEPTHS],
+        "peers": peers,
+        "variants": [
+            *(Scenario(**deep, depth=64, batch=batch) for batch in (256, 1024, 2048)),
+            Scenario(**deep, depth=64, precision="bf16"),
+            Scenario(**deep, depth=64, cuda_graph="off"),
+            Scenario(**deep, depth=64, tower="norm_act"),
+            Scenario(**deep, depth=64, tower="norm_act", precision="tf32"),
+            Scenario(**deep, depth=64, tower="reference", precision="fp32"),
+            Scenario(**deep, depth=64, width=128),
+            Scenario(**deep, depth=64, width=512),
+            Scenario(**deep, depth=256, tower="norm_act"),
+            Scenario(**deep, depth=1024, recompute=64),
+        ],
+        "act": [
+            Scenario(kind="act", depth=4),
+            Scenario(kind="act", depth=64),
+            Scenario(kind="env"),
+            Scenario(kind="end_to_end", depth=16),
+        ],
+        "memory": [Scenario(kind="update", depth=depth, seconds=0.5) for depth in (4096, 8192)],
+    }
+
+
+PARTS = ("tests", *scenarios(), "learning")
+
+
+def _measure(part: str, folder: Path, seconds: float) -> list[Row]:
+    """Rows of one part, from a process of its own; what it wrote counts if it fails."""
+    command = [sys.executable, "-m", "torch_crl.benchmarks.gpu", "--worker", part]
+    output, log = folder / f"{part}.jsonl", folder / f"{part}.log"
+    with output.open("w") as rows_file, log.open("w") as errors:
+        try:
+            status = subprocess.run(
+                command, stdout=rows_file, stderr=errors, timeout=seconds, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = TIMED_OUT
+    # A process that was stopped may leave half a line.
+    rows: list[Row] = [json.loads(line) for line in output.read_text().split("\n")[:-1]]
+    print(*map(_short, rows), sep="\n", flush=True)
+    if status:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        reason = f"stopped after {seconds:.0f} s" if status == TIMED_OUT else f"status {status}"
+        print(f"{part}: {reason}\n{tail}", flush=True)
+        rows.append({"kind": "failure", "part": part, "status": status, "tail": tail})
+    return rows
+
+
+def _run_command(name: str, command: list[str], folder: Path, seconds: float) -> list[Row]:
+    begin = time.monotonic()
+    with (folder / f"{name}.log").open("w") as log:
+        try:
+            status = subprocess.run(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+                check=False,
+                cwd=ROOT,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = -1
+    lines = (folder / f"{name}.log").read_text().splitlines()
+    print(f"{name}: exit status {status}", *lines[-12:], sep="\n  ", flush=True)
+    spent = time.monotonic() - begin
+    return [{"kind": name, "status": status, "seconds": spent, "last_line": lines[-1:]}]
+
+
+def _tests(folder: Path, seconds: float) -> list[Row]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [
+        "tests/test_gpu.py",
+        "tests/test_cuda_graph.py",
+        "tests/kernels",
+        "-k",
+        "not compile",
+    ]
+    return _run_command("tests", command, folder, seconds)
+
+
+def _learning(folder: Path, seconds: float) -> list[Row]:
+    run_dir = folder / "reacher"
+    command = [sys.executable, "-m", "torch_crl.cli.main", "train", "reacher"]
+    command += ["--device", "cuda", "--run-dir", str(run_dir), "--overwrite"]
+    rows = _run_command("learning", command, folder, seconds)
+    from torch_crl.metrics import read_metrics
+
+    evaluations = read_metrics(run_dir, "evaluation")
+    return [rows[0] | (evaluations[-1] if evaluations else {}) | {"kind": "learning"}]
+
+
+def _work(part: str) -> None:
+    """The worker: a JSON line for each row."""
+    for scenario in scenarios()[part]:
+        try:
+            rows = run_scenario(scenario, device="cuda")
+        except (RuntimeError, ValueError) as error:
+            rows = [asdict(scenario) | {"error": str(error)[:500]}]
+        for row in rows:
+            print(json.dumps(row), flush=True)
+
+
+def _short(row: Row) -> str:
+    names = ("kind", "part", "implementation", "depth", "batch", "width", "precision", "tower")
+    names += ("cuda_graph", "recompute", "ms_p50", "us_per_layer", "peak_gb", "error")
+    names += ("env_steps_per_second", "out_of_memory", "compile_seconds")
+    cells = ((name, row[name]) for name in names if name in row and row[name] not in ("auto", 0))
+    return "  ".join(f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in cells)
+
+
+def main() -> int:
+    """Run the parts, write what they gave; the exit status is 1 if one failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=9.0, help="of all parts together")
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="directory for the results")
+    parser.add_argument("--worker", choices=list(scenarios()), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        _work(options.worker)
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * options.minutes
+    rows: list[Row] = []
+    for part in options.only:
+        left = end - time.monotonic()
+        if left < 15:
+            print(f"{part}: skipped, the time is used up", flush=True)
+            rows.append({"kind": "skipped", "part": part})
+            continue
+        print(f"--- {part}, {left:.0f} s left", flush=True)
+        special = {"tests": _tests, "learning": _learning}.get(part)
+        rows += special(options.out, left) if special else _measure(part, options.out, left)
+        # After every part, since the machine may be gone before the next.
+        (options.out / "partial.json").write_text(json.dumps(rows))
+    if any(row["kind"] == "update" and "ms_p50" in row for row in rows):
+        picture = [row for row in rows if row.get("batch") == 512]
+        save_time_by_depth(picture, options.out / "gpu.png", machine=machine()["device"])
+    report(rows, options.out / "gpu.json")
+    failed = any(row.get("status") or "error" in row for row in rows)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The parts of an update on their own: passes of the towers, LayerNorm, all pairs, Adam."""
+
+import itertools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.benchmarks.timing import time_calls
+from torch_crl.kernels.infonce import pair_scores
+from torch_crl.kernels.norm_act import norm_act
+from torch_crl.kernels.tower import PERSISTENT_WIDTHS, Stack
+
+if TYPE_CHECKING:
+    from torch_crl.benchmarks.scenarios import Scenario
+
+Row = dict[str, Any]
+REPRESENTATION = 64
+
+
+def kernel_rows(scenario: "Scenario", device: torch.device) -> list[Row]:
+    """A row for each part; `us_per_layer` where that makes sense."""
+    rows = []
+    for name, function, layers in _parts(scenario, device):
+        timing = time_calls(function, device=device, seconds=scenario.seconds)
+        row: Row = {"part": name} | timing.row()
+        rows.append(row | ({"us_per_layer": 1e3 * timing.p50 / layers} if layers else {}))
+    return rows
+
+
+def _parts(
+    scenario: "Scenario", device: torch.device
+) -> list[tuple[str, Callable[[], object], int]]:
+    """Name, call, and number of layers that the call goes through."""
+    generator = Generator(device).manual_seed(0)
+    batch, width, depth = scenario.batch, scenario.width, scenario.depth
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    x, residual, weight, bias = (normal(*shape) for shape in [(batch, width)] * 2 + [(width,)] * 2)
+    phi, psi = (normal(batch, REPRESENTATION).requires_grad_() for _ in range(2))
+    implementations = ["reference"] + (["triton"] if device.type == "cuda" else [])
+    parts: list[tuple[str, Callable[[], object], int]] = []
+    for implementation in implementations:
+
+        def normalise(implementation: str = implementation) -> Tensor:
+            return norm_act(
+                x, weight, bias, residual, activation="swish", implementation=implementation
+            )
+
+        def pairs(implementation: Any = implementation) -> object:
+            scores = pair_scores(
+                phi, psi, energy="norm", columns=True, implementation=implementation
+            )
+            loss = (scores.row_logsumexp_B - scores.diagonal_B).mean()
+            return torch.autograd.grad(loss, (phi, psi))
+
+        parts += [(f"norm_act, {implementation}", normalise, 0)]
+        parts += [(f"pair_scores with gradient, {implementation}", pairs, 0)]
+    if device.type == "cuda" and width in PERSISTENT_WIDTHS:
+        stack = Stack(
+            normal(depth, width, width) / (3 * width) ** 0.5,
+            *(normal(depth, width) for _ in range(3)),
+        )
+        parts += _tower_parts(stack, normal, batch)
+    return parts
+
+
+def _tower_parts(
+    stack: Stack, normal: Callable[..., Tensor], batch: int
+) -> list[tuple[str, Callable[[], object], int]]:
+    """Each pass of the persistent tower with every tile, for the actor's and the critic's rows."""
+    from torch_crl.kernels.tower import op
+    from torch_crl.kernels.tower.kernel import (
+        TILES,
+        Layers,
+        backward_layers,
+        empty_kept,
+        forward_layers,
+    )
+
+    depth, width = stack.bias_LD.shape
+    parts: list[tuple[str, Callable[[], object], int]] = []
+    cases = itertools.product((torch.float16, torch.bfloat16), ("actor", "critic"), TILES[width])
+    for dtype, whose, tile in cases:
+        rows = (batch, 0, 0) if whose == "actor" else (batch, batch, batch)
+        towers = 1 if whose == "actor" else 2
+        weight16 = torch.stack([stack.weight_LDD.to(dtype)] * towers)
+        layers = Layers(weight16, [list(stack[1:])] * towers, rows, False)
+        x, dy = normal(sum(rows), width), normal(sum(rows), width)
+        kept = empty_kept(x, layers)
+        forward_layers(x, layers, kept=kept, tile=tile)
+        name = f"{whose}, {tile.rows} rows x {tile.warps} warps, {str(dtype).partition('.')[2]}"
+
+        def forward(x: Any = x, layers: Any = layers, kept: Any = kept, tile: Any = tile) -> object:
+            return forward_layers(x, layers, kept=kept, tile=tile)
+
+        def backward(
+            dy: Any = dy, layers: Any = layers, kept: Any = kept, tile: Any = tile
+        ) -> object:
+            return backward_layers(dy, layers, kept=kept, scale=1.0, tile=tile)
+
+        def weights(inputs: Any = kept[0], depth: int = depth, width: int = width) -> object:
+            out = inputs.new_empty(depth, width, width, dtype=torch.float32)
+            return op.weight_gradient(inputs, inputs, scale=1.0, out=out)
+
+        parts += [(f"tower forward, {name}", forward, depth)]
+        parts += [(f"tower backward, {name}", backward, depth)]
+        if tile == TILES[width][0] and whose == "actor":
+            parts += [(f"weight gradients, {name}", weights, depth)]
+    return parts

@@ -1,0 +1,71 @@
+"""Time of an update by depth, as a picture: measured, published, and what no program can beat."""
+
+from pathlib import Path
+from typing import Any
+
+from torch_crl.costs import TowerSize, UpdateCost
+
+# Hours for 100 M env steps of `humanoid` on an A100, simulation included (arXiv 2503.14858,
+# table 3); one update for 39.68 env steps.
+PUBLISHED_HOURS = {4: 1.48, 8: 2.13, 16: 3.40, 32: 5.92, 64: 10.99}
+PUBLISHED_UPDATES = 100e6 / 39.68
+# Of an H200, as measured: half-precision products and memory traffic.
+FLOP_PER_SECOND, BYTES_PER_SECOND = 790e12, 4.3e12
+# Adam reads parameter, gradient and two moments and writes three of them, in fp32.
+ADAM_BYTES = 28
+
+
+def published_milliseconds() -> dict[int, float]:
+    """Depth to time of one update of the published runs."""
+    seconds = {depth: 3600 * hours for depth, hours in PUBLISHED_HOURS.items()}
+    return {depth: 1e3 * value / PUBLISHED_UPDATES for depth, value in seconds.items()}
+
+
+def floor_milliseconds(depth: int, *, batch: int, width: int) -> float:
+    """Products at an H200's rate plus Adam's memory traffic; no launch, no latency."""
+
+    def tower(inputs: int, outputs: int) -> TowerSize:
+        return TowerSize(inputs=inputs, outputs=outputs, width=width, depth=depth)
+
+    cost = UpdateCost(
+        actor=tower(31, 16),
+        state_action_encoder=tower(37, 64),
+        goal_encoder=tower(2, 64),
+        batch_size=batch,
+    )
+    memory = ADAM_BYTES * cost.parameters / BYTES_PER_SECOND
+    return 1e3 * (cost.flop / FLOP_PER_SECOND + memory)
+
+
+def save_time_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) -> None:
+    """Log-log PNG of the `update` rows, one line for each implementation and size."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row["kind"] == "update" and "ms_p50" in row]
+    batch, width = rows[0]["batch"], rows[0]["width"]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        name = f"{row['implementation']}, {row['precision']}, batch {row['batch']}"
+        lines.setdefault(name, []).append(row)
+    for name, points in lines.items():
+        points.sort(key=lambda row: row["depth"])
+        depths, middle, low, high = (
+            [row[key] for row in points] for key in ("depth", "ms_p50", "ms_p20", "ms_p80")
+        )
+        (line,) = axes.plot(depths, middle, marker="o", label=name)
+        axes.fill_between(depths, low, high, color=line.get_color(), alpha=0.2)
+    published = published_milliseconds()
+    style = {"color": "grey", "linewidth": 1.2}
+    axes.plot(*zip(*published.items(), strict=True), "--", label="published run, A100", **style)
+    depths = sorted({row["depth"] for row in rows} | set(published))
+    floor = [floor_milliseconds(depth, batch=batch, width=width) for depth in depths]
+    axes.plot(depths, floor, ":", label=f"floor of an H200, batch {batch}", **style)
+    axes.set(xscale="log", yscale="log", xlabel="depth of all three networks")
+    axes.set(ylabel="time of one update (ms)", title=f"width {width}, {machine}")
+    axes.set_xticks(depths, [str(depth) for depth in depths])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,235 @@
+"""What is measured, as data, and how each kind is run. Sizes are those of `ant`; data is random.
+
+update      one gradient update, from random indices to new parameters
+act         the sampling policy for all envs
+env         one control step of all envs, physics and resets
+kernels     the parts of an update on their own, and the tiles that the tower can run with
+end_to_end  collections and their updates as `torch-crl train` makes them, without evaluations
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.benchmarks.kernels import kernel_rows
+from torch_crl.benchmarks.peers.eager_torch import EagerCrl
+from torch_crl.benchmarks.timing import Timing, time_calls
+from torch_crl.compute import resolve_device
+from torch_crl.presets import preset, with_changes
+from torch_crl.recipe import Recipe
+from torch_crl.run import Run, build_run
+from torch_crl.threads import torch_threads
+
+TASK = "ant"
+STATE, GOAL, ACTION = 29, 2, 8
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenario:
+    """One line of a result."""
+
+    kind: Literal["update", "act", "env", "kernels", "end_to_end"]
+    depth: int = 4
+    batch: int = 512
+    """Rows of a batch, or envs where nothing is trained."""
+    width: int = 256
+    implementation: str = "ours"
+    """`ours`, or a peer: `eager_torch`, `compiled_torch`, `jax`."""
+    precision: str = "auto"
+    tower: str = "auto"
+    cuda_graph: str = "auto"
+    recompute: int = 0
+    envs: int = 512
+    seconds: float = 1.0
+    """To spend on samples."""
+
+
+def quick(*, depths: Sequence[int] = (4, 16, 64), batch: int = 256) -> list[Scenario]:
+    """What `torch-crl bench` runs: a minute on two cores, less on a GPU."""
+    updates = [
+        Scenario(kind="update", depth=depth, implementation=implementation, batch=batch)
+        for depth in depths
+        for implementation in ("ours", "eager_torch")
+    ]
+    return [*updates, Scenario(kind="act"), Scenario(kind="env")]
+
+
+def run_scenario(scenario: Scenario, *, device: str = "auto") -> list[Row]:
+    """Rows of results; a scenario that the memory does not hold gives one with `out_of_memory`."""
+    resolved = resolve_device(device)
+    if resolved.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(resolved)
+    described = {key: value for key, value in asdict(scenario).items() if key != "seconds"}
+    try:
+        rows = RUNNERS[scenario.kind](scenario, resolved)
+    except torch.cuda.OutOfMemoryError:
+        return [described | {"device": str(resolved), "out_of_memory": True}]
+    if resolved.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(resolved) / 1e9
+        rows = [{"peak_gb": peak} | row for row in rows]
+    return [described | {"device": str(resolved)} | row for row in rows]
+
+
+def recipe_of(scenario: Scenario, device: torch.device) -> Recipe:
+    """The preset of `ant` with the sizes and the system of a scenario."""
+    return with_changes(
+        preset(TASK, depth=scenario.depth),
+        task={"num_envs": scenario.envs},
+        networks={"width": scenario.width},
+        algorithm={"batch_size": scenario.batch},
+        budget={"replay_rows": 200},
+        system={
+            "device": str(device),
+            "precision": scenario.precision,
+            "tower": scenario.tower,
+            "cuda_graph": scenario.cuda_graph,
+            "recompute": scenario.recompute,
+        },
+    )
+
+
+def random_run(recipe: Recipe) -> Run:
+    """A run whose replay is full of random steps, so that no simulator has to fill it."""
+    run = build_run(recipe)
+    generator = Generator(run.learner.device).manual_seed(0)
+
+    def draw(size: int) -> Tensor:
+        shape = (recipe.task.num_envs, size)
+        return torch.randn(shape, generator=generator, device=run.learner.device)
+
+    trajectory = torch.zeros(recipe.task.num_envs, dtype=torch.int32, device=run.learner.device)
+    for _ in range(recipe.budget.replay_rows):
+        run.replay.add(draw(STATE), draw(ACTION).tanh(), trajectory)
+    return run
+
+
+def _update(scenario: Scenario, device: torch.device) -> list[Row]:
+    recipe = recipe_of(scenario, device)
+    if scenario.implementation == "jax":
+        timing, extra = _jax_update(scenario, device)
+    elif scenario.implementation == "ours":
+        run = random_run(recipe)
+        extra = {"compute": str(run.learner.networks.actor.compute)}
+        # Three warm-up calls of the graph, and the one that captures.
+        timing = time_calls(run.update, device=device, seconds=scenario.seconds, warmup=5)
+    else:
+        timing, extra = _torch_update(scenario, device)
+    cost = recipe.update_cost
+    rate = {"tflop_per_second": cost.flop / timing.p50 / 1e9, "parameters": cost.parameters}
+    return [timing.row() | rate | extra]
+
+
+def _peer_sizes(scenario: Scenario) -> dict[str, int]:
+    sizes = {"state_size": STATE, "goal_size": GOAL, "action_size": ACTION}
+    return sizes | {"width": scenario.width, "depth": scenario.depth}
+
+
+def _torch_update(scenario: Scenario, device: torch.device) -> tuple[Timing, Row]:
+    compiled = scenario.implementation == "compiled_torch"
+    peer = EagerCrl(**_peer_sizes(scenario), device=device, compiled=compiled)
+    generator = Generator(device).manual_seed(0)
+    state, action, goal = (
+        torch.randn(scenario.batch, size, generator=generator, device=device)
+        for size in (STATE, ACTION, GOAL)
+    )
+    automatic = "tf32" if device.type == "cuda" else "fp32"
+    precision = automatic if scenario.precision == "auto" else scenario.precision
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        timing = time_calls(
+            lambda: peer.update(state, action.tanh(), goal), device=device, seconds=scenario.seconds
+        )
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+    return timing, {"compute": precision}
+
+
+def _jax_update(scenario: Scenario, device: torch.device) -> tuple[Timing, Row]:
+    # Here, so that JAX is needed only where it is measured.
+    from torch_crl.benchmarks.peers.jax_crl import JaxCrl, peak_bytes
+
+    precision = {"auto": "tf32"}.get(scenario.precision, scenario.precision)
+    peer = JaxCrl(**_peer_sizes(scenario), batch_size=scenario.batch, precision=precision)
+    updates = max(4, 2048 // scenario.depth)
+    compile_seconds = peer.compile(updates)
+    timing = time_calls(
+        lambda: peer.run(updates),
+        device=device,
+        seconds=scenario.seconds,
+        units=updates,
+        warmup=1,
+        wall_clock=True,
+    )
+    peak = peak_bytes()
+    extra: Row = peer.describe() | {"compute": precision, "compile_seconds": compile_seconds}
+    return timing, extra | ({} if peak is None else {"peak_gb": peak / 1e9})
+
+
+def _act(scenario: Scenario, device: torch.device) -> list[Row]:
+    run = random_run(recipe_of(scenario, device))
+    collector = run.collector
+    inputs = torch.randn(scenario.envs, STATE + GOAL, device=device)
+    with torch.no_grad():
+        timing = time_calls(
+            lambda: (collector.act_graph or collector.act)(inputs),
+            device=device,
+            seconds=scenario.seconds,
+            warmup=5,
+        )
+    rate = {"actions_per_second": 1e3 * scenario.envs / timing.p50}
+    return [timing.row() | rate | {"compute": str(collector.actor.compute)}]
+
+
+def _env(scenario: Scenario, device: torch.device) -> list[Row]:
+    env = build_run(recipe_of(scenario, device)).collector.env
+    action = torch.rand(scenario.envs, ACTION, generator=Generator().manual_seed(0)) * 2 - 1
+    with torch_threads(1):
+        timing = time_calls(
+            lambda: env.step(action), device=torch.device("cpu"), seconds=scenario.seconds
+        )
+    return [timing.row() | {"env_steps_per_second": 1e3 * scenario.envs / timing.p50}]
+
+
+def _end_to_end(scenario: Scenario, device: torch.device) -> list[Row]:
+    run = build_run(recipe_of(scenario, device))
+    recipe = run.recipe
+    seconds: dict[str, list[float]] = {"collect": [], "update": []}
+    for collection in range(recipe.prefill_collections + 3):
+        begin = time.perf_counter()
+        run.collect()
+        middle = time.perf_counter()
+        while run.updates_done < run.updates_due:
+            metrics = run.update()
+        if run.updates_done:
+            float(metrics["critic_loss"])
+        # The first collection with updates also captures.
+        if collection > recipe.prefill_collections:
+            seconds["collect"].append(middle - begin)
+            seconds["update"].append(time.perf_counter() - middle)
+    collect, update = (statistics.median(values) for values in seconds.values())
+    return [
+        {
+            "env_steps_per_second": recipe.steps_per_collection / (collect + update),
+            "collect_seconds": collect,
+            "update_seconds": update,
+            "updates": recipe.updates_per_collection,
+            "compute": str(run.learner.networks.actor.compute),
+        }
+    ]
+
+
+RUNNERS: dict[str, Callable[[Scenario, torch.device], list[Row]]] = {
+    "update": _update,
+    "act": _act,
+    "env": _env,
+    "kernels": kernel_rows,
+    "end_to_end": _end_to_end,
+}

@@ -1,0 +1,74 @@
+"""How long a call takes: warm, many times, in percentiles."""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call."""
+
+    p20: float
+    p50: float
+    p80: float
+
+    def row(self) -> dict[str, float]:
+        """As the columns of a result."""
+        return {f"ms_{name}": value for name, value in self._asdict().items()}
+
+
+def time_calls(
+    function: Callable[[], object],
+    *,
+    device: torch.device,
+    seconds: float = 1.0,
+    units: int = 1,
+    warmup: int = 3,
+    wall_clock: bool = False,
+) -> Timing:
+    """Percentiles over 5 to 1000 calls, for about `seconds`; a call does `units` of the work.
+
+    On CUDA the time is between events around each call, and calls follow each other without
+    waiting, as they do in training. On the CPU, or for a function that waits for its own work
+    (`wall_clock`), it is the wall clock's.
+    """
+    for _ in range(warmup):
+        function()
+    _wait(device)
+    begin = time.perf_counter()
+    function()
+    _wait(device)
+    one = time.perf_counter() - begin
+    calls = int(min(max(seconds / max(one, 1e-9), 5), 1000))
+    on_cuda = device.type == "cuda" and not wall_clock
+    milliseconds = (_on_cuda if on_cuda else _on_wall_clock)(function, calls)
+    shares = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    samples = torch.tensor(milliseconds, dtype=torch.float64) / units
+    return Timing(*samples.quantile(shares).tolist())
+
+
+def _on_cuda(function: Callable[[], object], calls: int) -> list[float]:
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+    events[0].record()
+    for event in events[1:]:
+        function()
+        event.record()
+    torch.cuda.synchronize()
+    return [first.elapsed_time(second) for first, second in itertools.pairwise(events)]
+
+
+def _on_wall_clock(function: Callable[[], object], calls: int) -> list[float]:
+    milliseconds = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        function()
+        milliseconds.append(1e3 * (time.perf_counter() - begin))
+    return milliseconds
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

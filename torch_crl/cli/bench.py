@@ -1,0 +1,90 @@
+"""`torch-crl bench`: how fast this machine is, beside plain PyTorch."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print a table, write JSON and a picture."""
+    tyro.cli(_bench, args=arguments, prog="torch-crl bench")
+    return 0
+
+
+def _bench(
+    device: str = "auto",
+    depths: Annotated[tuple[int, ...], tyro.conf.arg(metavar="DEPTH ...")] = (4, 16, 64),
+    batch: int = 256,
+    out: Path = Path("bench"),
+) -> None:
+    """Time updates, actions and env steps, with plain PyTorch beside in the same run.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        depths: of all three networks, multiples of 4.
+        batch: rows of a batch.
+        out: directory for bench.json and bench.png.
+    """
+    wrong = [depth for depth in depths if depth <= 0 or depth % 4]
+    if wrong or batch <= 0:
+        raise SystemExit(
+            "torch-crl bench: --depths are positive multiples of 4 and --batch is positive, got "
+            f"{wrong or batch}"
+        )
+    # Here, so that --help stays quick.
+    from torch_crl.benchmarks.picture import save_time_by_depth
+    from torch_crl.benchmarks.report import machine, write_report
+    from torch_crl.benchmarks.scenarios import quick, run_scenario
+
+    out.mkdir(parents=True, exist_ok=True)
+    scenarios = quick(depths=depths, batch=batch)
+    rows: list[dict[str, Any]] = []
+    console = Console(stderr=True)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("measuring", total=len(scenarios))
+        for scenario in scenarios:
+            what = f"{scenario.kind}, depth {scenario.depth}, {scenario.implementation}"
+            progress.update(bar, description=what)
+            rows += run_scenario(scenario, device=device)
+            progress.advance(bar)
+    Console().print(_table(rows))
+    write_report(rows, out / "bench.json")
+    save_time_by_depth(rows, out / "bench.png", machine=machine()["device"])
+    console.print(f"written: {out / 'bench.json'}, {out / 'bench.png'}", highlight=False)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(
+        title="median time of a call, 20th to 80th percentile; ratio to eager PyTorch",
+        title_justify="left",
+    )
+    for heading in ("what", "depth", "by", "ms", "spread", "rate", "ratio"):
+        left = heading in ("what", "by")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    eager = {
+        row["depth"]: row["ms_p50"]
+        for row in rows
+        if row["kind"] == "update" and row["implementation"] == "eager_torch"
+    }
+    for row in rows:
+        ratio = ""
+        if row["kind"] == "update" and row["implementation"] == "ours":
+            ratio = f"{eager[row['depth']] / row['ms_p50']:.2f} x"
+        units = {
+            "tflop_per_second": "TFLOP/s",
+            "actions_per_second": "actions/s",
+            "env_steps_per_second": "steps/s",
+        }
+        rate = next(
+            f"{row[key]:,.{0 if row[key] > 100 else 3}f} {unit}"
+            for key, unit in units.items()
+            if key in row
+        )
+        spread = f"{row['ms_p20']:.3g} - {row['ms_p80']:.3g}"
+        cells = (row["kind"], str(row["depth"]), row["implementation"], f"{row['ms_p50']:.3g}")
+        table.add_row(*cells, spread, rate, ratio)
+    return table
