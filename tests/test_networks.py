@@ -11,6 +11,7 @@ from torch_crl.costs import TowerSize
 from torch_crl.networks import (
     ResidualTower,
     action_distribution,
+    branch_scale,
     build_networks,
     run_stacks,
     squashed_sample,
@@ -116,6 +117,40 @@ def test_encoding_together_equals_each_network_alone() -> None:
     apart[2].square().sum().backward()
     for x, same in zip(inputs, alone, strict=True):
         torch.testing.assert_close(x.grad, same.grad)
+
+
+def change_by_one_update(depth: int, branch: str) -> float:
+    """Mean change of a tower's output by one step of Adam on the sum of its outputs."""
+    tower = ResidualTower(
+        5,
+        3,
+        width=64,
+        depth=depth,
+        activation="swish",
+        branch_scale=branch_scale(branch, depth),
+        generator=Generator().manual_seed(0),
+    )
+    x = torch.randn(32, 5, generator=Generator().manual_seed(1))
+    adam = torch.optim.Adam(tower.parameters(), lr=3e-4)
+    before = tower(x)
+    before.sum().backward()
+    adam.step()
+    return float((tower(x) - before).abs().mean())
+
+
+def test_with_scaled_branches_an_update_changes_a_deep_network_as_much_as_a_shallow_one() -> None:
+    shallow, scaled, published = (
+        change_by_one_update(depth, branch)
+        for depth, branch in ((4, "published"), (256, "scaled"), (256, "published"))
+    )
+    assert 0.5 < scaled / shallow < 2.0
+    assert published / shallow > 20.0
+
+
+def test_branches_are_scaled_only_where_published_actors_fail() -> None:
+    assert [branch_scale("auto", depth) for depth in (4, 64, 512)] == [1.0, 1.0, 1.0]
+    assert branch_scale("auto", 1024) == branch_scale("scaled", 1024) == 1 / 256
+    assert branch_scale("published", 1024) == branch_scale("scaled", 4) == 1.0
 
 
 @pytest.mark.parametrize("depth", [-4, 0, 3, 6, 63])

@@ -216,8 +216,11 @@ def test_changing_a_leaf_changes_the_first_losses() -> None:
             "batch_size": 16,
             "parity": "reference",
         },
-        "system": {"seed": 1},
+        "system": {"seed": 1, "precision": "bf16"},
     }.items():
         for field, value in changes.items():
             changed = with_changes(base, **{part: {field: value}})
             assert losses(changed) != before, f"{part}.{field} changes nothing"
+    # One block is scaled by 1 / 1.
+    deeper = with_changes(base, networks={"actor_depth": 8, "critic_depth": 8})
+    assert losses(with_changes(deeper, networks={"branch": "scaled"})) != losses(deeper)

@@ -17,12 +17,15 @@ from torch_crl.kernels.norm_act import norm_act
 from torch_crl.kernels.tower import Stack, tower
 
 LOG_STD_LOW, LOG_STD_HIGH = -5.0, 2.0
+# Its authors found that a deeper one does not train.
+DEEPEST_PUBLISHED_ACTOR = 512
 
 
 class ResidualTower(nn.Module):
     """Dense - LayerNorm - activation, then blocks of four of these with a skip, then Dense.
 
-    The skip is added after a block's last activation and the sum is not normalised again. The
+    The skip is added after a block's last activation, which `branch_scale` multiplies, and the sum
+    is not normalised again. The
     parameters of all L inner layers are stacked: `weight` [L, D, D], `bias`, `ln_weight` and
     `ln_bias` [L, D], so that an optimiser or a kernel sees one tensor for all of them.
     """
@@ -36,6 +39,7 @@ class ResidualTower(nn.Module):
         depth: int,
         activation: str,
         generator: Generator,
+        branch_scale: float = 1.0,
         compute: Compute = PLAIN,
     ) -> None:
         """Initialise as below; raises ValueError for a depth that is no multiple of four.
@@ -51,6 +55,7 @@ class ResidualTower(nn.Module):
             raise ValueError(f"depth must be a positive multiple of {BLOCK}, got {depth}")
         self.activation = activation
         self.depth = depth
+        self.branch_scale = branch_scale
         self.compute = compute
 
         def dense(*shape: int) -> nn.Parameter:
@@ -117,11 +122,25 @@ def run_stacks(
         live=live,
         frozen=frozen,
         activation=first.activation,
+        branch_scale=first.branch_scale,
         precision=first.compute.precision,
         implementation=first.compute.tower,
         recompute=first.compute.recompute,
     )
     return y_RD
+
+
+def branch_scale(branch: str, depth: int) -> float:
+    """The factor that `branch` of the recipe means for a network of this depth.
+
+    Every block adds the same positive mean to the sum, and Adam moves every block by about the
+    learning rate in a direction that all samples share, so with factor 1 both the head's input
+    and what one update does to it grow with the number of blocks. At depth 1024 the first updates
+    push every action into the flat part of its tanh, where no gradient is left. With 1 / blocks
+    neither depends on depth (benchmarks/LOG.md).
+    """
+    scaled = branch == "scaled" or (branch == "auto" and depth > DEEPEST_PUBLISHED_ACTOR)
+    return BLOCK / depth if scaled else 1.0
 
 
 @dataclass(frozen=True)
@@ -176,6 +195,7 @@ def build_networks(
     representation_size: int,
     activation: str,
     generator: Generator,
+    branch: str = "auto",
     compute: Compute = PLAIN,
 ) -> Networks:
     """Freshly initialised networks on the CPU; equal generators give equal weights anywhere."""
@@ -193,6 +213,7 @@ def build_networks(
                 depth=depth,
                 activation=activation,
                 generator=generator,
+                branch_scale=branch_scale(branch, depth),
                 compute=compute,
             )
             for name, (input_size, output_size, depth) in sizes.items()

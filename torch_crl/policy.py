@@ -55,6 +55,7 @@ def save_policy(
         "width": actor.weight.shape[-1],
         "depth": actor.depth,
         "activation": actor.activation,
+        "branch_scale": actor.branch_scale,
     }
     checkpoint.save(folder, actor.state_dict(), meta | {"policy": sizes})
 
@@ -80,6 +81,7 @@ def load_policy(path: str | Path) -> Policy:
         width=sizes["width"],
         depth=sizes["depth"],
         activation=sizes["activation"],
+        branch_scale=sizes["branch_scale"],
         generator=Generator(),
     )
     actor.load_state_dict(tensors)

@@ -213,6 +213,7 @@ def _build_learner(
             width=networks.width,
             representation_size=networks.representation_size,
             activation=networks.activation,
+            branch=networks.branch,
             generator=weights,
             compute=compute,
         ).to(device),

@@ -17,15 +17,17 @@ def norm_act(
     residual_BD: Tensor | None = None,
     *,
     activation: str,
+    scale: float = 1.0,
     implementation: str = "reference",
 ) -> Tensor:
-    """[residual +] activation(LayerNorm(x) * weight + bias) over the last axis.
+    """[residual + scale *] activation(LayerNorm(x) * weight + bias) over the last axis.
 
     Args:
         x_BD: [B, D] in fp32, fp16 or bf16; the statistics are fp32.
         weight_D, bias_D: of the LayerNorm, whose epsilon is 1e-6.
         residual_BD: added after the activation; the result has its dtype, else that of x.
         activation: `swish` or `relu`.
+        scale: of what is added to the residual; without one it is not used.
         implementation: `reference` is plain torch; `triton` one kernel forward and one backward,
             for widths up to 4096, on a CUDA device or under Triton's interpreter.
 
@@ -44,7 +46,9 @@ def norm_act(
             f"{tuple(residual_BD.shape)}"
         )
     if implementation == "reference":
-        return reference.norm_act(x_BD, weight_D, bias_D, residual_BD, activation=activation)
+        return reference.norm_act(
+            x_BD, weight_D, bias_D, residual_BD, activation=activation, scale=scale
+        )
     if implementation != "triton":
         raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
     if width > LARGEST_WIDTH:
@@ -52,4 +56,4 @@ def norm_act(
     # Here, so that Triton is imported only where its kernels are asked for.
     from torch_crl.kernels.norm_act import kernel
 
-    return kernel.norm_act(x_BD, weight_D, bias_D, residual_BD, activation=activation)
+    return kernel.norm_act(x_BD, weight_D, bias_D, residual_BD, activation=activation, scale=scale)

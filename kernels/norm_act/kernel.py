@@ -33,14 +33,14 @@ def activation_bwd(n, RELU: tl.constexpr):
     return sigmoid * (1.0 + n * (1.0 - sigmoid))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scale"])
 def norm_act_fwd_kernel(
     # in
     p_x, p_weight, p_bias, p_residual,
     # out
     p_y, p_mean, p_rstd,
     # sizes
-    rows, width,
+    rows, width, scale,
     RELU: tl.constexpr, RESIDUAL: tl.constexpr, EPS: tl.constexpr,
     BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -59,20 +59,20 @@ def norm_act_fwd_kernel(
     b_n = b_centred * b_rstd[:, None] * b_weight[None, :] + b_bias[None, :]
     b_y = activation_fwd(b_n, RELU)
     if RESIDUAL:
-        b_y += tl.load(p_residual + o, mask=m, other=0.0).to(tl.float32)
+        b_y = tl.load(p_residual + o, mask=m, other=0.0).to(tl.float32) + scale * b_y
     tl.store(p_y + o, b_y.to(p_y.dtype.element_ty), mask=m)
     tl.store(p_mean + o_m, b_mean, mask=m_m)
     tl.store(p_rstd + o_m, b_rstd, mask=m_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["scale"])
 def norm_act_bwd_kernel(
     # in
     p_dy, p_x, p_mean, p_rstd, p_weight, p_bias,
     # out
     p_dx, p_partial,
     # sizes
-    rows, width,
+    rows, width, scale,
     RELU: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0).to(tl.int64)
@@ -92,7 +92,7 @@ def norm_act_bwd_kernel(
         b_x = tl.load(p_x + o, mask=m, other=0.0).to(tl.float32)
         b_dy = tl.load(p_dy + o, mask=m, other=0.0).to(tl.float32)
         b_xhat = (b_x - b_mean[:, None]) * b_rstd[:, None]
-        b_dn = b_dy * activation_bwd(b_xhat * b_weight[None, :] + b_bias[None, :], RELU)
+        b_dn = scale * b_dy * activation_bwd(b_xhat * b_weight[None, :] + b_bias[None, :], RELU)
         b_dxhat = b_dn * b_weight[None, :]
         b_m1 = tl.sum(b_dxhat, 1) / width
         b_m2 = tl.sum(b_dxhat * b_xhat, 1) / width
@@ -119,7 +119,12 @@ def tiles_of(rows: int, tile_rows: int) -> int:
 
 @torch.library.custom_op("torch_crl::norm_act_forward", mutates_args=())
 def norm_act_forward(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, activation: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    activation: str,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [B, D], and mean and reciprocal standard deviation [B] of the rows of x."""
     rows, width = x.shape
@@ -130,7 +135,7 @@ def norm_act_forward(
         norm_act_fwd_kernel[(triton.cdiv(rows, tile_rows),)](
             x, weight, bias, x if residual is None else residual,
             y, mean, rstd,
-            rows, width,
+            rows, width, scale,
             RELU=activation == "relu", RESIDUAL=residual is not None, EPS=EPSILON,
             BM=tile_rows, BD=padded, num_warps=warps,
         )  # fmt: skip
@@ -139,7 +144,12 @@ def norm_act_forward(
 
 @norm_act_forward.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, activation: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    activation: str,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = x.new_empty(x.shape[0], dtype=torch.float32)
     return torch.empty_like(x if residual is None else residual), rows, torch.empty_like(rows)
@@ -154,6 +164,7 @@ def norm_act_backward(
     weight: Tensor,
     bias: Tensor,
     activation: str,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """dx [B, D], and the gradients of weight and bias as [2, D]."""
     rows, width = x.shape
@@ -166,7 +177,7 @@ def norm_act_backward(
         norm_act_bwd_kernel[(programs,)](
             dy, x, mean, rstd, weight, bias,
             dx, partial,
-            rows, width,
+            rows, width, scale,
             RELU=activation == "relu", BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,
         )  # fmt: skip
     return dx, partial.sum(1)
@@ -181,23 +192,26 @@ def _(
     weight: Tensor,
     bias: Tensor,
     activation: str,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(2, x.shape[1], dtype=torch.float32)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, residual, ctx.activation = inputs
+    x, weight, bias, residual, ctx.activation, scale = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, mean, rstd, weight, bias)
     ctx.residual = residual is not None
+    ctx.scale = scale if ctx.residual else 1.0
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     x, mean, rstd, weight, bias = ctx.saved_tensors
     dy = dy.contiguous()
-    dx, (dweight, dbias) = norm_act_backward(dy, x, mean, rstd, weight, bias, ctx.activation)
+    options = (ctx.activation, ctx.scale)
+    dx, (dweight, dbias) = norm_act_backward(dy, x, mean, rstd, weight, bias, *options)
     dweight, dbias = dweight.to(weight.dtype), dbias.to(bias.dtype)
-    return dx, dweight, dbias, dy if ctx.residual else None, None
+    return dx, dweight, dbias, dy if ctx.residual else None, None, None
 
 
 norm_act_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -210,9 +224,10 @@ def norm_act(
     residual_BD: Tensor | None,
     *,
     activation: str,
+    scale: float,
 ) -> Tensor:
     """See `torch_crl.kernels.norm_act.norm_act`."""
     require_device(x_BD, "norm_act")
     residual = None if residual_BD is None else residual_BD.contiguous()
     parameters = weight_D.contiguous(), bias_D.contiguous()
-    return norm_act_forward(x_BD.contiguous(), *parameters, residual, activation)[0]
+    return norm_act_forward(x_BD.contiguous(), *parameters, residual, activation, scale)[0]

@@ -1,5 +1,6 @@
 """The definition of `norm_act` in plain torch. B rows, D width."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,8 +16,9 @@ def norm_act(
     residual_BD: Tensor | None = None,
     *,
     activation: str,
+    scale: float,
 ) -> Tensor:
-    """[residual +] activation(LayerNorm(x) * weight + bias) over the last axis, [B, D]."""
+    """[residual + scale *] activation(LayerNorm(x) * weight + bias) over the last axis, [B, D]."""
     normed_BD = functional.layer_norm(x_BD, weight_D.shape, weight_D, bias_D, EPSILON)
     y_BD = ACTIVATIONS[activation](normed_BD)
-    return y_BD if residual_BD is None else residual_BD + y_BD
+    return y_BD if residual_BD is None else torch.add(residual_BD, y_BD, alpha=scale)

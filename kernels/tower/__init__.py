@@ -23,12 +23,15 @@ def tower(
     live: Sequence[int],
     frozen: int = 0,
     activation: str = "swish",
+    branch_scale: float = 1.0,
     precision: str = "fp32",
     implementation: str = "reference",
     gradient_scale: float | None = None,
     recompute: int = 0,
 ) -> Tensor:
-    """x + f(x) for every block f of four times dense - LayerNorm - activation (arXiv 2503.14858).
+    """x + branch_scale * f(x) for every block f of four times dense - LayerNorm - activation.
+
+    Source: arXiv 2503.14858, where the scale is 1.
 
     Several towers of equal sizes share a call, and rows may pass through the first of them as if
     its parameters were constants:
@@ -42,6 +45,7 @@ def tower(
         live: rows for each stack.
         frozen: further rows of the first stack.
         activation: `swish` or `relu`.
+        branch_scale: of every block's output before it is added to the carried sums.
         precision: of the operands of every matrix product, `fp32`, `tf32`, `fp16` or `bf16`.
         implementation: `reference` is plain torch; `norm_act` has a matrix product and one Triton
             kernel a layer, any width; `persistent` one kernel for all layers, widths 128 and 256,
@@ -68,6 +72,7 @@ def tower(
             live=live,
             frozen=frozen,
             activation=activation,
+            branch_scale=branch_scale,
             precision=precision,
             gradient_scale=scale,
             recompute=recompute,
@@ -78,7 +83,7 @@ def tower(
         stacks,
         live=live,
         frozen=frozen,
-        arithmetic=Arithmetic(activation, precision, scale, fused),
+        arithmetic=Arithmetic(activation, precision, scale, branch_scale, fused),
         recompute=recompute,
     )
 

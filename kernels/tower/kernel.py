@@ -74,7 +74,7 @@ def _normalise(b_h, b_bias, EPS: tl.constexpr, D: tl.constexpr):
 # loaded an iteration ahead, into registers.
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=[*_SIZES, "branch_scale"])
 def tower_fwd_kernel(
     # in
     p_x, p_weight,
@@ -83,7 +83,7 @@ def tower_fwd_kernel(
     # out
     p_y, p_input, p_xhat, p_rstd,
     # sizes
-    live0, live1, frozen, depth, weight_rows,
+    live0, live1, frozen, depth, weight_rows, branch_scale,
     SAVE: tl.constexpr, RELU: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -116,7 +116,7 @@ def tower_fwd_kernel(
             tl.store(p_rstd + o_before + o_m, b_rstd, mask=m_m & follows)
         b_s = activation_fwd(b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :], RELU)
         starts_block = i_layer % BLOCK == 0
-        b_x = tl.where(starts_block & follows, b_x + b_s, b_x)
+        b_x = tl.where(starts_block & follows, b_x + branch_scale * b_s, b_x)
         b_input = tl.where(starts_block, b_x, b_s).to(p_weight.dtype.element_ty)
         if SAVE:
             tl.store(p_input + i_layer * rows_live * D + o, b_input, mask=m_live)
@@ -130,10 +130,10 @@ def tower_fwd_kernel(
         tl.store(p_xhat + o_before * D + o, b_xhat.to(p_xhat.dtype.element_ty), mask=m)
         tl.store(p_rstd + o_before + o_m, b_rstd, mask=m_m)
     b_n = b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :]
-    tl.store(p_y + o, b_x + activation_fwd(b_n, RELU), mask=m)
+    tl.store(p_y + o, b_x + branch_scale * activation_fwd(b_n, RELU), mask=m)
 
 
-@triton.jit(do_not_specialize=[*_SIZES, "scale"])
+@triton.jit(do_not_specialize=[*_SIZES, "branch_scale", "scale"])
 def tower_bwd_kernel(
     # in
     p_dy, p_xhat, p_rstd, p_weight,
@@ -141,7 +141,7 @@ def tower_bwd_kernel(
     # out
     p_dx, p_dh, p_partial,
     # sizes
-    live0, live1, frozen, depth, weight_rows, scale,
+    live0, live1, frozen, depth, weight_rows, branch_scale, scale,
     RELU: tl.constexpr, BLOCK: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -163,7 +163,7 @@ def tower_bwd_kernel(
     unscale = 1.0 / scale
 
     b_dx = tl.load(p_dy + o, mask=m, other=0.0) * scale
-    b_dinner = b_dx
+    b_dinner = b_dx * branch_scale
     b_xhat_next = tl.load(p_xhat + (depth - 1) * rows * D + o, mask=m, other=0.0)
     b_rstd_next = tl.load(p_rstd + (depth - 1) * rows + o_m, mask=m_m, other=0.0)
     b_ln_weight_next = tl.load(p_ln_weight + (depth - 1) * D + o_d)
@@ -196,6 +196,8 @@ def tower_bwd_kernel(
         b_weight = tl.load(p_layer + o_d[:, None] * D + o_d[None, :])
         b_dinner = tl.dot(b_dh16, b_weight, acc=tl.where(starts_block, b_dx, 0.0))
         b_dx = tl.where(starts_block, b_dinner, b_dx)
+        # Of the block before, whose output was scaled.
+        b_dinner *= tl.where(starts_block, branch_scale, 1.0)
     tl.store(p_dx + o, b_dx * unscale, mask=m)
 
 
@@ -209,6 +211,7 @@ class Layers(NamedTuple):
     rows: tuple[int, int, int]
     """Live rows of both towers (the second may be 0) and frozen ones."""
     relu: bool
+    branch_scale: float
 
     def part(self, layers: slice) -> "Layers":
         """Some of the layers, without a copy."""
@@ -231,7 +234,7 @@ def forward_layers(
     x: Tensor, layers: Layers, *, kept: Sequence[Tensor] | None, tile: Tile | None = None
 ) -> Tensor:
     """y [R, D]; fills `kept`, which `empty_kept` made, with what the backward needs."""
-    weight16, vectors, rows, relu = layers
+    weight16, vectors, rows, relu, branch_scale = layers
     depth, width = weight16.shape[1:3]
     tile = tile or choose_tile(width, rows, x.device)
     y = torch.empty_like(x)
@@ -239,7 +242,7 @@ def forward_layers(
         tower_fwd_kernel[(programs(rows, tile),)](
             x, weight16, *vectors[0], *vectors[-1],
             y, *(kept or (y, y, y)),
-            *rows, depth, weight16.stride(0) // width,
+            *rows, depth, weight16.stride(0) // width, branch_scale,
             SAVE=kept is not None, RELU=relu, EPS=EPSILON, BLOCK=BLOCK,
             D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
         )  # fmt: skip
@@ -269,7 +272,7 @@ def backward_layers(
 
     The three are the gradients of bias, LayerNorm weight and LayerNorm bias.
     """
-    weight16, vectors, rows, relu = layers
+    weight16, vectors, rows, relu, branch_scale = layers
     depth, width = weight16.shape[1:3]
     tile = tile or choose_tile(width, rows, dy.device)
     live_programs = [programs([count], tile) for count in rows[: len(vectors)]]
@@ -281,7 +284,7 @@ def backward_layers(
         tower_bwd_kernel[(programs(rows, tile),)](
             dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
             dx, dh, partial,
-            *rows, depth, weight16.stride(0) // width, scale,
+            *rows, depth, weight16.stride(0) // width, branch_scale, scale,
             RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
         )  # fmt: skip
     by_tower = partial.split(live_programs, dim=1)

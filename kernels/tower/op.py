@@ -32,6 +32,7 @@ def tower_forward(
     live: list[int],
     frozen: int,
     activation: str,
+    branch_scale: float,
     precision: str,
     recompute: int,
     scale: float,
@@ -46,7 +47,7 @@ def tower_forward(
     weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
     for target, weight in zip(weight16, weights, strict=True):
         target.copy_(weight)
-    layers = _layers(weight16, vectors, live, frozen, activation)
+    layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
     kept = empty_kept(x, layers) if keep and not recompute else None
     if kept is not None or not keep:
         return forward_layers(x, layers, kept=kept), weight16, kept or []
@@ -67,11 +68,12 @@ def tower_backward(
     live: list[int],
     frozen: int,
     activation: str,
+    branch_scale: float,
     recompute: int,
     scale: float,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """dx [R, D], and for each tower the gradients [L, D, D] of W and [3, L, D] of its vectors."""
-    layers = _layers(weight16, vectors, live, frozen, activation)
+    layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
     towers, depth, width = weight16.shape[:3]
     dweights = [dy.new_empty(depth, width, width) for _ in range(towers)]
     dvectors = [dy.new_empty(3, depth, width) for _ in range(towers)]
@@ -91,11 +93,16 @@ def tower_backward(
 
 
 def _layers(
-    weight16: Tensor, vectors: list[Tensor], live: list[int], frozen: int, activation: str
+    weight16: Tensor,
+    vectors: list[Tensor],
+    live: list[int],
+    frozen: int,
+    activation: str,
+    branch_scale: float,
 ) -> Layers:
     grouped = [vectors[start : start + 3] for start in range(0, len(vectors), 3)]
     rows = (live[0], live[1] if len(live) > 1 else 0, frozen)
-    return Layers(weight16, grouped, rows, activation == "relu")
+    return Layers(weight16, grouped, rows, activation == "relu", branch_scale)
 
 
 def _chunks(layers: Layers, recompute: int) -> list[slice]:
@@ -112,13 +119,14 @@ def _(
     live: list[int],
     frozen: int,
     activation: str,
+    branch_scale: float,
     precision: str,
     recompute: int,
     scale: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
-    layers = _layers(weight16, vectors, live, frozen, activation)
+    layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
     kept: list[Tensor] = []
     if keep:
         chunks = _chunks(layers, recompute)
@@ -135,6 +143,7 @@ def _(
     live: list[int],
     frozen: int,
     activation: str,
+    branch_scale: float,
     recompute: int,
     scale: float,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -157,12 +166,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
 def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
     weight16, *saved = ctx.saved_tensors
     vectors, kept = saved[: ctx.num_vectors], saved[ctx.num_vectors :]
-    live, frozen, activation, _, recompute, scale = ctx.options
+    live, frozen, activation, branch_scale, _, recompute, scale = ctx.options
     dx, dweights, dvectors = tower_backward(
-        dy.contiguous(), weight16, vectors, kept, live, frozen, activation, recompute, scale
+        dy.contiguous(),
+        weight16,
+        vectors,
+        kept,
+        live,
+        frozen,
+        activation,
+        branch_scale,
+        recompute,
+        scale,
     )
     of_vectors = [gradient for tower in dvectors for gradient in tower.unbind(0)]
-    return dx, dweights, of_vectors, *[None] * 7
+    return dx, dweights, of_vectors, *[None] * 8
 
 
 tower_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -175,6 +193,7 @@ def tower(
     live: Sequence[int],
     frozen: int,
     activation: str,
+    branch_scale: float,
     precision: str,
     gradient_scale: float,
     recompute: int,
@@ -184,5 +203,6 @@ def tower(
     weights = [stack.weight_LDD for stack in stacks]
     vectors = [vector.contiguous() for stack in stacks for vector in stack[1:]]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_RD, *weights, *vectors))
-    options = (list(live), frozen, activation, precision, recompute, gradient_scale, keep)
-    return tower_forward(x_RD.contiguous(), weights, vectors, *options)[0]
+    rows = (x_RD.contiguous(), weights, vectors, list(live), frozen)
+    options = (activation, branch_scale, precision, recompute, gradient_scale, keep)
+    return tower_forward(*rows, *options)[0]

@@ -34,11 +34,12 @@ class Arithmetic(NamedTuple):
     activation: str
     precision: str
     gradient_scale: float
+    branch_scale: float
     norm_act_implementation: str = "reference"
 
 
 def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
-    """x + f(x) for every block f of four times dense - LayerNorm - activation."""
+    """x + branch_scale * f(x) for every block f of four times dense - LayerNorm - activation."""
     # unbind and not weight[i]: the backward of indexing makes a full-size zero tensor a layer.
     layers = zip(*(parameter.unbind(0) for parameter in stack), strict=True)
     inner_RD = x_RD
@@ -57,6 +58,7 @@ def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
             ln_bias_D,
             x_RD if ends_block else None,
             activation=arithmetic.activation,
+            scale=arithmetic.branch_scale,
             implementation=arithmetic.norm_act_implementation,
         )
         if ends_block:

@@ -45,7 +45,7 @@ def run(
 def test_kernel_is_as_exact_as_plain_torch(
     rows: int, width: int, residual: bool, activation: str
 ) -> None:
-    options: dict[str, Any] = {"residual": residual, "activation": activation}
+    options: dict[str, Any] = {"residual": residual, "activation": activation, "scale": 0.7}
     with poisoned():
         results = run(rows, width, implementation="triton", **options)
     assert results.keys() >= {"y", "dx", "dweight", "dbias"}
@@ -83,7 +83,7 @@ def test_torch_library_sees_one_op() -> None:
     x, residual = (torch.randn(6, 20, device=DEVICE, requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(20, device=DEVICE, requires_grad=True) for _ in range(2))
     for skip in (None, residual):
-        torch.library.opcheck(kernel.norm_act_forward, (x, weight, bias, skip, "swish"))
+        torch.library.opcheck(kernel.norm_act_forward, (x, weight, bias, skip, "swish", 0.5))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_every_width_compiles_without_spills() -> None:
             constants |= {"BM": rows, "BD": padded}
             constants = {n: value for n, value in constants.items() if n in function.arg_names}
             types = {
-                name: "*fp32" if name.startswith("p_") else "i32"
+                name: "*fp32" if name.startswith("p_") else "fp32" if name == "scale" else "i32"
                 for name in function.arg_names
                 if name not in constants
             }

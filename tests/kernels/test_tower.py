@@ -66,8 +66,8 @@ def run(
     return {name: value for name, value in results.items() if value is not None}
 
 
-def exact(*sizes: Any, activation: str = "swish") -> dict[str, Tensor]:
-    return run(*sizes, dtype=torch.float64, device="cpu", activation=activation)
+def exact(*sizes: Any, **options: Any) -> dict[str, Tensor]:
+    return run(*sizes, dtype=torch.float64, device="cpu", **options)
 
 
 # The interpreter multiplies the bit patterns of bf16 numbers, so bf16 needs a GPU.
@@ -88,6 +88,15 @@ def test_a_kernel_a_layer_is_as_exact_as_plain_torch(width: int, precision: str)
     sizes = (8, width, [5, 3], 2)
     results = run(*sizes, implementation="norm_act", precision=precision)
     assert_as_exact(results, run(*sizes, precision=precision), exact(*sizes))
+
+
+@pytest.mark.parametrize("implementation", ["persistent", "norm_act"])
+def test_scaled_branches(implementation: str) -> None:
+    sizes, options = (8, 128, [6, 5], 4), {"precision": "fp16", "branch_scale": 0.25}
+    results = run(*sizes, implementation=implementation, **options)
+    truth = exact(*sizes, branch_scale=0.25)
+    assert_as_exact(results, run(*sizes, **options), truth)
+    assert error(truth["y"], exact(*sizes)["y"]) > 0.1
 
 
 def test_relu() -> None:
@@ -177,7 +186,7 @@ def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
     for leaf in (x, *parameters):
         leaf.requires_grad_()
     for recompute in (0, 4):
-        options = ([3], 2, "swish", "fp16", recompute, 4.0, True)
+        options = ([3], 2, "swish", 0.5, "fp16", recompute, 4.0, True)
         torch.library.opcheck(
             op.tower_forward,
             (x, parameters[:1], parameters[1:], *options),
@@ -226,7 +235,7 @@ def argument_type(name: str, narrow: str) -> str:
         return f"*{narrow}"
     if name.startswith("p_"):
         return "*fp32"
-    return "fp32" if name == "scale" else "i32"
+    return "fp32" if name in ("scale", "branch_scale") else "i32"
 
 
 # Of 1,900 instructions; on a generation that is checked and not tuned for.
