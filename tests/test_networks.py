@@ -135,7 +135,7 @@ def change_by_one_update(depth: int, branch: str) -> float:
     before = tower(x)
     before.sum().backward()
     adam.step()
-    return float((tower(x) - before).abs().mean())
+    return float((tower(x) - before).detach().abs().mean())
 
 
 def test_with_scaled_branches_an_update_changes_a_deep_network_as_much_as_a_shallow_one() -> None:
