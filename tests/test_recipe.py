@@ -221,6 +221,6 @@ def test_changing_a_leaf_changes_the_first_losses() -> None:
         for field, value in changes.items():
             changed = with_changes(base, **{part: {field: value}})
             assert losses(changed) != before, f"{part}.{field} changes nothing"
-    # One block is scaled by 1 / 1.
-    deeper = with_changes(base, networks={"actor_depth": 8, "critic_depth": 8})
+    # Up to 16 layers the factor is 1.
+    deeper = with_changes(base, networks={"actor_depth": 32, "critic_depth": 32})
     assert losses(with_changes(deeper, networks={"branch": "scaled"})) != losses(deeper)

@@ -27,17 +27,25 @@ class TowerSize:
         """Multiplications and additions of the dense layers, for one row, forward."""
         return 2 * self.width * (self.inputs + self.depth * self.width + self.outputs)
 
-    def saved_floats(self, *, trained: bool) -> int:
-        """Numbers that a forward pass keeps for its backward, per row.
+    def saved_bytes(self, *, trained: bool, fused: bool, recompute: int) -> int:
+        """Bytes that a forward pass keeps for its backward, per row.
 
-        A layer keeps what its LayerNorm and its activation got, the two statistics of the
-        LayerNorm, and, if the weights are trained, what the dense layer got. The output layer
+        In plain torch a layer keeps what its LayerNorm and its activation got, the two statistics
+        of the LayerNorm, and, if the weights are trained, what the dense layer got. The last layer
         keeps its input if it is trained. The input itself belongs to the batch.
+
+        `fused`: the persistent kernel, whose inner layers keep 16-bit numbers: what LayerNorm
+        made, and what the dense layer got if it is trained, whose gradient takes as much again.
+        `recompute`: fp32 sums every so many layers, and the rest for that many layers only.
         """
-        layers = 1 + self.depth
-        normed = layers * (2 * self.width + 2)
-        dense_inputs = layers * self.width if trained else 0
-        return normed + dense_inputs
+        kept_layers = min(recompute, self.depth) if recompute else self.depth
+        sums = 4 * self.width * (self.depth // recompute if recompute else 0)
+        if fused:
+            inner = 2 * self.width * (3 if trained else 1) + 4
+        else:
+            inner = 4 * (self.width * (3 if trained else 2) + 2)
+        ends = 4 * (self.width * (3 if trained else 2) + 2)
+        return kept_layers * inner + sums + ends
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,16 +73,17 @@ class UpdateCost:
         rows = 3 * self.actor.dense_flop + 5 * self.state_action_encoder.dense_flop
         return self.batch_size * (rows + 3 * self.goal_encoder.dense_flop)
 
-    @property
-    def activation_bytes(self) -> int:
-        """fp32 tensors that the four forward passes keep for the backward pass, logits included."""
-        per_row = (
-            self.actor.saved_floats(trained=True)
-            + self.state_action_encoder.saved_floats(trained=True)
-            + self.state_action_encoder.saved_floats(trained=False)
-            + self.goal_encoder.saved_floats(trained=True)
+    def activation_bytes(self, *, fused: bool = False, recompute: int = 0) -> int:
+        """What the four forward passes keep for the backward pass, and plain torch's logits."""
+        towers = (self.actor, self.state_action_encoder, self.goal_encoder)
+        per_row = sum(
+            tower.saved_bytes(trained=True, fused=fused, recompute=recompute) for tower in towers
         )
-        return 4 * self.batch_size * (per_row + self.batch_size)
+        per_row += self.state_action_encoder.saved_bytes(
+            trained=False, fused=fused, recompute=recompute
+        )
+        logits = 0 if fused else 4 * self.batch_size
+        return self.batch_size * (per_row + logits)
 
     @property
     def training_bytes(self) -> int:

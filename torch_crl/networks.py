@@ -136,11 +136,11 @@ def branch_scale(branch: str, depth: int) -> float:
     Every block adds the same positive mean to the sum, and Adam moves every block by about the
     learning rate in a direction that all samples share, so with factor 1 both the head's input
     and what one update does to it grow with the number of blocks. At depth 1024 the first updates
-    push every action into the flat part of its tanh, where no gradient is left. With 1 / blocks
-    neither depends on depth (benchmarks/LOG.md).
+    push every action into the flat part of its tanh, where no gradient is left. With 16 / depth
+    neither grows any more, and networks of up to 16 layers are as published (benchmarks/LOG.md).
     """
     scaled = branch == "scaled" or (branch == "auto" and depth > DEEPEST_PUBLISHED_ACTOR)
-    return BLOCK / depth if scaled else 1.0
+    return min(1.0, 16 / depth) if scaled else 1.0
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,17 @@
 from rich.console import Console
 from rich.table import Table
 
+from torch_crl.compute import choose_compute
 from torch_crl.recipe import Recipe
 
 
 def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
     """(quantity, value, where it comes from), in reading order."""
     task, networks, budget = recipe.task, recipe.networks, recipe.budget
-    cost = recipe.update_cost
+    cost, compute = recipe.update_cost, choose_compute(recipe)
+    activations = cost.activation_bytes(
+        fused=compute.tower == "persistent", recompute=compute.recompute
+    )
     return [
         ("task", task.name, f"evaluated on {task.eval_name}"),
         (
@@ -49,7 +53,8 @@ def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
             f"{recipe.replay_transitions:,} steps, {recipe.system.replay_dtype}",
         ),
         ("memory: weights and Adam", megabytes(cost.training_bytes), "fp32"),
-        ("memory: activations", megabytes(cost.activation_bytes), "kept for the backward pass"),
+        ("memory: activations", megabytes(activations), "kept for the backward pass"),
+        ("computed", compute.tower, str(compute)),
         (
             "evaluations / checkpoints",
             f"{budget.evaluations} / {budget.checkpoints}",

@@ -43,8 +43,8 @@ class NetworksRecipe:
     activation: Literal["swish", "relu"] = "swish"
     """After every LayerNorm."""
     branch: Literal["auto", "published", "scaled"] = "auto"
-    """What a block adds to the sum is multiplied by: `published` 1; `scaled` 1 / blocks, so that an
-    update changes a network as much as at depth 4; `auto` is scaled above depth 512."""
+    """What a block adds to the sum is multiplied by: `published` 1; `scaled` min(1, 16 / depth), so
+    that what an update does stops growing with depth; `auto` is scaled above depth 512."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
