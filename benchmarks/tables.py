@@ -73,6 +73,50 @@ def _learning_line(row: dict[str, Any]) -> str:
     )
 
 
+def precision_table() -> str:
+    """Errors of the worst tensor a row, from precision.json."""
+    document = _read("precision.json")
+    columns = ("between_samples", "input_gradient", "weight_gradient")
+    lines = [
+        "| depth | updates before | fp32 | tf32 | fp16 | bf16 |",
+        "|---|---|---|---|---|---|",
+    ]
+    cells: dict[tuple[int, int], list[str]] = {}
+    for row in document["rows"]:
+        errors = " / ".join(f"{row[name]:.0e}" for name in columns)
+        cells.setdefault((row["depth"], row["updates"]), []).append(errors)
+    lines += [f"| {depth} | {n} | {' | '.join(errors)} |" for (depth, n), errors in cells.items()]
+    return "\n".join([*lines, "", _machine_line(document["machine"])])
+
+
+def gpu_table() -> str:
+    """The updates of every gpu_*.json, ratios to the peers of the same file; nothing unmeasured."""
+    paths = sorted(RESULTS.glob("gpu_*.json"))
+    if not paths:
+        return "No GPU has been measured yet."
+    lines = [
+        "| depth | batch | by | computed | ms (20 to 80 %) | TFLOP/s | peak GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    machines = []
+    for path in paths:
+        document = _read(path.name)
+        machines.append(_machine_line(document["machine"]))
+        rows = [row for row in document["rows"] if row["kind"] == "update" and "ms_p50" in row]
+        lines += [_gpu_line(row) for row in rows]
+    return "\n".join([*lines, "", *machines])
+
+
+def _gpu_line(row: dict[str, Any]) -> str:
+    cells = [
+        *(row[name] for name in ("depth", "batch", "implementation", "compute")),
+        f"{row['ms_p50']:.3g} ({row['ms_p20']:.3g} to {row['ms_p80']:.3g})",
+        f"{row['tflop_per_second']:.3g}",
+        f"{row['peak_gb']:.2g}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def _machine_line(machine: dict[str, Any]) -> str:
     return (
         f"{machine['device']}, torch {machine['torch']}, mujoco {machine['mujoco']}, "
@@ -97,6 +141,8 @@ PARTS = {
     "own task": own_task,
     "results": results_table,
     "learning": learning_table,
+    "precision": precision_table,
+    "gpu": gpu_table,
 }
 
 

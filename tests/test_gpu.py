@@ -1,14 +1,17 @@
 """What only a CUDA device can show; skipped where there is none."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.test_recipe import tiny
 from torch_crl import load_policy
+from torch_crl.presets import with_changes
 from torch_crl.run import build_run
 from torch_crl.trainer import train
+from torch_crl.validation import RecipeError, check
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,13 +37,55 @@ def test_replay_networks_and_optimiser_live_on_the_gpu() -> None:
     assert {tensor.device.type for tensor in tensors if tensor.dim()} == {"cuda"}
 
 
-def test_updates_on_the_gpu_equal_those_on_the_cpu() -> None:
-    learners = [build_run(tiny("ant", system={"device": device})) for device in ("cpu", "cuda")]
-    for run in learners:
-        for _ in range(4):
-            run.collect()
-    # Equal weights and batches; the actor's noise differs, so compare what is free of it.
-    batch = learners[0].replay.sample(8, discount=0.99, generator=learners[0].sampler)
-    losses = [run.learner.update(batch.to(run.learner.device)) for run in learners]
-    for name in ("critic_loss", "contrastive_loss", "logsumexp"):
-        assert float(losses[0][name]) == pytest.approx(float(losses[1][name]), rel=1e-3)
+def first_losses(system: dict[str, Any]) -> dict[str, float]:
+    """Of one update on a batch and with weights that do not depend on the device."""
+    recipe = tiny(
+        "ant",
+        networks={"width": 128, "actor_depth": 8, "critic_depth": 8},
+        algorithm={"batch_size": 32},
+        system=system,
+    )
+    run, on_cpu = build_run(recipe), build_run(with_changes(recipe, system={"device": "cpu"}))
+    for _ in range(4):
+        on_cpu.collect()
+    batch = on_cpu.replay.sample(32, discount=0.99, generator=on_cpu.sampler)
+    metrics = run.learner.update(batch.to(run.learner.device))
+    # The actor's noise differs between devices, so compare what is free of it.
+    return {name: float(metrics[name]) for name in ("critic_loss", "contrastive_loss", "logsumexp")}
+
+
+@pytest.mark.parametrize(
+    ("system", "tolerance"),
+    [
+        ({"precision": "fp32", "tower": "reference"}, 1e-4),
+        ({"precision": "fp32", "tower": "norm_act"}, 1e-4),
+        ({"precision": "tf32", "tower": "norm_act"}, 1e-2),
+        ({"precision": "fp16", "tower": "persistent"}, 1e-2),
+        ({"precision": "bf16", "tower": "persistent"}, 5e-2),
+        ({"precision": "fp16", "tower": "persistent", "recompute": 4}, 1e-2),
+    ],
+)
+def test_updates_on_the_gpu_equal_those_on_the_cpu(
+    system: dict[str, Any], tolerance: float
+) -> None:
+    expected = first_losses({"device": "cpu"})
+    for name, value in first_losses({"device": "cuda"} | system).items():
+        assert value == pytest.approx(expected[name], rel=tolerance), name
+
+
+def test_a_run_chooses_the_persistent_kernel_and_a_graph() -> None:
+    run = build_run(tiny("ant", networks={"width": 128}, system={"device": "cuda"}))
+    compute = run.learner.networks.actor.compute
+    assert (compute.tower, compute.precision, compute.cuda_graph) == ("persistent", "fp16", True)
+    wider = build_run(tiny("ant", networks={"width": 64}, system={"device": "cuda"}))
+    assert wider.learner.networks.actor.compute.tower == "norm_act"
+
+
+def test_what_the_persistent_kernel_cannot_do_is_refused() -> None:
+    for part, value in (("networks", {"width": 64}), ("system", {"precision": "fp32"})):
+        recipe = with_changes(
+            tiny("ant", networks={"width": 128}, system={"device": "cuda", "tower": "persistent"}),
+            **{part: value},
+        )
+        with pytest.raises(RecipeError, match="--tower persistent is for"):
+            check(recipe)

@@ -32,10 +32,15 @@ class Compute:
         """The implementation of the first layer's LayerNorm and activation."""
         return "reference" if self.tower == "reference" else "triton"
 
+    @property
+    def implementations(self) -> str:
+        """All choices but the precision, for people."""
+        graph = "one CUDA graph" if self.cuda_graph else "no CUDA graph"
+        return f"towers: {self.tower}, pairs: {self.pair_scores}, {graph}"
+
     def __str__(self) -> str:
         """One line for people."""
-        graph = "one CUDA graph" if self.cuda_graph else "no CUDA graph"
-        return f"{self.precision}, towers: {self.tower}, pairs: {self.pair_scores}, {graph}"
+        return f"{self.precision}, {self.implementations}"
 
 
 PLAIN = Compute()

@@ -54,7 +54,7 @@ def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
         ),
         ("memory: weights and Adam", megabytes(cost.training_bytes), "fp32"),
         ("memory: activations", megabytes(activations), "kept for the backward pass"),
-        ("computed", compute.tower, str(compute)),
+        ("products", compute.precision, compute.implementations),
         (
             "evaluations / checkpoints",
             f"{budget.evaluations} / {budget.checkpoints}",

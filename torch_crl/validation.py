@@ -36,7 +36,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
             *_range_problems(recipe),
             *_depth_problems(recipe),
             *_budget_problems(recipe),
-            *(_device_problems(recipe.system.device) or compute_problems(recipe)),
+            *(device_problems(recipe.system.device) or compute_problems(recipe)),
         ]
     problems += run_problems or []
     if problems:
@@ -230,7 +230,8 @@ def _budget_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _device_problems(device: str) -> list[str]:
+def device_problems(device: str) -> list[str]:
+    """Why a run cannot use `--device device` here."""
     if device == "auto":
         return []
     try:

@@ -36,6 +36,10 @@ def _bench(
             f"{wrong or batch}"
         )
     # Here, so that --help stays quick.
+    from torch_crl.validation import device_problems
+
+    if problems := device_problems(device):
+        raise SystemExit(f"torch-crl bench: {problems[0]}")
     from torch_crl.benchmarks.picture import save_time_by_depth
     from torch_crl.benchmarks.report import machine, write_report
     from torch_crl.benchmarks.scenarios import quick, run_scenario
