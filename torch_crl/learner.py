@@ -50,13 +50,17 @@ class Learner:
         self.generator = generator
         self.device = networks.actor.weight.device
         self.log_alpha = torch.zeros((), device=self.device, requires_grad=True)
-        critic = [*networks.state_action_encoder.parameters(), *networks.goal_encoder.parameters()]
+        # Equal rates share a group, so that as few kernels as possible step all parameters.
+        groups: dict[float, list[Tensor]] = {}
+        for rate, parameters in (
+            (actor_learning_rate, networks.actor.parameters()),
+            (critic_learning_rate, networks.state_action_encoder.parameters()),
+            (critic_learning_rate, networks.goal_encoder.parameters()),
+            (temperature_learning_rate, [self.log_alpha]),
+        ):
+            groups.setdefault(rate, []).extend(parameters)
         self.optimizer = torch.optim.Adam(
-            [
-                {"params": list(networks.actor.parameters()), "lr": actor_learning_rate},
-                {"params": critic, "lr": critic_learning_rate},
-                {"params": [self.log_alpha], "lr": temperature_learning_rate},
-            ],
+            [{"params": parameters, "lr": rate} for rate, parameters in groups.items()],
             fused=True,
             # Counts its steps on the device, where a CUDA graph can.
             capturable=self.device.type == "cuda",
