@@ -64,7 +64,7 @@ def _gradients(
 ) -> dict[str, Tensor]:
     x, upstream = x.to(dtype, copy=True).requires_grad_(), upstream.to(dtype)
     stack = Stack(*(part.to(dtype, copy=True).requires_grad_() for part in stack))
-    y = tower(x, [stack], live=[len(x)], precision=precision)
+    (y,) = tower([x], [stack], precision=precision)
     y.backward(upstream)
     assert x.grad is not None and stack.weight_LDD.grad is not None
     y = y.detach()

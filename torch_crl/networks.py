@@ -99,8 +99,8 @@ class ResidualTower(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., input] to [..., output]."""
         rows = x.reshape(-1, x.shape[-1])
-        output = self.head(run_stacks(self.embed(rows), [self], live=[len(rows)]))
-        return output.view(*x.shape[:-1], -1)
+        (inner,) = run_stacks([self.embed(rows)], [self])
+        return self.head(inner).view(*x.shape[:-1], -1)
 
 
 def _constant(parameter: Tensor) -> Tensor:
@@ -112,14 +112,13 @@ def _itself(parameter: Tensor) -> Tensor:
 
 
 def run_stacks(
-    x_RD: Tensor, towers: Sequence[ResidualTower], *, live: Sequence[int], frozen: int = 0
-) -> Tensor:
+    rows: Sequence[Tensor], towers: Sequence[ResidualTower], *, frozen: Tensor | None = None
+) -> list[Tensor]:
     """Rows through the inner layers of towers of equal sizes; see `torch_crl.kernels.tower`."""
     first = towers[0]
-    y_RD: Tensor = tower(
-        x_RD,
+    outputs: list[Tensor] = tower(
+        rows,
         [each.stack for each in towers],
-        live=live,
         frozen=frozen,
         activation=first.activation,
         branch_scale=first.branch_scale,
@@ -127,7 +126,7 @@ def run_stacks(
         implementation=first.compute.tower,
         recompute=first.compute.recompute,
     )
-    return y_RD
+    return outputs
 
 
 def branch_scale(branch: str, depth: int) -> float:
@@ -162,16 +161,10 @@ class Networks:
         The last is for the actor: its gradient reaches the actions and no parameter.
         """
         phi, psi = self.state_action_encoder, self.goal_encoder
-        x_RD = torch.cat(
-            [
-                phi.embed(state_action),
-                psi.embed(goal),
-                phi.embed(policy_state_action, frozen=True),
-            ]
-        )
-        live, frozen = [len(state_action), len(goal)], len(policy_state_action)
-        outputs = run_stacks(x_RD, [phi, psi], live=live, frozen=frozen).split([*live, frozen])
-        return phi.head(outputs[0]), psi.head(outputs[1]), phi.head(outputs[2], frozen=True)
+        rows = [phi.embed(state_action), psi.embed(goal)]
+        frozen = phi.embed(policy_state_action, frozen=True)
+        encoded = run_stacks(rows, [phi, psi], frozen=frozen)
+        return phi.head(encoded[0]), psi.head(encoded[1]), phi.head(encoded[2], frozen=True)
 
     def named(self) -> dict[str, ResidualTower]:
         """Name to network, in the order actor, state-action encoder, goal encoder."""

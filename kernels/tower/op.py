@@ -187,22 +187,25 @@ tower_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def tower(
-    x_RD: Tensor,
+    rows: Sequence[Tensor],
     stacks: Sequence[Stack],
     *,
-    live: Sequence[int],
-    frozen: int,
+    frozen: Tensor | None,
     activation: str,
     branch_scale: float,
     precision: str,
     gradient_scale: float,
     recompute: int,
-) -> Tensor:
+) -> list[Tensor]:
     """See `torch_crl.kernels.tower.tower`."""
+    parts = [*rows] if frozen is None else [*rows, frozen]
+    counts = [len(part) for part in parts]
+    x_RD = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
     require_device(x_RD, "tower")
     weights = [stack.weight_LDD for stack in stacks]
     vectors = [vector.contiguous() for stack in stacks for vector in stack[1:]]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_RD, *weights, *vectors))
-    rows = (x_RD.contiguous(), weights, vectors, list(live), frozen)
+    live, frozen_rows = counts[: len(stacks)], sum(counts[len(stacks) :])
     options = (activation, branch_scale, precision, recompute, gradient_scale, keep)
-    return tower_forward(*rows, *options)[0]
+    y_RD = tower_forward(x_RD, weights, vectors, live, frozen_rows, *options)[0]
+    return list(y_RD.split(counts))

@@ -1,9 +1,7 @@
 """The definition of `tower` in plain torch. R rows, D width, L layers."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -66,28 +64,8 @@ def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
     return x_RD
 
 
-def tower(
-    x_RD: Tensor,
-    stacks: Sequence[Stack],
-    *,
-    live: Sequence[int],
-    frozen: int,
-    arithmetic: Arithmetic,
-    recompute: int,
-) -> Tensor:
-    """Each group of rows through its own stack, see `torch_crl.kernels.tower.tower`."""
-    groups = zip([*live, frozen], [*stacks, stacks[0].detached()], strict=True)
-    outputs = []
-    start = 0
-    for rows, stack in groups:
-        if rows:
-            part_RD = x_RD[start : start + rows]
-            outputs.append(_group(part_RD, stack, arithmetic, recompute))
-        start += rows
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _group(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic, recompute: int) -> Tensor:
+def tower(x_RD: Tensor, stack: Stack, *, arithmetic: Arithmetic, recompute: int) -> Tensor:
+    """As `walk`, with `recompute` layers between two kept inputs unless that is 0."""
     if not recompute:
         return walk(x_RD, stack, arithmetic)
     chunks = zip(*(parameter.split(recompute) for parameter in stack), strict=True)

@@ -57,7 +57,8 @@ def run(
         Stack(*(part.to(device, dtype).requires_grad_() for part in stack)) for stack in stacks
     ]
     x = x.to(device, dtype).requires_grad_()
-    y = tower(x, stacks, live=live, frozen=frozen, **options)
+    *parts, rest = x.split([*live, frozen])
+    y = torch.cat(tower(parts, stacks, frozen=rest if frozen else None, **options))
     y.backward(upstream.to(device, dtype) / rows)
     results = {"y": y.detach(), "dx": x.grad}
     for index, parameters in enumerate(stacks):
@@ -128,16 +129,15 @@ def test_frozen_rows_give_the_parameters_no_gradient() -> None:
         for frozen in (16, 0):
             leaves = Stack(*(part.clone().requires_grad_() for part in parameters))
             rows = x[: 8 + frozen].clone().requires_grad_()
-            y = tower(
-                rows,
+            parts = tower(
+                [rows[:8]],
                 [leaves],
-                live=[8],
-                frozen=frozen,
+                frozen=rows[8:] if frozen else None,
                 precision="fp16",
                 implementation=implementation,
                 gradient_scale=8.0,
             )
-            y.square().sum().backward()
+            torch.cat(parts).square().sum().backward()
             assert rows.grad is not None and (rows.grad != 0).any(1).all()
             gradients.append([leaf.grad for leaf in leaves])
         for with_frozen, without in zip(*gradients, strict=True):
@@ -153,10 +153,9 @@ def test_small_gradients_survive_fp16_by_their_scale() -> None:
         for implementation in ("reference", "persistent"):
             leaves = Stack(*(p.to(DEVICE, torch.float32).requires_grad_() for p in parameters))
             x = torch.randn(4, 128, generator=Generator().manual_seed(1)).to(DEVICE)
-            y = tower(
-                x,
+            (y,) = tower(
+                [x],
                 [leaves],
-                live=[4],
                 precision="fp16",
                 implementation=implementation,
                 gradient_scale=scale,
@@ -170,9 +169,8 @@ def test_nothing_is_kept_without_gradients() -> None:
     generator = Generator().manual_seed(0)
     parameters = Stack(*(p.to(DEVICE, torch.float32) for p in stack(4, 128, generator)))
     x = torch.randn(5, 128, generator=generator).to(DEVICE)
-    options = {"live": [5], "precision": "fp16"}
-    y = tower(x, [parameters], implementation="persistent", **options)
-    plain = tower(x, [parameters], implementation="reference", **options)
+    (y,) = tower([x], [parameters], implementation="persistent", precision="fp16")
+    (plain,) = tower([x], [parameters], implementation="reference", precision="fp16")
     assert not y.requires_grad
     assert error(y, plain.cpu().double()) < 1e-4
 
@@ -200,15 +198,15 @@ def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
         ({"implementation": "fast"}, "implementation must be one of"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"implementation": "persistent", "precision": "fp32"}, "'norm_act' takes any"),
-        ({"live": [4]}, r"x must be \[4, 128\]"),
+        ({"rows": [torch.zeros(5, 64)]}, r"rows must be \[B, 128\], got \[\(5, 64\)\]"),
         ({"recompute": 3}, "multiples of 4"),
-        ({"live": [2, 3]}, "each with a number of rows"),
+        ({"rows": [torch.zeros(2, 128)] * 2}, "each with rows; got 1 and 2"),
     ],
 )
 def test_what_does_not_fit_is_told(change: dict[str, Any], told: str) -> None:
     parameters = Stack(*(p.float() for p in stack(4, 128, Generator().manual_seed(0))))
     with pytest.raises(ValueError, match=told):
-        tower(torch.zeros(5, 128), [parameters], **({"live": [5]} | change))
+        tower(**({"rows": [torch.zeros(5, 128)], "stacks": [parameters]} | change))
 
 
 def jobs(kernel_name: str) -> dict[str, Job]:
