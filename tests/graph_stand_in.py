@@ -14,6 +14,9 @@ class StandIn:
     def __init__(self, _device: torch.device, _generators: list[Generator]) -> None:
         self.replays = 0
 
+    def warm_up(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        return function(*inputs)
+
     def capture(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         self._function, self._inputs = function, inputs
         self._outputs: dict[str, Tensor] = {}

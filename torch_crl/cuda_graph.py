@@ -13,6 +13,9 @@ Function = Callable[..., dict[str, Tensor]]
 class Recorder(Protocol):
     """Captures a call once and repeats it."""
 
+    def warm_up(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Call the function where it will be captured."""
+
     def capture(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Record what `function(*inputs)` does on the device, without doing it."""
 
@@ -26,12 +29,24 @@ class CudaRecorder:
     def __init__(self, device: torch.device, generators: Iterable[Generator]) -> None:
         """`generators` are all that the function draws from."""
         self._device = device
+        # Autograd runs a backward on the streams of its forward, so both warm up on this one.
+        self._stream = torch.cuda.Stream(device)
         self._graph = torch.cuda.CUDAGraph()
         for generator in generators:
             self._graph.register_generator_state(generator)
 
+    def warm_up(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """See `Recorder`."""
+        present = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(present)
+        with torch.cuda.stream(self._stream):
+            outputs = function(*inputs)
+        present.wait_stream(self._stream)
+        return outputs
+
     def capture(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """See `Recorder`."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         # A finaliser that frees GPU memory in the middle of it would become part of the graph.
         gc.collect()
         gc.disable()
@@ -39,7 +54,9 @@ class CudaRecorder:
             # Other threads, such as the simulator's, may go on with what they do.
             with (
                 torch.cuda.device(self._device),
-                torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+                torch.cuda.graph(
+                    self._graph, stream=self._stream, capture_error_mode="thread_local"
+                ),
             ):
                 return function(*inputs)
         finally:
@@ -96,22 +113,21 @@ class GraphedFunction:
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Named tensors, to be read before the next call."""
         self._calls += 1
+        recorder = self._recorder = self._recorder or self._make_recorder()
         if self._calls <= self._warmup:
-            return self._function(*inputs)
-        if self._recorder is None:
-            self._capture(inputs)
+            return recorder.warm_up(self._function, inputs)
+        if self._calls == self._warmup + 1:
+            self._capture(recorder, inputs)
         self._refuse_changes(inputs)
         for buffer, tensor in zip(self._inputs, inputs, strict=True):
             buffer.copy_(tensor, non_blocking=True)
-        assert self._recorder is not None
-        self._recorder.replay()
+        recorder.replay()
         return self._outputs
 
-    def _capture(self, inputs: Sequence[Tensor]) -> None:
+    def _capture(self, recorder: Recorder, inputs: Sequence[Tensor]) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
         self._addresses = {name: tensor.data_ptr() for name, tensor in self._fixed().items()}
-        self._recorder = self._make_recorder()
-        self._outputs = self._recorder.capture(self._function, self._inputs)
+        self._outputs = recorder.capture(self._function, self._inputs)
         self.captures += 1
 
     def _refuse_changes(self, inputs: Sequence[Tensor]) -> None:
