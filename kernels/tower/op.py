@@ -19,7 +19,7 @@ def weight_gradient(dh: Tensor, inputs: Tensor, *, scale: float, out: Tensor) ->
     """out [L, D, D] = dh^T inputs / scale: a product for each layer, all in one call, fp32 sums."""
     factors = {"beta": 0, "alpha": 1.0 / scale, "out": out}
     if dh.is_cuda:
-        torch.baddbmm(out, dh.mT, inputs, torch.float32, **factors)  # type: ignore[call-overload]
+        torch.baddbmm(out, dh.mT, inputs, out_dtype=torch.float32, **factors)  # type: ignore[call-overload]
     else:
         torch.baddbmm(out, dh.mT.float(), inputs.float(), **factors)  # type: ignore[call-overload]
 
