@@ -30,6 +30,7 @@ from torch_crl.threads import torch_threads
 _KEPT_CHECKPOINTS = 2
 # Below this a second thread gains nothing; measured in benchmarks/LOG.md.
 _SHARED_LAYER_FLOP = 3e6
+_SECONDS_BETWEEN_DISPLAYS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +253,7 @@ class _Clock:
         self._begin = time.perf_counter() - run.seconds
         self._collect_rate = self._update_rate = 0.0
         self._updates_begin: tuple[float, int] | None = None
+        self._shown_phase, self._shown_at = "", 0.0
 
     @property
     def seconds(self) -> float:
@@ -275,7 +277,11 @@ class _Clock:
         return {"env_steps": run.env_steps, "updates": run.updates_done, "seconds": self.seconds}
 
     def show(self, phase: str, log: RunLog) -> None:
-        run = self._run
+        now, run = time.perf_counter(), self._run
+        # Drawing costs as much as launching a small update.
+        if phase == self._shown_phase and now - self._shown_at < _SECONDS_BETWEEN_DISPLAYS:
+            return
+        self._shown_phase, self._shown_at = phase, now
         log.progress(phase, completed=run.progress, updates=run.updates_done, rates=self.rates())
 
     def rates(self) -> dict[str, float]:
