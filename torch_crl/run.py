@@ -110,14 +110,14 @@ class Run:
 
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Go on where the run that wrote this was."""
+        for graph in (self.update_graph, self.collector.act_graph):
+            if graph is not None:
+                graph.reset()
         self.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
         self.replay.load_state_dict(checkpoint.part_of(tensors, "replay"))
         self.collector.env.load_state_dict(checkpoint.part_of(tensors, "env"))
         self.sampler.set_state(tensors["generators/sampler"])
         self.collector.generator.set_state(tensors["generators/collector"])
-        for graph in (self.update_graph, self.collector.act_graph):
-            if graph is not None:
-                graph.reset()
         self.collections_done = counters["collections_done"]
         self.updates_done = counters["updates_done"]
         self.seconds = counters["seconds"]
