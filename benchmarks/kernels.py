@@ -1,4 +1,4 @@
-"""The parts of an update on their own: passes of the towers, LayerNorm, all pairs, Adam."""
+"""The parts of an update on their own: passes of the towers, LayerNorm, all pairs, sampling."""
 
 import itertools
 from collections.abc import Callable
@@ -10,6 +10,8 @@ from torch import Generator, Tensor
 from torch_crl.benchmarks.timing import time_calls
 from torch_crl.kernels.infonce import pair_scores
 from torch_crl.kernels.norm_act import norm_act
+from torch_crl.kernels.relabel import Ring, relabel
+from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.kernels.tower import PERSISTENT_WIDTHS, Stack
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 REPRESENTATION = 64
+# Of the ring that batches are drawn from, and of what it holds.
+ROWS, STATE, ACTION = 200, 29, 8
 
 
 def kernel_rows(scenario: "Scenario", device: torch.device) -> list[Row]:
@@ -59,6 +63,7 @@ def _parts(
 
         parts += [(f"norm_act, {implementation}", normalise, 0)]
         parts += [(f"pair_scores with gradient, {implementation}", pairs, 0)]
+        parts += _sampling_parts(normal, scenario, implementation)
     if device.type == "cuda" and width in PERSISTENT_WIDTHS:
         stack = Stack(
             normal(depth, width, width) / (3 * width) ** 0.5,
@@ -66,6 +71,33 @@ def _parts(
         )
         parts += _tower_parts(stack, normal, batch)
     return parts
+
+
+def _sampling_parts(
+    normal: Callable[..., Tensor], scenario: "Scenario", implementation: str
+) -> list[tuple[str, Callable[[], object], int]]:
+    """A batch from a full ring, and the actor's action from its output."""
+    state, noise = normal(ROWS, scenario.envs, STATE), normal(scenario.batch, ACTION)
+    output = normal(scenario.batch, 2 * ACTION).requires_grad_()
+    upstream = (normal(scenario.batch, ACTION), normal(scenario.batch))
+    trajectory = torch.zeros(ROWS, scenario.envs, dtype=torch.int32, device=state.device)
+    last_row = torch.full_like(trajectory, ROWS - 1)
+    ring = Ring(state, normal(ROWS, scenario.envs, ACTION), trajectory, last_row)
+    position = torch.tensor(ROWS, device=state.device)
+    uniform = torch.rand(4, scenario.batch, dtype=torch.float64, device=state.device)
+
+    def batch() -> object:
+        options: dict[str, Any] = {"goal_slice": (0, 2), "discount": 0.99}
+        return relabel(uniform, position, ring, implementation=implementation, **options)
+
+    def action() -> object:
+        sample = squashed_gaussian(output, noise, implementation=implementation)
+        return torch.autograd.grad(sample, output, upstream)
+
+    return [
+        (f"relabel, {implementation}", batch, 0),
+        (f"squashed_gaussian with gradient, {implementation}", action, 0),
+    ]
 
 
 def _tower_parts(

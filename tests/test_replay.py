@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 
 from tests.watch import LargestTensor
 from torch_crl.costs import replay_bytes
-from torch_crl.replay import Replay, truncated_geometric
+from torch_crl.kernels.relabel import truncated_geometric
+from torch_crl.replay import Replay
 
 # A state is (env, row, trajectory); the achieved goal is all of it.
 GOAL_SLICE = (0, 3)

@@ -5,7 +5,8 @@ from torch import Generator, Tensor
 
 from torch_crl.cuda_graph import GraphedFunction
 from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.networks import ResidualTower, action_distribution, squashed_sample
+from torch_crl.kernels.squashed_gaussian import squashed_gaussian
+from torch_crl.networks import ResidualTower
 from torch_crl.replay import Replay
 from torch_crl.threads import torch_threads
 
@@ -49,6 +50,8 @@ class Collector:
 
     def act(self, inputs_NI: Tensor) -> dict[str, Tensor]:
         """A sampled action [N, A] for states and goals [N, S + G], under the name `action`."""
-        mean_NA, log_std_NA = action_distribution(self.actor(inputs_NI))
-        noise_NA = torch.randn(mean_NA.shape, generator=self.generator, device=self._device)
-        return {"action": squashed_sample(mean_NA, log_std_NA, noise_NA)[0]}
+        output_N2A = self.actor(inputs_NI)
+        envs, outputs = output_N2A.shape
+        noise_NA = torch.randn(envs, outputs // 2, generator=self.generator, device=self._device)
+        implementation = self.actor.compute.sampling
+        return {"action": squashed_gaussian(output_N2A, noise_NA, implementation=implementation)[0]}

@@ -24,6 +24,9 @@ class Compute:
     """Layers between two activations kept for the backward; 0 keeps all."""
     pair_scores: PairScoresImplementation = "reference"
     """See `torch_crl.kernels.infonce.pair_scores`."""
+    sampling: str = "reference"
+    """`reference` or `triton`: of batches, see `torch_crl.kernels.relabel.relabel`, and of actions,
+    see `torch_crl.kernels.squashed_gaussian.squashed_gaussian`."""
     cuda_graph: bool = False
     """Updates and the policy's actions are captured once and replayed."""
 
@@ -36,7 +39,8 @@ class Compute:
     def implementations(self) -> str:
         """All choices but the precision, for people."""
         graph = "one CUDA graph" if self.cuda_graph else "no CUDA graph"
-        return f"towers: {self.tower}, pairs: {self.pair_scores}, {graph}"
+        parts = f"towers: {self.tower}, pairs: {self.pair_scores}, sampling: {self.sampling}"
+        return f"{parts}, {graph}"
 
     def __str__(self) -> str:
         """One line for people."""
@@ -71,11 +75,13 @@ def choose_compute(recipe: Recipe) -> Compute:
             fits = _persistent_problem(recipe, precision) is None
             tower = "persistent" if fits else "norm_act"
     graph = on_gpu if system.cuda_graph == "auto" else system.cuda_graph == "on"
+    fused: PairScoresImplementation = "triton" if tower != "reference" and on_gpu else "reference"
     return Compute(
         tower=tower,
         precision=precision,
         recompute=system.recompute,
-        pair_scores="triton" if tower != "reference" and on_gpu else "reference",
+        pair_scores=fused,
+        sampling=fused,
         cuda_graph=graph,
     )
 

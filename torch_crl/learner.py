@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from torch_crl.kernels.infonce import pair_scores
+from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.losses import (
     CONTRASTIVE_LOSSES,
     ENERGIES,
@@ -17,7 +18,7 @@ from torch_crl.losses import (
     critic_loss,
     temperature_loss,
 )
-from torch_crl.networks import Networks, action_distribution, squashed_sample
+from torch_crl.networks import Networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +113,14 @@ class Learner:
         return detached | actor_aux | temperature_aux | critic_aux
 
     def _sample_action(self, state_BS: Tensor, goal_BG: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.networks.actor(torch.cat([state_BS, goal_BG], dim=-1))
-        mean_BA, log_std_BA = action_distribution(output)
-        noise_BA = torch.randn(mean_BA.shape, generator=self.generator, device=self.device)
-        return squashed_sample(mean_BA, log_std_BA, noise_BA)
+        actor = self.networks.actor
+        output_B2A = actor(torch.cat([state_BS, goal_BG], dim=-1))
+        batch, outputs = output_B2A.shape
+        noise_BA = torch.randn(batch, outputs // 2, generator=self.generator, device=self.device)
+        sample: tuple[Tensor, Tensor] = squashed_gaussian(
+            output_B2A, noise_BA, implementation=actor.compute.sampling
+        )
+        return sample
 
     def named_parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name, such as `actor.weight` and `log_alpha`."""

@@ -75,14 +75,16 @@ def critic_loss(
     contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores)
     loss = contrastive + logsumexp_penalty * scores.row_logsumexp_B.square().mean()
     with torch.no_grad():
-        batch = len(scores.diagonal_B)
-        off_diagonal = scores.row_sum_B.sum() - scores.diagonal_B.sum()
+        right_B = (scores.diagonal_B > scores.row_rival_B).float()
+        rows = (scores.row_logsumexp_B, scores.diagonal_B, scores.row_sum_B, right_B)
+        # One mean of all: in a CUDA graph each small op costs as much as a large one.
+        logsumexp, positive, row_sum, accuracy = torch.stack(rows).mean(1)
         aux = {
             "contrastive_loss": contrastive.detach(),
-            "logsumexp": scores.row_logsumexp_B.mean(),
-            "categorical_accuracy": (scores.diagonal_B > scores.row_rival_B).float().mean(),
-            "logits_positive": scores.diagonal_B.mean(),
-            "logits_negative": off_diagonal / max(batch * (batch - 1), 1),
+            "logsumexp": logsumexp,
+            "categorical_accuracy": accuracy,
+            "logits_positive": positive,
+            "logits_negative": (row_sum - positive) / max(len(right_B) - 1, 1),
         }
     return loss, aux
 

@@ -14,9 +14,10 @@ from torch.nn import functional
 from torch_crl.compute import PLAIN, Compute
 from torch_crl.costs import BLOCK
 from torch_crl.kernels.norm_act import norm_act
+from torch_crl.kernels.squashed_gaussian import action_distribution as action_distribution
+from torch_crl.kernels.squashed_gaussian import squashed_sample as squashed_sample
 from torch_crl.kernels.tower import Stack, tower
 
-LOG_STD_LOW, LOG_STD_HIGH = -5.0, 2.0
 # Its authors found that a deeper one does not train.
 DEEPEST_PUBLISHED_ACTOR = 512
 
@@ -212,30 +213,3 @@ def build_networks(
             for name, (input_size, output_size, depth) in sizes.items()
         }
     )
-
-
-def action_distribution(actor_output: Tensor) -> tuple[Tensor, Tensor]:
-    """The actor's output [B, 2 A] to mean and log-std [B, A] of the Gaussian under the tanh.
-
-    The log-std is squashed into [-5, 2]; a raw value of 0 gives -1.5.
-    """
-    mean_BA, raw_BA = actor_output.chunk(2, dim=-1)
-    half_range = 0.5 * (LOG_STD_HIGH - LOG_STD_LOW)
-    return mean_BA, LOG_STD_LOW + half_range * (torch.tanh(raw_BA) + 1.0)
-
-
-def squashed_sample(mean_BA: Tensor, log_std_BA: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
-    """A reparameterised action in (-1, 1) and its log-density.
-
-    Args:
-        mean_BA, log_std_BA: of the Gaussian before the tanh.
-        noise_BA: standard normal draws.
-
-    Returns:
-        action [B, A] and log pi(action) [B], summed over the action's entries.
-    """
-    action_BA = torch.tanh(mean_BA + log_std_BA.exp() * noise_BA)
-    gaussian_BA = -0.5 * noise_BA.square() - log_std_BA - 0.5 * math.log(2.0 * math.pi)
-    # The published density keeps this 1e-6 under the logarithm.
-    log_prob_B = (gaussian_BA - torch.log(1.0 - action_BA.square() + 1e-6)).sum(-1)
-    return action_BA, log_prob_B

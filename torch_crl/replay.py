@@ -14,30 +14,11 @@ the horizon of a hindsight goal is one subtraction.
 B batch, N envs, S state, G goal, A action.
 """
 
-import math
-
 import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-
-def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float) -> Tensor:
-    """Steps into the future with P(k) proportional to discount**k on 1..horizon; 0 where that is 0.
-
-    Args:
-        uniform_B: float draws from U[0, 1).
-        horizon_B: int64 number of later rows in the same trajectory.
-        discount: in (0, 1).
-
-    Returns:
-        int64 [B]. The inverse of the distribution function in closed form, so no weight is ever
-        computed for a pair of rows.
-    """
-    log_discount = math.log(discount)
-    # 1 - discount**horizon, without cancellation for a discount near one.
-    mass_B = -torch.expm1(horizon_B.to(uniform_B.dtype) * log_discount)
-    steps_B = 1 + torch.floor(torch.log1p(-uniform_B * mass_B) / log_discount).long()
-    return torch.minimum(steps_B, horizon_B)
+from torch_crl.kernels.relabel import Ring, relabel
 
 
 class Replay:
@@ -57,11 +38,18 @@ class Replay:
         goal_slice: tuple[int, int],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        implementation: str = "reference",
     ) -> None:
-        """Reserve all memory now. `dtype` is float32, or bfloat16 for half the bytes."""
+        """Reserve all memory now.
+
+        Args:
+            dtype: float32, or bfloat16 for half the bytes.
+            implementation: of the draws, see `torch_crl.kernels.relabel.relabel`.
+        """
         self.rows, self.num_envs = rows, num_envs
         self.goal_slice = goal_slice
         self.device = torch.device(device)
+        self.implementation = implementation
 
         def ring(*shape: int, of: torch.dtype) -> Tensor:
             return torch.zeros(rows, num_envs, *shape, dtype=of, device=device)
@@ -119,43 +107,17 @@ class Replay:
         uniform_4B = torch.rand(
             4, batch_size, generator=generator, device=self.device, dtype=torch.float64
         )
-        filled = self._position.clamp(max=self.rows)
-        oldest = self._position - filled
-        column_B = (uniform_4B[0] * self.num_envs).long()
-        end_B = None
-        if window:
-            reach = filled.clamp(max=window)
-            first_B = oldest + (uniform_4B[3] * (filled - reach).clamp(min=1)).long()
-            row_B = first_B + (uniform_4B[1] * (reach - 1)).long()
-            end_B = first_B + reach - 1
-        else:
-            row_B = oldest + (uniform_4B[1] * (filled - 1)).long()
-        return self._gather(row_B, column_B, end_B, uniform_4B[2], discount=discount)
-
-    def _gather(
-        self,
-        row_B: Tensor,
-        column_B: Tensor,
-        end_B: Tensor | None,
-        uniform_B: Tensor,
-        *,
-        discount: float,
-    ) -> TensorDict:
-        storage = self.storage
-        slot_B = row_B % self.rows
-        key_B = storage["trajectory"][slot_B, column_B].long() % self.rows
-        last_B = storage["last_row"][key_B, column_B].long()
-        if end_B is not None:
-            last_B = torch.minimum(last_B, end_B)
-        future_B = row_B + truncated_geometric(uniform_B, last_B - row_B, discount=discount)
-        first, stop = self.goal_slice
+        state_BS, action_BA, goal_BG = relabel(
+            uniform_4B,
+            self._position,
+            Ring(**self.tensors()),
+            goal_slice=self.goal_slice,
+            discount=discount,
+            window=window,
+            implementation=self.implementation,
+        )
         return TensorDict(
-            {
-                "state": storage["state"][slot_B, column_B].float(),
-                "action": storage["action"][slot_B, column_B].float(),
-                "goal": storage["state"][future_B % self.rows, column_B, first:stop].float(),
-            },
-            batch_size=row_B.shape,
+            {"state": state_BS, "action": action_BA, "goal": goal_BG}, batch_size=[batch_size]
         )
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -203,6 +203,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(x, mean, rstd, weight, bias)
     ctx.residual = residual is not None
     ctx.scale = scale if ctx.residual else 1.0
+    # Or zeros would be made as the gradients of the statistics.
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

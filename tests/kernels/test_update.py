@@ -6,6 +6,8 @@ from tensordict import TensorDict
 from torch import Generator
 
 from tests.kernels.check import DEVICE
+from tests.test_recipe import tiny
+from torch_crl import run as run_module
 from torch_crl.compute import Compute
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks
@@ -40,7 +42,8 @@ def learner(compute: Compute, contrastive_loss: str) -> Learner:
 def test_updates_on_the_kernels_equal_those_in_plain_torch(contrastive_loss: str) -> None:
     plain = learner(Compute(precision="fp16"), contrastive_loss)
     fused = learner(
-        Compute(precision="fp16", tower="persistent", pair_scores="triton"), contrastive_loss
+        Compute(precision="fp16", tower="persistent", pair_scores="triton", sampling="triton"),
+        contrastive_loss,
     )
     generator = Generator().manual_seed(2)
     for _ in range(3):
@@ -60,3 +63,16 @@ def test_updates_on_the_kernels_equal_those_in_plain_torch(contrastive_loss: str
         # Three steps of 1e-3; Adam turns a tiny gradient's rounding into a whole step.
         difference = (parameter - theirs[name]).detach().abs()
         assert difference.mean() < 1e-4 and difference.max() < 6e-3, name
+
+
+def test_a_run_samples_with_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = []
+    for sampling in ("reference", "triton"):
+        monkeypatch.setattr(run_module, "choose_compute", lambda _, s=sampling: Compute(sampling=s))
+        run = run_module.build_run(tiny("ant", system={"device": DEVICE}))
+        assert run.replay.implementation == run.collector.actor.compute.sampling == sampling
+        for _ in range(4):
+            run.collect()
+        metrics.append({name: float(value) for name, value in run.update().items()})
+    # Actions differ in their last digits, and so do the states that they lead to.
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-2, abs=1e-2)

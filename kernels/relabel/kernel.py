@@ -1,0 +1,205 @@
+"""`relabel` as one Triton kernel. See the README.
+
+B batch, N envs, S state, G goal, A action, BM samples of a program; BS, BA and BG are sizes padded
+to powers of two.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from torch_crl.kernels.launch import require_device
+from torch_crl.kernels.relabel.reference import Ring
+
+# Numbers of a state's tile. A program waits three times for memory in a row, so it is small, and
+# there are many.
+_TILE = 512
+_MOST_SAMPLES = 8
+NUM_WARPS = 4
+
+
+@triton.jit
+def _expm1(b_x):
+    # For x <= 0. With u = exp(x) as it came out, (u - 1) / log(u) is (exp(x) - 1) / x to all digits
+    # although neither part is: their errors go together.
+    # Far below, u is nothing beside 1, and as a subnormal number has no digits to spare.
+    b_far = b_x < -40.0
+    b_u = tl.exp(tl.where(b_far, -1.0, b_x))
+    b_same = b_u == 1.0
+    b_near = (b_u - 1.0) * (b_x / tl.log(tl.where(b_same, 0.5, b_u)))
+    return tl.where(b_far, -1.0, tl.where(b_same, b_x, b_near))
+
+
+@triton.jit
+def _log1p(b_x):
+    # For -1 < x <= 0. The same with log(u) / (u - 1), where u = 1 + x as it rounds.
+    b_u = 1.0 + b_x
+    b_same = b_u == 1.0
+    return tl.where(b_same, b_x, tl.log(b_u) * (b_x / tl.where(b_same, 1.0, b_u - 1.0)))
+
+
+@triton.jit
+def _truncated_geometric(b_uniform, b_horizon, LOG_DISCOUNT: tl.constexpr):
+    b_mass = -_expm1(b_horizon.to(tl.float64) * LOG_DISCOUNT)
+    b_steps = 1 + tl.floor(_log1p(-b_uniform * b_mass) / LOG_DISCOUNT).to(tl.int64)
+    return tl.minimum(b_steps, b_horizon)
+
+
+@triton.jit
+def _copy_rows(p_from, p_to, o_from, o_to, m_m, size: tl.constexpr, padded: tl.constexpr):
+    # `size` numbers from each offset, of whatever dtype, to float32.
+    o = tl.arange(0, padded)
+    m = m_m[:, None] & (o < size)[None, :]
+    b = tl.load(p_from + o_from[:, None] + o[None, :], mask=m, other=0.0)
+    tl.store(p_to + o_to[:, None] + o[None, :], b.to(tl.float32), mask=m)
+
+
+@triton.jit
+def relabel_kernel(
+    # inputs
+    p_uniform, p_position, p_state, p_action, p_trajectory, p_last_row,
+    # outputs
+    p_batch_state, p_batch_action, p_batch_goal,
+    # sizes
+    B, ROWS: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, LOG_DISCOUNT: tl.constexpr,
+    S: tl.constexpr, A: tl.constexpr, G: tl.constexpr, FIRST: tl.constexpr,
+    BM: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BG: tl.constexpr,
+):  # fmt: skip
+    o_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    m_m = o_m < B
+    b_column_draw = tl.load(p_uniform + o_m, mask=m_m, other=0.0)
+    b_row_draw = tl.load(p_uniform + B + o_m, mask=m_m, other=0.0)
+    b_goal_draw = tl.load(p_uniform + 2 * B + o_m, mask=m_m, other=0.0)
+
+    position = tl.load(p_position)
+    filled = tl.minimum(position, ROWS)
+    b_first = tl.zeros([BM], tl.int64) + (position - filled)
+    reach = filled
+    if WINDOW:
+        reach = tl.minimum(filled, WINDOW)
+        b_window_draw = tl.load(p_uniform + 3 * B + o_m, mask=m_m, other=0.0)
+        spare = tl.maximum(filled - reach, 1)
+        b_first += (b_window_draw * spare.to(tl.float64)).to(tl.int64)
+    b_row = b_first + (b_row_draw * (reach - 1).to(tl.float64)).to(tl.int64)
+    b_column = (b_column_draw * N).to(tl.int64)
+
+    o_step = (b_row % ROWS) * N + b_column
+    b_key = tl.load(p_trajectory + o_step, mask=m_m, other=0).to(tl.int64) % ROWS
+    b_last = tl.load(p_last_row + b_key * N + b_column, mask=m_m, other=0).to(tl.int64)
+    if WINDOW:
+        b_last = tl.minimum(b_last, b_first + (reach - 1))
+    # What the mask filled in may lie before its row.
+    b_horizon = tl.where(m_m, b_last - b_row, 0)
+    b_future = b_row + _truncated_geometric(b_goal_draw, b_horizon, LOG_DISCOUNT)
+
+    _copy_rows(p_state, p_batch_state, o_step * S, o_m * S, m_m, S, BS)
+    _copy_rows(p_action, p_batch_action, o_step * A, o_m * A, m_m, A, BA)
+    o_goal = ((b_future % ROWS) * N + b_column) * S + FIRST
+    _copy_rows(p_state, p_batch_goal, o_goal, o_m * G, m_m, G, BG)
+
+
+def constants_of(
+    *,
+    rows: int,
+    num_envs: int,
+    state_size: int,
+    action_size: int,
+    goal_slice: tuple[int, int],
+    discount: float,
+    window: int,
+) -> dict[str, Any]:
+    """What the kernel is compiled for: one run, whose numbers never change."""
+    sizes = {"S": state_size, "A": action_size, "G": goal_slice[1] - goal_slice[0]}
+    padded = {f"B{name}": triton.next_power_of_2(size) for name, size in sizes.items()}
+    samples = max(1, min(_MOST_SAMPLES, _TILE // padded["BS"]))
+    ring = {"ROWS": rows, "N": num_envs, "FIRST": goal_slice[0]}
+    draws = {"WINDOW": window, "LOG_DISCOUNT": math.log(discount)}
+    return sizes | padded | ring | draws | {"BM": samples}
+
+
+@torch.library.custom_op("torch_crl::relabel", mutates_args=())
+def relabel_forward(
+    uniform_4B: Tensor,
+    position: Tensor,
+    state: Tensor,
+    action: Tensor,
+    trajectory: Tensor,
+    last_row: Tensor,
+    first: int,
+    stop: int,
+    discount: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the kernel; state [B, S], action [B, A] and goal [B, G]."""
+    batch = uniform_4B.shape[1]
+    rows, num_envs, state_size = state.shape
+    constants = constants_of(
+        rows=rows,
+        num_envs=num_envs,
+        state_size=state_size,
+        action_size=action.shape[-1],
+        goal_slice=(first, stop),
+        discount=discount,
+        window=window,
+    )
+    state_BS, action_BA, goal_BG = (
+        torch.empty(batch, constants[name], dtype=torch.float32, device=state.device)
+        for name in ("S", "A", "G")
+    )
+    with torch.cuda.device_of(state):
+        relabel_kernel[(triton.cdiv(batch, constants["BM"]),)](
+            uniform_4B, position, state, action, trajectory, last_row,
+            state_BS, action_BA, goal_BG,
+            batch, **constants,
+            # A fused 1 - uniform * mass would round differently from the reference's.
+            num_warps=NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+    return state_BS, action_BA, goal_BG
+
+
+@relabel_forward.register_fake
+def _(
+    uniform_4B: Tensor,
+    position: Tensor,
+    state: Tensor,
+    action: Tensor,
+    trajectory: Tensor,
+    last_row: Tensor,
+    first: int,
+    stop: int,
+    discount: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch = uniform_4B.shape[1]
+    state_BS, action_BA, goal_BG = (
+        state.new_empty(batch, size, dtype=torch.float32)
+        for size in (state.shape[-1], action.shape[-1], stop - first)
+    )
+    return state_BS, action_BA, goal_BG
+
+
+def relabel(
+    uniform_4B: Tensor,
+    position: Tensor,
+    ring: Ring,
+    *,
+    goal_slice: tuple[int, int],
+    discount: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `torch_crl.kernels.relabel.relabel`."""
+    require_device(uniform_4B, "relabel")
+    for name, x in {"uniform": uniform_4B, "position": position, **ring._asdict()}.items():
+        if x.device != uniform_4B.device or not x.is_contiguous():
+            raise ValueError(
+                f"{name} is on {x.device} with strides {x.stride()}; the triton implementation "
+                f"takes contiguous tensors, all on {uniform_4B.device}"
+            )
+    state_BS, action_BA, goal_BG = relabel_forward(
+        uniform_4B, position, *ring, *goal_slice, discount, window
+    )
+    return state_BS, action_BA, goal_BG

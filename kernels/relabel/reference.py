@@ -1,0 +1,79 @@
+"""The definition of `relabel` in plain torch.
+
+B batch, N envs, S state, G goal, A action. Rows are numbered for ever; row r lies in slot
+r % rows of the ring.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Ring(NamedTuple):
+    """What a replay holds, as [rows, N, ...] on one device."""
+
+    state: Tensor
+    """[rows, N, S] in float32 or bfloat16."""
+    action: Tensor
+    """[rows, N, A], of the state's dtype."""
+    trajectory: Tensor
+    """[rows, N] int32: the number of each step's trajectory, counted upwards in each column."""
+    last_row: Tensor
+    """[rows, N] int32: at [i % rows, n], the newest row of column n's trajectory i."""
+
+
+def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float) -> Tensor:
+    """Steps into the future with P(k) proportional to discount**k on 1..horizon; 0 where that is 0.
+
+    Args:
+        uniform_B: float draws from U[0, 1).
+        horizon_B: int64 number of later rows in the same trajectory.
+        discount: in (0, 1).
+
+    Returns:
+        int64 [B]. The inverse of the distribution function in closed form, so no weight is ever
+        computed for a pair of rows.
+    """
+    log_discount = math.log(discount)
+    # 1 - discount**horizon, without cancellation for a discount near one.
+    mass_B = -torch.expm1(horizon_B.to(uniform_B.dtype) * log_discount)
+    steps_B = 1 + torch.floor(torch.log1p(-uniform_B * mass_B) / log_discount).long()
+    return torch.minimum(steps_B, horizon_B)
+
+
+def relabel(
+    uniform_4B: Tensor,
+    position: Tensor,
+    ring: Ring,
+    *,
+    goal_slice: tuple[int, int],
+    discount: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """State [B, S], action [B, A] and goal [B, G] of drawn steps. No number comes to the host."""
+    rows, num_envs = ring.trajectory.shape
+    filled = position.clamp(max=rows)
+    oldest = position - filled
+    column_B = (uniform_4B[0] * num_envs).long()
+    end_B = None
+    if window:
+        reach = filled.clamp(max=window)
+        first_B = oldest + (uniform_4B[3] * (filled - reach).clamp(min=1)).long()
+        row_B = first_B + (uniform_4B[1] * (reach - 1)).long()
+        end_B = first_B + reach - 1
+    else:
+        row_B = oldest + (uniform_4B[1] * (filled - 1)).long()
+    slot_B = row_B % rows
+    key_B = ring.trajectory[slot_B, column_B].long() % rows
+    last_B = ring.last_row[key_B, column_B].long()
+    if end_B is not None:
+        last_B = torch.minimum(last_B, end_B)
+    future_B = row_B + truncated_geometric(uniform_4B[2], last_B - row_B, discount=discount)
+    first, stop = goal_slice
+    return (
+        ring.state[slot_B, column_B].float(),
+        ring.action[slot_B, column_B].float(),
+        ring.state[future_B % rows, column_B, first:stop].float(),
+    )

@@ -1,0 +1,281 @@
+"""Relabelling in one kernel: the very numbers of the definition, whatever the ring looks like."""
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from tests.kernels.check import DEVICE, poisoned
+from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from torch_crl.kernels.relabel import Ring, relabel, truncated_geometric
+from torch_crl.replay import Replay
+
+NEXT_TO_ONE = 1.0 - 2.0**-53
+
+
+def filled(
+    *,
+    rows: int,
+    num_envs: int,
+    written: int,
+    ends: float,
+    state_size: int = 4,
+    action_size: int = 2,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Ring, Tensor]:
+    """A ring after `written` rows whose trajectories end at every step with probability `ends`."""
+    replay = Replay(
+        rows=rows,
+        num_envs=num_envs,
+        state_size=state_size,
+        action_size=action_size,
+        goal_slice=(0, 1),
+        dtype=dtype,
+    )
+    generator = Generator().manual_seed(written)
+    trajectory = torch.zeros(num_envs, dtype=torch.int64)
+    for _ in range(written):
+        state = torch.randn(num_envs, state_size, generator=generator)
+        replay.add(state, torch.randn(num_envs, action_size, generator=generator), trajectory)
+        trajectory += torch.rand(num_envs, generator=generator) < ends
+    ring = Ring(**{name: x.to(DEVICE) for name, x in replay.tensors().items()})
+    return ring, torch.tensor(written, device=DEVICE)
+
+
+def uniforms(batch: int, *, seed: int = 0) -> Tensor:
+    generator = Generator().manual_seed(seed)
+    return torch.rand(4, batch, generator=generator, dtype=torch.float64).to(DEVICE)
+
+
+def ends_of_the_range() -> Tensor:
+    """Every combination of numbers beside 0 and 1."""
+    ends = torch.tensor([0.0, 2.0**-53, 0.5, NEXT_TO_ONE], dtype=torch.float64, device=DEVICE)
+    return torch.cartesian_prod(*[ends] * 4).T
+
+
+@pytest.fixture
+def many_samples_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time goes by programs."""
+    from torch_crl.kernels.relabel import kernel
+
+    monkeypatch.setattr(kernel, "_MOST_SAMPLES", 128)
+
+
+def assert_same(uniform: Tensor, position: Tensor, ring: Ring, **options: Any) -> None:
+    with poisoned():
+        ours = relabel(uniform, position, ring, implementation="triton", **options)
+    theirs = relabel(uniform, position, ring, implementation="reference", **options)
+    for name, x, y in zip(("state", "action", "goal"), ours, theirs, strict=True):
+        assert x.dtype == torch.float32 and x.is_contiguous()
+        assert torch.equal(x, y), name
+
+
+@pytest.mark.parametrize("window", [0, 2, 7, 1000])
+@pytest.mark.parametrize("discount", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("ends", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("written", [2, 17, 30, 31, 997])
+@pytest.mark.usefixtures("many_samples_a_program")
+def test_every_ring_gives_the_same_batches(
+    written: int, ends: float, discount: float, window: int
+) -> None:
+    ring, position = filled(rows=30, num_envs=3, written=written, ends=ends)
+    options = {"goal_slice": (1, 3), "discount": discount, "window": window}
+    uniform = torch.cat([uniforms(256, seed=written), ends_of_the_range()], 1)
+    assert_same(uniform, position, ring, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("state_size", "action_size", "goal_slice"),
+    [
+        (1, 1, (0, 1)),
+        (29, 17, (0, 2)),
+        (29, 1, (13, 29)),
+        (268, 17, (0, 3)),
+        (268, 1, (200, 268)),
+        (5, 300, (1, 4)),
+    ],
+)
+def test_sizes(
+    state_size: int, action_size: int, goal_slice: tuple[int, int], dtype: torch.dtype
+) -> None:
+    ring, position = filled(
+        rows=12,
+        num_envs=5,
+        written=40,
+        ends=0.1,
+        state_size=state_size,
+        action_size=action_size,
+        dtype=dtype,
+    )
+    assert_same(uniforms(77), position, ring, goal_slice=goal_slice, discount=0.9)
+
+
+@pytest.mark.parametrize("num_envs", [1, 512])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_few_samples_of_few_or_many_envs(batch: int, num_envs: int) -> None:
+    ring, position = filled(rows=3, num_envs=num_envs, written=4, ends=0.3)
+    assert_same(uniforms(batch), position, ring, goal_slice=(0, 2), discount=0.9)
+
+
+@pytest.mark.parametrize("discount", [1e-4, 0.3, 0.5, 0.9, 0.99, 0.999, 1.0 - 1e-7])
+@pytest.mark.usefixtures("many_samples_a_program")
+def test_steps_are_those_of_the_definition(discount: float) -> None:
+    # One trajectory, whose states are the numbers of their rows: a goal tells how far it is.
+    rows = 2000
+    state = torch.arange(rows, dtype=torch.float32, device=DEVICE).view(rows, 1, 1)
+    numbers = torch.zeros(rows, 1, dtype=torch.int32, device=DEVICE)
+    ring = Ring(state, state, numbers, torch.full_like(numbers, rows - 1))
+    size = 8192
+    uniform = uniforms(2 * size).cpu()
+    # An even grid, of numbers with few digits, and the neighbours of one.
+    uniform[2, :size] = torch.arange(size, dtype=torch.float64) / size
+    uniform[2, :50] = NEXT_TO_ONE - torch.arange(50, dtype=torch.float64) * 2.0**-53
+    options: dict[str, Any] = {"goal_slice": (0, 1), "discount": discount}
+    position = torch.tensor(rows, device=DEVICE)
+    drawn, _, goal = relabel(uniform.to(DEVICE), position, ring, implementation="triton", **options)
+    row = drawn[:, 0].cpu().long()
+    expected = truncated_geometric(uniform[2], rows - 1 - row, discount=discount)
+    assert torch.equal(goal[:, 0].cpu().long() - row, expected)
+
+
+@pytest.mark.parametrize("discount", [0.9, 0.99, 0.999])
+def test_draws_beside_a_step_fall_on_either_side_of_it(discount: float) -> None:
+    # At the very number where k steps become k + 1, rounding decides, here and in the definition.
+    # Of numbers that differ from it by a millionth of a millionth, none may be on the wrong side.
+    horizon, k = 1000, torch.arange(1, 200, dtype=torch.float64)
+    mass = -math.expm1(horizon * math.log(discount))
+    edge = -torch.expm1(k * math.log(discount)) / mass
+    inside = edge < 1.0 - 1e-9
+    edge, k = edge[inside], k[inside]
+    state = torch.arange(horizon + 1, dtype=torch.float32, device=DEVICE).view(-1, 1, 1)
+    numbers = torch.zeros(horizon + 1, 1, dtype=torch.int32, device=DEVICE)
+    ring = Ring(state, state, numbers, torch.full_like(numbers, horizon))
+    for factor, steps in ((1.0 - 1e-12, k), (1.0 + 1e-12, k + 1)):
+        uniform = torch.zeros(4, len(k), dtype=torch.float64)
+        uniform[2] = edge * factor
+        goal = relabel(
+            uniform.to(DEVICE),
+            torch.tensor(horizon + 1, device=DEVICE),
+            ring,
+            goal_slice=(0, 1),
+            discount=discount,
+            implementation="triton",
+        )[2]
+        assert torch.equal(goal[:, 0].cpu().double(), steps)
+
+
+def test_nan_in_the_ring_is_not_swallowed() -> None:
+    ring, position = filled(rows=8, num_envs=1, written=8, ends=0.0)
+    ring.state[3] = torch.nan
+    options: dict[str, Any] = {"goal_slice": (0, 2), "discount": 0.5}
+    found = [
+        [x.isnan() for x in relabel(uniforms(64), position, ring, implementation=name, **options)]
+        for name in ("triton", "reference")
+    ]
+    assert found[0][0].any() and found[0][2].any()
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_replay_draws_with_either(window: int) -> None:
+    batches = []
+    for implementation in ("reference", "triton"):
+        replay = Replay(
+            rows=20,
+            num_envs=2,
+            state_size=6,
+            action_size=3,
+            goal_slice=(2, 4),
+            device=DEVICE,
+            implementation=implementation,
+        )
+        for row in range(33):
+            state = torch.arange(12.0).view(2, 6) + 100 * row
+            replay.add(state, state[:, :3], torch.tensor([row // 7, row // 4]))
+        generator = Generator(DEVICE).manual_seed(0)
+        batches.append(replay.sample(300, discount=0.9, generator=generator, window=window))
+    assert (batches[0] == batches[1]).all()
+
+
+def test_torch_library_sees_one_op() -> None:
+    from torch_crl.kernels.relabel import kernel
+
+    ring, position = filled(rows=5, num_envs=2, written=9, ends=0.3)
+    for window in (0, 3):
+        arguments = (uniforms(3), position, *ring, 1, 3, 0.9, window)
+        torch.library.opcheck(kernel.relabel_forward, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"uniform_4B": torch.rand(3, 5).double()}, r"uniform is \(3, 5\) .* must be \[4, B\]"),
+        ({"uniform_4B": torch.rand(4, 5)}, "of torch.float32; .* of torch.float64"),
+        ({"goal_slice": (2, 9)}, r"the goal is \[2:9\] of a state of 4 numbers"),
+        ({"goal_slice": (2, 2)}, "at least one"),
+        ({"implementation": "fast"}, "'fast' is unknown; choose one of reference, triton"),
+        ({"position": torch.tensor(9, device="meta")}, "position is on meta"),
+        ({"uniform_4B": torch.rand(5, 4).double().T}, r"uniform .* strides \(1, 4\)"),
+    ],
+)
+def test_what_does_not_fit_is_told(arguments: dict[str, Any], told: str) -> None:
+    ring, position = filled(rows=5, num_envs=2, written=9, ends=0.3)
+    good = {"uniform_4B": uniforms(5), "position": position, "ring": ring, "goal_slice": (0, 2)}
+    good |= {"discount": 0.9, "implementation": "triton"}
+    moved = {
+        name: x.to(DEVICE) if isinstance(x, Tensor) and x.device.type == "cpu" else x
+        for name, x in (good | arguments).items()
+    }
+    with pytest.raises(ValueError, match=told):
+        relabel(**moved)
+
+
+def test_triton_is_imported_only_where_it_is_asked_for() -> None:
+    program = (
+        "import sys, torch\n"
+        "from torch_crl.kernels.relabel import Ring, relabel\n"
+        "x, i = torch.ones(2, 1, 1), torch.ones(2, 1, dtype=torch.int32)\n"
+        "relabel(torch.zeros(4, 1, dtype=torch.float64), torch.tensor(2), Ring(x, x, 0 * i, i),\n"
+        "        goal_slice=(0, 1), discount=0.5, implementation='reference')\n"
+        "assert 'triton' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_compiles_without_spills() -> None:
+    from torch_crl.kernels.relabel import kernel
+
+    jobs = []
+    for state_size, action_size, storage, window in (
+        (1, 1, "*fp32", 0),
+        (29, 8, "*fp32", 0),
+        (29, 8, "*bf16", 1000),
+        (268, 17, "*fp32", 1000),
+        (268, 17, "*bf16", 0),
+    ):
+        constants = kernel.constants_of(
+            rows=20_000,
+            num_envs=512,
+            state_size=state_size,
+            action_size=action_size,
+            goal_slice=(0, 1),
+            discount=0.99,
+            window=window,
+        )
+        types = {name: "*fp32" for name in kernel.relabel_kernel.arg_names if name not in constants}
+        types |= {"p_uniform": "*fp64", "p_position": "*i64", "B": "i32"}
+        types |= dict.fromkeys(("p_state", "p_action"), storage)
+        types |= dict.fromkeys(("p_trajectory", "p_last_row"), "*i32")
+        options = {"num_warps": kernel.NUM_WARPS, "enable_fp_fusion": False}
+        jobs += [
+            Job(kernel.__name__, "relabel_kernel", types, constants, options, arch)
+            for arch in SHARED_MEMORY
+        ]
+    for job, used in zip(jobs, compile_all(jobs), strict=True):
+        assert used.stack_bytes == 0, (job, used)
+        assert used.shared_bytes <= SHARED_MEMORY[job.arch], (job, used)
