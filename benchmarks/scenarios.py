@@ -7,6 +7,7 @@ kernels     the parts of an update on their own, and the tiles that the tower ca
 end_to_end  collections and their updates as `torch-crl train` makes them, without evaluations
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -64,6 +65,8 @@ def run_scenario(scenario: Scenario, *, device: str = "auto") -> list[Row]:
     """Rows of results; a scenario that the memory does not hold gives one with `out_of_memory`."""
     resolved = resolve_device(device)
     if resolved.type == "cuda":
+        # A run and its graphs refer to each other, and hold their memory until this.
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(resolved)
     described = {key: value for key, value in asdict(scenario).items() if key != "seconds"}

@@ -93,7 +93,7 @@ def gpu_table() -> str:
     """The updates of every gpu_*.json, ratios to the peers of the same file; nothing unmeasured."""
     paths = sorted(RESULTS.glob("gpu_*.json"))
     if not paths:
-        return "No GPU has been measured yet."
+        return "No GPU was at hand so far: nothing of this has run on one, and no time is known."
     lines = [
         "| depth | batch | by | computed | ms (20 to 80 %) | TFLOP/s | peak GB |",
         "|---|---|---|---|---|---|---|",
