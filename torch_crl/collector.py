@@ -53,5 +53,5 @@ class Collector:
         output_N2A = self.actor(inputs_NI)
         envs, outputs = output_N2A.shape
         noise_NA = torch.randn(envs, outputs // 2, generator=self.generator, device=self._device)
-        implementation = self.actor.compute.sampling
+        implementation = self.actor.compute.other_kernels
         return {"action": squashed_gaussian(output_N2A, noise_NA, implementation=implementation)[0]}

@@ -1,10 +1,10 @@
 """How a run computes its updates, chosen once from the recipe and told to the user."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from torch_crl.kernels.infonce import PairScoresImplementation
 from torch_crl.kernels.tower import PERSISTENT_PRECISIONS, PERSISTENT_WIDTHS
 from torch_crl.recipe import Recipe
 
@@ -22,25 +22,19 @@ class Compute:
     """Of the operands of the inner layers' products; first and last layer are fp32."""
     recompute: int = 0
     """Layers between two activations kept for the backward; 0 keeps all."""
-    pair_scores: PairScoresImplementation = "reference"
-    """See `torch_crl.kernels.infonce.pair_scores`."""
-    sampling: str = "reference"
-    """`reference` or `triton`: of batches, see `torch_crl.kernels.relabel.relabel`, and of actions,
-    see `torch_crl.kernels.squashed_gaussian.squashed_gaussian`."""
     cuda_graph: bool = False
     """Updates and the policy's actions are captured once and replayed."""
 
     @property
-    def norm_act(self) -> str:
-        """The implementation of the first layer's LayerNorm and activation."""
+    def other_kernels(self) -> Literal["reference", "triton"]:
+        """The implementation of all operations beside the tower."""
         return "reference" if self.tower == "reference" else "triton"
 
     @property
     def implementations(self) -> str:
         """All choices but the precision, for people."""
         graph = "one CUDA graph" if self.cuda_graph else "no CUDA graph"
-        parts = f"towers: {self.tower}, pairs: {self.pair_scores}, sampling: {self.sampling}"
-        return f"{parts}, {graph}"
+        return f"towers: {self.tower}, other kernels: {self.other_kernels}, {graph}"
 
     def __str__(self) -> str:
         """One line for people."""
@@ -75,13 +69,10 @@ def choose_compute(recipe: Recipe) -> Compute:
             fits = _persistent_problem(recipe, precision) is None
             tower = "persistent" if fits else "norm_act"
     graph = on_gpu if system.cuda_graph == "auto" else system.cuda_graph == "on"
-    fused: PairScoresImplementation = "triton" if tower != "reference" and on_gpu else "reference"
     return Compute(
         tower=tower,
         precision=precision,
         recompute=system.recompute,
-        pair_scores=fused,
-        sampling=fused,
         cuda_graph=graph,
     )
 

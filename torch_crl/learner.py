@@ -97,7 +97,7 @@ class Learner:
             energy=objective.energy,
             columns=kind.columns,
             softplus=kind.softplus,
-            implementation=self.networks.actor.compute.pair_scores,
+            implementation=self.networks.actor.compute.other_kernels,
         )
         critic, critic_aux = critic_loss(
             scores,
@@ -118,7 +118,7 @@ class Learner:
         batch, outputs = output_B2A.shape
         noise_BA = torch.randn(batch, outputs // 2, generator=self.generator, device=self.device)
         sample: tuple[Tensor, Tensor] = squashed_gaussian(
-            output_B2A, noise_BA, implementation=actor.compute.sampling
+            output_B2A, noise_BA, implementation=actor.compute.other_kernels
         )
         return sample
 

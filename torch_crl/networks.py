@@ -88,7 +88,7 @@ class ResidualTower(nn.Module):
             read(self.input_ln_weight),
             read(self.input_ln_bias),
             activation=self.activation,
-            implementation=self.compute.norm_act,
+            implementation=self.compute.other_kernels,
         )
         return embedded_BD
 

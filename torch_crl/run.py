@@ -156,7 +156,7 @@ def build_run(
         goal_slice=spec.goal_slice,
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
-        implementation=compute.sampling,
+        implementation=compute.other_kernels,
     )
     simulator = make_simulator(
         recipe.system.simulator,

@@ -11,7 +11,6 @@ from torch_crl.kernels.infonce.reference import Energy as Energy
 from torch_crl.kernels.infonce.reference import PairScores as PairScores
 from torch_crl.kernels.infonce.reference import reduce_energies as reduce_energies
 
-PairScoresImplementation = Literal["reference", "triton"]
 IMPLEMENTATIONS = ("reference", "triton")
 
 
@@ -22,7 +21,7 @@ def pair_scores(
     energy: str,
     columns: bool = False,
     softplus: bool = False,
-    implementation: PairScoresImplementation,
+    implementation: Literal["reference", "triton"],
 ) -> PairScores:
     """Scores of all pairs of rows of phi [B, R] and psi [B, R]; every field is [B].
 

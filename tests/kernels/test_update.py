@@ -41,10 +41,7 @@ def learner(compute: Compute, contrastive_loss: str) -> Learner:
 @pytest.mark.parametrize("contrastive_loss", ["forward_info_nce", "symmetric_info_nce"])
 def test_updates_on_the_kernels_equal_those_in_plain_torch(contrastive_loss: str) -> None:
     plain = learner(Compute(precision="fp16"), contrastive_loss)
-    fused = learner(
-        Compute(precision="fp16", tower="persistent", pair_scores="triton", sampling="triton"),
-        contrastive_loss,
-    )
+    fused = learner(Compute(precision="fp16", tower="persistent"), contrastive_loss)
     generator = Generator().manual_seed(2)
     for _ in range(3):
         batch = TensorDict(
@@ -65,12 +62,12 @@ def test_updates_on_the_kernels_equal_those_in_plain_torch(contrastive_loss: str
         assert difference.mean() < 1e-4 and difference.max() < 6e-3, name
 
 
-def test_a_run_samples_with_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_uses_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = []
-    for sampling in ("reference", "triton"):
-        monkeypatch.setattr(run_module, "choose_compute", lambda _, s=sampling: Compute(sampling=s))
+    for tower, others in (("reference", "reference"), ("norm_act", "triton")):
+        monkeypatch.setattr(run_module, "choose_compute", lambda _, t=tower: Compute(tower=t))
         run = run_module.build_run(tiny("ant", system={"device": DEVICE}))
-        assert run.replay.implementation == run.collector.actor.compute.sampling == sampling
+        assert run.replay.implementation == others
         for _ in range(4):
             run.collect()
         metrics.append({name: float(value) for name, value in run.update().items()})
