@@ -157,8 +157,10 @@ def _torch_update(scenario: Scenario, device: torch.device) -> tuple[Timing, Row
 
 def _jax_update(scenario: Scenario, device: torch.device) -> tuple[Timing, Row]:
     # Here, so that JAX is needed only where it is measured.
-    from torch_crl.benchmarks.peers.jax_crl import JaxCrl, peak_bytes
+    from torch_crl.benchmarks.peers.jax_crl import JaxCrl, backend, peak_bytes
 
+    if device.type == "cuda" and backend() != "gpu":
+        raise RuntimeError(f"JAX runs on {backend()}, and not on the GPU")
     precision = {"auto": "tf32"}.get(scenario.precision, scenario.precision)
     peer = JaxCrl(**_peer_sizes(scenario), batch_size=scenario.batch, precision=precision)
     updates = max(4, 2048 // scenario.depth)

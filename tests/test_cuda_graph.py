@@ -138,6 +138,7 @@ def test_random_numbers_go_on_from_replay_to_replay() -> None:
 
 @pytest.mark.gpu
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_updates_never_wait_for_the_device() -> None:
     run = collected("on", "cuda")
     for _ in range(5):

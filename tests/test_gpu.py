@@ -45,7 +45,9 @@ def first_losses(system: dict[str, Any]) -> dict[str, float]:
         algorithm={"batch_size": 32},
         system=system,
     )
-    run, on_cpu = build_run(recipe), build_run(with_changes(recipe, system={"device": "cpu"}))
+    # The same data for all: collected in plain torch, whatever is tested.
+    plain = {"device": "cpu", "tower": "reference", "precision": "fp32", "recompute": 0}
+    run, on_cpu = build_run(recipe), build_run(with_changes(recipe, system=plain))
     for _ in range(4):
         on_cpu.collect()
     batch = on_cpu.replay.sample(32, discount=0.99, generator=on_cpu.sampler)
@@ -71,6 +73,23 @@ def test_updates_on_the_gpu_equal_those_on_the_cpu(
     expected = first_losses({"device": "cpu"})
     for name, value in first_losses({"device": "cuda"} | system).items():
         assert value == pytest.approx(expected[name], rel=tolerance), name
+
+
+@pytest.mark.parametrize("tower", ["reference", "norm_act", "persistent"])
+def test_activations_can_be_computed_again_inside_a_graph(tower: str) -> None:
+    run = build_run(
+        tiny(
+            "ant",
+            networks={"width": 128, "actor_depth": 8, "critic_depth": 8},
+            system={"device": "cuda", "tower": tower, "recompute": 4},
+        )
+    )
+    for _ in range(4):
+        run.collect()
+    for _ in range(6):
+        metrics = run.update()
+    assert run.update_graph is not None and run.update_graph.captures == 1
+    assert all(value.isfinite() for value in metrics.values())
 
 
 def test_a_run_chooses_the_persistent_kernel_and_a_graph() -> None:

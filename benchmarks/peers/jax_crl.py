@@ -194,6 +194,11 @@ class JaxCrl:
         }
 
 
+def backend() -> str:
+    """What JAX runs on: `cpu`, `gpu` or `tpu`; without a fitting plugin it takes the CPU."""
+    return str(jax.default_backend())
+
+
 def peak_bytes() -> int | None:
     """Most bytes ever in use by JAX in this process; None where JAX does not count (CPU)."""
     statistics = jax.local_devices()[0].memory_stats()

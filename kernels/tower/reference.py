@@ -70,5 +70,13 @@ def tower(x_RD: Tensor, stack: Stack, *, arithmetic: Arithmetic, recompute: int)
         return walk(x_RD, stack, arithmetic)
     chunks = zip(*(parameter.split(recompute) for parameter in stack), strict=True)
     for chunk in chunks:
-        x_RD = checkpoint(walk, x_RD, Stack(*chunk), arithmetic, use_reentrant=False)
+        # Nothing in it draws, and a CUDA graph may not be asked for the state of a generator.
+        x_RD = checkpoint(
+            walk,
+            x_RD,
+            Stack(*chunk),
+            arithmetic,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
     return x_RD

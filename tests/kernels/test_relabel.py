@@ -132,8 +132,9 @@ def test_steps_are_those_of_the_definition(discount: float) -> None:
     ring = Ring(state, state, numbers, torch.full_like(numbers, rows - 1))
     size = 8192
     uniform = uniforms(2 * size).cpu()
-    # An even grid, of numbers with few digits, and the neighbours of one.
-    uniform[2, :size] = torch.arange(size, dtype=torch.float64) / size
+    # An even grid, none of whose numbers is the edge of a step, zero, and the neighbours of one.
+    uniform[2, :size] = (torch.arange(size, dtype=torch.float64) + 1 / 3) / size
+    uniform[2, 50] = 0.0
     uniform[2, :50] = NEXT_TO_ONE - torch.arange(50, dtype=torch.float64) * 2.0**-53
     options: dict[str, Any] = {"goal_slice": (0, 1), "discount": discount}
     position = torch.tensor(rows, device=DEVICE)

