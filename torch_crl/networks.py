@@ -26,9 +26,9 @@ class ResidualTower(nn.Module):
     """Dense - LayerNorm - activation, then blocks of four of these with a skip, then Dense.
 
     The skip is added after a block's last activation, which `branch_scale` multiplies, and the sum
-    is not normalised again. The
-    parameters of all L inner layers are stacked: `weight` [L, D, D], `bias`, `ln_weight` and
-    `ln_bias` [L, D], so that an optimiser or a kernel sees one tensor for all of them.
+    is not normalised again. The parameters of all L inner layers are stacked: `weight` [L, D, D],
+    `bias`, `ln_weight` and `ln_bias` [L, D], so that an optimiser or a kernel sees one tensor for
+    all of them.
     """
 
     def __init__(
