@@ -3,7 +3,7 @@
 Trains all three networks of `ant` on steps of the random policy, once with every `--branch`, and
 follows losses, entropy, how many of the policy's outputs are stuck in the flat part of their tanh,
 and the gradient norm of each network. Writes JSON and a picture. On the CPU take a small width:
-a depth of 1024 needs about a second an update at width 64.
+a depth of 1024 needs about half a second an update at width 64.
 """
 
 import argparse

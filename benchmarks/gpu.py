@@ -77,17 +77,20 @@ def scenarios() -> dict[str, list[Scenario]]:
 PARTS = ("tests", *scenarios(), "learning")
 
 
+def _status(command: list[str], seconds: float, **options: Any) -> int:
+    """The exit status of a command, or TIMED_OUT."""
+    try:
+        return subprocess.run(command, timeout=seconds, check=False, **options).returncode
+    except subprocess.TimeoutExpired:
+        return TIMED_OUT
+
+
 def _measure(part: str, folder: Path, seconds: float) -> list[Row]:
     """Rows of one part, from a process of its own; what it wrote counts if it fails."""
     command = [sys.executable, "-m", "torch_crl.benchmarks.gpu", "--worker", part]
     output, log = folder / f"{part}.jsonl", folder / f"{part}.log"
     with output.open("w") as rows_file, log.open("w") as errors:
-        try:
-            status = subprocess.run(
-                command, stdout=rows_file, stderr=errors, timeout=seconds, check=False
-            ).returncode
-        except subprocess.TimeoutExpired:
-            status = TIMED_OUT
+        status = _status(command, seconds, stdout=rows_file, stderr=errors)
     # A process that was stopped may leave half a line, which follows the last newline.
     # Compilers print what they like.
     lines = [line for line in output.read_text().split("\n")[:-1] if line.startswith("{")]
@@ -104,17 +107,7 @@ def _measure(part: str, folder: Path, seconds: float) -> list[Row]:
 def _run_command(name: str, command: list[str], folder: Path, seconds: float) -> list[Row]:
     begin = time.monotonic()
     with (folder / f"{name}.log").open("w") as log:
-        try:
-            status = subprocess.run(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                check=False,
-                cwd=ROOT,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            status = -1
+        status = _status(command, seconds, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     lines = (folder / f"{name}.log").read_text().splitlines()
     print(f"{name}: exit status {status}", *lines[-12:], sep="\n  ", flush=True)
     spent = time.monotonic() - begin
@@ -192,11 +185,11 @@ def main() -> int:
         rows += special(options.out, left) if special else _measure(part, options.out, left)
         # After every part, since the machine may be gone before the next.
         (options.out / "partial.json").write_text(json.dumps(rows))
-    if any(row["kind"] == "update" and "ms_p50" in row for row in rows):
-        usual = {"batch": 512, "width": 256, "tower": "auto", "cuda_graph": "auto", "recompute": 0}
-        picture = [row for row in rows if usual.items() <= row.items() and "ms_p50" in row]
-        if picture:
-            save_time_by_depth(picture, options.out / "gpu.png", machine=machine()["device"])
+    usual = {"kind": "update", "batch": 512, "width": 256, "tower": "auto"}
+    usual |= {"cuda_graph": "auto", "recompute": 0}
+    picture = [row for row in rows if usual.items() <= row.items() and "ms_p50" in row]
+    if picture:
+        save_time_by_depth(picture, options.out / "gpu.png", machine=machine()["device"])
     report(rows, options.out / "gpu.json")
     failed = any(row.get("status") or "error" in row for row in rows)
     return int(failed)

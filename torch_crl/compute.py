@@ -5,11 +5,9 @@ from typing import Literal
 
 import torch
 
-from torch_crl.kernels.tower import PERSISTENT_PRECISIONS, PERSISTENT_WIDTHS
+from torch_crl.costs import BLOCK
+from torch_crl.kernels.tower import PERSISTENT_MEMORY, PERSISTENT_PRECISIONS, PERSISTENT_WIDTHS
 from torch_crl.recipe import Recipe
-
-# Shared memory that a program of the persistent kernel takes, in bytes, by width.
-_PERSISTENT_MEMORY = {128: 49_152, 256: 163_840}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +57,15 @@ def choose_compute(recipe: Recipe) -> Compute:
     """
     system = recipe.system
     on_gpu = resolve_device(system.device).type == "cuda"
-    precision = system.precision
-    if precision == "auto":
-        precision = "fp16" if on_gpu else "fp32"
     tower = system.tower
     if tower == "auto":
         tower = "reference"
         if on_gpu:
-            fits = _persistent_problem(recipe, precision) is None
-            tower = "persistent" if fits else "norm_act"
+            tower = "norm_act" if _persistent_problem(recipe) else "persistent"
     graph = on_gpu if system.cuda_graph == "auto" else system.cuda_graph == "on"
     return Compute(
         tower=tower,
-        precision=precision,
+        precision=_precision(recipe),
         recompute=system.recompute,
         cuda_graph=graph,
     )
@@ -91,19 +85,25 @@ def compute_problems(recipe: Recipe) -> list[str]:
         if system.cuda_graph == "on":
             problems.append(f"--cuda-graph on needs a CUDA device, and the run is on {device}")
     elif system.tower == "persistent":
-        precision = "fp16" if system.precision == "auto" else system.precision
-        problem = _persistent_problem(recipe, precision)
+        problem = _persistent_problem(recipe)
         problems += [f"--tower persistent {problem}; 'norm_act' takes any"] if problem else []
     depths = {recipe.networks.actor_depth, recipe.networks.critic_depth}
-    if system.recompute % 4 or not 0 <= system.recompute <= max(depths):
+    if system.recompute % BLOCK or not 0 <= system.recompute <= max(depths):
         problems.append(
-            f"--recompute must be 0 or a multiple of 4 up to the depth, got {system.recompute}"
+            f"--recompute must be 0 or a multiple of {BLOCK} up to the depth, got "
+            f"{system.recompute}"
         )
     return problems
 
 
-def _persistent_problem(recipe: Recipe, precision: str) -> str | None:
-    width = recipe.networks.width
+def _precision(recipe: Recipe) -> str:
+    if recipe.system.precision != "auto":
+        return recipe.system.precision
+    return "fp16" if resolve_device(recipe.system.device).type == "cuda" else "fp32"
+
+
+def _persistent_problem(recipe: Recipe) -> str | None:
+    width, precision = recipe.networks.width, _precision(recipe)
     if width not in PERSISTENT_WIDTHS:
         return f"is for widths {' and '.join(map(str, PERSISTENT_WIDTHS))}, got {width}"
     if precision not in PERSISTENT_PRECISIONS:
@@ -112,9 +112,9 @@ def _persistent_problem(recipe: Recipe, precision: str) -> str | None:
     from torch_crl.kernels.launch import shared_memory
 
     memory = shared_memory(resolve_device(recipe.system.device))
-    if memory < _PERSISTENT_MEMORY[width]:
+    if memory < PERSISTENT_MEMORY[width]:
         return (
-            f"takes {_PERSISTENT_MEMORY[width]:,} bytes of shared memory at width {width}, and "
+            f"takes {PERSISTENT_MEMORY[width]:,} bytes of shared memory at width {width}, and "
             f"this GPU has {memory:,}"
         )
     return None

@@ -161,13 +161,7 @@ def squashed_gaussian_bwd(
 
 
 @squashed_gaussian_bwd.register_fake
-def _(
-    action_grad_BA: Tensor,
-    log_prob_grad_B: Tensor,
-    output_B2A: Tensor,
-    noise_BA: Tensor,
-    action_BA: Tensor,
-) -> Tensor:
+def _(action_grad_BA: Tensor, log_prob_grad_B: Tensor, output_B2A: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(output_B2A)
 
 

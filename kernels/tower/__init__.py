@@ -12,7 +12,9 @@ from torch_crl.kernels.tower.reference import Arithmetic
 from torch_crl.kernels.tower.reference import Stack as Stack
 
 IMPLEMENTATIONS = ("reference", "norm_act", "persistent")
-PERSISTENT_WIDTHS = (128, 256)
+# By width, the most shared memory in bytes that a program takes on any GPU.
+PERSISTENT_MEMORY = {128: 49_152, 256: 163_840}
+PERSISTENT_WIDTHS = tuple(PERSISTENT_MEMORY)
 PERSISTENT_PRECISIONS = ("fp16", "bf16")
 
 

@@ -74,9 +74,7 @@ def tower_backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """dx [R, D], and for each tower the gradients [L, D, D] of W and [3, L, D] of its vectors."""
     layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
-    towers, depth, width = weight16.shape[:3]
-    dweights = [dy.new_empty(depth, width, width) for _ in range(towers)]
-    dvectors = [dy.new_empty(3, depth, width) for _ in range(towers)]
+    dweights, dvectors = _empty_gradients(dy, weight16)
     dx = dy
     chunks = _chunks(layers, recompute)
     for index, chunk in reversed(list(enumerate(chunks))):
@@ -111,6 +109,12 @@ def _chunks(layers: Layers, recompute: int) -> list[slice]:
     return [slice(start, min(start + step, depth)) for start in range(0, depth, step)]
 
 
+def _empty_gradients(dy: Tensor, weight16: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    towers, depth, width = weight16.shape[:3]
+    dweights = [dy.new_empty(depth, width, width) for _ in range(towers)]
+    return dweights, [dy.new_empty(3, depth, width) for _ in range(towers)]
+
+
 @tower_forward.register_fake
 def _(
     x: Tensor,
@@ -135,24 +139,8 @@ def _(
 
 
 @tower_backward.register_fake
-def _(
-    dy: Tensor,
-    weight16: Tensor,
-    vectors: list[Tensor],
-    kept: list[Tensor],
-    live: list[int],
-    frozen: int,
-    activation: str,
-    branch_scale: float,
-    recompute: int,
-    scale: float,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    towers, depth, width = weight16.shape[:3]
-    return (
-        torch.empty_like(dy),
-        [dy.new_empty(depth, width, width) for _ in range(towers)],
-        [dy.new_empty(3, depth, width) for _ in range(towers)],
-    )
+def _(dy: Tensor, weight16: Tensor, *_: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return torch.empty_like(dy), *_empty_gradients(dy, weight16)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from tests.kernels.check import DEVICE, assert_as_exact, error, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
-from torch_crl.kernels.tower import Stack, tower
+from torch_crl.kernels.tower import PERSISTENT_MEMORY, Stack, tower
 
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
 SIZES = [
@@ -252,5 +252,6 @@ def test_every_tile_compiles_fits_and_spills_nothing_in_its_loop(kernel_name: st
         # What the loop does not use may wait in memory until the end.
         assert used.stack_bytes <= 64, (name, used)
         assert used.shared_bytes <= SHARED_MEMORY[job.arch], (name, used)
+        assert used.shared_bytes <= PERSISTENT_MEMORY[job.constants["D"]], (name, used)
         # Weights that go to shared memory by two bytes are what an unseen alignment looks like.
         assert used.wide_copies, (name, used)

@@ -8,6 +8,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+_UNITS = {
+    "tflop_per_second": "TFLOP/s",
+    "actions_per_second": "actions/s",
+    "env_steps_per_second": "steps/s",
+}
+
 
 def main(arguments: list[str]) -> int:
     """Measure, print a table, write JSON and a picture."""
@@ -78,14 +84,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         ratio = ""
         if row["kind"] == "update" and row["implementation"] == "ours":
             ratio = f"{eager[row['depth']] / row['ms_p50']:.2f} x"
-        units = {
-            "tflop_per_second": "TFLOP/s",
-            "actions_per_second": "actions/s",
-            "env_steps_per_second": "steps/s",
-        }
         rate = next(
             f"{row[key]:,.{0 if row[key] > 100 else 3}f} {unit}"
-            for key, unit in units.items()
+            for key, unit in _UNITS.items()
             if key in row
         )
         spread = f"{row['ms_p20']:.3g} - {row['ms_p80']:.3g}"
