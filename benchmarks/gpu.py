@@ -170,6 +170,8 @@ def main() -> int:
     if options.worker:
         _work(options.worker)
         return 0
+    # Tests and training run in the repository, wherever this was called.
+    options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
     rows: list[Row] = []
