@@ -28,7 +28,7 @@ from torch import Generator
 from torch_crl.benchmarks.peers.eager_torch import EagerCrl
 from torch_crl.benchmarks.report import report
 from torch_crl.envs.registry import make_task
-from torch_crl.envs.simulator import CpuSimulator
+from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.metrics import read_metrics
 from torch_crl.presets import preset, with_changes

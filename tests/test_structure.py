@@ -19,10 +19,10 @@ PACKAGES = {
 
 # From the ground up: a module imports only from lines above its own, or from its own line.
 FLOORS = [
-    ["kernels", "costs", "threads", "stopping", "envs.spec", "envs.layouts"],
-    ["envs.simulator", "envs.models", "envs.sampling"],
+    ["kernels", "costs", "threads", "stopping", "envs.spec", "envs.tasks.layouts"],
+    ["envs.simulators", "envs.tasks.models", "envs.tasks.sampling"],
     ["envs.task"],
-    ["envs.vector_env", "envs.reacher", "envs.point", "envs.ant", "envs.humanoid"],
+    ["envs.vector_env", "envs.tasks"],
     ["envs.registry"],
     ["recipe"],
     ["presets", "compute", "cuda_graph"],

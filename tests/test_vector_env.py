@@ -7,7 +7,7 @@ import torch
 from torch import Generator
 
 from torch_crl.envs.registry import make_task
-from torch_crl.envs.simulator import CpuSimulator
+from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.vector_env import VectorEnv
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.envs.registry import make_task
-from torch_crl.envs.simulator import make_simulator
+from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.threads import torch_threads
 

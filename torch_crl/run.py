@@ -13,7 +13,7 @@ from torch_crl.collector import Collector
 from torch_crl.compute import Compute, choose_compute, resolve_device
 from torch_crl.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from torch_crl.envs.registry import make_task
-from torch_crl.envs.simulator import make_simulator
+from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.learner import Learner, Objective

@@ -12,7 +12,7 @@ import torch
 from torch_crl.compute import compute_problems
 from torch_crl.costs import BLOCK
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
-from torch_crl.envs.simulator import CpuSimulator
+from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.recipe import Recipe
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from torch_crl.envs.layouts import LAYOUTS
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.tasks.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     from torch_crl.envs.task import Task
@@ -20,28 +20,8 @@ class UnknownTaskError(ValueError):
     """No task of that name; the message lists the nearest names."""
 
 
-def _spec(
-    name: str,
-    build: str,
-    *,
-    sizes: tuple[int, tuple[int, int], int],
-    layout: str = "",
-    radius: float = 0.5,
-    easy_radius: float = 2.0,
-) -> TaskSpec:
-    state_size, goal_slice, action_size = sizes
-    levels = {"success": radius, "success_easy": easy_radius}
-    return TaskSpec(
-        name=name,
-        state_size=state_size,
-        goal_slice=goal_slice,
-        action_size=action_size,
-        success_radius={level: value for level, value in levels.items() if value},
-        build=f"torch_crl.envs.{build}",
-        options={"layout": layout} if layout else {},
-    )
-
-
+# Success level to distance in metres.
+_WALKING = {"success": 0.5, "success_easy": 2.0}
 # State entries, the slice of them that is the achieved goal, action entries.
 _REACHER = (10, (4, 7), 2)
 _ANT = (29, (0, 2), 8)
@@ -49,17 +29,37 @@ _HUMANOID = (246, (0, 3), 17)
 _POINT = (4, (0, 2), 2)
 
 
+def _spec(
+    name: str,
+    build: str,
+    sizes: tuple[int, tuple[int, int], int],
+    success_radius: dict[str, float],
+    **options: object,
+) -> TaskSpec:
+    state_size, goal_slice, action_size = sizes
+    return TaskSpec(
+        name=name,
+        state_size=state_size,
+        goal_slice=goal_slice,
+        action_size=action_size,
+        success_radius=success_radius,
+        build=f"torch_crl.envs.tasks.{build}",
+        options=options,
+    )
+
+
 def _builtin_specs() -> list[TaskSpec]:
     specs = [
-        _spec("reacher", "reacher:make", sizes=_REACHER, radius=0.05, easy_radius=0.0),
-        _spec("ant", "ant:make", sizes=_ANT),
-        _spec("humanoid", "humanoid:make", sizes=_HUMANOID),
+        _spec("reacher", "reacher:make", _REACHER, {"success": 0.05}),
+        _spec("ant", "ant:make", _ANT, _WALKING),
+        _spec("humanoid", "humanoid:make", _HUMANOID, _WALKING),
     ]
-    layouts = [name for name in LAYOUTS if name != _TEN_GOALS]
-    specs += [_spec(f"ant_{name}", "ant:make_maze", sizes=_ANT, layout=name) for name in layouts]
-    for name in layouts:
+    for name in (name for name in LAYOUTS if name != _TEN_GOALS):
         layout = _TEN_GOALS if name == "big_maze_eval" else name
-        specs.append(_spec(f"point_{name}", "point:make_maze", sizes=_POINT, layout=layout))
+        specs += [
+            _spec(f"ant_{name}", "ant:make_maze", _ANT, _WALKING, layout=name),
+            _spec(f"point_{name}", "point:make_maze", _POINT, _WALKING, layout=layout),
+        ]
     return specs
 
 

@@ -11,7 +11,7 @@ import mujoco
 import torch
 from torch import Tensor
 
-from torch_crl.envs.simulator import Simulator
+from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 
 
@@ -51,6 +51,16 @@ def euclidean_distance(achieved_NG: Tensor, goal_NG: Tensor) -> Tensor:
     return (achieved_NG - goal_NG).square().sum(-1).sqrt()
 
 
+def goal_points(goal_G: Tensor) -> Tensor:
+    """Where to draw a goal: one of 1 or 2 numbers on the floor, one of 3k numbers as k points.
+
+    Returns [points, 3] in metres.
+    """
+    if len(goal_G) < 3:
+        goal_G = torch.nn.functional.pad(goal_G, (0, 3 - len(goal_G)))
+    return goal_G.reshape(-1, 3)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A goal-reaching task on one MuJoCo model.
@@ -74,12 +84,22 @@ class Task:
     """State [N, S] to bool [N]."""
     distance: Callable[[Tensor, Tensor], Tensor] = euclidean_distance
     """(achieved goal [N, G], goal [N, G]) to distance [N]."""
+    reached: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
+    """(achieved goal [N, G], goal [N, G]) to success level to bool [N], for tasks where that is
+    more than a distance below `spec.success_radius`."""
+    moved_goal: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(goal [N, G], state after a step [N, S]) to the goal from then on, for a goal that moves."""
+    goal_points: Callable[[Tensor], Tensor] = goal_points
+    """Goal [G] to the points [P, 3] at which pictures draw it."""
 
     def achieved_goal(self, state_NS: Tensor) -> Tensor:
         """The slice of the state that a goal asks for. Any leading shape."""
         first, stop = self.spec.goal_slice
         return state_NS[..., first:stop]
 
-    def success(self, distance_N: Tensor) -> dict[str, Tensor]:
+    def success(self, achieved_NG: Tensor, goal_NG: Tensor) -> dict[str, Tensor]:
         """Success level to bool [N]."""
+        if self.reached is not None:
+            return self.reached(achieved_NG, goal_NG)
+        distance_N = self.distance(achieved_NG, goal_NG)
         return {level: distance_N < radius for level, radius in self.spec.success_radius.items()}

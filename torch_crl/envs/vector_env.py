@@ -3,12 +3,13 @@
 N envs, S state, G goal, A action.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.simulator import Simulator
+from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.task import Start, Task
 
 
@@ -32,8 +33,13 @@ class VectorEnv:
     """Steps N episodes and starts the next one wherever one ends.
 
     `state_NS` and `goal_NG` are what to act on next; `trajectory_N` numbers the episodes of each
-    env from 1. Every start is a fresh draw. With `cached_starts` each env repeats its first
-    start and goal for ever, as the reference implementation does.
+    env from 1, `steps_N` the control steps of the present one; `unstable_N` counts the episodes
+    that diverging physics ended, `unstable_step_N` is the step at which the latest of them did.
+    These tensors live on the simulator's device, are written in place and never rebound, and on
+    any device but the CPU `step` waits for nothing: it can be captured in a CUDA graph.
+
+    Every start is a fresh draw. With `cached_starts` each env repeats its first start and goal for
+    ever, as the reference implementation does.
     """
 
     def __init__(
@@ -45,52 +51,65 @@ class VectorEnv:
         generator: Generator,
         cached_starts: bool = False,
     ) -> None:
-        """Draw the first starts. The generator is used for every later one too."""
+        """Draw the first starts. The generator, on the simulator's device, draws later ones too."""
         self.task = task
         self.simulator = simulator
         self.episode_length = episode_length
         self.generator = generator
-        num_envs = simulator.num_envs
-        self.num_envs = num_envs
+        self.num_envs = num_envs = simulator.num_envs
         self._cached = self._cached_start() if cached_starts else None
-        self.goal_NG = torch.zeros(num_envs, task.spec.goal_size)
-        self.steps_N = torch.zeros(num_envs, dtype=torch.int32)
-        self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
-        self._begin_episodes(torch.ones(num_envs, dtype=torch.bool))
-        self.state_NS = task.state(simulator)
+        with self._device_context():
+            self.state_NS = torch.zeros(num_envs, task.spec.state_size)
+            self.goal_NG = torch.zeros(num_envs, task.spec.goal_size)
+            self.steps_N = torch.zeros(num_envs, dtype=torch.int32)
+            self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
+            self.unstable_N = torch.zeros(num_envs, dtype=torch.int32)
+            self.unstable_step_N = torch.zeros(num_envs, dtype=torch.int32)
+            self._begin_episodes(torch.ones(num_envs, dtype=torch.bool))
+            self.state_NS.copy_(task.state(simulator))
 
     def step(self, action_NA: Tensor) -> StepResult:
         """Apply float32 actions in [-1, 1], shape [N, A], for one control step."""
+        with self._device_context():
+            return self._step(action_NA)
+
+    def _step(self, action_NA: Tensor) -> StepResult:
         task, simulator = self.task, self.simulator
         simulator.data["ctrl"].copy_(task.control(action_NA, simulator))
         simulator.step(task.substeps)
         self.steps_N += 1
         state_NS = task.state(simulator)
-        terminated_N = task.failed(state_NS) | simulator.unstable()
+        unstable_N = simulator.unstable()
+        self.unstable_N += unstable_N
+        self.unstable_step_N.copy_(torch.where(unstable_N, self.steps_N, self.unstable_step_N))
+        # What diverged is no state of the task; the one before it is.
+        state_NS = torch.where(unstable_N[:, None], self.state_NS, state_NS)
+        if task.moved_goal is not None:
+            self.goal_NG.copy_(task.moved_goal(self.goal_NG, state_NS))
+        terminated_N = task.failed(state_NS) | unstable_N
         truncated_N = (self.steps_N >= self.episode_length) & ~terminated_N
-        distance_N = task.distance(task.achieved_goal(state_NS), self.goal_NG)
-        ended_N = terminated_N | truncated_N
-        self.state_NS = state_NS
-        if ended_N.any():
-            self._begin_episodes(ended_N)
-            self.state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)
-        return StepResult(
+        achieved_NG = task.achieved_goal(state_NS)
+        result = StepResult(
             final_state_NS=state_NS,
-            distance_N=distance_N,
-            success=task.success(distance_N),
+            distance_N=task.distance(achieved_NG, self.goal_NG),
+            success=task.success(achieved_NG, self.goal_NG),
             terminated_N=terminated_N,
             truncated_N=truncated_N,
         )
+        ended_N = terminated_N | truncated_N
+        # Asking whether there is anything to do would wait for another device.
+        if simulator.device.type != "cpu" or ended_N.any():
+            self._begin_episodes(ended_N)
+            state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)
+        self.state_NS.copy_(state_NS)
+        return result
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that `load_state_dict` needs to go on as if never stopped."""
         tensors = {
             "simulator": self.simulator.get_state(),
             "generator": self.generator.get_state(),
-            "state": self.state_NS,
-            "goal": self.goal_NG,
-            "steps": self.steps_N,
-            "trajectory": self.trajectory_N,
+            **self._own_tensors(),
         }
         if self._cached is not None:
             tensors |= {f"cached_{name}": part for name, part in self._cached._asdict().items()}
@@ -100,23 +119,39 @@ class VectorEnv:
         """Restore what `state_dict` returned, from an env built with equal arguments."""
         self.simulator.set_state(tensors["simulator"])
         self.generator.set_state(tensors["generator"])
-        self.state_NS = tensors["state"].clone()
-        self.goal_NG.copy_(tensors["goal"])
-        self.steps_N.copy_(tensors["steps"])
-        self.trajectory_N.copy_(tensors["trajectory"])
+        for name, tensor in self._own_tensors().items():
+            tensor.copy_(tensors[name])
         if self._cached is not None:
-            self._cached = Start(**{name: tensors[f"cached_{name}"] for name in Start._fields})
+            for name, tensor in self._cached._asdict().items():
+                tensor.copy_(tensors[f"cached_{name}"])
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        return {
+            "state": self.state_NS,
+            "goal": self.goal_NG,
+            "steps": self.steps_N,
+            "trajectory": self.trajectory_N,
+            "unstable": self.unstable_N,
+            "unstable_step": self.unstable_step_N,
+        }
+
+    def _device_context(self) -> AbstractContextManager[object]:
+        """Inside, plain `torch.zeros` and draws of the task are made on the simulator's device."""
+        device = self.simulator.device
+        # The mode costs some time at every call of torch.
+        return nullcontext() if device.type == "cpu" else device
 
     def _sample_start(self) -> Start:
-        return self.task.sample_start(self.simulator.num_envs, self.generator)
+        return self.task.sample_start(self.num_envs, self.generator)
 
     def _cached_start(self) -> Start:
         # A task may give one tensor for two parts; in a checkpoint each has its own memory.
-        return Start(*(part.clone() for part in self._sample_start()))
+        with self._device_context():
+            return Start(*(part.clone() for part in self._sample_start()))
 
     def _begin_episodes(self, mask_N: Tensor) -> None:
         start = self._cached if self._cached is not None else self._sample_start()
         self.simulator.reset(mask_N, start.qpos_NQ, start.qvel_NV)
-        self.goal_NG = torch.where(mask_N[:, None], start.goal_NG, self.goal_NG)
+        self.goal_NG.copy_(torch.where(mask_N[:, None], start.goal_NG, self.goal_NG))
         self.steps_N.masked_fill_(mask_N, 0)
         self.trajectory_N += mask_N

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.models import gymnasium_model, set_physics
-from torch_crl.envs.sampling import at_height, on_circle, uniform
-from torch_crl.envs.simulator import Simulator
+from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task, height_outside
+from torch_crl.envs.tasks.models import gymnasium_model, set_physics
+from torch_crl.envs.tasks.sampling import Constant, at_height, on_circle, uniform
 
 _START_HEIGHT = 1.4
 _GOAL_HEIGHT = 1.25
@@ -53,10 +53,10 @@ def _control(action_NA: Tensor, simulator: Simulator) -> Tensor:  # noqa: ARG001
 
 
 def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
-    mass_K = torch.from_numpy(model.body_mass[1:].copy())
-    inertia_K3 = torch.from_numpy(model.body_inertia[1:].copy())
-    torque_AV = torch.from_numpy(_torque_per_control(model))
-    eye = torch.eye(3, dtype=torch.float64)
+    masses = Constant(torch.from_numpy(model.body_mass[1:].copy()))
+    inertias = Constant(torch.from_numpy(model.body_inertia[1:].copy()))
+    torques = Constant(torch.from_numpy(_torque_per_control(model)))
+    identity = Constant(torch.eye(3))
 
     def state(simulator: Simulator) -> Tensor:
         """0:24 qpos, 24:47 qvel, 47:157 link inertias, 157:223 link velocities, 223:246 torques.
@@ -66,6 +66,9 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
         """
         data = simulator.data
         num_envs = simulator.num_envs
+        mass_K, inertia_K3, torque_AV, eye = (
+            constant.like(data["qpos"]) for constant in (masses, inertias, torques, identity)
+        )
         centre_N3 = data["subtree_com"][:, 1]
         arm_NK3 = data["xipos"][:, 1:] - centre_N3[:, None]
         axes_NK33 = data["ximat"][:, 1:].reshape(num_envs, -1, 3, 3)

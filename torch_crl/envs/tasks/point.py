@@ -4,12 +4,12 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.layouts import LAYOUTS
-from torch_crl.envs.models import add_walls, set_physics
-from torch_crl.envs.sampling import cell_centres, normal, one_of
-from torch_crl.envs.simulator import Simulator
+from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
+from torch_crl.envs.tasks.layouts import LAYOUTS
+from torch_crl.envs.tasks.models import add_walls, set_physics
+from torch_crl.envs.tasks.sampling import cell_centres, normal, one_of
 
 _SCALE = 4.0
 _HEIGHT = 0.75

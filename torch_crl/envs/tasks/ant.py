@@ -6,12 +6,12 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.layouts import LAYOUTS
-from torch_crl.envs.models import add_walls, gymnasium_model, set_physics
-from torch_crl.envs.sampling import cell_centres, normal, on_circle, one_of, uniform
-from torch_crl.envs.simulator import Simulator
+from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task, height_outside
+from torch_crl.envs.tasks.layouts import LAYOUTS
+from torch_crl.envs.tasks.models import add_walls, gymnasium_model, set_physics
+from torch_crl.envs.tasks.sampling import Constant, cell_centres, normal, on_circle, one_of, uniform
 
 _SCALE = 4.0
 _GOAL_RADIUS = 10.0
@@ -56,11 +56,12 @@ def _task(
     sample_origin: Callable[[int, Generator], Tensor],
     sample_goal: Callable[[int, Generator], Tensor],
 ) -> Task:
-    pose = torch.tensor(_START_POSE, dtype=torch.float64)
+    pose = Constant(torch.tensor(_START_POSE, dtype=torch.float64))
 
     def sample_start(num_envs: int, generator: Generator) -> Start:
         """The standing pose with noise on every coordinate; the quaternion is normalised."""
-        qpos_NQ = pose + uniform(-0.1, 0.1, (num_envs, len(pose)), generator)
+        qpos_NQ = uniform(-0.1, 0.1, (num_envs, len(pose)), generator)
+        qpos_NQ += pose.like(qpos_NQ)
         qpos_NQ[:, :2] += sample_origin(num_envs, generator)
         qpos_NQ[:, 3:7] /= qpos_NQ[:, 3:7].norm(dim=-1, keepdim=True)
         return Start(

@@ -6,11 +6,11 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.models import gymnasium_model, set_physics
-from torch_crl.envs.sampling import at_height, on_circle, uniform
-from torch_crl.envs.simulator import Simulator
+from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
+from torch_crl.envs.tasks.models import gymnasium_model, set_physics
+from torch_crl.envs.tasks.sampling import at_height, on_circle, uniform
 
 _TIP_HEIGHT = 0.01
 _GOAL_RADIUS = 0.2

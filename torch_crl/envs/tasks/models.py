@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import mujoco
 
-from torch_crl.envs.layouts import cells
+from torch_crl.envs.tasks.layouts import cells
 
 
 def gymnasium_model(file_name: str) -> mujoco.MjSpec:

@@ -1,11 +1,7 @@
-"""Where physics runs: N simulations of one model behind live tensors.
-
-A second simulator implements the same abstract class; tasks and the vector env do not change.
-"""
+"""MuJoCo on a pool of C++ threads: `mujoco.batch`."""
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -13,6 +9,8 @@ import torch
 from mujoco.batch import Batch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from torch_crl.envs.simulators import Simulator
 
 # Derived fields are one substep behind after a plain step; this stage makes them current.
 _CURRENT = int(mujoco.mjtStage.mjSTAGE_VEL)
@@ -25,44 +23,8 @@ _DIVERGED = [
 ]
 
 
-class Simulator(ABC):
-    """N simulations. The tensors are live: they change with `step`, and may be written.
-
-    `data[name]` is the [N, ...] tensor of an MjData field: `qpos`, `qvel`, `ctrl`, and the
-    derived fields asked for at construction, which are current after `step` and `reset`.
-    """
-
-    model: mujoco.MjModel
-    num_envs: int
-    data: dict[str, Tensor]
-
-    @abstractmethod
-    def step(self, substeps: int) -> None:
-        """Advance every simulation by `substeps` physics steps with the present `ctrl`."""
-
-    @abstractmethod
-    def reset(self, mask_N: Tensor, qpos_NQ: Tensor, qvel_NV: Tensor) -> None:
-        """Set the simulations in the mask to these positions and velocities.
-
-        Everything else of their state (controls, solver warm start, applied forces, time) is
-        cleared, so an episode does not depend on the one before it.
-        """
-
-    @abstractmethod
-    def unstable(self) -> Tensor:
-        """Where physics diverged in the last step and the simulator reset itself, bool [N]."""
-
-    @abstractmethod
-    def get_state(self) -> Tensor:
-        """A copy of the whole integration state, float64 [N, *]."""
-
-    @abstractmethod
-    def set_state(self, state: Tensor) -> None:
-        """Restore what `get_state` returned; derived fields become current."""
-
-
 class CpuSimulator(Simulator):
-    """MuJoCo on a pool of C++ threads (`mujoco.batch`), the same result at any thread count."""
+    """float64, and the same result at any thread count."""
 
     def __init__(
         self,
@@ -75,6 +37,7 @@ class CpuSimulator(Simulator):
         """`num_threads` 0 takes every CPU this process may use."""
         self.model = model
         self.num_envs = num_envs
+        self.device = torch.device("cpu")
         self._batch = Batch(model, num_envs, num_threads)
         self._diverged_before = self._num_diverged()
         self._fresh_state = self._batch.state[0].copy()
@@ -119,21 +82,6 @@ class CpuSimulator(Simulator):
         self._batch.state[:] = state.numpy()
         if self._stage != _STATE_ONLY:
             self._batch.forward(stage=self._stage)
-
-
-SIMULATORS: dict[str, Callable[..., Simulator]] = {"cpu": CpuSimulator}
-
-
-def make_simulator(
-    kind: str,
-    model: mujoco.MjModel,
-    *,
-    num_envs: int,
-    fields: Sequence[str] = (),
-    num_threads: int = 0,
-) -> Simulator:
-    """`num_envs` simulations of the model on the simulator of that name."""
-    return SIMULATORS[kind](model, num_envs=num_envs, fields=fields, num_threads=num_threads)
 
 
 def _live_tensor(array: np.ndarray) -> Tensor:

@@ -1,0 +1,66 @@
+"""Random draws that several tasks share. N envs; every draw comes from the given generator.
+
+Draws are float32 (torch draws those several times faster) and returned as float64. They are made
+on torch's default device, which the vector env sets to the simulator's.
+"""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.envs.tasks.layouts import cells
+
+
+def uniform(low: float, high: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """float64 draws from U(low, high)."""
+    return torch.rand(shape, generator=generator).double().mul_(high - low).add_(low)
+
+
+def normal(std: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """float64 draws from N(0, std)."""
+    return torch.randn(shape, generator=generator).double().mul_(std)
+
+
+def on_circle(radius_N: Tensor, generator: Generator) -> Tensor:
+    """Points at the given radii and uniform angles around the origin, [N, 2]."""
+    angle_N = uniform(0.0, 2.0 * math.pi, (len(radius_N),), generator)
+    return radius_N[:, None] * torch.stack([angle_N.cos(), angle_N.sin()], dim=-1)
+
+
+def at_height(xy_N2: Tensor, height: float) -> Tensor:
+    """Goals of x, y and one height, float32 [N, 3]."""
+    return torch.nn.functional.pad(xy_N2, (0, 1), value=height).float()
+
+
+class Constant:
+    """A tensor of a task, copied once to each device that asks: a CUDA graph cannot copy it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """The tensor must not change."""
+        self._tensor = tensor
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def like(self, other: Tensor) -> Tensor:
+        """The tensor on the device and in the dtype of `other`."""
+        key = (other.device, other.dtype)
+        if key not in self._copies:
+            self._copies[key] = self._tensor.to(*key)
+        return self._copies[key]
+
+    def rows(self, index_N: Tensor) -> Tensor:
+        """Rows of the tensor, on the device of the index and in the tensor's own dtype."""
+        return self.like(index_N.new_empty((), dtype=self._tensor.dtype))[index_N]
+
+    def __len__(self) -> int:
+        return len(self._tensor)
+
+
+def cell_centres(layout: tuple[str, ...], kinds: str, *, scale: float) -> Constant:
+    """World xy of every cell of the given kinds, float64 [cells, 2]."""
+    return Constant(scale * torch.tensor(cells(layout, kinds), dtype=torch.float64))
+
+
+def one_of(choices: Constant, num_envs: int, generator: Generator) -> Tensor:
+    """`num_envs` uniform choices among the rows, [N, ...]."""
+    return choices.rows(torch.randint(len(choices), (num_envs,), generator=generator))
