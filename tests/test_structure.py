@@ -24,6 +24,7 @@ FLOORS = [
     ["envs.task"],
     ["envs.vector_env", "envs.tasks"],
     ["envs.registry"],
+    ["envs.make"],
     ["recipe"],
     ["presets", "compute", "cuda_graph"],
     ["networks"],

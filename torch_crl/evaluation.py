@@ -1,13 +1,13 @@
 """Deterministic episodes on envs of their own. N envs, S state, G goal, A action."""
 
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from torch_crl.envs.registry import make_task
-from torch_crl.envs.simulators import make_simulator
-from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.envs.make import make_vector_env
 from torch_crl.threads import torch_threads
 
 
@@ -41,30 +41,30 @@ def evaluate(
         at least once; `final_distance` and `mean_distance` in metres; `episode_length` in control
         steps. Tasks with other success levels add `time_at_goal_easy` and the like.
     """
-    task = make_task(task_name)
-    env = VectorEnv(
-        task,
-        make_simulator(
-            simulator, task.model, num_envs=num_envs, fields=task.fields, num_threads=num_threads
-        ),
+    vector_env = make_vector_env(
+        task_name,
+        num_envs=num_envs,
         episode_length=episode_length,
-        generator=Generator().manual_seed(seed),
+        seed=seed,
+        simulator=simulator,
+        num_threads=num_threads,
     )
     alive_N = torch.ones(num_envs, dtype=torch.bool)
     length_N, distance_sum_N, final_distance_N = (torch.zeros(num_envs) for _ in range(3))
-    at_goal = {level: torch.zeros(num_envs) for level in task.spec.success_radius}
+    at_goal: dict[str, Tensor] = defaultdict(lambda: torch.zeros(num_envs))
     step = 0
-    while alive_N.any():
-        result = env.step(policy(env.state_NS, env.goal_NG))
-        length_N += alive_N
-        distance_sum_N += alive_N * result.distance_N
-        final_distance_N = torch.where(alive_N, result.distance_N, final_distance_N)
-        for level, success_N in result.success.items():
-            at_goal[level] += alive_N & success_N
-        alive_N &= ~(result.terminated_N | result.truncated_N)
-        step += 1
-        if on_step is not None:
-            on_step(step)
+    with closing(vector_env) as env:
+        while alive_N.any():
+            result = env.step(policy(env.state_NS, env.goal_NG))
+            length_N += alive_N
+            distance_sum_N += alive_N * result.distance_N
+            final_distance_N = torch.where(alive_N, result.distance_N, final_distance_N)
+            for level, success_N in result.success.items():
+                at_goal[level] += alive_N & success_N
+            alive_N &= ~(result.terminated_N | result.truncated_N)
+            step += 1
+            if on_step is not None:
+                on_step(step)
 
     metrics = {
         f"time_at_goal{level.removeprefix('success')}": steps_N.mean()

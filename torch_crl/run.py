@@ -12,10 +12,8 @@ from torch_crl import checkpoint
 from torch_crl.collector import Collector
 from torch_crl.compute import Compute, choose_compute, resolve_device
 from torch_crl.cuda_graph import CudaRecorder, GraphedFunction, Recorder
-from torch_crl.envs.registry import make_task
-from torch_crl.envs.simulators import make_simulator
+from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.spec import TaskSpec
-from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks
 from torch_crl.policy import Policy
@@ -60,7 +58,7 @@ class Run:
     @property
     def policy(self) -> Policy:
         """The present deterministic policy; it follows the learner."""
-        spec = self.collector.env.task.spec
+        spec = self.collector.env.spec
         return Policy(
             self.learner.networks.actor, state_size=spec.state_size, goal_size=spec.goal_size
         )
@@ -144,8 +142,16 @@ def build_run(
     def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
-    task = make_task(recipe.task.name)
-    spec = task.spec
+    env = make_vector_env(
+        recipe.task.name,
+        num_envs=recipe.task.num_envs,
+        episode_length=recipe.task.episode_length,
+        seed=stream_seed(recipe.system.seed, "starts"),
+        simulator=recipe.system.simulator,
+        num_threads=recipe.system.simulator_threads,
+        cached_starts=recipe.algorithm.parity == "reference",
+    )
+    spec = env.spec
     weights, noise = generator("weights"), generator("actor", device)
     learner = _build_learner(recipe, spec, compute, device, weights, noise)
     replay = Replay(
@@ -157,20 +163,6 @@ def build_run(
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
         implementation=compute.other_kernels,
-    )
-    simulator = make_simulator(
-        recipe.system.simulator,
-        task.model,
-        num_envs=recipe.task.num_envs,
-        fields=task.fields,
-        num_threads=recipe.system.simulator_threads,
-    )
-    env = VectorEnv(
-        task,
-        simulator,
-        episode_length=recipe.task.episode_length,
-        generator=generator("starts"),
-        cached_starts=recipe.algorithm.parity == "reference",
     )
     actor = learner.networks.actor
     run = Run(

@@ -4,7 +4,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +87,8 @@ def train(
     notes = _restore(run, run_dir) if resume else []
     resumed_at = (run.env_steps, run.updates_done) if resume else None
     log = RunLog(run_dir, total=recipe.total_env_steps, resumed_at=resumed_at, show=show)
-    with log, torch_threads(_thread_count(recipe)), StopSignals(log.announce) as stop:
+    env, threads = run.collector.env, _thread_count(recipe)
+    with log, closing(env), torch_threads(threads), StopSignals(log.announce) as stop:
         compute = run.learner.networks.actor.compute
         log.announce(
             f"{recipe.task.name} on {run.learner.device} ({compute}), run directory {run_dir}",
@@ -223,7 +224,7 @@ def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed
     run.seconds = clock.seconds
     tensors, counters = run.state_dict()
     parent = run_dir / "checkpoints"
-    spec = run.collector.env.task.spec
+    spec = run.collector.env.spec
     meta = {"task": spec.name, "env_steps": run.env_steps, "updates": run.updates_done}
     meta |= {"torch_crl": __version__, "torch": torch.__version__}
     meta |= {"device": run.learner.device.type}

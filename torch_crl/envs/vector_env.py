@@ -53,6 +53,7 @@ class VectorEnv:
     ) -> None:
         """Draw the first starts. The generator, on the simulator's device, draws later ones too."""
         self.task = task
+        self.spec = task.spec
         self.simulator = simulator
         self.episode_length = episode_length
         self.generator = generator
@@ -65,8 +66,13 @@ class VectorEnv:
             self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
             self.unstable_N = torch.zeros(num_envs, dtype=torch.int32)
             self.unstable_step_N = torch.zeros(num_envs, dtype=torch.int32)
-            self._begin_episodes(torch.ones(num_envs, dtype=torch.bool))
-            self.state_NS.copy_(task.state(simulator))
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a fresh episode in every env."""
+        with self._device_context():
+            self._begin_episodes(torch.ones(self.num_envs, dtype=torch.bool))
+            self.state_NS.copy_(self.task.state(self.simulator))
 
     def step(self, action_NA: Tensor) -> StepResult:
         """Apply float32 actions in [-1, 1], shape [N, A], for one control step."""
@@ -103,6 +109,9 @@ class VectorEnv:
             state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)
         self.state_NS.copy_(state_NS)
         return result
+
+    def close(self) -> None:
+        """Nothing to release; other kinds of envs hold processes."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that `load_state_dict` needs to go on as if never stopped."""

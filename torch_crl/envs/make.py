@@ -1,0 +1,42 @@
+"""One way to the parallel episodes of a task, whichever kind of name it has."""
+
+from torch import Generator
+
+from torch_crl.envs.registry import make_task
+from torch_crl.envs.simulators import make_simulator
+from torch_crl.envs.vector_env import VectorEnv
+
+
+def make_vector_env(
+    name: str,
+    *,
+    num_envs: int,
+    episode_length: int,
+    seed: int,
+    simulator: str = "cpu",
+    num_threads: int = 0,
+    cached_starts: bool = False,
+) -> VectorEnv:
+    """`num_envs` parallel episodes of a task; `close` it at the end.
+
+    Args:
+        name: a registered task or `module:function`.
+        episode_length: control steps until the time limit.
+        seed: decides starts and goals, drawn on the simulator's device.
+        simulator, num_threads: where and on how many threads physics runs; 0 is every CPU.
+        cached_starts: each env repeats its first start and goal.
+
+    Raises:
+        UnknownTaskError: there is no such task.
+    """
+    task = make_task(name)
+    physics = make_simulator(
+        simulator, task.model, num_envs=num_envs, fields=task.fields, num_threads=num_threads
+    )
+    return VectorEnv(
+        task,
+        physics,
+        episode_length=episode_length,
+        generator=Generator(device=physics.device).manual_seed(seed),
+        cached_starts=cached_starts,
+    )
