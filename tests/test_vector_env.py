@@ -76,6 +76,10 @@ def test_unstable_physics_ends_the_episode_and_only_that_one(
     # MuJoCo put the ant back to its model's default height of 0.75; a start is around 0.55.
     assert env.state_NS[1, 2] < 0.7
     assert not env.step(torch.zeros(3, 8)).terminated_N.any()
+    # MuJoCo's count is then what it was before, one.
+    env.simulator.data["qvel"][1, 0] = 1e12
+    assert env.step(torch.zeros(3, 8)).terminated_N.tolist() == [False, True, False]
+    assert isinstance(env.simulator, CpuSimulator) and env.simulator.num_warnings == 2
 
 
 def test_cached_starts_repeat_start_and_goal() -> None:

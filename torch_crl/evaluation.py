@@ -7,7 +7,10 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
+from torch_crl.cuda_graph import CudaRecorder, GraphedFunction
 from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.vector_env import StepResult
+from torch_crl.policy import Policy
 from torch_crl.threads import torch_threads
 
 
@@ -22,16 +25,17 @@ def evaluate(
     seed: int = 0,
     simulator: str = "cpu",
     num_threads: int = 0,
+    device: torch.device | str = "cpu",
     on_step: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
     """One episode of `policy` in each of `num_envs` fresh envs.
 
     Args:
-        policy: (state [N, S], goal [N, G]) to action [N, A], float32 tensors on the CPU.
+        policy: (state [N, S], goal [N, G]) to action [N, A], float32 tensors where physics runs.
         task_name: a registered task or `module:function`.
         episode_length: control steps until the time limit.
         seed: decides starts and goals.
-        simulator, num_threads: where and on how many threads physics runs; 0 is every CPU.
+        simulator, num_threads, device: where physics runs, see `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
 
     Returns:
@@ -48,33 +52,63 @@ def evaluate(
         seed=seed,
         simulator=simulator,
         num_threads=num_threads,
+        device=device,
     )
-    alive_N = torch.ones(num_envs, dtype=torch.bool)
-    length_N, distance_sum_N, final_distance_N = (torch.zeros(num_envs) for _ in range(3))
-    at_goal: dict[str, Tensor] = defaultdict(lambda: torch.zeros(num_envs))
-    step = 0
     with closing(vector_env) as env:
-        while alive_N.any():
-            result = env.step(policy(env.state_NS, env.goal_NG))
-            length_N += alive_N
-            distance_sum_N += alive_N * result.distance_N
-            final_distance_N = torch.where(alive_N, result.distance_N, final_distance_N)
-            for level, success_N in result.success.items():
-                at_goal[level] += alive_N & success_N
-            alive_N &= ~(result.terminated_N | result.truncated_N)
-            step += 1
+        tally = _Tally(num_envs, env.state_NS.device)
+
+        def act_and_step() -> dict[str, Tensor]:
+            tally.add(env.step(policy(env.state_NS, env.goal_NG)))
+            return {}
+
+        advance: Callable[[], object] = act_and_step
+        if env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy):
+            advance = GraphedFunction(
+                act_and_step,
+                make_recorder=lambda: CudaRecorder(env.state_NS.device, [env.generator]),
+                fixed=env.live_tensors,
+            )
+        for step in range(1, episode_length + 1):
+            advance()
             if on_step is not None:
                 on_step(step)
+            # A look at another device waits for it.
+            if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
+                break
+        env.check()
+    return tally.means(episode_length)
 
-    metrics = {
-        f"time_at_goal{level.removeprefix('success')}": steps_N.mean()
-        for level, steps_N in at_goal.items()
-    }
-    metrics |= {
-        "time_at_goal_share": metrics["time_at_goal"] / episode_length,
-        "success_any": (at_goal["success"] > 0).float().mean(),
-        "final_distance": final_distance_N.mean(),
-        "mean_distance": (distance_sum_N / length_N).mean(),
-        "episode_length": length_N.mean(),
-    }
-    return {name: float(value) for name, value in metrics.items()}
+
+class _Tally:
+    """Sums over the first episode of each env, written in place."""
+
+    def __init__(self, num_envs: int, device: torch.device) -> None:
+        def zeros() -> Tensor:
+            return torch.zeros(num_envs, device=device)
+
+        self.alive_N = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self.length_N, self.distance_sum_N, self.final_distance_N = zeros(), zeros(), zeros()
+        self.at_goal = defaultdict[str, Tensor](zeros)
+
+    def add(self, result: StepResult) -> None:
+        alive_N = self.alive_N
+        self.length_N += alive_N
+        self.distance_sum_N += alive_N * result.distance_N
+        self.final_distance_N.copy_(torch.where(alive_N, result.distance_N, self.final_distance_N))
+        for level, success_N in result.success.items():
+            self.at_goal[level] += alive_N & success_N
+        alive_N &= ~(result.terminated_N | result.truncated_N)
+
+    def means(self, episode_length: int) -> dict[str, float]:
+        metrics = {
+            f"time_at_goal{level.removeprefix('success')}": steps_N.mean()
+            for level, steps_N in self.at_goal.items()
+        }
+        metrics |= {
+            "time_at_goal_share": metrics["time_at_goal"] / episode_length,
+            "success_any": (self.at_goal["success"] > 0).float().mean(),
+            "final_distance": self.final_distance_N.mean(),
+            "mean_distance": (self.distance_sum_N / self.length_N).mean(),
+            "episode_length": self.length_N.mean(),
+        }
+        return {name: float(value) for name, value in metrics.items()}

@@ -103,8 +103,11 @@ class SystemRecipe:
     """Decides every random draw of the run."""
     device: str = "auto"
     """`auto` takes a CUDA device if there is one; or `cpu`, `cuda`, `cuda:1`."""
-    simulator: Literal["cpu"] = "cpu"
-    """Where physics runs."""
+    simulator: Literal["cpu", "warp"] = "cpu"
+    """Where physics runs: on the CPU's cores, or by MuJoCo Warp on the device of the updates."""
+    overlap: Literal["off", "on"] = "off"
+    """Collect on the CPU while a CUDA device updates; the policy that collects is then that from
+    before the last round of updates."""
     replay_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 halves the replay and rounds a position of 20 m to 0.1 m."""
     simulator_threads: int = 0

@@ -64,9 +64,8 @@ class Replay:
             batch_size=[rows, num_envs],
         )
         self.next_row = 0
-        # For draws, which a CUDA graph repeats while the ring moves on.
+        # The same on the device, for what a CUDA graph repeats while the ring moves on.
         self._position = torch.zeros((), dtype=torch.int64, device=device)
-        self._columns = torch.arange(num_envs, device=device)
 
     @property
     def filled(self) -> int:
@@ -80,14 +79,24 @@ class Replay:
 
     def add(self, state_NS: Tensor, action_NA: Tensor, trajectory_N: Tensor) -> None:
         """Write one step of every env over the oldest one."""
-        slot = self.next_row % self.rows
-        storage = self.storage
-        storage["state"][slot].copy_(state_NS)
-        storage["action"][slot].copy_(action_NA)
-        storage["trajectory"][slot].copy_(trajectory_N)
-        key_N = storage["trajectory"][slot].long() % self.rows
-        storage["last_row"][key_N, self._columns] = self.next_row
-        self._move_to(self.next_row + 1)
+        self.write(state_NS, action_NA, trajectory_N)
+        self.advance()
+
+    def advance(self) -> None:
+        """What `add` does on the host, for a caller whose CUDA graph holds the `write`."""
+        self.next_row += 1
+
+    def write(self, state_NS: Tensor, action_NA: Tensor, trajectory_N: Tensor) -> None:
+        """What `add` does on the device."""
+        slot_1 = (self._position % self.rows)[None]
+        row_1N = self._position.int().expand(1, self.num_envs)
+        parts = {"state": state_NS, "action": action_NA, "trajectory": trajectory_N}
+        for name, part in parts.items():
+            ring = self.storage[name]
+            ring.index_copy_(0, slot_1, part.to(ring.device, ring.dtype)[None])
+        key_1N = (trajectory_N.to(self.device, torch.int64) % self.rows)[None]
+        self.storage["last_row"].scatter_(0, key_1N, row_1N)
+        self._position += 1
 
     def sample(
         self, batch_size: int, *, discount: float, generator: Generator, window: int = 0
@@ -129,13 +138,10 @@ class Replay:
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned, into a replay of equal sizes."""
-        self._move_to(int(tensors["next_row"]))
+        self.next_row = int(tensors["next_row"])
+        self._position.fill_(self.next_row)
         for name, tensor in self.tensors().items():
             tensor[: len(tensors[name])].copy_(tensors[name])
-
-    def _move_to(self, row: int) -> None:
-        self.next_row = row
-        self._position.fill_(row)
 
     def tensors(self) -> dict[str, Tensor]:
         """The storage by name."""

@@ -14,8 +14,10 @@ from torch_crl.compute import Compute, choose_compute, resolve_device
 from torch_crl.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks
+from torch_crl.overlap import OverlappingCollector
 from torch_crl.policy import Policy
 from torch_crl.recipe import Recipe
 from torch_crl.replay import Replay
@@ -28,7 +30,7 @@ class Run:
     recipe: Recipe
     learner: Learner
     replay: Replay
-    collector: Collector
+    collector: Collector | OverlappingCollector
     sampler: Generator
     """Draws the batches; lives on the training device."""
     update_graph: GraphedFunction | None = None
@@ -69,6 +71,17 @@ class Run:
         self.collections_done += 1
         return episodes
 
+    def collect_ahead(self) -> None:
+        """With overlap, begin the next collection if there is one and updates to hide it behind."""
+        wanted = self.recipe.prefill_collections + self.recipe.collections
+        useful = self.collections_done < wanted and self.updates_done < self.updates_due
+        if useful and isinstance(self.collector, OverlappingCollector):
+            self.collector.start(self.recipe.budget.unroll_length)
+
+    def close(self) -> None:
+        """Release what the envs hold."""
+        self.collector.close()
+
     def update(self) -> dict[str, Tensor]:
         """One gradient update on a fresh batch; 0-D metrics, overwritten by the next update."""
         metrics = (self.update_graph or self.draw_and_update)()
@@ -92,11 +105,8 @@ class Run:
             {
                 "learner": self.learner.state_dict(),
                 "replay": self.replay.state_dict(),
-                "env": self.collector.env.state_dict(),
-                "generators": {
-                    "sampler": self.sampler.get_state(),
-                    "collector": self.collector.generator.get_state(),
-                },
+                "collector": self.collector.state_dict(),
+                "sampler": {"generator": self.sampler.get_state()},
             }
         )
         counters = {
@@ -108,14 +118,12 @@ class Run:
 
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Go on where the run that wrote this was."""
-        for graph in (self.update_graph, self.collector.act_graph):
-            if graph is not None:
-                graph.reset()
+        if self.update_graph is not None:
+            self.update_graph.reset()
         self.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
         self.replay.load_state_dict(checkpoint.part_of(tensors, "replay"))
-        self.collector.env.load_state_dict(checkpoint.part_of(tensors, "env"))
-        self.sampler.set_state(tensors["generators/sampler"])
-        self.collector.generator.set_state(tensors["generators/collector"])
+        self.collector.load_state_dict(checkpoint.part_of(tensors, "collector"))
+        self.sampler.set_state(tensors["sampler/generator"])
         self.collections_done = counters["collections_done"]
         self.updates_done = counters["updates_done"]
         self.seconds = counters["seconds"]
@@ -149,6 +157,7 @@ def build_run(
         seed=stream_seed(recipe.system.seed, "starts"),
         simulator=recipe.system.simulator,
         num_threads=recipe.system.simulator_threads,
+        device=device,
         cached_starts=recipe.algorithm.parity == "reference",
     )
     spec = env.spec
@@ -164,27 +173,31 @@ def build_run(
         device=device,
         implementation=compute.other_kernels,
     )
-    actor = learner.networks.actor
     run = Run(
         recipe=recipe,
         learner=learner,
         replay=replay,
-        collector=Collector(env, actor, replay, generator=generator("exploration", device)),
+        collector=_build_collector(recipe, env, learner, replay, generator("exploration", device)),
         sampler=generator("batches", device),
     )
     if compute.cuda_graph:
-        collector = run.collector
         run.update_graph = GraphedFunction(
             run.draw_and_update,
             make_recorder=lambda: make_recorder(device, [run.sampler, learner.generator]),
             fixed=lambda: learner.named_parameters() | replay.tensors(),
         )
-        collector.act_graph = GraphedFunction(
-            collector.act,
-            make_recorder=lambda: make_recorder(device, [collector.generator]),
-            fixed=lambda: dict(actor.named_parameters()),
-        )
+        run.collector.use_graphs(lambda generators: make_recorder(device, generators))
     return run
+
+
+def _build_collector(
+    recipe: Recipe, env: VectorEnv, learner: Learner, replay: Replay, generator: Generator
+) -> Collector | OverlappingCollector:
+    actor = learner.networks.actor
+    if recipe.system.overlap == "on":
+        rows = recipe.budget.unroll_length
+        return OverlappingCollector(env, actor, replay, rows=rows, generator=generator)
+    return Collector(env, actor, replay, generator=generator)
 
 
 def _build_learner(

@@ -23,6 +23,7 @@ from torch_crl.plots import save_learning_curve
 from torch_crl.policy import save_policy
 from torch_crl.recipe import Recipe, differences
 from torch_crl.run import Run, build_run, stream_seed
+from torch_crl.stability import StabilityWatch
 from torch_crl.stopping import StopSignals
 from torch_crl.threads import torch_threads
 
@@ -31,6 +32,7 @@ _KEPT_CHECKPOINTS = 2
 # Below this a second thread gains nothing; measured in benchmarks/LOG.md.
 _SHARED_LAYER_FLOP = 3e6
 _SECONDS_BETWEEN_DISPLAYS = 0.05
+_WARP_NOTE = "physics by MuJoCo Warp, which compiles for up to a minute at the first use of a task"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,27 +77,30 @@ def train(
         RecipeError: every problem of the recipe and the directory, before anything is built.
         DivergenceError: a loss or a parameter became NaN or infinite; the last good checkpoint
             stays.
+        SimulatorError: the simulator cannot run the task here, or physics diverged too often.
         CheckpointError: nothing to resume from, or the last checkpoint could not be written.
         KeyboardInterrupt, SystemExit: after Ctrl-C or a termination signal, once a checkpoint is
             written.
     """
     run_dir = Path(run_dir or default_run_dir(recipe))
     find_problems(recipe, run_dir, resume=resume, overwrite=overwrite)
+    run = build_run(recipe)
     if not resume:
         _start_directory(recipe, run_dir, overwrite=overwrite)
-    run = build_run(recipe)
     notes = _restore(run, run_dir) if resume else []
     resumed_at = (run.env_steps, run.updates_done) if resume else None
     log = RunLog(run_dir, total=recipe.total_env_steps, resumed_at=resumed_at, show=show)
-    env, threads = run.collector.env, _thread_count(recipe)
-    with log, closing(env), torch_threads(threads), StopSignals(log.announce) as stop:
+    threads = _thread_count(recipe)
+    with log, closing(run), torch_threads(threads), StopSignals(log.announce) as stop:
         compute = run.learner.networks.actor.compute
         log.announce(
             f"{recipe.task.name} on {run.learner.device} ({compute}), run directory {run_dir}",
+            *([_WARP_NOTE] if recipe.system.simulator == "warp" else []),
             *notes,
         )
         clock = _Clock(run)
         metrics = UpdateMetrics()
+        stability = StabilityWatch(run.collector.env)
 
         while run.updates_done < recipe.total_updates:
             episodes = {}
@@ -104,6 +109,8 @@ def train(
                 clock.show("collecting", log)
                 with clock.collecting():
                     episodes = run.collect()
+                log.announce(*stability.look(run.env_steps))
+                run.collect_ahead()
 
             first_update = run.updates_done
             with clock.updating():
@@ -215,6 +222,7 @@ def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
         seed=stream_seed(recipe.system.seed, f"evaluation/{run.collections_done}"),
         simulator=recipe.system.simulator,
         num_threads=recipe.system.simulator_threads,
+        device=run.learner.device,
     )
     log.evaluation(clock.counters() | result)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 import tempfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from torch_crl.compute import compute_problems
+from torch_crl.compute import compute_problems, resolve_device
 from torch_crl.costs import BLOCK
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
 from torch_crl.envs.simulators.cpu import CpuSimulator
@@ -37,6 +38,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
             *_depth_problems(recipe),
             *_budget_problems(recipe),
             *(device_problems(recipe.system.device) or compute_problems(recipe)),
+            *_simulator_problems(recipe),
         ]
     problems += run_problems or []
     if problems:
@@ -227,6 +229,37 @@ def _budget_problems(recipe: Recipe) -> list[str]:
             f"first update: {rows} rows of {task.num_envs} envs hold {served} steps with a "
             "future; raise --prefill-rows or --num-envs"
         )
+    return problems
+
+
+def _simulator_problems(recipe: Recipe) -> list[str]:
+    system, names = recipe.system, (recipe.task.name, recipe.task.eval_name)
+    problems = []
+    if system.overlap == "on":
+        if system.simulator != "cpu":
+            problems.append(f"--overlap on is for --simulator cpu, got {system.simulator}")
+        if not device_problems(system.device) and resolve_device(system.device).type == "cpu":
+            problems.append(
+                "--overlap on hides physics on the CPU behind updates on a CUDA device, and these "
+                "updates are on the CPU too"
+            )
+    if system.simulator == "warp":
+        problems += [f"--simulator warp: {problem}" for problem in _warp_problems(names)]
+    return problems
+
+
+def _warp_problems(tasks: tuple[str, ...]) -> list[str]:
+    if importlib.util.find_spec("mujoco_warp") is None:
+        return ["MuJoCo Warp is not installed; pip install 'torch_crl[warp]'"]
+    from torch_crl.envs.simulators.warp import model_problem
+
+    problems = []
+    for name in dict.fromkeys(tasks):
+        try:
+            problem = model_problem(make_task(name).model)
+        except UnknownTaskError:
+            continue  # Told by the checks of the task.
+        problems += [f"{name}: {problem}"] if problem else []
     return problems
 
 

@@ -1,5 +1,6 @@
 """One way to the parallel episodes of a task, whichever kind of name it has."""
 
+import torch
 from torch import Generator
 
 from torch_crl.envs.registry import make_task
@@ -15,6 +16,7 @@ def make_vector_env(
     seed: int,
     simulator: str = "cpu",
     num_threads: int = 0,
+    device: torch.device | str = "cpu",
     cached_starts: bool = False,
 ) -> VectorEnv:
     """`num_envs` parallel episodes of a task; `close` it at the end.
@@ -23,15 +25,24 @@ def make_vector_env(
         name: a registered task or `module:function`.
         episode_length: control steps until the time limit.
         seed: decides starts and goals, drawn on the simulator's device.
-        simulator, num_threads: where and on how many threads physics runs; 0 is every CPU.
+        simulator: `cpu` or `warp`, see `torch_crl.envs.simulators`.
+        num_threads: of the CPU simulator; 0 is every CPU.
+        device: of Warp; the CPU simulator is always on the CPU.
         cached_starts: each env repeats its first start and goal.
 
     Raises:
         UnknownTaskError: there is no such task.
+        SimulatorError: the simulator cannot run it here.
     """
     task = make_task(name)
     physics = make_simulator(
-        simulator, task.model, num_envs=num_envs, fields=task.fields, num_threads=num_threads
+        simulator,
+        task.model,
+        num_envs=num_envs,
+        fields=task.fields,
+        num_threads=num_threads,
+        device=device,
+        capacity=task.capacity,
     )
     return VectorEnv(
         task,

@@ -11,7 +11,7 @@ import mujoco
 import torch
 from torch import Tensor
 
-from torch_crl.envs.simulators import Simulator
+from torch_crl.envs.simulators import DEFAULT_CAPACITY, Capacity, Simulator
 from torch_crl.envs.spec import TaskSpec
 
 
@@ -89,6 +89,8 @@ class Task:
     more than a distance below `spec.success_radius`."""
     moved_goal: Callable[[Tensor, Tensor], Tensor] | None = None
     """(goal [N, G], state after a step [N, S]) to the goal from then on, for a goal that moves."""
+    capacity: Capacity = DEFAULT_CAPACITY
+    """Room for contacts, where the simulator reserves it; too little is an error there."""
     goal_points: Callable[[Tensor], Tensor] = goal_points
     """Goal [G] to the points [P, 3] at which pictures draw it."""
 

@@ -35,8 +35,8 @@ class VectorEnv:
     `state_NS` and `goal_NG` are what to act on next; `trajectory_N` numbers the episodes of each
     env from 1, `steps_N` the control steps of the present one; `unstable_N` counts the episodes
     that diverging physics ended, `unstable_step_N` is the step at which the latest of them did.
-    These tensors live on the simulator's device, are written in place and never rebound, and on
-    any device but the CPU `step` waits for nothing: it can be captured in a CUDA graph.
+    These tensors live on the simulator's device, are written in place and never rebound. Where
+    `capturable`, `step` waits for nothing, so that a CUDA graph can hold it.
 
     Every start is a fresh draw. With `cached_starts` each env repeats its first start and goal for
     ever, as the reference implementation does.
@@ -55,6 +55,7 @@ class VectorEnv:
         self.task = task
         self.spec = task.spec
         self.simulator = simulator
+        self.capturable = simulator.capturable
         self.episode_length = episode_length
         self.generator = generator
         self.num_envs = num_envs = simulator.num_envs
@@ -103,12 +104,16 @@ class VectorEnv:
             truncated_N=truncated_N,
         )
         ended_N = terminated_N | truncated_N
-        # Asking whether there is anything to do would wait for another device.
-        if simulator.device.type != "cpu" or ended_N.any():
+        # A captured step cannot ask whether there is anything to do.
+        if self.capturable or ended_N.any():
             self._begin_episodes(ended_N)
             state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)
         self.state_NS.copy_(state_NS)
         return result
+
+    def check(self) -> None:
+        """Raise SimulatorError if physics can no longer be trusted. Waits for the device."""
+        self.simulator.check()
 
     def close(self) -> None:
         """Nothing to release; other kinds of envs hold processes."""
@@ -118,7 +123,7 @@ class VectorEnv:
         tensors = {
             "simulator": self.simulator.get_state(),
             "generator": self.generator.get_state(),
-            **self._own_tensors(),
+            **self.live_tensors(),
         }
         if self._cached is not None:
             tensors |= {f"cached_{name}": part for name, part in self._cached._asdict().items()}
@@ -128,13 +133,14 @@ class VectorEnv:
         """Restore what `state_dict` returned, from an env built with equal arguments."""
         self.simulator.set_state(tensors["simulator"])
         self.generator.set_state(tensors["generator"])
-        for name, tensor in self._own_tensors().items():
+        for name, tensor in self.live_tensors().items():
             tensor.copy_(tensors[name])
         if self._cached is not None:
             for name, tensor in self._cached._asdict().items():
                 tensor.copy_(tensors[f"cached_{name}"])
 
-    def _own_tensors(self) -> dict[str, Tensor]:
+    def live_tensors(self) -> dict[str, Tensor]:
+        """All that changes from step to step, besides the simulator."""
         return {
             "state": self.state_NS,
             "goal": self.goal_NG,

@@ -3,13 +3,29 @@
 Tasks and the vector env see a `Simulator` and do not know which one.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import mujoco
 import torch
 from torch import Tensor
+
+
+class SimulatorError(RuntimeError):
+    """The simulator cannot run this model here, or its physics can no longer be trusted."""
+
+
+class Capacity(NamedTuple):
+    """Room for contacts, where a simulator reserves it: a number too large costs speed."""
+
+    contacts: int = 48
+    """Of one simulation; what some do not use, others may."""
+    constraints: int = 64
+    """Scalar constraints of one simulation: a contact has four, a joint at its limit one."""
+
+
+DEFAULT_CAPACITY = Capacity()
 
 
 class Simulator(ABC):
@@ -20,6 +36,8 @@ class Simulator(ABC):
     live on `device` and are floating-point numbers of the simulator's own precision.
     """
 
+    capturable: bool
+    """Whether a torch CUDA graph may hold `step`, `reset` and `unstable`."""
     model: mujoco.MjModel
     num_envs: int
     device: torch.device
@@ -42,16 +60,16 @@ class Simulator(ABC):
         """Where physics diverged in the last step, bool [N]; these need a reset."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Raise SimulatorError if contacts were lost since construction. Waits for the device."""
+
+    @abstractmethod
     def get_state(self) -> Tensor:
         """A copy of the whole integration state, [N, *]."""
 
     @abstractmethod
     def set_state(self, state: Tensor) -> None:
         """Restore what `get_state` returned; derived fields become current."""
-
-
-# Name to module and class; a module is loaded when its simulator is asked for.
-SIMULATORS = {"cpu": "torch_crl.envs.simulators.cpu:CpuSimulator"}
 
 
 def make_simulator(
@@ -61,10 +79,21 @@ def make_simulator(
     num_envs: int,
     fields: Sequence[str] = (),
     num_threads: int = 0,
+    device: torch.device | str = "cpu",
+    capacity: Capacity = DEFAULT_CAPACITY,
 ) -> Simulator:
-    """`num_envs` simulations of the model on the simulator of that name."""
-    module, _, name = SIMULATORS[kind].partition(":")
-    simulator: Simulator = getattr(importlib.import_module(module), name)(
-        model, num_envs=num_envs, fields=fields, num_threads=num_threads
-    )
-    return simulator
+    """`num_envs` simulations of the model on the simulator of that name, `cpu` or `warp`.
+
+    `num_threads` is for `cpu`, `device` and `capacity` are for `warp`. Raises SimulatorError.
+    """
+    if kind == "cpu":
+        from torch_crl.envs.simulators.cpu import CpuSimulator
+
+        return CpuSimulator(model, num_envs=num_envs, fields=fields, num_threads=num_threads)
+    if kind == "warp":
+        from torch_crl.envs.simulators.warp import WarpSimulator
+
+        return WarpSimulator(
+            model, num_envs=num_envs, fields=fields, device=device, capacity=capacity
+        )
+    raise ValueError(f"simulator must be 'cpu' or 'warp', got {kind!r}")

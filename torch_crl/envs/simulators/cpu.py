@@ -7,10 +7,9 @@ import mujoco
 import numpy as np
 import torch
 from mujoco.batch import Batch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_crl.envs.simulators import Simulator
+from torch_crl.envs.simulators import Simulator, SimulatorError
 
 # Derived fields are one substep behind after a plain step; this stage makes them current.
 _CURRENT = int(mujoco.mjtStage.mjSTAGE_VEL)
@@ -21,10 +20,16 @@ _DIVERGED = [
     int(mujoco.mjtWarning.mjWARN_BADQVEL),
     int(mujoco.mjtWarning.mjWARN_BADQACC),
 ]
+_FULL = {
+    "contacts": int(mujoco.mjtWarning.mjWARN_CONTACTFULL),
+    "constraints": int(mujoco.mjtWarning.mjWARN_CNSTRFULL),
+}
 
 
 class CpuSimulator(Simulator):
     """float64, and the same result at any thread count."""
+
+    capturable = False
 
     def __init__(
         self,
@@ -39,7 +44,7 @@ class CpuSimulator(Simulator):
         self.num_envs = num_envs
         self.device = torch.device("cpu")
         self._batch = Batch(model, num_envs, num_threads)
-        self._diverged_before = self._num_diverged()
+        self._past_warnings = 0
         self._fresh_state = self._batch.state[0].copy()
         self._stage = _CURRENT if fields else _STATE_ONLY
         self.data = {
@@ -49,19 +54,27 @@ class CpuSimulator(Simulator):
     @property
     def num_warnings(self) -> int:
         """MuJoCo warnings so far (unstable physics, full buffers), over all simulations."""
-        return int(self._batch.warning.sum())
+        return self._past_warnings + int(self._batch.warning[:, :, 1].sum())
 
     def step(self, substeps: int) -> None:
-        self._diverged_before = self._num_diverged()
+        # MuJoCo counts from zero again at each divergence, so a count can only be compared to zero.
+        counts = self._batch.warning[:, _DIVERGED, 1]
+        if counts.any():
+            self._past_warnings += int(counts.sum())
+            self._batch.warning[:, _DIVERGED, 1] = 0
         self._batch.step(nstep=substeps, stage=self._stage)
 
     def unstable(self) -> Tensor:
-        return torch.from_numpy(self._num_diverged() > self._diverged_before)
-
-    def _num_diverged(self) -> NDArray[np.int64]:
         # [simulation, kind of warning, (last info, how often)]
-        counts: NDArray[np.int64] = self._batch.warning[:, _DIVERGED, 1].sum(1)
-        return counts
+        return torch.from_numpy(self._batch.warning[:, _DIVERGED, 1].any(1))
+
+    def check(self) -> None:
+        lost = [name for name, kind in _FULL.items() if self._batch.warning[:, kind, 1].any()]
+        if lost:
+            raise SimulatorError(
+                f"MuJoCo had no room for all of its {' and '.join(lost)}, so physics is wrong from "
+                "here on; give the model a larger <size memory>"
+            )
 
     def reset(self, mask_N: Tensor, qpos_NQ: Tensor, qvel_NV: Tensor) -> None:
         ids = np.flatnonzero(mask_N.numpy()).astype(np.int32)

@@ -1,0 +1,186 @@
+"""MuJoCo Warp: the physics of all simulations on a GPU, or slowly on Warp's CPU device."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mujoco
+import mujoco_warp
+import torch
+import warp
+from mujoco_warp import OverflowType
+from torch import Tensor
+
+from torch_crl.envs.simulators import DEFAULT_CAPACITY, Capacity, Simulator, SimulatorError
+
+# No banner, and no line for each of the hundred kernels that are compiled at first use.
+warp.config.log_level = max(warp.config.log_level, warp.LOG_ERROR)
+# MuJoCo's own bound on what is still a position or velocity.
+_LARGEST = 1e10
+# A solver that uses up its iterations has lost no contact: the task asked for so many.
+_HARMLESS = OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS
+
+
+class WarpSimulator(Simulator):
+    """float32. Launches on torch's current stream and waits for nothing, so that a step and a
+    reset can be captured in a torch CUDA graph (see `torch_crl.cuda_graph`).
+    """
+
+    capturable = True
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        *,
+        num_envs: int,
+        fields: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+        capacity: Capacity = DEFAULT_CAPACITY,
+    ) -> None:
+        """Reserve all memory now.
+
+        Raises SimulatorError if Warp cannot run the model or the memory does not suffice.
+        """
+        self.model = model
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self._capacity = capacity
+        self._has_fields = bool(fields)
+        if problem := model_problem(model):
+            raise SimulatorError(problem)
+        with self._on_torch_stream():
+            self._model = _put_model(model)
+            self._data = self._make_data()
+        self.data = {
+            name: self._tensor(name) for name in dict.fromkeys(("qpos", "qvel", "ctrl", *fields))
+        }
+        # All that decides the next step. A reset sets the first two and clears the others.
+        self._state = [
+            *(self.data[name] for name in ("qpos", "qvel", "ctrl")),
+            *(self._tensor(name) for name in ("act", "qacc_warmstart")),
+            self._tensor("time")[:, None],
+        ]
+        self._overflow = self._tensor("overflow")
+
+    def step(self, substeps: int) -> None:
+        with self._on_torch_stream():
+            for _ in range(substeps):
+                mujoco_warp.step(self._model, self._data)
+            self._refresh()
+
+    def reset(self, mask_N: Tensor, qpos_NQ: Tensor, qvel_NV: Tensor) -> None:
+        mask_N1 = mask_N[:, None]
+        qpos, qvel, *others = self._state
+        for tensor, value in ((qpos, qpos_NQ), (qvel, qvel_NV)):
+            tensor.copy_(torch.where(mask_N1, value.to(tensor.dtype), tensor))
+        for tensor in others:
+            # Not a product with the mask: what diverged is NaN.
+            tensor.masked_fill_(mask_N1, 0.0)
+        with self._on_torch_stream():
+            self._refresh()
+
+    def unstable(self) -> Tensor:
+        # A comparison with NaN is false.
+        positions_N, velocities_N = (
+            (self.data[name].abs() < _LARGEST).all(-1) for name in ("qpos", "qvel")
+        )
+        return ~(positions_N & velocities_N)
+
+    def check(self) -> None:
+        lost = OverflowType(int(self._overflow.max()) & ~int(_HARMLESS))
+        if lost:
+            raise SimulatorError(
+                f"MuJoCo Warp lost contacts or constraints ({lost.name}), so physics is wrong from "
+                f"here on; the task has {self._capacity}: raise both"
+            )
+
+    def get_state(self) -> Tensor:
+        return torch.cat(self._state, dim=-1)
+
+    def set_state(self, state: Tensor) -> None:
+        sizes = [tensor.shape[-1] for tensor in self._state]
+        for tensor, part in zip(self._state, state.split(sizes, dim=-1), strict=True):
+            tensor.copy_(part)
+        with self._on_torch_stream():
+            self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring derived fields up to the positions and velocities; a step leaves them behind."""
+        if self._has_fields:
+            mujoco_warp.fwd_kinematics(self._model, self._data)
+            mujoco_warp.com_vel(self._model, self._data)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor: Tensor = warp.to_torch(getattr(self._data, name))
+        return tensor
+
+    def _make_data(self) -> Any:
+        def make(count: int) -> Any:
+            return mujoco_warp.make_data(
+                self.model,
+                nworld=count,
+                nconmax=self._capacity.contacts,
+                njmax=self._capacity.constraints,
+            )
+
+        one, two = (_num_bytes(make(count)) for count in (1, 2))
+        fit = int((_free_bytes(self.device) - one) / (two - one)) + 1
+        if self.num_envs > fit:
+            raise SimulatorError(
+                f"{self.num_envs} envs do not fit into the free memory of {self.device}: each "
+                f"takes {(two - one) / 1e3:,.0f} kB in MuJoCo Warp, so at most {fit:,} fit"
+            )
+        return make(self.num_envs)
+
+    @contextmanager
+    def _on_torch_stream(self) -> Iterator[None]:
+        """Launch where torch does, and into the graph that torch is capturing, if any."""
+        if self.device.type == "cpu":
+            with warp.ScopedDevice("cpu"):
+                yield
+            return
+        stream = warp.stream_from_torch(torch.cuda.current_stream(self.device))
+        # Warp's own stream has done nothing to wait for, and a capture could not wait for it.
+        with warp.ScopedStream(stream, sync_enter=False):
+            if torch.cuda.is_current_stream_capturing():
+                with warp.ScopedCapture(stream=stream, external=True):
+                    yield
+            else:
+                yield
+
+
+def model_problem(model: mujoco.MjModel) -> str:
+    """Which feature of the model MuJoCo Warp lacks; empty if it can run it."""
+    try:
+        with warp.ScopedDevice("cpu"):
+            mujoco_warp.put_model(model)
+    except (NotImplementedError, ValueError) as error:
+        return f"MuJoCo Warp cannot run this model: {error}"
+    return ""
+
+
+def _put_model(model: mujoco.MjModel) -> Any:
+    put = mujoco_warp.put_model(model)
+    # Nodes that ask the device whether to go on cannot be part of torch's capture. The few
+    # iterations that tasks ask for are all launched; worlds that are done return at once.
+    put.opt.graph_conditional = False
+    put.opt.warn_overflow = 0
+    return put
+
+
+def _num_bytes(data: Any) -> int:
+    """Of all arrays in a dataclass and in those that it holds."""
+    values = [getattr(data, part.name) for part in dataclasses.fields(data)]
+    return sum(
+        value.capacity if isinstance(value, warp.array) else _num_bytes(value)
+        for value in values
+        if isinstance(value, warp.array) or dataclasses.is_dataclass(value)
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
