@@ -32,7 +32,6 @@ def make(spec: TaskSpec) -> Task:
         substeps=2,
         sample_start=_sample_start,
         state=_state_reader(model),
-        fields=("xpos",),
     )
 
 
@@ -47,19 +46,35 @@ def _sample_start(num_envs: int, generator: Generator) -> Start:
 
 
 def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
-    elbow_body, tip_body = model.body("body1").id, model.body("fingertip").id
+    upper, lower = (float(model.body(name).pos[0]) for name in ("body1", "fingertip"))
 
     def state(simulator: Simulator) -> Tensor:
         """0:2 cos, 2:4 sin of the joints, 4:7 fingertip position, 7:10 fingertip velocity."""
         angles, rates = simulator.data["qpos"], simulator.data["qvel"]
-        elbow, tip = (simulator.data["xpos"][:, body] for body in (elbow_body, tip_body))
-        velocity = rates[:, :1] * _turned(tip) + rates[:, 1:] * _turned(tip - elbow)
-        return torch.cat([angles.cos(), angles.sin(), tip, velocity], dim=-1).float()
+        # From the angles: MuJoCo would bring its positions up to date for two thirds of a substep.
+        first, both = angles[:, 0], angles.sum(-1)
+        along_first, along_both = upper * _direction(first), lower * _direction(both)
+        tip_N2 = along_first + along_both
+        velocity_N2 = rates[:, :1] * _turned(along_first) + rates.sum(-1, True) * _turned(
+            along_both
+        )
+        parts = [
+            angles.cos(),
+            angles.sin(),
+            at_height(tip_N2, _TIP_HEIGHT),
+            at_height(velocity_N2, 0.0),
+        ]
+        return torch.cat(parts, dim=-1).float()
 
     return state
 
 
-def _turned(vector_N3: Tensor) -> Tensor:
-    """Z x vector: what a unit rate about the vertical does to a lever arm."""
-    x, y, z = vector_N3.unbind(-1)
-    return torch.stack([-y, x, torch.zeros_like(z)], dim=-1)
+def _direction(angle_N: Tensor) -> Tensor:
+    """Unit vector at an angle to the x axis, [N, 2]."""
+    return torch.stack([angle_N.cos(), angle_N.sin()], dim=-1)
+
+
+def _turned(vector_N2: Tensor) -> Tensor:
+    """The vector turned by a quarter: what a unit rate about the vertical does to a lever arm."""
+    x, y = vector_N2.unbind(-1)
+    return torch.stack([-y, x], dim=-1)
