@@ -7,7 +7,8 @@ kernels      passes of the towers with every tile, LayerNorm, all pairs
 update       our update by depth
 peers        eager and compiled PyTorch, and JAX where it is installed
 variants     precisions, implementations, batch sizes, activations computed again
-act          the policy's actions, and whole collections with their updates
+act          the policy's actions
+physics      collections of ant and humanoid on both simulators, whole training with its updates
 memory       the largest depths
 learning     the default task, from start to evaluation
 
@@ -68,7 +69,22 @@ def scenarios() -> dict[str, list[Scenario]]:
             Scenario(kind="act", depth=4),
             Scenario(kind="act", depth=64),
             Scenario(kind="env"),
+        ],
+        "physics": [
+            *(
+                Scenario(kind="collect", task=task, envs=envs, simulator=simulator)
+                for task in ("ant", "humanoid")
+                for simulator, sizes in (("cpu", (512,)), ("warp", (512, 4096, 8192)))
+                for envs in sizes
+                if simulator == "cpu" or importlib.util.find_spec("mujoco_warp")
+            ),
             Scenario(kind="end_to_end", depth=16),
+            Scenario(kind="end_to_end", depth=16, overlap="on"),
+            *(
+                [Scenario(kind="end_to_end", depth=16, simulator="warp")]
+                if importlib.util.find_spec("mujoco_warp")
+                else []
+            ),
         ],
         "memory": [Scenario(kind="update", depth=depth, seconds=0.5) for depth in (4096, 8192)],
     }
@@ -152,7 +168,20 @@ def _work(part: str) -> None:
 
 
 def _short(row: Row) -> str:
-    names = ("kind", "part", "implementation", "depth", "batch", "width", "precision", "tower")
+    names = (
+        "kind",
+        "part",
+        "task",
+        "simulator",
+        "overlap",
+        "envs",
+        "implementation",
+        "depth",
+        "batch",
+        "width",
+        "precision",
+        "tower",
+    )
     names += ("cuda_graph", "recompute", "ms_p50", "us_per_layer", "peak_gb", "error")
     names += ("env_steps_per_second", "out_of_memory", "compile_seconds")
     cells = ((name, row[name]) for name in names if name in row and row[name] not in ("auto", 0))

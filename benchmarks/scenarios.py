@@ -1,8 +1,9 @@
-"""What is measured, as data, and how each kind is run. Sizes are those of `ant`; data is random.
+"""What is measured, as data, and how each kind is run. Updates have the sizes of `ant`.
 
 update      one gradient update, from random indices to new parameters
 act         the sampling policy for all envs
 env         one control step of all envs, physics and resets
+collect     whole collections: acting, physics, writing into the replay
 kernels     the parts of an update on their own, and the tiles that the tower can run with
 end_to_end  collections and their updates as `torch-crl train` makes them, without evaluations
 """
@@ -26,7 +27,6 @@ from torch_crl.recipe import Recipe
 from torch_crl.run import Run, build_run
 from torch_crl.threads import torch_threads
 
-TASK = "ant"
 STATE, GOAL, ACTION = 29, 2, 8
 Row = dict[str, Any]
 
@@ -35,7 +35,10 @@ Row = dict[str, Any]
 class Scenario:
     """One line of a result."""
 
-    kind: Literal["update", "act", "env", "kernels", "end_to_end"]
+    kind: Literal["update", "act", "env", "collect", "kernels", "end_to_end"]
+    task: str = "ant"
+    simulator: str = "cpu"
+    overlap: str = "off"
     depth: int = 4
     batch: int = 512
     """Rows of a batch, or envs where nothing is trained."""
@@ -81,15 +84,17 @@ def run_scenario(scenario: Scenario, *, device: str = "auto") -> list[Row]:
 
 
 def recipe_of(scenario: Scenario, device: torch.device) -> Recipe:
-    """The preset of `ant` with the sizes and the system of a scenario."""
+    """The preset of the task with the sizes and the system of a scenario."""
     return with_changes(
-        preset(TASK, depth=scenario.depth),
+        preset(scenario.task, depth=scenario.depth),
         task={"num_envs": scenario.envs},
         networks={"width": scenario.width},
         algorithm={"batch_size": scenario.batch},
         budget={"replay_rows": 200},
         system={
             "device": str(device),
+            "simulator": scenario.simulator,
+            "overlap": scenario.overlap,
             "precision": scenario.precision,
             "tower": scenario.tower,
             "cuda_graph": scenario.cuda_graph,
@@ -203,6 +208,21 @@ def _env(scenario: Scenario, device: torch.device) -> list[Row]:
     return [timing.row() | {"env_steps_per_second": 1e3 * scenario.envs / timing.p50}]
 
 
+def _collect(scenario: Scenario, device: torch.device) -> list[Row]:
+    run = build_run(recipe_of(scenario, device))
+    # The first compiles and captures.
+    run.collect()
+    timing = time_calls(
+        run.collect, device=device, seconds=scenario.seconds, warmup=1, wall_clock=True
+    )
+    run.collector.env.check()
+    return [
+        timing.row()
+        | {"env_steps_per_second": 1e3 * run.recipe.steps_per_collection / timing.p50}
+        | {"compute": str(run.learner.networks.actor.compute)}
+    ]
+
+
 def _end_to_end(scenario: Scenario, device: torch.device) -> list[Row]:
     run = build_run(recipe_of(scenario, device))
     recipe = run.recipe
@@ -210,6 +230,7 @@ def _end_to_end(scenario: Scenario, device: torch.device) -> list[Row]:
     for collection in range(recipe.prefill_collections + 3):
         begin = time.perf_counter()
         run.collect()
+        run.collect_ahead()
         middle = time.perf_counter()
         while run.updates_done < run.updates_due:
             metrics = run.update()
@@ -235,6 +256,7 @@ RUNNERS: dict[str, Callable[[Scenario, torch.device], list[Row]]] = {
     "update": _update,
     "act": _act,
     "env": _env,
+    "collect": _collect,
     "kernels": kernel_rows,
     "end_to_end": _end_to_end,
 }

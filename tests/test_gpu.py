@@ -108,3 +108,50 @@ def test_what_the_persistent_kernel_cannot_do_is_refused() -> None:
         )
         with pytest.raises(RecipeError, match="--tower persistent is for"):
             check(recipe)
+
+
+def collected(graph: str, task: str) -> Any:
+    pytest.importorskip("mujoco_warp")
+    system = {"device": "cuda", "simulator": "warp", "cuda_graph": graph}
+    run = build_run(tiny(task, system=system))
+    for _ in range(3):
+        run.collect()
+    return run
+
+
+@pytest.mark.parametrize("task", ["reacher", "ant_u_maze", "humanoid"])
+def test_a_captured_collection_equals_an_eager_one(task: str) -> None:
+    eager, graphed = collected("off", task), collected("on", task)
+    assert graphed.collector.step_graph.captures == 1
+    for name, tensor in eager.replay.tensors().items():
+        # Atomic sums are made in any order, and contacts make differences large.
+        steps = 6 if task != "reacher" else len(tensor)
+        expected, got = (t[:steps].double() for t in (tensor, graphed.replay.tensors()[name]))
+        torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_captured_collection_never_waits_and_its_episodes_differ() -> None:
+    run = collected("on", "ant")
+    env = run.collector.env
+    goals = env.goal_NG.clone()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(run.recipe.task.episode_length + 1):
+            run.collector.step_graph()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (env.goal_NG != goals).any(-1).all()
+    assert env.state_NS.isfinite().all()
+    env.check()
+
+
+@pytest.mark.parametrize("system", [{"simulator": "warp"}, {"overlap": "on"}])
+def test_physics_on_the_gpu_or_beside_it_trains_and_resumes(
+    system: dict[str, Any], tmp_path: Path
+) -> None:
+    if "simulator" in system:
+        pytest.importorskip("mujoco_warp")
+    recipe = tiny("ant", system={"device": "cuda", **system}, budget={"checkpoints": 2})
+    result = train(recipe, tmp_path / "run", show=False)
+    again = train(recipe, tmp_path / "run", resume=True, show=False)
+    assert again.evaluation == result.evaluation

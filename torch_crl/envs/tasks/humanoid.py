@@ -28,7 +28,7 @@ def make(spec: TaskSpec) -> Task:
         substeps=5,
         sample_start=_sample_start,
         state=_state_reader(model),
-        fields=("xipos", "ximat", "cvel", "subtree_com"),
+        fields=("cinert", "cvel"),
         control=_control,
         failed=height_outside(_LOWEST, _HIGHEST),
     )
@@ -52,11 +52,14 @@ def _control(action_NA: Tensor, simulator: Simulator) -> Tensor:  # noqa: ARG001
     return _CONTROL_RANGE * action_NA
 
 
+# Where cinert (xx yy zz xy xz yz, mass-weighted offset, mass) has a row-major matrix and the mass.
+_MATRIX_AND_MASS = (0, 3, 4, 3, 1, 5, 4, 5, 2, 9)
+
+
 def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
+    order = Constant(torch.tensor(_MATRIX_AND_MASS))
     masses = Constant(torch.from_numpy(model.body_mass[1:].copy()))
-    inertias = Constant(torch.from_numpy(model.body_inertia[1:].copy()))
     torques = Constant(torch.from_numpy(_torque_per_control(model)))
-    identity = Constant(torch.eye(3))
 
     def state(simulator: Simulator) -> Tensor:
         """0:24 qpos, 24:47 qvel, 47:157 link inertias, 157:223 link velocities, 223:246 torques.
@@ -65,29 +68,18 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
         mass; then its mass-weighted linear velocity and its angular velocity.
         """
         data = simulator.data
-        num_envs = simulator.num_envs
-        mass_K, inertia_K3, torque_AV, eye = (
-            constant.like(data["qpos"]) for constant in (masses, inertias, torques, identity)
-        )
-        centre_N3 = data["subtree_com"][:, 1]
-        arm_NK3 = data["xipos"][:, 1:] - centre_N3[:, None]
-        axes_NK33 = data["ximat"][:, 1:].reshape(num_envs, -1, 3, 3)
-        own_NK33 = (axes_NK33 * inertia_K3[:, None, :]) @ axes_NK33.transpose(-1, -2)
-        square_NK = arm_NK3.square().sum(-1)
-        shift_NK33 = (
-            square_NK[..., None, None] * eye - arm_NK3[..., :, None] * arm_NK3[..., None, :]
-        )
-        inertia_NK9 = (own_NK33 + mass_K[:, None, None] * shift_NK33).flatten(2)
-        mass_NK1 = mass_K[:, None].expand(num_envs, -1, 1)
-        velocity_NK6 = data["cvel"][:, 1:]
-        angular_NK3, linear_NK3 = velocity_NK6[..., :3], velocity_NK6[..., 3:]
-        linear_NK3 = linear_NK3 + torch.linalg.cross(angular_NK3, arm_NK3)
-        weighted_NK3 = linear_NK3 * (mass_K / mass_K.sum())[:, None]
+        mass_K, torque_AV = (constant.like(data["qpos"]) for constant in (masses, torques))
+        inertia_NK10, velocity_NK6 = data["cinert"][:, 1:], data["cvel"][:, 1:]
+        matrix_NK10 = inertia_NK10.index_select(-1, order.on(data["qpos"].device))
+        # MuJoCo's linear velocity is that of the point of the link that passes the robot's centre.
+        angular_NK3, at_centre_NK3 = velocity_NK6[..., :3], velocity_NK6[..., 3:]
+        momentum_NK3 = mass_K[:, None] * at_centre_NK3
+        momentum_NK3 = momentum_NK3 + torch.linalg.cross(angular_NK3, inertia_NK10[..., 6:9])
         parts = [
             data["qpos"],
             data["qvel"],
-            torch.cat([inertia_NK9, mass_NK1], dim=-1).flatten(1),
-            torch.cat([weighted_NK3, angular_NK3], dim=-1).flatten(1),
+            matrix_NK10.flatten(1),
+            torch.cat([momentum_NK3 / mass_K.sum(), angular_NK3], dim=-1).flatten(1),
             data["ctrl"].clamp(-_CONTROL_RANGE, _CONTROL_RANGE) @ torque_AV,
         ]
         return torch.cat(parts, dim=-1).float()

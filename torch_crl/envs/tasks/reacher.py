@@ -10,7 +10,7 @@ from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
 from torch_crl.envs.tasks.models import gymnasium_model, set_physics
-from torch_crl.envs.tasks.sampling import at_height, on_circle, uniform
+from torch_crl.envs.tasks.sampling import Constant, at_height, on_circle, uniform
 
 _TIP_HEIGHT = 0.01
 _GOAL_RADIUS = 0.2
@@ -46,35 +46,20 @@ def _sample_start(num_envs: int, generator: Generator) -> Start:
 
 
 def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
-    upper, lower = (float(model.body(name).pos[0]) for name in ("body1", "fingertip"))
+    links = Constant(torch.tensor([model.body(name).pos[0] for name in ("body1", "fingertip")]))
 
     def state(simulator: Simulator) -> Tensor:
         """0:2 cos, 2:4 sin of the joints, 4:7 fingertip position, 7:10 fingertip velocity."""
-        angles, rates = simulator.data["qpos"], simulator.data["qvel"]
         # From the angles: MuJoCo would bring its positions up to date for two thirds of a substep.
-        first, both = angles[:, 0], angles.sum(-1)
-        along_first, along_both = upper * _direction(first), lower * _direction(both)
-        tip_N2 = along_first + along_both
-        velocity_N2 = rates[:, :1] * _turned(along_first) + rates.sum(-1, True) * _turned(
-            along_both
-        )
-        parts = [
-            angles.cos(),
-            angles.sin(),
-            at_height(tip_N2, _TIP_HEIGHT),
-            at_height(velocity_N2, 0.0),
-        ]
-        return torch.cat(parts, dim=-1).float()
+        angle_N2, rate_N2 = simulator.data["qpos"], simulator.data["qvel"]
+        cos_N2, sin_N2 = angle_N2.cos(), angle_N2.sin()
+        # Of each link: its angle to the x axis and that angle's rate.
+        turned_N2, turning_N2 = angle_N2.cumsum(-1), rate_N2.cumsum(-1)
+        x_N2, y_N2 = (links.like(cos_N2) * part for part in (turned_N2.cos(), turned_N2.sin()))
+        planar_N2 = [x_N2, y_N2, -turning_N2 * y_N2, turning_N2 * x_N2]
+        tip_x, tip_y, velocity_x, velocity_y = (part.sum(-1) for part in planar_N2)
+        height, still = torch.full_like(tip_x, _TIP_HEIGHT), torch.zeros_like(tip_x)
+        tip = torch.stack([tip_x, tip_y, height, velocity_x, velocity_y, still], dim=-1)
+        return torch.cat([cos_N2, sin_N2, tip], dim=-1).float()
 
     return state
-
-
-def _direction(angle_N: Tensor) -> Tensor:
-    """Unit vector at an angle to the x axis, [N, 2]."""
-    return torch.stack([angle_N.cos(), angle_N.sin()], dim=-1)
-
-
-def _turned(vector_N2: Tensor) -> Tensor:
-    """The vector turned by a quarter: what a unit rate about the vertical does to a lever arm."""
-    x, y = vector_N2.unbind(-1)
-    return torch.stack([-y, x], dim=-1)

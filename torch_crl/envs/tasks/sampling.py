@@ -41,16 +41,18 @@ class Constant:
         self._tensor = tensor
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor on a device, in its own dtype."""
+        return self._copy(device, self._tensor.dtype)
+
     def like(self, other: Tensor) -> Tensor:
         """The tensor on the device and in the dtype of `other`."""
-        key = (other.device, other.dtype)
-        if key not in self._copies:
-            self._copies[key] = self._tensor.to(*key)
-        return self._copies[key]
+        return self._copy(other.device, other.dtype)
 
-    def rows(self, index_N: Tensor) -> Tensor:
-        """Rows of the tensor, on the device of the index and in the tensor's own dtype."""
-        return self.like(index_N.new_empty((), dtype=self._tensor.dtype))[index_N]
+    def _copy(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        if (device, dtype) not in self._copies:
+            self._copies[device, dtype] = self._tensor.to(device, dtype)
+        return self._copies[device, dtype]
 
     def __len__(self) -> int:
         return len(self._tensor)
@@ -63,4 +65,5 @@ def cell_centres(layout: tuple[str, ...], kinds: str, *, scale: float) -> Consta
 
 def one_of(choices: Constant, num_envs: int, generator: Generator) -> Tensor:
     """`num_envs` uniform choices among the rows, [N, ...]."""
-    return choices.rows(torch.randint(len(choices), (num_envs,), generator=generator))
+    index_N = torch.randint(len(choices), (num_envs,), generator=generator)
+    return choices.on(index_N.device)[index_N]

@@ -1,0 +1,152 @@
+"""Env steps per second: `python -m torch_crl.benchmarks.envs [families peers] [--out FILE]`.
+
+families  one task of each family against bare mujoco.batch, from equal starts with equal actions
+peers     `ant` against Ant-v5 in Gymnasium's AsyncVectorEnv and in envpool, where installed
+
+Ant-v5 has the control step of `ant`, 0.05 s. Contenders take turns within one run and the ratio is
+the median of the turns' ratios. The last line of standard output is JSON.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from mujoco.batch import Batch
+from torch import Generator
+
+from torch_crl.benchmarks.report import report
+from torch_crl.envs.make import make_vector_env
+from torch_crl.threads import torch_threads
+
+FAMILIES = (*("reacher", "point_u_maze", "ant", "ant_u_maze", "humanoid"),)
+ENVS, STEPS, TURNS = 512, 25, 7
+Row = dict[str, Any]
+
+
+def families() -> list[Row]:
+    """Every turn begins from the same fresh starts, so that physics has the same to do."""
+    return [_against_bare_batch(name) for name in FAMILIES]
+
+
+def _against_bare_batch(name: str) -> Row:
+    env = make_vector_env(name, num_envs=ENVS, episode_length=1000, seed=0)
+    task, everyone = env.task, torch.ones(ENVS, dtype=torch.bool)
+    start = task.sample_start(ENVS, Generator().manual_seed(0))
+    actions = _actions(STEPS, task.spec.action_size)
+    bare = Batch(task.model, ENVS)
+    env.simulator.reset(everyone, start.qpos_NQ, start.qvel_NV)
+    fresh = env.simulator.get_state()
+    # Some controls depend on the state; the bare batch takes those of the first one.
+    controls = [task.control(action, env.simulator).double().numpy() for action in actions]
+    bare_state = bare.state.copy()
+
+    def ours() -> None:
+        for action in actions:
+            env.step(action)
+
+    def theirs() -> None:
+        for control in controls:
+            bare.ctrl[:] = control
+            bare.step(nstep=task.substeps)
+
+    def begin() -> None:
+        env.simulator.set_state(fresh)
+        bare.state[:] = bare_state
+        bare.qpos[:], bare.qvel[:] = start.qpos_NQ.numpy(), start.qvel_NV.numpy()
+
+    seconds = _take_turns({"ours": ours, "bare_mujoco_batch": theirs}, begin)
+    return {"scenario": "families", "task": name, **_rates(seconds, "bare_mujoco_batch")}
+
+
+def peers() -> list[Row]:
+    """All with the resets that random actions bring."""
+    actions = _actions(STEPS, 8)
+    arrays = [action.numpy() for action in actions]
+    env = make_vector_env("ant", num_envs=ENVS, episode_length=1000, seed=0)
+
+    def ours() -> None:
+        for action in actions:
+            env.step(action)
+
+    rows = []
+    for name, make in {"gymnasium_async": _gymnasium_async, "envpool": _envpool}.items():
+        if name == "envpool" and importlib.util.find_spec("envpool") is None:
+            print("envpool is not installed; left out", file=sys.stderr)
+            continue
+        peer = make()
+        peer.reset()
+
+        def theirs(peer: Any = peer) -> None:
+            for action in arrays:
+                peer.step(action)
+
+        seconds = _take_turns({"ours": ours, name: theirs}, lambda: None)
+        peer.close()
+        rows.append({"scenario": "peers", "task": "ant", "peer": name, **_rates(seconds, name)})
+    return rows
+
+
+def _gymnasium_async() -> Any:
+    return gymnasium.make_vec("Ant-v5", num_envs=ENVS, vectorization_mode="async")
+
+
+def _envpool() -> Any:
+    import envpool
+
+    return envpool.make("Ant-v5", env_type="gymnasium", num_envs=ENVS, num_threads=2)
+
+
+def _actions(steps: int, size: int) -> list[torch.Tensor]:
+    drawn = torch.rand(steps, ENVS, size, generator=Generator().manual_seed(0)) * 2 - 1
+    return list(drawn)
+
+
+def _take_turns(
+    contenders: dict[str, Callable[[], None]], begin: Callable[[], None]
+) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    with torch_threads(1):
+        for turn in range(TURNS + 1):
+            begin()
+            for name, run in contenders.items():
+                start = time.perf_counter()
+                run()
+                if turn:
+                    seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _rates(seconds: dict[str, list[float]], peer: str) -> Row:
+    rates = {
+        f"{name}_per_second": ENVS * STEPS / statistics.median(values)
+        for name, values in seconds.items()
+    }
+    ratios = np.divide(seconds[peer], seconds["ours"])
+    return {"envs": ENVS, **rates, "ratio": float(np.median(ratios))}
+
+
+def main() -> None:
+    """Run the chosen scenarios, print a line a row, then everything as JSON."""
+    scenarios = {"families": families, "peers": peers}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("scenarios", nargs="*", choices=[[], *scenarios], default=[])
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    options = parser.parse_args()
+    rows = []
+    for name in options.scenarios or scenarios:
+        for row in scenarios[name]():
+            rows.append(row)
+            print(row, flush=True)
+    report(rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
