@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from torch_crl.envs.gymnasium.registration import register_tasks
+
 __version__ = "0.1.0"
 
 # Loaded at first use, so that `torch-crl --help` does not wait for torch.
@@ -28,3 +30,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
+
+
+# As with every package of Gymnasium envs, importing it is what registers them.
+register_tasks()

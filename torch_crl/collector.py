@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from torch_crl.checkpoint import flatten, part_of
 from torch_crl.cuda_graph import GraphedFunction, Recorder
+from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.networks import ResidualTower
@@ -31,7 +32,7 @@ class Collector:
     """A sampling policy in `env`, with commanded goals."""
 
     def __init__(
-        self, env: VectorEnv, actor: ResidualTower, rows: Rows, *, generator: Generator
+        self, env: AnyVectorEnv, actor: ResidualTower, rows: Rows, *, generator: Generator
     ) -> None:
         """The generator must live on the actor's device; it draws the exploration noise."""
         self.env = env
@@ -51,7 +52,7 @@ class Collector:
         `make_recorder` is given the generators that the captured function draws from.
         """
         env, actor = self.env, self.actor
-        if env.capturable:
+        if isinstance(env, VectorEnv) and env.capturable:
             self.step_graph = GraphedFunction(
                 self.step,
                 make_recorder=lambda: make_recorder([self.generator, env.generator]),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torch_crl.cuda_graph import CudaRecorder, GraphedFunction
 from torch_crl.envs.make import make_vector_env
-from torch_crl.envs.vector_env import StepResult
+from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.policy import Policy
 from torch_crl.threads import torch_threads
 
@@ -62,7 +62,7 @@ def evaluate(
             return {}
 
         advance: Callable[[], object] = act_and_step
-        if env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy):
+        if isinstance(env, VectorEnv) and env.state_NS.is_cuda and isinstance(policy, Policy):
             advance = GraphedFunction(
                 act_and_step,
                 make_recorder=lambda: CudaRecorder(env.state_NS.device, [env.generator]),

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch_crl.checkpoint import flatten, part_of
 from torch_crl.collector import Collector
 from torch_crl.cuda_graph import Recorder
-from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.networks import ResidualTower
 from torch_crl.replay import Replay
 
@@ -72,7 +72,7 @@ class OverlappingCollector:
 
     def __init__(
         self,
-        env: VectorEnv,
+        env: AnyVectorEnv,
         actor: ResidualTower,
         replay: Replay,
         *,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from torch_crl.envs.registry import TASKS, task_spec
+from torch_crl.envs.registry import GYMNASIUM, TASKS, task_spec
 from torch_crl.recipe import Recipe
 
 _SMALL: dict[str, dict[str, Any]] = {
@@ -16,6 +16,27 @@ _SMALL: dict[str, dict[str, Any]] = {
         "env_steps_per_update": 16.0,
         "prefill_rows": 100,
         "replay_rows": 5_000,
+        "evaluations": 10,
+        "checkpoints": 5,
+    },
+}
+
+# Any Gymnasium goal env, on two cores: its physics is slower than ours.
+_FOREIGN: dict[str, dict[str, Any]] = {
+    "task": {"num_envs": 32, "num_eval_envs": 64},
+    "networks": {"width": 64},
+    "algorithm": {
+        "batch_size": 128,
+        "contrastive_loss": "symmetric_info_nce",
+        "actor_learning_rate": 1e-3,
+        "critic_learning_rate": 1e-3,
+    },
+    "budget": {
+        "env_steps": 1_000_000,
+        "unroll_length": 50,
+        "env_steps_per_update": 16.0,
+        "prefill_rows": 300,
+        "replay_rows": 10_000,
         "evaluations": 10,
         "checkpoints": 5,
     },
@@ -64,7 +85,8 @@ def preset(task: str, *, depth: int = 0) -> Recipe:
         Recipe(), task={"name": task, "eval_name": eval_name, "episode_length": episode_length}
     )
     if task not in TASKS:
-        return with_depth(with_changes(recipe, **_SMALL), depth)
+        small = _FOREIGN if task.startswith(GYMNASIUM) else _SMALL
+        return with_depth(with_changes(recipe, **small), depth)
     for prefix, changes in _CHANGES.items():
         if task.startswith(prefix):
             recipe = with_changes(recipe, **changes)

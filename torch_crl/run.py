@@ -12,9 +12,8 @@ from torch_crl import checkpoint
 from torch_crl.collector import Collector
 from torch_crl.compute import Compute, choose_compute, resolve_device
 from torch_crl.cuda_graph import CudaRecorder, GraphedFunction, Recorder
-from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.make import AnyVectorEnv, make_vector_env
 from torch_crl.envs.spec import TaskSpec
-from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks
 from torch_crl.overlap import OverlappingCollector
@@ -191,7 +190,7 @@ def build_run(
 
 
 def _build_collector(
-    recipe: Recipe, env: VectorEnv, learner: Learner, replay: Replay, generator: Generator
+    recipe: Recipe, env: AnyVectorEnv, learner: Learner, replay: Replay, generator: Generator
 ) -> Collector | OverlappingCollector:
     actor = learner.networks.actor
     if recipe.system.overlap == "on":

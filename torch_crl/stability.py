@@ -2,8 +2,8 @@
 
 import torch
 
+from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.envs.simulators import SimulatorError
-from torch_crl.envs.vector_env import VectorEnv
 
 # One control step in ten thousand; the first few are never too many.
 MOST_UNSTABLE = 1e-4
@@ -14,7 +14,7 @@ _MOST_LINES = 3
 class StabilityWatch:
     """Compares an env's count of diverged episodes with that of the look before."""
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: AnyVectorEnv) -> None:
         """What the env has counted so far is not told again."""
         self._env = env
         self._before_N = env.unstable_N.clone()

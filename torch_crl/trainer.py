@@ -1,6 +1,7 @@
 """Training from the first step to the evaluated policy: `train` reads top to bottom."""
 
 import itertools
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class Result:
 
 def default_run_dir(recipe: Recipe) -> Path:
     """`runs/TASK_seedN_DATE-TIME`, with a number behind it where that exists."""
-    task = recipe.task.name.replace(":", "_")
+    task = re.sub("[:/]", "_", recipe.task.name)
     name = f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
@@ -183,10 +184,10 @@ def _restore(run: Run, run_dir: Path) -> list[str]:
         )
     run.load_state_dict(tensors, counters)
     skipped = [f"passed over: {failure}" for failure in failures]
-    return [
-        *skipped,
-        f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates",
-    ]
+    resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
+    if not run.collector.env.saves_state:
+        resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
+    return [*skipped, resumed]
 
 
 def _is_due(run: Run, times: int) -> bool:

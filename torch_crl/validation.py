@@ -12,7 +12,7 @@ import torch
 
 from torch_crl.compute import compute_problems, resolve_device
 from torch_crl.costs import BLOCK
-from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
+from torch_crl.envs.registry import GYMNASIUM, UnknownTaskError, make_task, task_spec
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.recipe import Recipe
 
@@ -96,7 +96,8 @@ def _task_problems(recipe: Recipe) -> list[str]:
         except UnknownTaskError as error:
             problems.append(f"{flag}: {error}")
         else:
-            problems += [f"{flag} {name}: {problem}" for problem in _own_task_problems(name)]
+            found = _foreign_problems(recipe) if _is_foreign(name) else _own_task_problems(name)
+            problems += [f"{flag} {name}: {problem}" for problem in found]
     if len(specs) == 2:
         train, evaluated = specs.values()
         for size in ("state_size", "goal_size", "action_size"):
@@ -106,6 +107,20 @@ def _task_problems(recipe: Recipe) -> list[str]:
                     f"--eval-name {evaluated.name}: its {size} is {theirs}, that of "
                     f"{train.name} is {ours}; a policy cannot be moved between them"
                 )
+    return problems
+
+
+def _is_foreign(name: str) -> bool:
+    return name.startswith(GYMNASIUM)
+
+
+def _foreign_problems(recipe: Recipe) -> list[str]:
+    """What a Gymnasium env cannot do, since it has no simulator and draws its own starts."""
+    problems = []
+    if str(recipe.system.simulator) != "cpu":
+        problems.append("brings its own physics and needs --simulator cpu")
+    if recipe.algorithm.parity != "none":
+        problems.append("draws its own starts, so --parity reference cannot repeat them")
     return problems
 
 

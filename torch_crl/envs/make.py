@@ -1,11 +1,16 @@
 """One way to the parallel episodes of a task, whichever kind of name it has."""
 
+from typing import TypeAlias
+
 import torch
 from torch import Generator
 
-from torch_crl.envs.registry import make_task
+from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
+from torch_crl.envs.registry import GYMNASIUM, make_task
 from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.vector_env import VectorEnv
+
+AnyVectorEnv: TypeAlias = VectorEnv | GymnasiumVectorEnv
 
 
 def make_vector_env(
@@ -18,22 +23,31 @@ def make_vector_env(
     num_threads: int = 0,
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
-) -> VectorEnv:
+) -> AnyVectorEnv:
     """`num_envs` parallel episodes of a task; `close` it at the end.
 
     Args:
-        name: a registered task or `module:function`.
+        name: a registered task, `module:function` or `gymnasium:ID`.
         episode_length: control steps until the time limit.
         seed: decides starts and goals, drawn on the simulator's device.
         simulator: `cpu` or `warp`, see `torch_crl.envs.simulators`.
-        num_threads: of the CPU simulator; 0 is every CPU.
-        device: of Warp; the CPU simulator is always on the CPU.
-        cached_starts: each env repeats its first start and goal.
+        num_threads: of the CPU simulator, or processes of a Gymnasium env, which brings its own
+            physics; 0 is every CPU.
+        device: of Warp; everything else is on the CPU.
+        cached_starts: each env repeats its first start and goal; not for Gymnasium envs.
 
     Raises:
-        UnknownTaskError: there is no such task.
+        ValueError: there is no such task, or it cannot be trained on.
         SimulatorError: the simulator cannot run it here.
     """
+    if name.startswith(GYMNASIUM):
+        return GymnasiumVectorEnv(
+            name,
+            num_envs=num_envs,
+            episode_length=episode_length,
+            seed=seed,
+            num_processes=num_threads,
+        )
     task = make_task(name)
     physics = make_simulator(
         simulator,

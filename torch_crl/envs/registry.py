@@ -12,6 +12,9 @@ from torch_crl.envs.tasks.layouts import LAYOUTS
 if TYPE_CHECKING:
     from torch_crl.envs.task import Task
 
+GYMNASIUM = "gymnasium:"
+"""`gymnasium:ID` or `gymnasium:module:ID` names a Gymnasium goal env; the module is imported."""
+
 # The evaluation goals of the big maze for every robot but the ant.
 _TEN_GOALS = "big_maze_eval_10_goals"
 
@@ -76,10 +79,17 @@ TASKS: dict[str, TaskSpec] = _index(_builtin_specs())
 
 
 def task_spec(name: str) -> TaskSpec:
-    """The spec of a registered task, or of the task that `module:function` makes.
+    """The spec of a registered task, of the task that `module:function` makes, or `gymnasium:ID`.
 
-    Raises UnknownTaskError with the nearest names, or what went wrong with the import.
+    Raises UnknownTaskError with the nearest names, or what is wrong with the import or the env.
     """
+    if name.startswith(GYMNASIUM):
+        from torch_crl.envs.gymnasium.foreign import UnsuitableEnvError, probe
+
+        try:
+            return probe(name)[0]
+        except UnsuitableEnvError as error:
+            raise UnknownTaskError(str(error)) from error
     if ":" in name:
         return make_task(name).spec
     if name not in TASKS:
@@ -87,7 +97,7 @@ def task_spec(name: str) -> TaskSpec:
         hint = f"nearest: {', '.join(near)}; " if near else ""
         raise UnknownTaskError(
             f"unknown task {name!r}; {hint}`torch-crl envs` lists all {len(TASKS)}, "
-            "and `module:function` names one of your own"
+            "`module:function` names one of your own, and `gymnasium:ID` a Gymnasium goal env"
         )
     return TASKS[name]
 
@@ -95,6 +105,8 @@ def task_spec(name: str) -> TaskSpec:
 @cache
 def make_task(name: str) -> "Task":
     """Build the task: compile its model. Tasks hold no state, so equal names share one object."""
+    if name.startswith(GYMNASIUM):
+        raise UnknownTaskError(f"{name} is stepped by Gymnasium; there is no task object for it")
     if ":" in name:
         return _load(name)()
     spec = task_spec(name)

@@ -9,7 +9,7 @@ class TaskSpec:
     """Name, sizes and thresholds of one goal-reaching task."""
 
     name: str
-    """Name on the command line, or `module:function` for a task of your own."""
+    """Name on the command line: `ant`, `module:function` of your own, or `gymnasium:ID`."""
     state_size: int
     """Entries of the state vector (the commanded goal not included)."""
     goal_slice: tuple[int, int]
@@ -17,7 +17,8 @@ class TaskSpec:
     action_size: int
     """Entries of the action; each lies in [-1, 1]."""
     success_radius: Mapping[str, float]
-    """Success level (`success`, `success_easy`, `success_hard`) to distance in metres."""
+    """Success level (`success`, `success_easy`, `success_hard`) to distance in metres;
+    empty for Gymnasium envs, which say themselves what success is."""
     episode_length: int = 1000
     """Control steps until the time limit, unless the recipe says otherwise."""
     build: str = ""

@@ -42,6 +42,9 @@ class VectorEnv:
     ever, as the reference implementation does.
     """
 
+    saves_state = True
+    """Whether a run goes on in the middle of its episodes after `load_state_dict`."""
+
     def __init__(
         self,
         task: Task,

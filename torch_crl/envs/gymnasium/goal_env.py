@@ -1,0 +1,260 @@
+"""Our tasks as Gymnasium goal envs, one episode or many. N envs, S state, G goal, A action.
+
+`gymnasium.make("torch_crl/AntUMaze-v0")` makes a `GoalEnv`, `gymnasium.make_vec` a `GoalVectorEnv`.
+"""
+
+from typing import Any, Literal, TypeAlias
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.registry import make_task
+from torch_crl.envs.task import Task
+from torch_crl.envs.vector_env import VectorEnv
+
+Array: TypeAlias = NDArray[Any]
+Observation: TypeAlias = dict[str, Array]
+Info: TypeAlias = dict[str, Any]
+Reward: TypeAlias = Literal["sparse", "dense"]
+
+# Longer than any episode, within 32 bits: for envs whose time limit is a wrapper's business.
+_NO_LIMIT = 2**31 - 1
+
+
+class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
+    """N episodes side by side; an env begins its next episode in the step that ended the last one.
+
+    That is Gymnasium's `AutoresetMode.SAME_STEP`: where an episode ended, `infos["final_obs"]` and
+    `infos["final_info"]` hold its end. Infos of a step are `is_success` (and `is_success_easy`
+    and the like, for tasks that have more levels), `distance` to the goal, and `failed`.
+    A failure at the time limit is `terminated` and not `truncated`.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        reward: Reward = "sparse",
+        render_mode: str | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        """`num_envs` envs of a task.
+
+        Args:
+            task: its name, or `module:function`.
+            max_episode_steps: time limit, of the task itself if not given.
+            reward: `sparse` is 1 at the goal and 0 elsewhere, `dense` the negative distance.
+            render_mode: None or `rgb_array`.
+            num_threads: threads of physics, 0 for every CPU.
+        """
+        if reward not in ("sparse", "dense"):
+            raise ValueError(f"reward must be 'sparse' or 'dense', got {reward!r}")
+        self.task = make_task(task)
+        self.num_envs = num_envs
+        self.reward = reward
+        self.render_mode = render_mode
+        self.metadata = metadata_of(self.task) | {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space, self.single_action_space = spaces_of(self.task)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        episodes = make_vector_env(
+            task,
+            num_envs=num_envs,
+            episode_length=max_episode_steps or self.task.spec.episode_length,
+            seed=int(self.np_random.integers(2**62)),
+            num_threads=num_threads,
+        )
+        assert isinstance(episodes, VectorEnv)
+        self.episodes = episodes
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Begin a fresh episode in every env; a seed decides it and all that follow."""
+        if options and "reset_mask" in options:
+            raise ValueError("envs that end begin again by themselves; reset_mask has no use here")
+        super().reset(seed=seed)
+        if seed is not None:
+            self.episodes.generator.manual_seed(int(seed))
+        self.episodes.reset()
+        return self._observation(self.episodes.state_NS, self.episodes.goal_NG), {}
+
+    def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
+        """Apply actions [N, A] in [-1, 1]; see Gymnasium's VectorEnv."""
+        final, reward_N, terminated_N, truncated_N, info = self.step_to_end(actions)
+        ended_N = terminated_N | truncated_N
+        observation = self._observation(self.episodes.state_NS, self.episodes.goal_NG)
+        infos = _masked(info, ~ended_N)
+        if ended_N.any():
+            ends = np.full(self.num_envs, None, dtype=object)
+            for index in np.flatnonzero(ended_N):
+                ends[index] = {key: part[index] for key, part in final.items()}
+            infos |= {"final_obs": ends, "_final_obs": ended_N.copy()}
+            infos |= {"final_info": _masked(info, ended_N), "_final_info": ended_N.copy()}
+        return observation, reward_N.astype(np.float64), terminated_N, truncated_N, infos
+
+    def step_to_end(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
+        """Like `step`, with the last observation of an episode that ended, and unmasked infos."""
+        episodes, task = self.episodes, self.task
+        goal_NG = episodes.goal_NG.clone()
+        result = episodes.step(torch.as_tensor(actions, dtype=torch.float32))
+        if task.moved_goal is not None:
+            goal_NG = task.moved_goal(goal_NG, result.final_state_NS)
+        info = {f"is_{level}": part.numpy() for level, part in result.success.items()}
+        info |= {"distance": result.distance_N.numpy(), "failed": result.terminated_N.numpy()}
+        final = self._observation(result.final_state_NS, goal_NG)
+        reward_N = self.compute_reward(final["achieved_goal"], final["desired_goal"])
+        return final, reward_N, result.terminated_N.numpy(), result.truncated_N.numpy(), info
+
+    def compute_reward(self, achieved_goal: Array, desired_goal: Array) -> Array:
+        """Reward of any batch of achieved goals [..., G] for desired goals; float32 [...]."""
+        achieved, desired = (
+            torch.as_tensor(goal, dtype=torch.float32) for goal in (achieved_goal, desired_goal)
+        )
+        if self.reward == "dense":
+            reward = -self.task.distance(achieved, desired)
+        else:
+            reward = self.task.success(achieved, desired)["success"].float()
+        reward_array: Array = reward.numpy()
+        return reward_array
+
+    def render(self) -> tuple[Array, ...] | None:
+        """One picture an env, uint8 [height, width, 3]; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        return tuple(picture(self.episodes, index) for index in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
+        self.episodes.close()
+
+    def _observation(self, state_NS: Tensor, goal_NG: Tensor) -> Observation:
+        """Copies: the tensors change with the next step."""
+        return {
+            "observation": state_NS.numpy().copy(),
+            "achieved_goal": self.task.achieved_goal(state_NS).numpy().copy(),
+            "desired_goal": goal_NG.numpy().copy(),
+        }
+
+
+class GoalEnv(gymnasium.Env[Observation, Array]):
+    """One episode, by the conventions of Gymnasium-Robotics; `gymnasium.make` adds the time limit.
+
+    Infos of a step are those of `GoalVectorEnv`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(
+        self, task: str, *, reward: Reward = "sparse", render_mode: str | None = None
+    ) -> None:
+        """The arguments of `GoalVectorEnv`."""
+        self.envs = GoalVectorEnv(
+            task, max_episode_steps=_NO_LIMIT, reward=reward, render_mode=render_mode, num_threads=1
+        )
+        self.metadata = metadata_of(self.envs.task)
+        self.render_mode = render_mode
+        self.observation_space = self.envs.single_observation_space
+        self.action_space = self.envs.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Begin an episode; a seed decides it and all that follow."""
+        super().reset(seed=seed)
+        observation, info = self.envs.reset(seed=seed, options=options)
+        return {key: part[0] for key, part in observation.items()}, info
+
+    def step(self, action: Array) -> tuple[Observation, float, bool, bool, Info]:
+        """Apply an action [A] in [-1, 1]; see Gymnasium's Env."""
+        final, reward, terminated, _, info = self.envs.step_to_end(action[None])
+        observation = {key: part[0] for key, part in final.items()}
+        info = {key: part[0].item() for key, part in info.items()}
+        return observation, float(reward[0]), bool(terminated[0]), False, info
+
+    def compute_reward(
+        self,
+        achieved_goal: Array,
+        desired_goal: Array,
+        info: object,  # noqa: ARG002
+    ) -> Array:
+        """Reward of one pair of goals [G] or of many [N, G]; float32 [] or [N]."""
+        return self.envs.compute_reward(achieved_goal, desired_goal)
+
+    def compute_terminated(
+        self,
+        achieved_goal: Array,  # noqa: ARG002
+        desired_goal: Array,  # noqa: ARG002
+        info: Info,
+    ) -> bool:
+        """Whether the episode failed: no goal ends one."""
+        return bool(info["failed"])
+
+    def compute_truncated(
+        self,
+        achieved_goal: Array,  # noqa: ARG002
+        desired_goal: Array,  # noqa: ARG002
+        info: Info,  # noqa: ARG002
+    ) -> bool:
+        """False: the time limit is that of Gymnasium's wrapper."""
+        return False
+
+    def render(self) -> Array | None:
+        """A picture, uint8 [height, width, 3]; None without a render mode."""
+        pictures = self.envs.render()
+        return None if pictures is None else pictures[0]
+
+    def close(self) -> None:
+        self.envs.close()
+
+
+def spaces_of(task: Task) -> tuple[spaces.Dict, spaces.Box]:
+    """Observation and action space of one env."""
+    sizes = {
+        "observation": task.spec.state_size,
+        "achieved_goal": task.spec.goal_size,
+        "desired_goal": task.spec.goal_size,
+    }
+    boxes: dict[str, gymnasium.Space[Any]] = {
+        key: spaces.Box(-np.inf, np.inf, (size,)) for key, size in sizes.items()
+    }
+    return spaces.Dict(boxes), spaces.Box(-1.0, 1.0, (task.spec.action_size,))
+
+
+def metadata_of(task: Task) -> dict[str, Any]:
+    """How it can be drawn, and the control steps of a second."""
+    seconds = task.model.opt.timestep * task.substeps
+    return {"render_modes": ["rgb_array"], "render_fps": round(1 / seconds)}
+
+
+def picture(episodes: VectorEnv, index: int) -> Array:
+    """One env as it is now, uint8 [height, width, 3]."""
+    model = episodes.task.model
+    data = mujoco.MjData(model)
+    data.qpos[:] = episodes.simulator.data["qpos"][index].numpy()
+    mujoco.mj_forward(model, data)
+    with mujoco.Renderer(model) as renderer:
+        renderer.update_scene(data)
+        pixels: Array = renderer.render()
+    return pixels
+
+
+def _masked(info: Info, mask_N: Array) -> Info:
+    """Infos of the envs in the mask, with zeros elsewhere; empty if it is."""
+    if not mask_N.any():
+        return {}
+    masked: Info = {}
+    for key, part in info.items():
+        values = np.where(mask_N, part, 0)
+        masked[key] = values.astype(np.float64 if part.dtype == np.float32 else part.dtype)
+        masked[f"_{key}"] = mask_N.copy()
+    return masked
