@@ -42,10 +42,11 @@ def main(arguments: list[str]) -> int:
 
     from torch_crl.checkpoint import CheckpointError
     from torch_crl.envs.registry import UnknownTaskError, task_spec
+    from torch_crl.envs.simulators import SimulatorError
     from torch_crl.evaluation import evaluate
     from torch_crl.policy import load_policy
 
-    with told_to_user(UnknownTaskError, CheckpointError):
+    with told_to_user(UnknownTaskError, CheckpointError, SimulatorError):
         if options.num_envs < 1:
             raise UsageError(f"--num-envs must be at least 1, got {options.num_envs}")
         if options.episode_length < 0:

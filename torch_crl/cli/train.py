@@ -54,6 +54,7 @@ def _parse(arguments: list[str], defaults: Options) -> Options:
 
 def _run(options: Options) -> int:
     from torch_crl.checkpoint import CheckpointError
+    from torch_crl.envs.simulators import SimulatorError
     from torch_crl.metrics import DivergenceError
     from torch_crl.plan import print_plan
     from torch_crl.trainer import default_run_dir, find_problems, train
@@ -62,7 +63,7 @@ def _run(options: Options) -> int:
     recipe = options.recipe
     named = options.run_dir != _DEFAULT_RUN_DIR
     run_dir = options.run_dir if named else default_run_dir(recipe)
-    with told_to_user(RecipeError, CheckpointError, DivergenceError):
+    with told_to_user(RecipeError, CheckpointError, DivergenceError, SimulatorError):
         if options.dry_run:
             find_problems(recipe, run_dir, resume=options.resume, overwrite=options.overwrite)
             print_plan(recipe)
