@@ -7,6 +7,7 @@ import mujoco
 import numpy as np
 import torch
 from mujoco.batch import Batch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_crl.envs.simulators import Simulator, SimulatorError
@@ -55,6 +56,10 @@ class CpuSimulator(Simulator):
     def num_warnings(self) -> int:
         """MuJoCo warnings so far (unstable physics, full buffers), over all simulations."""
         return self._past_warnings + int(self._batch.warning[:, :, 1].sum())
+
+    def live_counts(self) -> dict[str, NDArray[np.int32]]:
+        """`contacts` and `constraints` that each simulation has now, [N] and live."""
+        return {"contacts": self._batch.bind("ncon"), "constraints": self._batch.bind("nefc")}
 
     def step(self, substeps: int) -> None:
         # MuJoCo counts from zero again at each divergence, so a count can only be compared to zero.
