@@ -32,7 +32,7 @@ _FOREIGN: dict[str, dict[str, Any]] = {
         "critic_learning_rate": 1e-3,
     },
     "budget": {
-        "env_steps": 1_000_000,
+        "env_steps": 500_000,
         "unroll_length": 50,
         "env_steps_per_update": 16.0,
         "prefill_rows": 300,

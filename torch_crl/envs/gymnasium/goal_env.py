@@ -113,8 +113,9 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         info = {f"is_{level}": part.numpy() for level, part in result.success.items()}
         info |= {"distance": result.distance_N.numpy(), "failed": result.terminated_N.numpy()}
         final = self._observation(result.final_state_NS, goal_NG)
-        reward_N = self.compute_reward(final["achieved_goal"], final["desired_goal"])
-        return final, reward_N, result.terminated_N.numpy(), result.truncated_N.numpy(), info
+        reward_N = -info["distance"] if self.reward == "dense" else info["is_success"]
+        ends = result.terminated_N.numpy(), result.truncated_N.numpy()
+        return final, reward_N.astype(np.float32), *ends, info
 
     def compute_reward(self, achieved_goal: Array, desired_goal: Array) -> Array:
         """Reward of any batch of achieved goals [..., G] for desired goals; float32 [...]."""
