@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from torch_crl.cli import envs
 from torch_crl.envs.registry import TASKS
 
 TINY_FLAGS = [
@@ -80,6 +81,15 @@ def test_envs_lists_every_task_with_its_numbers() -> None:
     narrowed = torch_crl("envs", "point").stdout
     assert "point_u_maze" in narrowed and "humanoid" not in narrowed
     assert "nearest" in torch_crl("envs", "poinnt").stderr
+
+
+def test_envs_cuts_no_name_short(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert envs.main(["1f2f3f4f5f"]) == 0
+    out = capsys.readouterr().out
+    assert " ant_u_maze_eval_1f2f3f4f5f " in out and " point_u_maze_eval_1f2f3f4f5f " in out
 
 
 def test_train_eval_and_resume(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def _envs(contains: tyro.conf.Positional[str] = "") -> None:
     """
     table = Table(title="tasks", title_justify="left")
     for heading in ("task", "state", "goal", "action", "success within (m)", "episode"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+        name = heading == "task"
+        table.add_column(heading, justify="left" if name else "right", no_wrap=name)
     for spec in TASKS.values():
         if contains not in spec.name:
             continue
