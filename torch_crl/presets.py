@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from torch_crl.envs.registry import GYMNASIUM, TASKS, task_spec
+from torch_crl.envs.registry import GYMNASIUM, task_spec
 from torch_crl.recipe import Recipe
 
 _SMALL: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def preset(task: str, *, depth: int = 0) -> Recipe:
     recipe = with_changes(
         Recipe(), task={"name": task, "eval_name": eval_name, "episode_length": episode_length}
     )
-    if task not in TASKS:
+    if ":" in task:
         small = _FOREIGN if task.startswith(GYMNASIUM) else _SMALL
         return with_depth(with_changes(recipe, **small), depth)
     for prefix, changes in _CHANGES.items():

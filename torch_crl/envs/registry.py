@@ -2,21 +2,19 @@
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
 from torch_crl.envs.spec import TaskSpec
-from torch_crl.envs.tasks.layouts import LAYOUTS
+from torch_crl.envs.tasks.layouts import BALL_LAYOUTS, LAYOUTS, corridor
 
 if TYPE_CHECKING:
     from torch_crl.envs.task import Task
 
 GYMNASIUM = "gymnasium:"
 """`gymnasium:ID` or `gymnasium:module:ID` names a Gymnasium goal env; the module is imported."""
-
-# The evaluation goals of the big maze for every robot but the ant.
-_TEN_GOALS = "big_maze_eval_10_goals"
 
 
 class UnknownTaskError(ValueError):
@@ -25,11 +23,27 @@ class UnknownTaskError(ValueError):
 
 # Success level to distance in metres.
 _WALKING = {"success": 0.5, "success_easy": 2.0}
+_PUSHING = {"success": 0.1, "success_hard": 0.05}
 # State entries, the slice of them that is the achieved goal, action entries.
 _REACHER = (10, (4, 7), 2)
 _ANT = (29, (0, 2), 8)
+_ANT_BALL = (31, (29, 31), 8)
+_ANT_PUSH = (31, (0, 2), 8)
 _HUMANOID = (246, (0, 3), 17)
 _POINT = (4, (0, 2), 2)
+_HALF_CHEETAH = (18, (0, 1), 6)
+_PUSHER = (20, (10, 13), 7)
+_PUSHER_REACHER = (17, (14, 17), 7)
+_PUSHER_2 = (23, (10, 16), 7)
+
+# The ant's evaluation on the big maze has nine goals, everyone else's ten.
+_TEN_GOALS = "big_maze_eval_10_goals"
+_MAZES = [name for name in LAYOUTS if name != _TEN_GOALS]
+_HUMANOID_MAZES = ["u_maze", "u_maze_eval", "big_maze", "big_maze_eval", "hardest_maze"]
+# Mazes that are one corridor, and how many cells ahead the goals of the listed variants lie.
+_CORRIDORS = ["u_maze", "u2_maze", "u3_maze", "u4_maze", "u5_maze"]
+_CELLS_AHEAD = ["1f", "2f", "3f", "1f2f", "1f2f3f"]
+_GENERALIZATION = re.compile(r"ant_(?P<layout>\w+)_gen_(?P<ahead>(\d+f)+)")
 
 
 def _spec(
@@ -52,18 +66,85 @@ def _spec(
 
 
 def _builtin_specs() -> list[TaskSpec]:
-    specs = [
+    """All tasks, a robot after the other."""
+    return [
         _spec("reacher", "reacher:make", _REACHER, {"success": 0.05}),
-        _spec("ant", "ant:make", _ANT, _WALKING),
+        *_ant_specs(),
         _spec("humanoid", "humanoid:make", _HUMANOID, _WALKING),
+        *(
+            _spec(f"humanoid_{name}", "humanoid:make_maze", _HUMANOID, _WALKING, layout=layout)
+            for name, layout in _with_ten_goals(_HUMANOID_MAZES)
+        ),
+        *(
+            _spec(f"point_{name}", "point:make_maze", _POINT, _WALKING, layout=layout)
+            for name, layout in _with_ten_goals(_MAZES)
+        ),
+        _spec("half_cheetah", "half_cheetah:make", _HALF_CHEETAH, _WALKING),
+        _spec("pusher_easy", "pusher:make", _PUSHER, _PUSHING, scene="easy"),
+        _spec("pusher_hard", "pusher:make", _PUSHER, _PUSHING, scene="hard"),
+        _spec("pusher_reacher", "pusher:make_reacher", _PUSHER_REACHER, _PUSHING),
+        _spec(
+            "pusher2",
+            "pusher:make",
+            _PUSHER_2,
+            {"success": 0.1, "success_easy": 0.1, "success_hard": 0.05},
+            scene="two_objects",
+        ),
     ]
-    for name in (name for name in LAYOUTS if name != _TEN_GOALS):
-        layout = _TEN_GOALS if name == "big_maze_eval" else name
-        specs += [
-            _spec(f"ant_{name}", "ant:make_maze", _ANT, _WALKING, layout=name),
-            _spec(f"point_{name}", "point:make_maze", _POINT, _WALKING, layout=layout),
-        ]
-    return specs
+
+
+def _ant_specs() -> list[TaskSpec]:
+    return [
+        _spec("ant", "ant:make", _ANT, _WALKING),
+        _spec("ant_random_start", "ant:make_random_start", _ANT, _WALKING),
+        *(_spec(f"ant_{name}", "ant:make_maze", _ANT, _WALKING, layout=name) for name in _MAZES),
+        *(
+            _generalization_spec(f"ant_{layout}_gen_{ahead}")
+            for layout in _CORRIDORS
+            for ahead in _CELLS_AHEAD
+        ),
+        _spec("ant_ball", "ant_objects:make_ball", _ANT_BALL, _WALKING),
+        *(
+            _spec(
+                f"ant_ball_{name}", "ant_objects:make_ball_maze", _ANT_BALL, _WALKING, layout=name
+            )
+            for name in BALL_LAYOUTS
+        ),
+        _spec("ant_push", "ant_objects:make_push", _ANT_PUSH, _WALKING),
+    ]
+
+
+def _with_ten_goals(names: list[str]) -> list[tuple[str, str]]:
+    """Each maze and its layout, for robots other than the ant."""
+    return [(name, _TEN_GOALS if name == "big_maze_eval" else name) for name in names]
+
+
+def _generalization_spec(name: str) -> TaskSpec:
+    """The spec of `ant_<corridor>_gen_<k>f<k>f...`: goals k cells ahead of the start.
+
+    Raises UnknownTaskError for a maze that is no corridor, or one that is too short.
+    """
+    match = _GENERALIZATION.fullmatch(name)
+    if match is None or match["layout"] not in _CORRIDORS:
+        raise UnknownTaskError(
+            f"unknown task {name!r}; generalisation tasks are called "
+            f"ant_<{'|'.join(_CORRIDORS)}>_gen_<cells ahead>, as in ant_u4_maze_gen_2f5f"
+        )
+    cells_ahead = tuple(int(number) for number in re.findall(r"\d+", match["ahead"]))
+    longest = len(corridor(LAYOUTS[match["layout"]])) - 1
+    if not all(1 <= ahead <= longest for ahead in cells_ahead):
+        raise UnknownTaskError(
+            f"unknown task {name!r}: the corridor of {match['layout']} has {longest + 1} cells, "
+            f"so goals lie 1 to {longest} cells ahead (1f to {longest}f)"
+        )
+    return _spec(
+        name,
+        "ant:make_generalization",
+        _ANT,
+        _WALKING,
+        layout=match["layout"],
+        cells_ahead=cells_ahead,
+    )
 
 
 def _index(specs: list[TaskSpec]) -> dict[str, TaskSpec]:
@@ -81,6 +162,7 @@ TASKS: dict[str, TaskSpec] = _index(_builtin_specs())
 def task_spec(name: str) -> TaskSpec:
     """The spec of a registered task, of the task that `module:function` makes, or `gymnasium:ID`.
 
+    Generalisation mazes of the ant need not be registered: `ant_u4_maze_gen_2f5f` is understood.
     Raises UnknownTaskError with the nearest names, or what is wrong with the import or the env.
     """
     if name.startswith(GYMNASIUM):
@@ -92,6 +174,8 @@ def task_spec(name: str) -> TaskSpec:
             raise UnknownTaskError(str(error)) from error
     if ":" in name:
         return make_task(name).spec
+    if name not in TASKS and "_gen_" in name:
+        return _generalization_spec(name)
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=4, cutoff=0.4)
         hint = f"nearest: {', '.join(near)}; " if near else ""

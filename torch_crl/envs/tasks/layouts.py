@@ -1,4 +1,5 @@
-"""Maze layouts as data: `#` wall, `.` free, `R` start, `G` goal candidate (also free).
+"""Maze layouts as data: `#` wall, `.` free, and free cells with a part to play: `R` start of the
+robot, `G` goal candidate, `B` start of the ball.
 
 Row i, column j of a grid lies at world (x, y) = (scale * i, scale * j): rows run along +x.
 An `_eval` layout has the walls and the start of its plain layout and fewer goal cells.
@@ -111,9 +112,40 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+BALL_LAYOUTS: dict[str, tuple[str, ...]] = {
+    "u_maze": ("#####", "#RGB#", "###G#", "#GGG#", "#####"),
+    "big_maze": (
+        "########",
+        "#R.##GG#",
+        "#..#GGG#",
+        "##BGB###",
+        "#GG#GGG#",
+        "#G#GG#G#",
+        "#GGG#GG#",
+        "########",
+    ),
+}
+
 
 def cells(layout: tuple[str, ...], kinds: str) -> list[tuple[int, int]]:
     """(row, column) of every cell whose letter is in `kinds`, in reading order."""
     return [
         (i, j) for i, row in enumerate(layout) for j, letter in enumerate(row) if letter in kinds
     ]
+
+
+def corridor(layout: tuple[str, ...]) -> list[tuple[int, int]]:
+    """The cells of a maze without forks, walked from `R` to the far end.
+
+    Raises ValueError at a fork.
+    """
+    free = set(cells(layout, ".RG"))
+    path = cells(layout, "R")
+    while True:
+        i, j = path[-1]
+        ahead = {(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)} & free - set(path)
+        if not ahead:
+            return path
+        if len(ahead) > 1:
+            raise ValueError(f"no single path: the maze forks at row {i}, column {j}")
+        path.append(ahead.pop())

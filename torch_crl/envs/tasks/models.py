@@ -13,7 +13,9 @@ def gymnasium_model(file_name: str) -> mujoco.MjSpec:
     return mujoco.MjSpec.from_file(str(path))
 
 
-def set_physics(spec: mujoco.MjSpec, *, timestep: float) -> None:
+def set_physics(
+    spec: mujoco.MjSpec, *, timestep: float, iterations: int = 10, ls_iterations: int = 20
+) -> None:
     """MuJoCo's Newton solver with implicitfast integration and pyramidal friction cones.
 
     Ten iterations are as good as a hundred: with random actions, falls, energy and penetration
@@ -23,8 +25,8 @@ def set_physics(spec: mujoco.MjSpec, *, timestep: float) -> None:
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
     spec.option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
-    spec.option.iterations = 10
-    spec.option.ls_iterations = 20
+    spec.option.iterations = iterations
+    spec.option.ls_iterations = ls_iterations
 
 
 def add_walls(
@@ -32,14 +34,55 @@ def add_walls(
 ) -> None:
     """One box for each `#` of the layout; boxes have conaffinity 1 and the given contype."""
     for i, j in cells(layout, "#"):
-        spec.worldbody.add_geom(
-            name=f"wall_{i}_{j}",
-            type=mujoco.mjtGeom.mjGEOM_BOX,
-            pos=[scale * i, scale * j, height / 2],
-            size=[scale / 2, scale / 2, height / 2],
+        add_wall(
+            spec,
+            f"{i}_{j}",
+            centre=(scale * i, scale * j),
+            half=(scale / 2, scale / 2),
+            height=height,
             contype=contype,
-            conaffinity=1,
-            condim=3,
-            margin=0.0,
-            rgba=[0.75, 0.55, 0.35, 1.0],
+        )
+
+
+def add_wall(
+    spec: mujoco.MjSpec,
+    name: str,
+    *,
+    centre: tuple[float, float],
+    half: tuple[float, float],
+    height: float,
+    contype: int,
+) -> None:
+    """A box on the floor, `wall_<name>`, of these half-widths; conaffinity 1."""
+    spec.worldbody.add_geom(
+        name=f"wall_{name}",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        pos=[*centre, height / 2],
+        size=[*half, height / 2],
+        contype=contype,
+        conaffinity=1,
+        condim=3,
+        margin=0.0,
+        rgba=[0.75, 0.55, 0.35, 1.0],
+    )
+
+
+def add_slides(
+    body: mujoco.MjsBody, axes: str, *, armature: float, damping: float, limit: float = 0.0
+) -> None:
+    """Slides along some of "xyz" whose positions are the body's in the world.
+
+    A limit of 0 is none.
+    """
+    for axis in axes:
+        index = "xyz".index(axis)
+        body.add_joint(
+            name=f"{body.name}_{axis}",
+            type=mujoco.mjtJoint.mjJNT_SLIDE,
+            axis=[float(index == k) for k in range(3)],
+            ref=body.pos[index],
+            armature=armature,
+            damping=damping,
+            limited=int(limit > 0.0),
+            range=[-limit, limit],
         )

@@ -1,4 +1,28 @@
-"""`reacher`: bring the tip of a planar two-link arm to a point. N envs, S state."""
+"""Reacher: a planar two-link arm brings its tip to a point. N envs.
+
+Asked for: the fingertip at the goal, a point (x, y, 0.01). Control step 0.02 s (2 x 0.01 s).
+
+State, 10 numbers:
+
+- 0:2 cosine, 2:4 sine of the two joint angles
+- 4:7 position of the fingertip, 7:10 its velocity
+
+Action: two motors of gear 25. The goal is compared with state 4:7.
+
+Start: joint angles uniform within 0.1 rad of 0, velocities within 0.005 rad/s. The goal lies at a
+distance from the shoulder that is uniform in 0 to 0.2 m, so goals are denser near it.
+
+Success within 0.05 m. Episodes end at the time limit only. Nothing touches anything.
+
+Differs from the reference (scaling-crl and JaxGCRL):
+
+- MuJoCo's dynamics, with scaling-crl's gear of 25; JaxGCRL has 200.
+- The control step is 0.02 s, as in JaxGCRL. scaling-crl asks for 0.02 s and gets 0.04 s.
+- The fingertip's velocity is its velocity. There the lever arm is not turned into the world.
+- The goal is data. There it is a body on slides.
+- Start and goal are drawn for every episode. There they are drawn once for a whole run.
+- Kept: the goal's height, which never varies, is part of the goal.
+"""
 
 from collections.abc import Callable
 

@@ -24,8 +24,17 @@ def normal(std: float, shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 def on_circle(radius_N: Tensor, generator: Generator) -> Tensor:
     """Points at the given radii and uniform angles around the origin, [N, 2]."""
-    angle_N = uniform(0.0, 2.0 * math.pi, (len(radius_N),), generator)
-    return radius_N[:, None] * torch.stack([angle_N.cos(), angle_N.sin()], dim=-1)
+    return radius_N[:, None] * direction(angles(len(radius_N), generator))
+
+
+def angles(num_envs: int, generator: Generator) -> Tensor:
+    """Angles of a full turn, [N] radians."""
+    return uniform(0.0, 2.0 * math.pi, (num_envs,), generator)
+
+
+def direction(angle_N: Tensor) -> Tensor:
+    """Unit vectors at these angles from the x axis, [N, 2]."""
+    return torch.stack([angle_N.cos(), angle_N.sin()], dim=-1)
 
 
 def at_height(xy_N2: Tensor, height: float) -> Tensor:
@@ -67,3 +76,13 @@ def one_of(choices: Constant, num_envs: int, generator: Generator) -> Tensor:
     """`num_envs` uniform choices among the rows, [N, ...]."""
     index_N = torch.randint(len(choices), (num_envs,), generator=generator)
     return choices.on(index_N.device)[index_N]
+
+
+def first_of(draws_ND: Tensor, fits_ND: Tensor) -> Tensor:
+    """Of D draws for each env the first that fits, or the first of all if none does.
+
+    `draws_ND` is [N, D, ...], `fits_ND` bool [N, D]. Returns [N, ...].
+    """
+    # argmax returns the first of equal values.
+    index_ND = fits_ND.int().argmax(1).reshape(-1, *[1] * (draws_ND.ndim - 1))
+    return draws_ND.take_along_dim(index_ND, dim=1)[:, 0]
