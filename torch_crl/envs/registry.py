@@ -24,6 +24,9 @@ class UnknownTaskError(ValueError):
 # Success level to distance in metres.
 _WALKING = {"success": 0.5, "success_easy": 2.0}
 _PUSHING = {"success": 0.1, "success_hard": 0.05}
+_ARM = {"success": 0.1, "success_easy": 0.3, "success_hard": 0.03}
+# Of the fingertips' middle; there is a condition on their distance too.
+_GRASP = {"success": 0.05, "success_easy": 0.15, "success_hard": 0.02}
 # State entries, the slice of them that is the achieved goal, action entries.
 _REACHER = (10, (4, 7), 2)
 _ANT = (29, (0, 2), 8)
@@ -35,6 +38,10 @@ _HALF_CHEETAH = (18, (0, 1), 6)
 _PUSHER = (20, (10, 13), 7)
 _PUSHER_REACHER = (17, (14, 17), 7)
 _PUSHER_2 = (23, (10, 16), 7)
+_ARM_REACH = (13, (7, 10), 4)
+_ARM_GRASP = (23, (16, 23), 5)
+_ARM_MOVE = (17, (0, 3), 5)
+_ARM_EEF = (11, (0, 3), 4)
 
 # The ant's evaluation on the big maze has nine goals, everyone else's ten.
 _TEN_GOALS = "big_maze_eval_10_goals"
@@ -90,6 +97,19 @@ def _builtin_specs() -> list[TaskSpec]:
             {"success": 0.1, "success_easy": 0.1, "success_hard": 0.05},
             scene="two_objects",
         ),
+        *_arm_specs(),
+    ]
+
+
+def _arm_specs() -> list[TaskSpec]:
+    return [
+        _spec("arm_reach", "arm:make_reach", _ARM_REACH, _ARM),
+        _spec("arm_grasp", "arm:make_grasp", _ARM_GRASP, _GRASP),
+        *(
+            _spec(f"arm_{scene}", "arm:make_move", _ARM_MOVE, _ARM, scene=scene)
+            for scene in ("push_easy", "push_hard", "binpick_easy", "binpick_hard")
+        ),
+        _spec("arm_binpick_easy_eef", "arm:make_gantry", _ARM_EEF, _ARM),
     ]
 
 
