@@ -106,14 +106,14 @@ def ant_task(
     pose = Constant(torch.tensor((0.0, 0.0, height, *_STANDING[1:]), dtype=torch.float64))
 
     def sample_start(num_envs: int, generator: Generator) -> Start:
-        places = sample_places(num_envs, generator)
         qpos_NQ = uniform(-0.1, 0.1, (num_envs, _NUM_POSITIONS), generator)
+        qvel_NV = normal(0.1, (num_envs, _NUM_VELOCITIES), generator)
+        places = sample_places(num_envs, generator)
         if exact_start:
             qpos_NQ[:, :2] = 0.0
         qpos_NQ += pose.like(qpos_NQ)
         qpos_NQ[:, :2] += places.start_N2
         qpos_NQ[:, 3:7] /= qpos_NQ[:, 3:7].norm(dim=-1, keepdim=True)
-        qvel_NV = normal(0.1, (num_envs, _NUM_VELOCITIES), generator)
         if sample_object is not None:
             object_NQ = sample_object(qpos_NQ, places.goal_N2, generator)
             qpos_NQ = torch.cat([qpos_NQ, object_NQ], dim=-1)
