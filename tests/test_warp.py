@@ -31,6 +31,8 @@ PARITY = {
     "humanoid": 1e-3,
     "half_cheetah": 6e-5,
     "pusher2": 5e-5,
+    # Box on box: Warp finds other points of contact.
+    "arm_grasp": 6e-3,
 }
 
 

@@ -65,7 +65,7 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.simulators import Simulator
+from torch_crl.envs.simulators import Capacity, Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
 from torch_crl.envs.tasks import panda
@@ -88,6 +88,9 @@ _CUBE_START_HEIGHT = 0.07
 # Distance of the fingertips that a grasp asks for, and the error allowed at each level, m.
 _OPENING = 0.075
 _OPENING_ERROR = {"success": 0.02, "success_easy": 0.05, "success_hard": 0.005}
+# Random actions need 24 and 99, and 36 and 146 with bins; who grips on purpose may need more.
+_TABLE_CAPACITY = Capacity(contacts=48, constraints=160)
+_BIN_CAPACITY = Capacity(contacts=64, constraints=256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +189,7 @@ def make_grasp(spec: TaskSpec, *, spread: float = 0.3, servo: str = "exact") -> 
         fields=(*FLANGE_FIELDS, "site_xpos"),
         control=joint_control(fingers=True),
         reached=reached,
+        capacity=_TABLE_CAPACITY,
         moved_goal=lambda _goal_NG, state_NS: _grasp_of(state_NS[:, :3]),
         goal_points=lambda goal_G: goal_G[:6].reshape(2, 3),
     )
@@ -213,6 +217,7 @@ def make_move(spec: TaskSpec, *, scene: str, servo: str = "exact") -> Task:
         state=state,
         fields=FLANGE_FIELDS,
         control=joint_control(fingers=True),
+        capacity=_BIN_CAPACITY if place.bin else _TABLE_CAPACITY,
     )
 
 
@@ -230,6 +235,7 @@ def make_gantry(spec: TaskSpec) -> Task:
         sample_start=_move_sampler(place, (*_HAND_START, *_FINGERS_START)),
         state=_gantry_state,
         control=gantry_control,
+        capacity=_BIN_CAPACITY,
     )
 
 
