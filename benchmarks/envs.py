@@ -26,7 +26,11 @@ from torch_crl.benchmarks.report import report
 from torch_crl.envs.make import make_vector_env
 from torch_crl.threads import torch_threads
 
-FAMILIES = (*("reacher", "point_u_maze", "ant", "ant_u_maze", "humanoid"),)
+FAMILIES = (
+    *("reacher", "point_u_maze", "ant", "ant_u_maze", "ant_ball", "ant_push", "humanoid"),
+    *("half_cheetah", "pusher_easy", "pusher2", "arm_reach", "arm_grasp", "arm_push_easy"),
+    *("arm_binpick_easy", "arm_binpick_easy_eef"),
+)
 ENVS, STEPS, TURNS = 512, 25, 7
 Row = dict[str, Any]
 

@@ -90,10 +90,12 @@ class VectorEnv:
         self.steps_N += 1
         state_NS = task.state(simulator)
         unstable_N = simulator.unstable()
-        self.unstable_N += unstable_N
-        self.unstable_step_N.copy_(torch.where(unstable_N, self.steps_N, self.unstable_step_N))
-        # What diverged is no state of the task; the one before it is.
-        state_NS = torch.where(unstable_N[:, None], self.state_NS, state_NS)
+        # A captured step cannot ask whether there is anything to do; others save the time.
+        if self.capturable or unstable_N.any():
+            self.unstable_N += unstable_N
+            self.unstable_step_N.copy_(torch.where(unstable_N, self.steps_N, self.unstable_step_N))
+            # What diverged is no state of the task; the one before it is.
+            state_NS = torch.where(unstable_N[:, None], self.state_NS, state_NS)
         if task.moved_goal is not None:
             self.goal_NG.copy_(task.moved_goal(self.goal_NG, state_NS))
         terminated_N = task.failed(state_NS) | unstable_N
@@ -107,7 +109,6 @@ class VectorEnv:
             truncated_N=truncated_N,
         )
         ended_N = terminated_N | truncated_N
-        # A captured step cannot ask whether there is anything to do.
         if self.capturable or ended_N.any():
             self._begin_episodes(ended_N)
             state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)
@@ -162,13 +163,26 @@ class VectorEnv:
     def _sample_start(self) -> Start:
         return self.task.sample_start(self.num_envs, self.generator)
 
+    def _fresh_starts(self, mask_N: Tensor) -> Start:
+        """Starts of all N envs, of which only those in the mask need be draws."""
+        if self.capturable:
+            return self._sample_start()
+        ids = mask_N.nonzero()[:, 0]
+        drawn = self.task.sample_start(len(ids), self.generator)
+        return Start(
+            *(
+                part.new_zeros(self.num_envs, part.shape[1]).index_copy_(0, ids, part)
+                for part in drawn
+            )
+        )
+
     def _cached_start(self) -> Start:
         # A task may give one tensor for two parts; in a checkpoint each has its own memory.
         with self._device_context():
             return Start(*(part.clone() for part in self._sample_start()))
 
     def _begin_episodes(self, mask_N: Tensor) -> None:
-        start = self._cached if self._cached is not None else self._sample_start()
+        start = self._cached if self._cached is not None else self._fresh_starts(mask_N)
         self.simulator.reset(mask_N, start.qpos_NQ, start.qvel_NV)
         self.goal_NG.copy_(torch.where(mask_N[:, None], start.goal_NG, self.goal_NG))
         self.steps_N.masked_fill_(mask_N, 0)

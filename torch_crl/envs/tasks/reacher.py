@@ -73,17 +73,16 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
     links = Constant(torch.tensor([model.body(name).pos[0] for name in ("body1", "fingertip")]))
 
     def state(simulator: Simulator) -> Tensor:
-        """0:2 cos, 2:4 sin of the joints, 4:7 fingertip position, 7:10 fingertip velocity."""
+        """Cosines, sines, fingertip and its velocity."""
         # From the angles: MuJoCo would bring its positions up to date for two thirds of a substep.
         angle_N2, rate_N2 = simulator.data["qpos"], simulator.data["qvel"]
-        cos_N2, sin_N2 = angle_N2.cos(), angle_N2.sin()
-        # Of each link: its angle to the x axis and that angle's rate.
-        turned_N2, turning_N2 = angle_N2.cumsum(-1), rate_N2.cumsum(-1)
-        x_N2, y_N2 = (links.like(cos_N2) * part for part in (turned_N2.cos(), turned_N2.sin()))
-        planar_N2 = [x_N2, y_N2, -turning_N2 * y_N2, turning_N2 * x_N2]
-        tip_x, tip_y, velocity_x, velocity_y = (part.sum(-1) for part in planar_N2)
-        height, still = torch.full_like(tip_x, _TIP_HEIGHT), torch.zeros_like(tip_x)
-        tip = torch.stack([tip_x, tip_y, height, velocity_x, velocity_y, still], dim=-1)
-        return torch.cat([cos_N2, sin_N2, tip], dim=-1).float()
+        # The plane as complex numbers: a product turns, and 1j times a rate makes a velocity.
+        unit_N2 = torch.polar(torch.ones_like(angle_N2), angle_N2)
+        link_N2 = links.like(angle_N2) * unit_N2.cumprod(-1)
+        tip_N, velocity_N = link_N2.sum(-1), 1j * (rate_N2.cumsum(-1) * link_N2).sum(-1)
+        height = torch.full_like(angle_N2[:, :1], _TIP_HEIGHT)
+        parts = [unit_N2.real, unit_N2.imag, torch.view_as_real(tip_N), height]
+        parts += [torch.view_as_real(velocity_N), torch.zeros_like(height)]
+        return torch.cat(parts, dim=-1).float()
 
     return state
