@@ -28,8 +28,6 @@ _FOREIGN: dict[str, dict[str, Any]] = {
     "algorithm": {
         "batch_size": 128,
         "contrastive_loss": "symmetric_info_nce",
-        "actor_learning_rate": 1e-3,
-        "critic_learning_rate": 1e-3,
     },
     "budget": {
         "env_steps": 500_000,
