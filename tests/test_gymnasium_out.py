@@ -58,6 +58,12 @@ def test_rewards_of_batches_by_hand() -> None:
     )
     assert sparse.compute_reward(achieved[0], goal[0], {}) == 1.0
     assert sparse.compute_reward(achieved[None], goal[None], {}).shape == (1, 3)
+    # Fingertips around the cube, as far apart as asked; and 1 m to the side.
+    asked = np.array([0.0, 0.02, 0.1, 0.0, -0.02, 0.1, 0.04])
+    aside = asked + np.array([1.0, 0, 0, 1.0, 0, 0, 0])
+    grasp = GoalEnv("arm_grasp")
+    assert grasp.compute_reward(np.stack([asked, aside]), asked, {}).tolist() == [1.0, 0.0]
+    assert grasp.compute_reward(asked, asked, {}).shape == ()
     with pytest.raises(ValueError, match="'sparse' or 'dense', got 'shaped'"):
         GoalEnv("ant", reward="shaped")  # type: ignore[arg-type]
 

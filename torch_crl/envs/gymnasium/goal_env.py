@@ -119,15 +119,18 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
 
     def compute_reward(self, achieved_goal: Array, desired_goal: Array) -> Array:
         """Reward of any batch of achieved goals [..., G] for desired goals; float32 [...]."""
-        achieved, desired = (
-            torch.as_tensor(goal, dtype=torch.float32) for goal in (achieved_goal, desired_goal)
+        *leading, goal_size = np.broadcast_shapes(np.shape(achieved_goal), np.shape(desired_goal))
+        # A task takes one leading axis.
+        achieved_NG, goal_NG = (
+            torch.from_numpy(part.astype(np.float32).reshape(-1, goal_size))
+            for part in np.broadcast_arrays(achieved_goal, desired_goal)
         )
         if self.reward == "dense":
-            reward = -self.task.distance(achieved, desired)
+            reward_N = -self.task.distance(achieved_NG, goal_NG)
         else:
-            reward = self.task.success(achieved, desired)["success"].float()
-        reward_array: Array = reward.numpy()
-        return reward_array
+            reward_N = self.task.success(achieved_NG, goal_NG)["success"].float()
+        reward: Array = reward_N.numpy().reshape(leading)
+        return reward
 
     def render(self) -> tuple[Array, ...] | None:
         """One picture an env, uint8 [height, width, 3]; None without a render mode."""
