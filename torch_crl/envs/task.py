@@ -101,7 +101,12 @@ class Task:
 
     def success(self, achieved_NG: Tensor, goal_NG: Tensor) -> dict[str, Tensor]:
         """Success level to bool [N]."""
-        if self.reached is not None:
-            return self.reached(achieved_NG, goal_NG)
+        return self.outcome(achieved_NG, goal_NG)[1]
+
+    def outcome(self, achieved_NG: Tensor, goal_NG: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Distance [N], and success level to bool [N]."""
         distance_N = self.distance(achieved_NG, goal_NG)
-        return {level: distance_N < radius for level, radius in self.spec.success_radius.items()}
+        if self.reached is not None:
+            return distance_N, self.reached(achieved_NG, goal_NG)
+        levels = self.spec.success_radius.items()
+        return distance_N, {level: distance_N < radius for level, radius in levels}

@@ -100,11 +100,11 @@ class VectorEnv:
             self.goal_NG.copy_(task.moved_goal(self.goal_NG, state_NS))
         terminated_N = task.failed(state_NS) | unstable_N
         truncated_N = (self.steps_N >= self.episode_length) & ~terminated_N
-        achieved_NG = task.achieved_goal(state_NS)
+        distance_N, success = task.outcome(task.achieved_goal(state_NS), self.goal_NG)
         result = StepResult(
             final_state_NS=state_NS,
-            distance_N=task.distance(achieved_NG, self.goal_NG),
-            success=task.success(achieved_NG, self.goal_NG),
+            distance_N=distance_N,
+            success=success,
             terminated_N=terminated_N,
             truncated_N=truncated_N,
         )

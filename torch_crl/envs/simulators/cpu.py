@@ -12,9 +12,12 @@ from torch import Tensor
 
 from torch_crl.envs.simulators import Simulator, SimulatorError
 
-# Derived fields are one substep behind after a plain step; this stage makes them current.
-_CURRENT = int(mujoco.mjtStage.mjSTAGE_VEL)
+# Derived fields are one substep behind after a plain step; a stage makes them current.
 _STATE_ONLY = int(mujoco.mjtStage.mjSTAGE_NONE)
+_POSITIONS = int(mujoco.mjtStage.mjSTAGE_POS)
+_VELOCITIES = int(mujoco.mjtStage.mjSTAGE_VEL)
+_POSITION_FIELDS = {"xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat"}
+_POSITION_FIELDS |= {"site_xpos", "site_xmat", "subtree_com", "cinert"}
 # At each of these warnings MuJoCo resets the simulation to the model's defaults and goes on.
 _DIVERGED = [
     int(mujoco.mjtWarning.mjWARN_BADQPOS),
@@ -47,7 +50,9 @@ class CpuSimulator(Simulator):
         self._batch = Batch(model, num_envs, num_threads)
         self._past_warnings = 0
         self._fresh_state = self._batch.state[0].copy()
-        self._stage = _CURRENT if fields else _STATE_ONLY
+        self._stage = _STATE_ONLY
+        if fields:
+            self._stage = _POSITIONS if _POSITION_FIELDS.issuperset(fields) else _VELOCITIES
         self.data = {
             name: _live_tensor(self._batch.bind(name)) for name in ("qpos", "qvel", "ctrl", *fields)
         }

@@ -153,22 +153,24 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
         Per link: its inertia about the robot's centre of mass, row-major in world axes, and its
         mass; then its mass-weighted linear velocity and its angular velocity.
         """
-        data = simulator.data
-        mass_K, torque_AV = (constant.like(data["qpos"]) for constant in (masses, torques))
-        inertia_NK10, velocity_NK6 = data["cinert"][:, 1:], data["cvel"][:, 1:]
-        matrix_NK10 = inertia_NK10.index_select(-1, order.on(data["qpos"].device))
+        qpos_NQ, qvel_NV, ctrl_NA, inertia_NK10, velocity_NK6 = (
+            simulator.data[name].float() for name in ("qpos", "qvel", "ctrl", "cinert", "cvel")
+        )
+        mass_K, torque_AV = (constant.like(qpos_NQ) for constant in (masses, torques))
+        inertia_NK10, velocity_NK6 = inertia_NK10[:, 1:], velocity_NK6[:, 1:]
+        matrix_NK10 = inertia_NK10.index_select(-1, order.on(qpos_NQ.device))
         # MuJoCo's linear velocity is that of the point of the link that passes the robot's centre.
         angular_NK3, at_centre_NK3 = velocity_NK6[..., :3], velocity_NK6[..., 3:]
         momentum_NK3 = mass_K[:, None] * at_centre_NK3
         momentum_NK3 = momentum_NK3 + torch.linalg.cross(angular_NK3, inertia_NK10[..., 6:9])
         parts = [
-            data["qpos"],
-            data["qvel"],
+            qpos_NQ,
+            qvel_NV,
             matrix_NK10.flatten(1),
             torch.cat([momentum_NK3 / mass_K.sum(), angular_NK3], dim=-1).flatten(1),
-            data["ctrl"].clamp(-_CONTROL_RANGE, _CONTROL_RANGE) @ torque_AV,
+            ctrl_NA.clamp(-_CONTROL_RANGE, _CONTROL_RANGE) @ torque_AV,
         ]
-        return torch.cat(parts, dim=-1).float()
+        return torch.cat(parts, dim=-1)
 
     return state
 

@@ -77,12 +77,12 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
         # From the angles: MuJoCo would bring its positions up to date for two thirds of a substep.
         angle_N2, rate_N2 = simulator.data["qpos"], simulator.data["qvel"]
         # The plane as complex numbers: a product turns, and 1j times a rate makes a velocity.
-        unit_N2 = torch.polar(torch.ones_like(angle_N2), angle_N2)
-        link_N2 = links.like(angle_N2) * unit_N2.cumprod(-1)
-        tip_N, velocity_N = link_N2.sum(-1), 1j * (rate_N2.cumsum(-1) * link_N2).sum(-1)
-        height = torch.full_like(angle_N2[:, :1], _TIP_HEIGHT)
+        unit_N2 = torch.polar(torch.ones_like(angle_N2), angle_N2).to(torch.complex64)
+        link_N2 = links.like(rate_N2.float()) * unit_N2.cumprod(-1)
+        moving_N2 = 1j * rate_N2.float().cumsum(-1) * link_N2
+        tip_N, velocity_N = (part[:, 0] + part[:, 1] for part in (link_N2, moving_N2))
+        height = torch.full_like(unit_N2.real[:, :1], _TIP_HEIGHT)
         parts = [unit_N2.real, unit_N2.imag, torch.view_as_real(tip_N), height]
-        parts += [torch.view_as_real(velocity_N), torch.zeros_like(height)]
-        return torch.cat(parts, dim=-1).float()
+        return torch.cat([*parts, torch.view_as_real(velocity_N), torch.zeros_like(height)], dim=-1)
 
     return state
