@@ -23,7 +23,7 @@ FLOORS = [
     ["envs.simulators", "envs.tasks.models", "envs.tasks.sampling"],
     ["envs.task"],
     ["envs.vector_env", "envs.tasks", "envs.gymnasium.foreign"],
-    ["envs.registry"],
+    ["envs.registry", "rendering"],
     ["envs.gymnasium.registration", "envs.gymnasium.vector_env", "envs.make"],
     ["envs.gymnasium"],
     ["recipe"],

@@ -1,26 +1,36 @@
-"""`torch-crl envs`: a table of all tasks."""
+"""`torch-crl envs`: a table of all tasks, or a picture of one."""
 
 import difflib
+from pathlib import Path
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from torch_crl.envs.registry import TASKS
+from torch_crl.cli.errors import UsageError, told_to_user
+from torch_crl.envs.registry import TASKS, UnknownTaskError, make_task
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table; a word narrows it to the names that contain it."""
+    """Print the table, which a word narrows to the names that contain it, or draw one task."""
     tyro.cli(_envs, args=arguments, prog="torch-crl envs")
     return 0
 
 
-def _envs(contains: tyro.conf.Positional[str] = "") -> None:
-    """List the tasks.
+def _envs(contains: tyro.conf.Positional[str] = "", png: Path | None = None) -> None:
+    """List the tasks, or draw one.
 
     Args:
-        contains: only tasks whose name contains this.
+        contains: only tasks whose name contains this; with --png the name of one task.
+        png: draw the task's start and its goals into this file.
     """
+    if png is None:
+        Console().print(_table(contains))
+    else:
+        _draw(contains, png)
+
+
+def _table(contains: str) -> Table:
     table = Table(title="tasks", title_justify="left")
     for heading in ("task", "state", "goal", "action", "success within (m)", "episode"):
         name = heading == "task"
@@ -37,4 +47,18 @@ def _envs(contains: tyro.conf.Positional[str] = "") -> None:
     if not table.rows:
         near = difflib.get_close_matches(contains, TASKS, n=4, cutoff=0.3)
         raise SystemExit(f"torch-crl envs: no task name contains {contains!r}; nearest: {near}")
-    Console().print(table)
+    return table
+
+
+def _draw(name: str, path: Path) -> None:
+    from torch_crl.rendering.gl import RenderError
+    from torch_crl.rendering.pictures import save_image, task_picture
+
+    with told_to_user(UnknownTaskError, RenderError):
+        if not name:
+            raise UsageError("--png needs a task: `torch-crl envs ant --png ant.png`")
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise UsageError(f"--png writes .png or .jpg, got {path.name!r}")
+        image, backend = task_picture(make_task(name))
+        save_image(image, path)
+    print(f"{path} ({name}, drawn with {backend})")

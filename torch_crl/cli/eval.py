@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from torch_crl.cli.errors import UsageError, told_to_user
-from torch_crl.cli.runs import read_recipe, run_directory_of
+from torch_crl.cli.runs import Trained, load_trained, task_env
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,12 @@ class Options:
     """Decides starts and goals; training never uses this one."""
     json: bool = False
     """Print one line of JSON instead of the table."""
+    video: Path | None = None
+    """Also film the policy into this file, .mp4 or .gif, in real time."""
+    video_envs: int = 4
+    """Episodes side by side in the video."""
+    video_seconds: float = 15.0
+    """Length of the video."""
 
 
 def main(arguments: list[str]) -> int:
@@ -37,45 +43,81 @@ def main(arguments: list[str]) -> int:
         prog="torch-crl eval",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    from torch_crl.checkpoint import CheckpointError
+    from torch_crl.envs.registry import UnknownTaskError
+    from torch_crl.envs.simulators import SimulatorError
+    from torch_crl.rendering.gl import RenderError
+
+    with told_to_user(UnknownTaskError, CheckpointError, SimulatorError, RenderError):
+        _check(options)
+        trained = load_trained(
+            options.run, task=options.task, episode_length=options.episode_length
+        )
+        result = _evaluate(trained, options)
+        if options.json:
+            print(json.dumps({"task": trained.task, **result}))
+        else:
+            print(f"{trained.task}, {options.num_envs} episodes")
+            for name, value in result.items():
+                print(f"  {name:<20} {value:10.3f}")
+        if options.video is not None:
+            _film(trained, options, options.video)
+    return 0
+
+
+def _check(options: Options) -> None:
+    if options.num_envs < 1:
+        raise UsageError(f"--num-envs must be at least 1, got {options.num_envs}")
+    if options.video is not None:
+        from torch_crl.rendering.video import MAX_ENVS, check_ending
+
+        check_ending(options.video)
+        if not 1 <= options.video_envs <= MAX_ENVS:
+            raise UsageError(f"--video-envs must be 1 to {MAX_ENVS}, got {options.video_envs}")
+        if not options.video_seconds > 0:
+            raise UsageError(f"--video-seconds must be above 0, got {options.video_seconds}")
+
+
+def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
     from rich.console import Console
     from rich.progress import Progress
 
-    from torch_crl.checkpoint import CheckpointError
-    from torch_crl.envs.registry import UnknownTaskError, task_spec
-    from torch_crl.envs.simulators import SimulatorError
     from torch_crl.evaluation import evaluate
-    from torch_crl.policy import load_policy
 
-    with told_to_user(UnknownTaskError, CheckpointError, SimulatorError):
-        if options.num_envs < 1:
-            raise UsageError(f"--num-envs must be at least 1, got {options.num_envs}")
-        if options.episode_length < 0:
-            raise UsageError(f"--episode-length must be at least 1, got {options.episode_length}")
-        recipe = read_recipe(run_directory_of(options.run))
-        policy = load_policy(options.run)
-        task = options.task or recipe.task.eval_name
-        spec = task_spec(task)
-        if (spec.state_size, spec.goal_size) != (policy.state_size, policy.goal_size):
-            raise UsageError(
-                f"the policy was trained on {recipe.task.name}; {task} has states and goals of "
-                "other sizes"
-            )
-        episode_length = options.episode_length or recipe.task.episode_length
-        # Gone when the numbers come; nothing at all where standard error is no terminal.
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task(f"{options.num_envs} episodes", total=episode_length)
-            result = evaluate(
-                policy,
-                task,
-                num_envs=options.num_envs,
-                episode_length=episode_length,
-                seed=options.seed,
-                on_step=lambda step: progress.update(bar, completed=step),
-            )
-    if options.json:
-        print(json.dumps({"task": task, **result}))
-    else:
-        print(f"{task}, {options.num_envs} episodes")
-        for name, value in result.items():
-            print(f"  {name:<20} {value:10.3f}")
-    return 0
+    # Gone when the numbers come; nothing at all where standard error is no terminal.
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"{options.num_envs} episodes", total=trained.episode_length)
+        return evaluate(
+            trained.policy,
+            trained.task,
+            num_envs=options.num_envs,
+            episode_length=trained.episode_length,
+            seed=options.seed,
+            on_step=lambda step: progress.update(bar, completed=step),
+        )
+
+
+def _film(trained: Trained, options: Options, path: Path) -> None:
+    from contextlib import closing
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from torch_crl.rendering.video import record
+
+    console = Console(stderr=True)
+    with (
+        closing(task_env(trained, num_envs=options.video_envs, seed=options.seed)) as env,
+        Progress(console=console, transient=True) as progress,
+    ):
+        seconds_per_step = env.task.model.opt.timestep * env.task.substeps
+        steps = max(1, round(options.video_seconds / seconds_per_step))
+        bar = progress.add_task(f"filming {path.name}", total=steps)
+        backend = record(
+            trained.policy,
+            env,
+            path,
+            steps=steps,
+            on_step=lambda step: progress.update(bar, completed=step),
+        )
+    console.print(f"video: {path} (drawn with {backend})", highlight=False, soft_wrap=True)

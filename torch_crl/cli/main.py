@@ -6,13 +6,14 @@ import sys
 _COMMANDS = {
     "train": "train on a task, or resume a run",
     "eval": "evaluate a trained policy",
-    "envs": "list the tasks",
+    "watch": "watch a trained policy in MuJoCo's viewer",
+    "envs": "list the tasks, or draw one",
     "bench": "measure the speed of this machine beside plain PyTorch",
 }
 
 _USAGE = (
     """\
-usage: torch-crl {train,eval,envs,bench} ...
+usage: torch-crl {train,eval,watch,envs,bench} ...
 
 Self-supervised reinforcement learning with very deep networks.
 

@@ -3,10 +3,9 @@
 `gymnasium.make("torch_crl/AntUMaze-v0")` makes a `GoalEnv`, `gymnasium.make_vec` a `GoalVectorEnv`.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import gymnasium
-import mujoco
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -20,11 +19,15 @@ from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
 from torch_crl.envs.vector_env import VectorEnv
 
+if TYPE_CHECKING:
+    from torch_crl.rendering.renderer import Renderer
+
 Array: TypeAlias = NDArray[Any]
 Observation: TypeAlias = dict[str, Array]
 Info: TypeAlias = dict[str, Any]
 Reward: TypeAlias = Literal["sparse", "dense"]
 
+_PICTURE_SIZE = (640, 480)
 # Longer than any episode, within 32 bits: for envs whose time limit is a wrapper's business.
 _NO_LIMIT = 2**31 - 1
 
@@ -63,6 +66,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         self.num_envs = num_envs
         self.reward = reward
         self.render_mode = render_mode
+        self._renderer: Renderer | None = None
         self.metadata = metadata_of(self.task) | {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.single_observation_space, self.single_action_space = spaces_of(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -133,12 +137,23 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         return reward
 
     def render(self) -> tuple[Array, ...] | None:
-        """One picture an env, uint8 [height, width, 3]; None without a render mode."""
+        """One picture an env with its goal, uint8 [480, 640, 3]; None without a render mode.
+
+        Raises RenderError where nothing can be drawn.
+        """
         if self.render_mode is None:
             return None
-        return tuple(picture(self.episodes, index) for index in range(self.num_envs))
+        if self._renderer is None:
+            # Here, since most who make an env never draw it.
+            from torch_crl.rendering.renderer import Renderer
+
+            self._renderer = Renderer(self.task, tile=_PICTURE_SIZE)
+        renderer = self._renderer
+        return tuple(renderer.draw_envs(self.episodes, [n]) for n in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
+        if self._renderer is not None:
+            self._renderer.close()
         self.episodes.close()
 
     def _observation(self, state_NS: Tensor, goal_NG: Tensor) -> Observation:
@@ -238,18 +253,6 @@ def metadata_of(task: Task) -> dict[str, Any]:
     """How it can be drawn, and the control steps of a second."""
     seconds = task.model.opt.timestep * task.substeps
     return {"render_modes": ["rgb_array"], "render_fps": round(1 / seconds)}
-
-
-def picture(episodes: VectorEnv, index: int) -> Array:
-    """One env as it is now, uint8 [height, width, 3]."""
-    model = episodes.task.model
-    data = mujoco.MjData(model)
-    data.qpos[:] = episodes.simulator.data["qpos"][index].numpy()
-    mujoco.mj_forward(model, data)
-    with mujoco.Renderer(model) as renderer:
-        renderer.update_scene(data)
-        pixels: Array = renderer.render()
-    return pixels
 
 
 def _masked(info: Info, mask_N: Array) -> Info:

@@ -1,0 +1,43 @@
+"""`torch-crl watch RUN`: a trained policy in MuJoCo's own viewer, in real time."""
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+from torch_crl.cli.errors import told_to_user
+from torch_crl.cli.runs import load_trained, task_env
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Watch a trained policy, one episode after the other, until the window is closed."""
+
+    run: Positional[Path]
+    """Run directory (its newest policy), or one folder below its policies/."""
+    task: str = ""
+    """Task to show it on; the run's own evaluation task if not given."""
+    episode_length: int = 0
+    """Control steps until the time limit; as in training if not given."""
+    seed: int = 1_000_000
+    """Decides starts and goals."""
+
+
+def main(arguments: list[str]) -> int:
+    """Open the viewer. Returns the exit status."""
+    options = tyro.cli(Options, args=arguments, prog="torch-crl watch")
+    from torch_crl.checkpoint import CheckpointError
+    from torch_crl.envs.registry import UnknownTaskError
+    from torch_crl.envs.simulators import SimulatorError
+    from torch_crl.rendering.gl import RenderError
+    from torch_crl.rendering.viewer import watch
+
+    with told_to_user(UnknownTaskError, CheckpointError, SimulatorError, RenderError):
+        trained = load_trained(
+            options.run, task=options.task, episode_length=options.episode_length
+        )
+        with closing(task_env(trained, num_envs=1, seed=options.seed)) as env:
+            watch(trained.policy, env)
+    return 0

@@ -1,0 +1,241 @@
+"""Pictures of simulations of a task, with their goals. N envs, G goal, Q positions, P points."""
+
+import math
+import weakref
+from typing import Any, TypeAlias
+
+import mujoco
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torch_crl.envs.task import Task
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.rendering import camera, stage
+from torch_crl.rendering.gl import Canvas, make_canvas
+
+Image: TypeAlias = NDArray[np.uint8]
+
+# Where a task's scenes are looked for, to place camera and light.
+_SAMPLES = 64
+# Without walls, a camera that shows all of a larger place shows robots too small (metres).
+_FOLLOW_BEYOND = 5.0
+# Azimuth and elevation in degrees: MuJoCo's default, over walls with rows of the layout downwards,
+# and on an open floor.
+_MUJOCO_DIRECTION = (90.0, -45.0)
+_MAZE_DIRECTION = (180.0, -65.0)
+_FLOOR_DIRECTION = (90.0, -28.0)
+_FOVY = 45.0
+_MAX_GEOMS = 5000
+_GAP = 4
+
+
+class Renderer:
+    """Draws N simulations of a task side by side. The task's model is only read.
+
+    The camera sees everything where a task has walls or is small, and follows robot and goal on
+    an open floor. `model.vis.global_.azimuth` and `.elevation` of the task say from where.
+    `backend` says what draws. Close it, or use it in a `with` statement.
+    """
+
+    def __init__(self, task: Task, *, columns: int = 1, rows: int = 1, tile: tuple[int, int]):
+        """`tile` is the size of one simulation's picture, (width, height) in pixels.
+
+        Raises RenderError if nothing can be drawn on this machine.
+        """
+        self.task = task
+        self.radius = next(iter(task.spec.success_radius.values()), 0.0)
+        self._model = stage.painted(task.model)
+        self._data = mujoco.MjData(self._model)
+        self._grid, self._tile = (columns, rows), tile
+        self.width, self.height = (
+            count * (side + _GAP) - _GAP for count, side in zip(self._grid, tile, strict=True)
+        )
+        self._static, self._moving = self._visible_geoms()
+        self._overview = self._sampled_points()
+        low, high = self._overview.min(0), self._overview.max(0)
+        span = high - low
+        large = float(span.max()) > _FOLLOW_BEYOND
+        self._follows = large and len(self._static) == 0
+        asked = (task.model.vis.global_.azimuth, task.model.vis.global_.elevation)
+        if asked != _MUJOCO_DIRECTION:
+            self._direction = asked
+        elif large:
+            self._direction = _FLOOR_DIRECTION if self._follows else _MAZE_DIRECTION
+        else:
+            self._direction = _MUJOCO_DIRECTION
+        self.radius = self.radius or 0.02 * float(span.max())
+        # Many goals in one picture must not hide each other.
+        self._small_radius = min(self.radius, 0.025 * float(span.max()))
+        self._floor = self._floor_height()
+        self._stage = stage.make_stage(
+            self._model,
+            floor=self._floor,
+            centre=(low + high) / 2,
+            extent=float(np.linalg.norm(span)) / 2,
+            size=(self.width, self.height),
+        )
+        self._stage_data = mujoco.MjData(self._stage)
+        mujoco.mj_forward(self._stage, self._stage_data)
+        self._scene = mujoco.MjvScene(self._stage, _MAX_GEOMS)
+        self._options = mujoco.MjvOption()
+        self._options.sitegroup[:] = 0
+        canvas = make_canvas(self._stage)
+        self.backend = canvas.backend
+        self._canvas = canvas
+        # Before MuJoCo's own end of OpenGL, which would otherwise come first at the exit.
+        self.close = weakref.finalize(self, _free, canvas)
+
+    def __enter__(self) -> "Renderer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def draw(
+        self,
+        qpos_NQ: Tensor,
+        goals: list[Tensor],
+        reached_N: Tensor,
+        *,
+        overview: bool = False,
+    ) -> Image:
+        """One tile for each simulation; uint8 [height, width, 3].
+
+        Args:
+            qpos_NQ: positions.
+            goals: of each simulation its goals [goals, G], usually one.
+            reached_N: whose goals to draw as reached.
+            overview: show all of an open floor instead of following the robot.
+        """
+        self._canvas.gl.make_current()
+        picture = np.full((self.height, self.width, 3), 255, np.uint8)
+        drawn = np.empty_like(picture)
+        tiles = [self._corner(index) for index in range(len(goals))]
+        width, height = self._tile
+        for (left, top), qpos_Q, goal_MG, reached in zip(
+            tiles, qpos_NQ, goals, reached_N.tolist(), strict=True
+        ):
+            self._set_scene(qpos_Q, goal_MG, reached=bool(reached), overview=overview)
+            # OpenGL counts from the bottom.
+            tile = mujoco.MjrRect(left, self.height - top - height, width, height)
+            mujoco.mjr_render(tile, self._scene, self._canvas.mjr)
+        whole = mujoco.MjrRect(0, 0, self.width, self.height)
+        mujoco.mjr_readPixels(drawn, None, whole, self._canvas.mjr)
+        drawn = drawn[::-1]
+        for left, top in tiles:
+            part = np.s_[top : top + height, left : left + width]
+            picture[part] = drawn[part]
+        return picture
+
+    def _corner(self, index: int) -> tuple[int, int]:
+        """Left and top of a tile, in pixels."""
+        row, column = divmod(index, self._grid[0])
+        return column * (self._tile[0] + _GAP), row * (self._tile[1] + _GAP)
+
+    def draw_envs(self, env: VectorEnv, indices: list[int] | None = None) -> Image:
+        """These envs, or all, as they are now; goals are green while reached."""
+        chosen = list(range(env.num_envs)) if indices is None else indices
+        goal_NG = env.goal_NG[chosen]
+        achieved_NG = self.task.achieved_goal(env.state_NS[chosen])
+        reached = self.task.success(achieved_NG, goal_NG)
+        return self.draw(
+            env.simulator.data["qpos"][chosen],
+            [goal_G[None] for goal_G in goal_NG],
+            next(iter(reached.values())),
+        )
+
+    def _set_scene(self, qpos_Q: Tensor, goal_MG: Tensor, *, reached: bool, overview: bool) -> None:
+        self._pose(qpos_Q)
+        points_P3 = self._points(goal_MG)
+        view = camera.frame(
+            self._overview if overview else self._in_view(points_P3),
+            azimuth=self._direction[0],
+            elevation=self._direction[1],
+            fovy=_FOVY,
+            aspect=self._tile[0] / self._tile[1],
+        )
+        if self._follows and not overview:
+            centre = self._data.geom_xpos[self._moving].mean(0)
+            light = self._stage.stat.extent * stage.LIGHT
+            self._stage_data.light_xpos[0] = centre + light
+        everything, unmoved = mujoco.mjtCatBit.mjCAT_ALL, mujoco.MjvPerturb()
+        scene, options = self._scene, self._options
+        mujoco.mjv_updateScene(
+            self._stage, self._stage_data, options, unmoved, view, everything, scene
+        )
+        mujoco.mjv_addGeoms(self._model, self._data, options, unmoved, everything, scene)
+        radius = self._small_radius if overview else self.radius
+        add_spheres(scene, points_P3, radius, stage.REACHED if reached else stage.GOAL)
+
+    def _pose(self, qpos_Q: Tensor) -> None:
+        self._data.qpos[:] = qpos_Q.detach().cpu().numpy()
+        mujoco.mj_kinematics(self._model, self._data)
+
+    def _points(self, goal_MG: Tensor) -> NDArray[np.float64]:
+        points = [self.task.goal_points(goal_G) for goal_G in goal_MG.detach().cpu()]
+        return torch.cat(points).double().numpy()
+
+    def _in_view(self, points_P3: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not self._follows:
+            return self._overview
+        robot = camera.geom_corners(self._model, self._data, self._moving)
+        return np.concatenate([robot, camera.sphere_corners(points_P3, 1.5 * self.radius)])
+
+    def _visible_geoms(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Numbers of the visible fixed geoms, and of the visible ones that move."""
+        model = self._model
+        plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+        visible = (model.geom_rgba[:, 3] > 0) & ~plane & (model.geom_group < 3)
+        fixed = model.body_weldid[model.geom_bodyid] == 0
+        return np.flatnonzero(visible & fixed), np.flatnonzero(visible & ~fixed)
+
+    def _sampled_points(self) -> NDArray[np.float64]:
+        """Corners of all that is seen at some starts and goals."""
+        start = self.task.sample_start(_SAMPLES, torch.Generator().manual_seed(0))
+        found = [camera.sphere_corners(self._points(start.goal_NG), self.radius)]
+        for qpos_Q in start.qpos_NQ:
+            self._pose(qpos_Q)
+            found.append(camera.geom_corners(self._model, self._data, self._moving))
+        found.append(camera.geom_corners(self._model, self._data, self._static))
+        points = np.concatenate(found)
+        # A box says the same in fewer points.
+        return camera.box_corners(points)
+
+    def _floor_height(self) -> float:
+        """Of the model's own floor, or just below everything."""
+        model = self._model
+        floors = [geom for geom in range(model.ngeom) if stage.is_floor(model, geom)]
+        if floors:
+            return float(min(self._data.geom_xpos[geom][2] for geom in floors))
+        return float(self._overview[:, 2].min())
+
+
+def add_spheres(
+    scene: Any, points_P3: NDArray[np.float64], radius: float, colour: tuple[float, ...]
+) -> None:
+    """Draw translucent spheres into the scene, beside what is in it."""
+    for point in points_P3:
+        if scene.ngeom == scene.maxgeom:
+            return
+        mujoco.mjv_initGeom(
+            scene.geoms[scene.ngeom],
+            mujoco.mjtGeom.mjGEOM_SPHERE,
+            np.full(3, radius),
+            point,
+            np.eye(3).ravel(),
+            np.array(colour, np.float32),
+        )
+        scene.ngeom += 1
+
+
+def _free(canvas: Canvas) -> None:
+    canvas.mjr.free()
+    canvas.gl.free()
+
+
+def grid_of(num_envs: int) -> tuple[int, int]:
+    """Columns and rows, as square as can be."""
+    columns = math.ceil(math.sqrt(num_envs))
+    return columns, math.ceil(num_envs / columns)

@@ -1,0 +1,104 @@
+"""Videos of a policy, in real time, as MP4 or GIF. N envs, S state, G goal, A action."""
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.rendering.gl import RenderError
+from torch_crl.rendering.renderer import Image, Renderer, grid_of
+
+ENDINGS = (".mp4", ".gif")
+MAX_ENVS = 16
+
+_MAX_FPS = 34.0
+# Columns to the size of a tile in pixels: more envs in not much larger a picture.
+_TILES = {1: (640, 480), 2: (400, 300), 3: (320, 240), 4: (240, 180)}
+
+
+def check_ending(path: Path) -> None:
+    """Raise RenderError unless videos can be written to files with this ending, here."""
+    if path.suffix.lower() not in ENDINGS:
+        raise RenderError(f"a video ends in {' or '.join(ENDINGS)}, got {path.name!r}")
+    if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise RenderError(
+            "an .mp4 needs imageio-ffmpeg: pip install 'torch_crl[video]'; a .gif does without"
+        )
+
+
+@torch.no_grad()
+def record(
+    policy: Callable[[Tensor, Tensor], Tensor],
+    env: VectorEnv,
+    path: Path,
+    *,
+    steps: int,
+    on_step: Callable[[int], object] | None = None,
+) -> str:
+    """Write `steps` control steps of the policy in all envs, at the speed of the task's clock.
+
+    Args:
+        policy: (state [N, S], goal [N, G]) to action [N, A].
+        env: at the beginning of episodes; what ends begins again.
+        path: `.mp4` or `.gif`.
+        on_step: called with the number of control steps done, to show progress.
+
+    Returns what drew it. Raises RenderError.
+    """
+    check_ending(path)
+    columns, rows = grid_of(env.num_envs)
+    seconds = env.task.model.opt.timestep * env.task.substeps
+    stride = math.ceil(1.0 / (seconds * _MAX_FPS))
+    with (
+        Renderer(env.task, columns=columns, rows=rows, tile=_TILES[columns]) as renderer,
+        _writer(path, seconds_per_frame=seconds * stride) as write,
+    ):
+        for step in range(1, steps + 1):
+            if (step - 1) % stride == 0:
+                write(renderer.draw_envs(env))
+            env.step(policy(env.state_NS, env.goal_NG))
+            if on_step is not None:
+                on_step(step)
+        return renderer.backend
+
+
+@contextmanager
+def _writer(path: Path, *, seconds_per_frame: float) -> Iterator[Callable[[Image], object]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
+    with writing(path, seconds_per_frame) as write:
+        yield write
+
+
+@contextmanager
+def _write_mp4(path: Path, seconds_per_frame: float) -> Iterator[Callable[[Image], object]]:
+    import imageio.v2 as imageio
+
+    fps = 1.0 / seconds_per_frame
+    writer: Any = imageio.get_writer(path, format="FFMPEG", fps=fps, quality=7, macro_block_size=2)
+    with writer:
+        yield writer.append_data
+
+
+@contextmanager
+def _write_gif(path: Path, seconds_per_frame: float) -> Iterator[Callable[[Image], object]]:
+    from PIL import Image as Pillow
+
+    frames: list[Pillow.Image] = []
+
+    def write(image: Image) -> None:
+        picture = Pillow.fromarray(image)
+        # One palette for all, so that colours do not flicker; flat areas stay flat undithered.
+        palette = frames[0] if frames else None
+        frames.append(picture.quantize(dither=Pillow.Dither.NONE, palette=palette))
+
+    yield write
+    # In hundredths of a second; a browser slows down below two.
+    duration = max(20, 10 * round(100 * seconds_per_frame))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
