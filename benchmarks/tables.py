@@ -17,7 +17,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def results_table() -> str:
     """Every row of cpu.json, with what it was measured on."""
-    document = _read("cpu.json")
+    document = read_result("cpu.json")
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
     lines += [_result_line(row) for row in document["rows"]]
     return "\n".join([*lines, "", _machine_line(document["machine"])])
@@ -58,7 +58,7 @@ def learning_table() -> str:
     ]
     machines = {}
     for path in sorted(RESULTS.glob("learning_*.json"), reverse=True):
-        document = _read(path.name)
+        document = read_result(path.name)
         machines[_machine_line(document["machine"])] = None
         lines += [_learning_line(row) for row in document["rows"]]
     return "\n".join([*lines, "", *machines])
@@ -75,7 +75,7 @@ def _learning_line(row: dict[str, Any]) -> str:
 
 def precision_table() -> str:
     """Errors of the worst tensor a row, from precision.json."""
-    document = _read("precision.json")
+    document = read_result("precision.json")
     columns = ("between_samples", "input_gradient", "weight_gradient")
     lines = [
         "| depth | updates before | fp32 | tf32 | fp16 | bf16 |",
@@ -100,7 +100,7 @@ def gpu_table() -> str:
     ]
     machines = []
     for path in paths:
-        document = _read(path.name)
+        document = read_result(path.name)
         machines.append(_machine_line(document["machine"]))
         rows = [row for row in document["rows"] if row["kind"] == "update" and "ms_p50" in row]
         lines += [_gpu_line(row) for row in rows]
@@ -158,7 +158,8 @@ def fill(text: str) -> str:
     return text
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_result(name: str) -> dict[str, Any]:
+    """A document of benchmarks/results."""
     document: dict[str, Any] = json.loads((RESULTS / name).read_text())
     return document
 

@@ -70,7 +70,7 @@ def make_stage(
     visual.headlight.diffuse = [0.28] * 3
     visual.headlight.specular = [0.0] * 3
     visual.rgba.haze = [*_SKY[1], 1.0]
-    visual.map.shadowclip = 2.5
+    visual.map.shadowclip = 8.0
     visual.map.zfar = 100.0
     spec.stat.extent = extent
     spec.stat.center = centre

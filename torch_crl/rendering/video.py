@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,12 +79,22 @@ def _writer(path: Path, *, seconds_per_frame: float) -> Iterator[Callable[[Image
 
 @contextmanager
 def _write_mp4(path: Path, seconds_per_frame: float) -> Iterator[Callable[[Image], object]]:
-    import imageio.v2 as imageio
+    import imageio_ffmpeg
 
-    fps = 1.0 / seconds_per_frame
-    writer: Any = imageio.get_writer(path, format="FFMPEG", fps=fps, quality=7, macro_block_size=2)
-    with writer:
-        yield writer.append_data
+    frames: Any = None
+
+    def write(image: Image) -> None:
+        nonlocal frames
+        if frames is None:
+            height, width, _ = image.shape
+            frames = imageio_ffmpeg.write_frames(
+                path, (width, height), fps=1.0 / seconds_per_frame, quality=7, macro_block_size=2
+            )
+            frames.send(None)
+        frames.send(np.ascontiguousarray(image))
+
+    yield write
+    frames.close()
 
 
 @contextmanager

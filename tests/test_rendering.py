@@ -1,0 +1,257 @@
+"""Pictures, videos and the viewer: what is drawn where, what is written, and what cannot be."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.benchmarks.task_pages import PAGE, page, picture_path
+from torch_crl.cli.main import main
+from torch_crl.envs.gymnasium.goal_env import GoalEnv
+from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.registry import TASKS, make_task
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.presets import preset, with_changes
+from torch_crl.rendering import video
+from torch_crl.rendering.gl import RenderError
+from torch_crl.rendering.pictures import save_image, task_picture
+from torch_crl.rendering.renderer import Image, Renderer
+from torch_crl.rendering.viewer import watch
+from torch_crl.trainer import train
+
+TILE = (160, 120)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def gl() -> None:
+    """Everything here draws; a machine without OpenGL says what it lacks."""
+    try:
+        Renderer(make_task("reacher"), tile=TILE).close()
+    except RenderError as error:
+        pytest.skip(str(error))
+
+
+def colour_mask(image: Image, channel: int) -> np.ndarray:
+    """Where red (0) or green (1) stands out."""
+    pixels = image.astype(int)
+    others = [index for index in range(3) if index != channel]
+    mask: np.ndarray = (pixels[..., channel] - pixels[..., others].max(-1)) > 40
+    return mask
+
+
+def drawn(name: str, goal: list[float], *, reached: bool = False) -> Image:
+    task = make_task(name)
+    start = task.sample_start(1, Generator().manual_seed(0))
+    with Renderer(task, tile=TILE) as renderer:
+        return renderer.draw(start.qpos_NQ, [torch.tensor([goal])], torch.tensor([reached]))
+
+
+def test_goals_are_where_they_should_be_and_green_when_reached() -> None:
+    # Seen from above and from the side of -y: x grows to the right, y away from the camera.
+    centres = {}
+    for goal in ([0.15, 0.0, 0.01], [-0.15, 0.0, 0.01], [0.0, 0.15, 0.01], [0.0, -0.15, 0.01]):
+        rows, columns = np.nonzero(colour_mask(drawn("reacher", goal), 0))
+        assert len(rows) > 20
+        centres[tuple(goal[:2])] = (columns.mean(), rows.mean())
+    assert centres[0.15, 0.0][0] > centres[-0.15, 0.0][0] + 30
+    assert centres[0.0, 0.15][1] < centres[0.0, -0.15][1] - 20
+    assert abs(centres[0.0, 0.15][0] - centres[0.0, -0.15][0]) < 5
+    image = drawn("reacher", [0.15, 0.0, 0.01], reached=True)
+    assert colour_mask(image, 1).sum() > 20 and colour_mask(image, 0).sum() == 0
+
+
+@pytest.mark.parametrize("name", ["ant", "half_cheetah", "humanoid", "ant_ball"])
+def test_on_an_open_floor_robot_and_goal_are_both_in_the_picture(name: str) -> None:
+    task = make_task(name)
+    start = task.sample_start(2, Generator().manual_seed(3))
+    with Renderer(task, columns=2, tile=TILE) as renderer:
+        image = renderer.draw(
+            start.qpos_NQ, [goal_G[None] for goal_G in start.goal_NG], torch.zeros(2)
+        )
+    for tile in (image[:, :160], image[:, 164:]):
+        assert colour_mask(tile, 0).sum() > 10
+        assert colour_mask(tile, 2).sum() > 10
+
+
+def test_a_grid_has_a_tile_for_each_env_and_white_for_none() -> None:
+    env = make_vector_env("reacher", num_envs=3, episode_length=10, seed=0)
+    assert isinstance(env, VectorEnv)
+    with Renderer(env.task, columns=2, rows=2, tile=TILE) as renderer:
+        image = renderer.draw_envs(env)
+    assert image.shape == (244, 324, 3) and image.dtype == np.uint8
+    assert (image[124:, 164:] == 255).all()
+    for top, left in ((0, 0), (0, 164), (124, 0)):
+        assert image[top : top + 120, left : left + 160].std() > 5
+
+
+def test_physics_of_the_task_is_left_alone() -> None:
+    def episode() -> Tensor:
+        env = make_vector_env("ant_u_maze", num_envs=2, episode_length=50, seed=0)
+        for _ in range(20):
+            env.step(torch.full((2, 8), 0.3))
+        return env.state_NS
+
+    task = make_task("ant_u_maze")
+    colours = task.model.geom_rgba.copy()
+    before = episode()
+    task_picture(task, size=TILE)
+    assert torch.equal(episode(), before)
+    assert (task.model.geom_rgba == colours).all()
+
+
+def test_a_task_picture_shows_every_goal_of_a_maze(tmp_path: Path) -> None:
+    image, backend = task_picture(make_task("point_u_maze"), size=(640, 480))
+    assert backend
+    rows, columns = np.nonzero(colour_mask(image, 0))
+    # Six goals: three in the first corridor, three in the last.
+    assert rows.max() - rows.min() > 100 and columns.max() - columns.min() > 60
+    save_image(image, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5_000
+
+
+def test_own_tasks_are_drawn() -> None:
+    image, _ = task_picture(make_task("own_task:make"), size=TILE)
+    assert colour_mask(image, 0).any()
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    recipe = with_changes(
+        preset("reacher"),
+        task={"num_envs": 8, "num_eval_envs": 2, "episode_length": 12},
+        networks={"width": 8},
+        algorithm={"batch_size": 8},
+        budget={
+            "env_steps": 400,
+            "unroll_length": 5,
+            "prefill_rows": 5,
+            "replay_rows": 50,
+            "evaluations": 1,
+            "checkpoints": 1,
+        },
+    )
+    train(recipe, folder, show=False)
+    return folder
+
+
+def film(run_dir: Path, path: Path, *flags: str) -> int:
+    flags = ("--num-envs", "2", "--video-seconds", "0.5", "--video", str(path), *flags)
+    return main(["eval", str(run_dir), *flags])
+
+
+def test_mp4_is_written_in_real_time(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    assert film(run_dir, tmp_path / "a.mp4", "--video-envs", "2") == 0
+    assert "drawn with" in capsys.readouterr().err
+    reader = imageio_ffmpeg.read_frames(tmp_path / "a.mp4")
+    meta = next(reader)
+    frames = [np.frombuffer(frame, np.uint8) for frame in reader]
+    # 25 control steps of 0.02 s, every second of which is drawn.
+    assert len(frames) == 13 and meta["fps"] == pytest.approx(25.0)
+    assert meta["size"] == (804, 300)
+    assert (frames[0] != frames[-1]).any()
+
+
+def test_gif_is_written_without_the_extra(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image as Pillow
+
+    monkeypatch.setattr(video.importlib.util, "find_spec", lambda _name: None)
+    assert film(run_dir, tmp_path / "a.gif", "--video-envs", "1") == 0
+    with Pillow.open(tmp_path / "a.gif") as movie:
+        assert movie.size == (640, 480)
+        assert getattr(movie, "n_frames", 1) > 5
+    with pytest.raises(SystemExit):
+        film(run_dir, tmp_path / "a.mp4")
+
+
+def told(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    assert leaving.value.code == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--video", "a.avi"], "a video ends in .mp4 or .gif, got 'a.avi'"),
+        (["--video", "a.gif", "--video-envs", "17"], "--video-envs must be 1 to 16, got 17"),
+        (["--video", "a.gif", "--video-seconds", "0"], "--video-seconds must be above 0"),
+    ],
+)
+def test_wrong_video_flags(
+    flags: list[str], message: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in told(capsys, ["eval", str(run_dir), *flags])
+
+
+def test_a_missing_extra_names_itself(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video.importlib.util, "find_spec", lambda _name: None)
+    message = told(capsys, ["eval", str(run_dir), "--video", "a.mp4"])
+    assert "pip install 'torch_crl[video]'; a .gif does without" in message
+
+
+def test_watching_needs_a_display(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    message = told(capsys, ["watch", str(run_dir)])
+    assert "neither DISPLAY nor WAYLAND_DISPLAY is set" in message and "--video" in message
+    env = make_vector_env("reacher", num_envs=1, episode_length=10, seed=0)
+    assert isinstance(env, VectorEnv)
+    with pytest.raises(RenderError, match="needs a display"):
+        watch(lambda state, goal: torch.zeros(1, 2), env)
+
+
+def test_without_opengl_the_message_says_what_to_install(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [
+            *(sys.executable, "-W", "ignore", "-m", "torch_crl.cli.main"),
+            *("envs", "reacher", "--png", str(tmp_path / "a.png")),
+        ],
+        # A display server that is not there.
+        env={**os.environ, "MUJOCO_GL": "glfw", "DISPLAY": ":9999"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "MUJOCO_GL=glfw does not work" in result.stderr
+    assert "apt install libegl1" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_envs_draws_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envs", "arm_reach", "--png", str(tmp_path / "a.png")]) == 0
+    assert "arm_reach, drawn with" in capsys.readouterr().out
+    assert (tmp_path / "a.png").stat().st_size > 5_000
+    assert "--png needs a task" in told(capsys, ["envs", "--png", "a.png"])
+    assert "--png writes .png or .jpg" in told(capsys, ["envs", "ant", "--png", "a.bmp"])
+    assert "nearest: " in told(capsys, ["envs", "antt", "--png", "a.png"])
+
+
+def test_gymnasium_envs_draw_themselves_with_their_goal() -> None:
+    env = GoalEnv("reacher", render_mode="rgb_array")
+    env.reset(seed=0)
+    image = env.render()
+    assert image is not None and image.shape == (480, 640, 3)
+    assert colour_mask(image, 0).any() or colour_mask(image, 1).any()
+    env.close()
+
+
+def test_the_page_of_tasks_is_up_to_date_and_has_all_pictures() -> None:
+    assert PAGE.read_text() == page(), "run `python -m torch_crl.benchmarks.task_pages`"
+    for name in TASKS:
+        assert picture_path(name).stat().st_size > 1_000, name
