@@ -50,6 +50,24 @@ def _result_line(row: dict[str, Any]) -> str:
     raise ValueError(f"no line for scenario {row['scenario']!r}")
 
 
+def envs_table() -> str:
+    """Every row of envs.json."""
+    document = read_result("envs.json")
+    lines = ["| task | here | beside | ratio |", "|---|---|---|---|"]
+    names = {
+        "bare_mujoco_batch": "bare mujoco.batch",
+        "gymnasium_async": "Gymnasium's AsyncVectorEnv of Ant-v5",
+        "envpool": "envpool's Ant-v5",
+    }
+    for row in document["rows"]:
+        peer = row.get("peer", "bare_mujoco_batch")
+        lines.append(
+            f"| `{row['task']}` | {row['ours_per_second']:,.0f} | "
+            f"{row[f'{peer}_per_second']:,.0f}, {names[peer]} | {row['ratio']:.2f} |"
+        )
+    return "\n".join([*lines, "", _machine_line(document["machine"])])
+
+
 def learning_table() -> str:
     """Every run of learning_*.json."""
     lines = [
@@ -140,6 +158,7 @@ PARTS = {
     "first run": first_run,
     "own task": own_task,
     "results": results_table,
+    "envs": envs_table,
     "learning": learning_table,
     "precision": precision_table,
     "gpu": gpu_table,

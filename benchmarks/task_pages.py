@@ -55,7 +55,8 @@ def _section(module: str, specs: list[TaskSpec]) -> str:
     title, _, text = inspect.cleandoc(importlib.import_module(module).__doc__ or "").partition("\n")
     return "\n".join(
         [
-            f"## {title.rstrip('.')}",
+            # Legends for readers of the code follow the first sentence.
+            f"## {title.partition('. ')[0].rstrip('.')}",
             "",
             text.strip(),
             "",
