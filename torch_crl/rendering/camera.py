@@ -21,13 +21,6 @@ def geom_corners(model: mujoco.MjModel, data: mujoco.MjData, geoms: Array) -> Ar
     return world.reshape(-1, 3)
 
 
-def box_corners(points: Array) -> Array:
-    """Corners of the box around points [P, 3]: [8, 3]."""
-    low, high = points.min(0), points.max(0)
-    corners: Array = (low + high) / 2 + (high - low) / 2 * _CORNERS
-    return corners
-
-
 def sphere_corners(centres: Array, radius: float) -> Array:
     """Corners of boxes around spheres: [8 x spheres, 3]."""
     corners: Array = centres[:, None] + radius * _CORNERS

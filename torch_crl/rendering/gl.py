@@ -49,11 +49,7 @@ def make_canvas(model: mujoco.MjModel) -> Canvas:
         )
     default = ["egl", "osmesa"] if sys.platform == "linux" else [""]
     failures = []
-    # Mesa brings an LLVM and Triton another; a process survives only if Triton's comes first. With
-    # MUJOCO_GL=osmesa, MuJoCo has loaded Mesa's already.
-    if wanted != "osmesa":
-        with suppress(ImportError):
-            importlib.import_module("triton")
+    load_triton_first()
     platform = os.environ.get("PYOPENGL_PLATFORM")
     size = (model.vis.global_.offwidth, model.vis.global_.offheight)
     for name in [wanted] if wanted else default:
@@ -71,6 +67,16 @@ def make_canvas(model: mujoco.MjModel) -> Canvas:
             return Canvas(gl, mjr, _described(name))
     chosen = f"MUJOCO_GL={wanted} does not work" if wanted else "no OpenGL that draws offscreen"
     raise RenderError(f"{chosen} ({'; '.join(failures)}). {_HOW}")
+
+
+def load_triton_first() -> None:
+    """Mesa brings one LLVM and Triton another; a process survives only if Triton's comes first.
+
+    With MUJOCO_GL=osmesa it is too late: MuJoCo's import has loaded Mesa's.
+    """
+    if os.environ.get("MUJOCO_GL", "").lower().strip() != "osmesa":
+        with suppress(ImportError):
+            importlib.import_module("triton")
 
 
 def _described(name: str) -> str:

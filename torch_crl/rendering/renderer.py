@@ -68,10 +68,10 @@ class Renderer:
         self.radius = self.radius or 0.02 * float(span.max())
         # Many goals in one picture must not hide each other.
         self._small_radius = min(self.radius, 0.025 * float(span.max()))
-        self._floor = self._floor_height()
+        self._overview_camera = self._camera(self._overview)
         self._stage = stage.make_stage(
             self._model,
-            floor=self._floor,
+            floor=self._floor_height(),
             centre=(low + high) / 2,
             extent=float(np.linalg.norm(span)) / 2,
             size=(self.width, self.height),
@@ -149,17 +149,14 @@ class Renderer:
     def _set_scene(self, qpos_Q: Tensor, goal_MG: Tensor, *, reached: bool, overview: bool) -> None:
         self._pose(qpos_Q)
         points_P3 = self._points(goal_MG)
-        view = camera.frame(
-            self._overview if overview else self._in_view(points_P3),
-            azimuth=self._direction[0],
-            elevation=self._direction[1],
-            fovy=_FOVY,
-            aspect=self._tile[0] / self._tile[1],
-        )
+        view = self._overview_camera
         if self._follows and not overview:
-            centre = self._data.geom_xpos[self._moving].mean(0)
-            light = self._stage.stat.extent * stage.LIGHT
-            self._stage_data.light_xpos[0] = centre + light
+            robot = camera.geom_corners(self._model, self._data, self._moving)
+            goal = camera.sphere_corners(points_P3, 1.5 * self.radius)
+            view = self._camera(np.concatenate([robot, goal]))
+            # Shadows are drawn near the light's axis only.
+            light = robot.mean(0) + self._stage.stat.extent * stage.LIGHT
+            self._stage_data.light_xpos[0] = light
         everything, unmoved = mujoco.mjtCatBit.mjCAT_ALL, mujoco.MjvPerturb()
         scene, options = self._scene, self._options
         mujoco.mjv_updateScene(
@@ -177,11 +174,14 @@ class Renderer:
         points = [self.task.goal_points(goal_G) for goal_G in goal_MG.detach().cpu()]
         return torch.cat(points).double().numpy()
 
-    def _in_view(self, points_P3: NDArray[np.float64]) -> NDArray[np.float64]:
-        if not self._follows:
-            return self._overview
-        robot = camera.geom_corners(self._model, self._data, self._moving)
-        return np.concatenate([robot, camera.sphere_corners(points_P3, 1.5 * self.radius)])
+    def _camera(self, points: NDArray[np.float64]) -> Any:
+        return camera.frame(
+            points,
+            azimuth=self._direction[0],
+            elevation=self._direction[1],
+            fovy=_FOVY,
+            aspect=self._tile[0] / self._tile[1],
+        )
 
     def _visible_geoms(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Numbers of the visible fixed geoms, and of the visible ones that move."""
@@ -199,9 +199,7 @@ class Renderer:
             self._pose(qpos_Q)
             found.append(camera.geom_corners(self._model, self._data, self._moving))
         found.append(camera.geom_corners(self._model, self._data, self._static))
-        points = np.concatenate(found)
-        # A box says the same in fewer points.
-        return camera.box_corners(points)
+        return np.concatenate(found)
 
     def _floor_height(self) -> float:
         """Of the model's own floor, or just below everything."""

@@ -22,7 +22,7 @@ _FIXED = (0.79, 0.74, 0.68, 1.0)
 _FLOOR = ((0.93, 0.945, 0.96), (0.87, 0.89, 0.915))
 _SKY = ((0.80, 0.88, 0.95), (0.95, 0.97, 0.985))
 # From the floor's centre towards the light.
-LIGHT = 2.5 * np.array([0.35, -0.45, 1.0])
+LIGHT = 6.0 * np.array([0.35, -0.45, 1.0])
 
 
 def painted(model: mujoco.MjModel) -> mujoco.MjModel:
@@ -39,7 +39,10 @@ def painted(model: mujoco.MjModel) -> mujoco.MjModel:
         if model.body_weldid[body] == 0:
             colour = _FIXED
         else:
-            colour = _ROBOT[_depth(model, body) % 2] if body in robots else _OBJECT
+            depth = _depth(model, body)
+            colour = _ROBOT[depth % 2] if body in robots else _OBJECT
+            # Round ends of two links fill the same space; one has to lie outside.
+            model.geom_size[geom] *= 1.0 + 0.005 * depth
         model.geom_rgba[geom] = colour
         if hidden or is_floor(model, geom):
             model.geom_rgba[geom, 3] = 0.0

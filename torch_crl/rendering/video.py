@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.rendering.gl import RenderError
 from torch_crl.rendering.renderer import Image, Renderer, grid_of
+from torch_crl.threads import torch_threads
 
 ENDINGS = (".mp4", ".gif")
 MAX_ENVS = 16
@@ -33,6 +34,7 @@ def check_ending(path: Path) -> None:
         )
 
 
+@torch_threads(1)
 @torch.no_grad()
 def record(
     policy: Callable[[Tensor, Tensor], Tensor],
@@ -93,8 +95,11 @@ def _write_mp4(path: Path, seconds_per_frame: float) -> Iterator[Callable[[Image
             frames.send(None)
         frames.send(np.ascontiguousarray(image))
 
-    yield write
-    frames.close()
+    try:
+        yield write
+    finally:
+        if frames is not None:
+            frames.close()
 
 
 @contextmanager

@@ -219,6 +219,8 @@ def _model(num_objects: int) -> mujoco.MjModel:
     for name in ("object", "goal"):
         spec.delete(spec.body(name))
     set_physics(spec, timestep=0.01, iterations=20)
+    # Pictures look over the table at the arm, which from behind hides the objects.
+    spec.visual.global_.azimuth, spec.visual.global_.elevation = 250.0, -50.0
     for geom in spec.geoms:
         geom.condim = 3
         geom.contype = int(geom.name == "table")
