@@ -151,12 +151,12 @@ def test_mp4_is_written_in_real_time(
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     assert film(run_dir, tmp_path / "a.mp4", "--video-envs", "2") == 0
     assert "drawn with" in capsys.readouterr().err
-    reader = imageio_ffmpeg.read_frames(tmp_path / "a.mp4")
-    meta = next(reader)
-    frames = [np.frombuffer(frame, np.uint8) for frame in reader]
+    decode = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(tmp_path / "a.mp4")]
+    decode += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    result = subprocess.run(decode, capture_output=True, check=True)
+    frames = np.frombuffer(result.stdout, np.uint8).reshape(-1, 300, 804, 3)
     # 25 control steps of 0.02 s, every second of which is drawn.
-    assert len(frames) == 13 and meta["fps"] == pytest.approx(25.0)
-    assert meta["size"] == (804, 300)
+    assert len(frames) == 13 and b"25 fps" in result.stderr
     assert (frames[0] != frames[-1]).any()
 
 
