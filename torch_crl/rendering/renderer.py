@@ -162,6 +162,8 @@ class Renderer:
         mujoco.mjv_updateScene(
             self._stage, self._stage_data, options, unmoved, view, everything, scene
         )
+        # The floor casts no shadow as a decoration; the one on itself would have specks.
+        scene.geoms[0].category = mujoco.mjtCatBit.mjCAT_DECOR
         mujoco.mjv_addGeoms(self._model, self._data, options, unmoved, everything, scene)
         radius = self._small_radius if overview else self.radius
         add_spheres(scene, points_P3, radius, stage.REACHED if reached else stage.GOAL)

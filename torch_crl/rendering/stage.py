@@ -68,12 +68,12 @@ def make_stage(
     visual = spec.visual
     visual.global_.offwidth, visual.global_.offheight = size
     visual.quality.offsamples = 4
-    visual.quality.shadowsize = 4096
+    visual.quality.shadowsize = 2048
     visual.headlight.ambient = [0.42] * 3
     visual.headlight.diffuse = [0.28] * 3
     visual.headlight.specular = [0.0] * 3
     visual.rgba.haze = [*_SKY[1], 1.0]
-    visual.map.shadowclip = 8.0
+    visual.map.shadowclip = 2.5
     visual.map.zfar = 100.0
     spec.stat.extent = extent
     spec.stat.center = centre
