@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 
+import mujoco
 import torch
 from torch import Tensor
 
@@ -25,26 +26,35 @@ def watch(policy: Callable[[Tensor, Tensor], Tensor], env: VectorEnv) -> None:
     """
     load_triton_first()
     _require_display()
+    # Importing it asks for GLFW's library.
     import mujoco.viewer
 
-    task, model = env.task, env.task.model
+    task = env.task
+    # A copy too because the window's controls change what it shows.
+    model = _coloured(task.model)
     data = mujoco.MjData(model)
     radius = next(iter(task.spec.success_radius.values()), 0.05)
     seconds = model.opt.timestep * task.substeps
     threads = set(threading.enumerate())
     try:
-        viewer = mujoco.viewer.launch_passive(model, data)
+        # Tab and shift-tab bring the panels, which would hide most of a small window.
+        viewer = mujoco.viewer.launch_passive(model, data, show_left_ui=False, show_right_ui=False)
     except Exception as error:
         raise RenderError(f"MuJoCo's viewer could not be opened: {error}. {_OTHERWISE}") from error
     try:
         with viewer:
+            mujoco.mjv_defaultFreeCamera(model, viewer.cam)
+            if (root := _followed(model)) is not None:
+                viewer.cam.type = mujoco.mjtCamera.mjCAMERA_TRACKING
+                viewer.cam.trackbodyid = root
             while viewer.is_running():
                 begin = time.perf_counter()
-                result = env.step(policy(env.state_NS, env.goal_NG))
+                env.step(policy(env.state_NS, env.goal_NG))
                 data.qpos[:] = env.simulator.data["qpos"][0].cpu().numpy()
                 mujoco.mj_forward(model, data)
                 points_P3 = task.goal_points(env.goal_NG[0].cpu()).double().numpy()
-                reached = bool(next(iter(result.success.values()))[0])
+                success = task.success(task.achieved_goal(env.state_NS), env.goal_NG)
+                reached = bool(next(iter(success.values()))[0])
                 with viewer.lock():
                     viewer.user_scn.ngeom = 0
                     colour = stage.REACHED if reached else stage.GOAL
@@ -55,6 +65,33 @@ def watch(policy: Callable[[Tensor, Tensor], Tensor], env: VectorEnv) -> None:
         # The window's thread takes OpenGL down; a process that ends before it crashes.
         for thread in set(threading.enumerate()) - threads:
             thread.join(timeout=5.0)
+
+
+def _coloured(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A copy in the colours of pictures and videos, with the model's own floor and sky paled.
+
+    A model without a light gets a brighter one at the camera.
+    """
+    shown = stage.painted(model)
+    floors = [geom for geom in range(model.ngeom) if stage.is_floor(model, geom)]
+    shown.geom_rgba[floors], shown.geom_matid[floors] = (
+        model.geom_rgba[floors],
+        model.geom_matid[floors],
+    )
+    shown.mat_reflectance[:] = 0.0
+    shown.tex_data[:] = 190 + shown.tex_data // 4
+    shown.light_diffuse[:] *= 0.6
+    if model.nlight == 0:
+        shown.vis.headlight.ambient[:], shown.vis.headlight.diffuse[:] = 0.4, 0.6
+    return shown
+
+
+def _followed(model: mujoco.MjModel) -> int | None:
+    """The body to keep in view where nothing but a floor stands around it."""
+    fixed = model.body_weldid[model.geom_bodyid] == 0
+    if (fixed & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)).any():
+        return None
+    return next((body for body in range(model.nbody) if model.body_weldid[body] != 0), None)
 
 
 _OTHERWISE = "`torch-crl eval RUN --video out.gif` films without a display"
