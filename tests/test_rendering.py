@@ -1,5 +1,6 @@
 """Pictures, videos and the viewer: what is drawn where, what is written, and what cannot be."""
 
+import ctypes.util
 import os
 import subprocess
 import sys
@@ -10,18 +11,18 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.benchmarks.task_pages import PAGE, page, picture_path
+from torch_crl.cli.errors import wrong_mujoco_gl
 from torch_crl.cli.main import main
 from torch_crl.envs.gymnasium.goal_env import GoalEnv
 from torch_crl.envs.make import make_vector_env
-from torch_crl.envs.registry import TASKS, make_task
+from torch_crl.envs.registry import make_task
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.presets import preset, with_changes
 from torch_crl.rendering import video
 from torch_crl.rendering.gl import RenderError
 from torch_crl.rendering.pictures import save_image, task_picture
 from torch_crl.rendering.renderer import Image, Renderer
-from torch_crl.rendering.viewer import watch
+from torch_crl.rendering.viewer import _coloured, _followed, watch
 from torch_crl.trainer import train
 
 TILE = (160, 120)
@@ -216,21 +217,96 @@ def test_watching_needs_a_display(
         watch(lambda state, goal: torch.zeros(1, 2), env)
 
 
-def test_without_opengl_the_message_says_what_to_install(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", "-m", "torch_crl.cli.main"),
-            *("envs", "reacher", "--png", str(tmp_path / "a.png")),
-        ],
-        # A display server that is not there.
-        env={**os.environ, "MUJOCO_GL": "glfw", "DISPLAY": ":9999"},
+def program(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, since what draws is decided once in each."""
+    # Set by MuJoCo when it drew here.
+    inherited = {name: text for name, text in os.environ.items() if name != "PYOPENGL_PLATFORM"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        env=inherited | variables,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_without_opengl_the_message_says_what_to_install(tmp_path: Path) -> None:
+    draw = ("-m", "torch_crl.cli.main", "envs", "reacher", "--png", str(tmp_path / "a.png"))
+    # A display server that is not there.
+    result = program(*draw, MUJOCO_GL="glfw", DISPLAY=":9999")
     assert result.returncode == 1
     assert "MUJOCO_GL=glfw does not work" in result.stderr
     assert "apt install libegl1" in result.stderr and "Traceback" not in result.stderr
+
+
+# What MuJoCo's import runs into where no such library is installed.
+NO_LIBRARIES = """
+import ctypes, sys
+class Library(ctypes.CDLL):
+    def __init__(self, name, *arguments, **options):
+        if name and ("EGL" in str(name) or "OSMesa" in str(name)):
+            raise OSError(f"{name}: cannot open shared object file")
+        super().__init__(name, *arguments, **options)
+ctypes.CDLL = Library
+ctypes.cdll = ctypes.LibraryLoader(Library)
+from torch_crl.cli.errors import wrong_mujoco_gl
+from torch_crl.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("asked", ["egl", "osmesa", "banana"])
+@pytest.mark.parametrize(
+    "command", [["envs", "reacher", "--png"], ["train", "--dry-run", "--run-dir"]]
+)
+def test_what_mujoco_cannot_be_imported_with_is_told(
+    command: list[str], asked: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.png"
+    result = program("-c", NO_LIBRARIES, *command, str(out), MUJOCO_GL=asked)
+    assert result.returncode == 1
+    assert f"MuJoCo cannot be imported with MUJOCO_GL={asked}" in result.stderr
+    assert "apt install" in result.stderr and "Traceback" not in result.stderr
+    assert not out.exists()
+
+
+def test_other_errors_are_not_blamed_on_mujoco_gl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    assert wrong_mujoco_gl(ValueError("something else")) == ""
+
+
+def test_mesa_and_triton_live_in_one_process() -> None:
+    pytest.importorskip("triton")
+    if ctypes.util.find_library("OSMesa") is None:
+        pytest.skip("no OSMesa")
+    result = program("-c", "import torch_crl.envs.task, triton", MUJOCO_GL="osmesa")
+    assert result.returncode == 0, result.stderr
+    draw_then_import = (
+        "from torch_crl import make_task\n"
+        "from torch_crl.rendering.pictures import task_picture\n"
+        "task_picture(make_task('reacher'), size=(32, 24))\n"
+        "import triton\n"
+    )
+    for backend in ("egl", "osmesa"):
+        result = program("-c", draw_then_import, MUJOCO_GL=backend)
+        assert result.returncode == 0, result.stderr
+
+
+def test_the_viewer_keeps_with_a_robot_on_an_open_floor() -> None:
+    followed = {name: _followed(make_task(name).model) for name in ("ant", "ant_u_maze", "reacher")}
+    assert followed == {"ant": 1, "ant_u_maze": None, "reacher": None}
+    assert _followed(make_task("own_task:make").model) == 1
+
+
+def test_the_viewer_shows_a_coloured_copy_with_its_floor() -> None:
+    model = make_task("ant_u_maze").model
+    before = model.geom_rgba.copy(), model.tex_data.copy(), model.light_diffuse.copy()
+    shown = _coloured(model)
+    assert shown.geom_rgba[model.geom("floor").id, 3] == 1.0
+    assert shown.tex_data.min() >= 190
+    after = model.geom_rgba, model.tex_data, model.light_diffuse
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 def test_envs_draws_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,9 +325,3 @@ def test_gymnasium_envs_draw_themselves_with_their_goal() -> None:
     assert image is not None and image.shape == (480, 640, 3)
     assert colour_mask(image, 0).any() or colour_mask(image, 1).any()
     env.close()
-
-
-def test_the_page_of_tasks_is_up_to_date_and_has_all_pictures() -> None:
-    assert PAGE.read_text() == page(), "run `python -m torch_crl.benchmarks.task_pages`"
-    for name in TASKS:
-        assert picture_path(name).stat().st_size > 1_000, name

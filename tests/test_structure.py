@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from torch_crl.benchmarks.tables import fill
+from torch_crl.benchmarks.task_pages import PAGE, page, picture_path
+from torch_crl.envs.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
@@ -150,3 +152,9 @@ def test_nothing_is_pickled() -> None:
 def test_generated_parts_of_the_readme_are_up_to_date() -> None:
     readme = (ROOT / "README.md").read_text()
     assert fill(readme) == readme, "run `python -m torch_crl.benchmarks.tables`"
+
+
+def test_the_page_of_tasks_is_up_to_date_and_has_all_pictures() -> None:
+    assert PAGE.read_text() == page(), "run `python -m torch_crl.benchmarks.task_pages`"
+    for name in TASKS:
+        assert picture_path(name).stat().st_size > 1_000, name

@@ -1,6 +1,9 @@
 """torch_crl: contrastive reinforcement learning with very deep networks, in PyTorch."""
 
 import importlib
+import os
+import sys
+from contextlib import suppress
 from typing import Any
 
 from torch_crl.envs.gymnasium.registration import register_tasks
@@ -31,6 +34,12 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
 
+
+# With MUJOCO_GL=osmesa, MuJoCo's import loads Mesa and with it an LLVM, after which Triton's own
+# crashes the process. Triton's first, and they get along.
+if os.environ.get("MUJOCO_GL", "").lower().strip() == "osmesa" and "mujoco" not in sys.modules:
+    with suppress(ImportError):
+        importlib.import_module("triton")
 
 # As with every package of Gymnasium envs, importing it is what registers them.
 register_tasks()

@@ -1,6 +1,8 @@
 """Errors of the user's making end in one message and no traceback."""
 
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,3 +20,21 @@ def told_to_user(*kinds: type[Exception]) -> Iterator[None]:
     except told as error:
         print(f"torch-crl: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def wrong_mujoco_gl(error: Exception) -> str:
+    """What to tell if MuJoCo could not be imported because of MUJOCO_GL; empty if it is not that.
+
+    MuJoCo loads the library that the variable names even where nothing is drawn, and what is then
+    raised, of whatever kind, does not mention the variable.
+    """
+    asked = os.environ.get("MUJOCO_GL", "")
+    frames = traceback.walk_tb(error.__traceback__)
+    at_import = any(frame.f_globals.get("__name__") == "mujoco" for frame, _ in frames)
+    if not asked or not at_import or "mujoco" in sys.modules:
+        return ""
+    return (
+        f"MuJoCo cannot be imported with MUJOCO_GL={asked} ({error}). Unset it and torch_crl takes "
+        "what works, or install what it names; Debian and Ubuntu: `apt install libegl1 "
+        "libgl1-mesa-dri` for egl, `apt install libosmesa6` for osmesa"
+    )

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from torch_crl.cli.errors import wrong_mujoco_gl
+
 _COMMANDS = {
     "train": "train on a task, or resume a run",
     "eval": "evaluate a trained policy",
@@ -47,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         status: int = importlib.import_module(f"torch_crl.cli.{command}").main(rest)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if message := wrong_mujoco_gl(error):
+            print(f"torch-crl: {message}", file=sys.stderr)
+            return 1
+        raise
     return status
 
 

@@ -72,7 +72,8 @@ def make_canvas(model: mujoco.MjModel) -> Canvas:
 def load_triton_first() -> None:
     """Mesa brings one LLVM and Triton another; a process survives only if Triton's comes first.
 
-    With MUJOCO_GL=osmesa it is too late: MuJoCo's import has loaded Mesa's.
+    With MUJOCO_GL=osmesa it is too late here, MuJoCo's import has loaded Mesa's; `torch_crl`
+    loads Triton first then.
     """
     if os.environ.get("MUJOCO_GL", "").lower().strip() != "osmesa":
         with suppress(ImportError):
