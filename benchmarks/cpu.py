@@ -27,6 +27,7 @@ from torch import Generator
 
 from torch_crl.benchmarks.peers.eager_torch import EagerCrl
 from torch_crl.benchmarks.report import report
+from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.vector_env import VectorEnv
@@ -61,9 +62,10 @@ def _update(*, depth: int, width: int, batch_size: int) -> dict[str, Any]:
     )
     peer = EagerCrl(state_size=29, goal_size=2, action_size=8, width=width, depth=depth)
     updates = max(4, 80 // depth)
-    ours, theirs = _take_turns(
+    ours, theirs = take_turns(
         lambda: learner.update(batch),
         lambda: peer.update(state, action.tanh(), goal),
+        turns=TURNS,
         repeats=updates,
     )
     return {
@@ -73,7 +75,7 @@ def _update(*, depth: int, width: int, batch_size: int) -> dict[str, Any]:
         "batch": batch_size,
         "ours_per_second": 1 / statistics.median(ours),
         "eager_torch_per_second": 1 / statistics.median(theirs),
-        "ratio": _ratio(theirs, ours),
+        "ratio": median_ratio(theirs, ours),
         "gflop_per_second": recipe.update_cost.flop / statistics.median(ours) / 1e9,
     }
 
@@ -101,7 +103,7 @@ def env() -> list[dict[str, Any]]:
             vector_env.step(action)
 
     with torch_threads(1):
-        ours, theirs = _take_turns(env_steps, bare_steps, repeats=1)
+        ours, theirs = take_turns(env_steps, bare_steps, turns=TURNS)
     steps = num_envs * len(actions)
     return [
         {
@@ -110,7 +112,7 @@ def env() -> list[dict[str, Any]]:
             "envs": num_envs,
             "ours_per_second": steps / statistics.median(ours),
             "bare_mujoco_batch_per_second": steps / statistics.median(theirs),
-            "ratio": _ratio(theirs, ours),
+            "ratio": median_ratio(theirs, ours),
         }
     ]
 
@@ -178,25 +180,6 @@ SCENARIOS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "startup": startup,
     "deep": deep,
 }
-
-
-def _take_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int
-) -> tuple[list[float], list[float]]:
-    """Seconds per call of each, in `TURNS` turns after a warm-up."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(TURNS + 1):
-        for function, log in zip((ours, theirs), seconds, strict=True):
-            begin = time.perf_counter()
-            for _ in range(repeats):
-                function()
-            if turn:
-                log.append((time.perf_counter() - begin) / repeats)
-    return seconds
-
-
-def _ratio(numerators: list[float], denominators: list[float]) -> float:
-    return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
 
 
 def main() -> None:

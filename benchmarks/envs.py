@@ -11,18 +11,17 @@ import argparse
 import importlib.util
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 from mujoco.batch import Batch
 from torch import Generator
 
 from torch_crl.benchmarks.report import report
+from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.make import make_vector_env
 from torch_crl.threads import torch_threads
 
@@ -66,8 +65,8 @@ def _against_bare_batch(name: str) -> Row:
         bare.state[:] = bare_state
         bare.qpos[:], bare.qvel[:] = start.qpos_NQ.numpy(), start.qvel_NV.numpy()
 
-    seconds = _take_turns({"ours": ours, "bare_mujoco_batch": theirs}, begin)
-    return {"scenario": "families", "task": name, **_rates(seconds, "bare_mujoco_batch")}
+    rates = _compare(ours, theirs, "bare_mujoco_batch", begin=begin)
+    return {"scenario": "families", "task": name, **rates}
 
 
 def peers() -> list[Row]:
@@ -92,9 +91,9 @@ def peers() -> list[Row]:
             for action in arrays:
                 peer.step(action)
 
-        seconds = _take_turns({"ours": ours, name: theirs}, lambda: None)
+        rates = _compare(ours, theirs, name)
         peer.close()
-        rows.append({"scenario": "peers", "task": "ant", "peer": name, **_rates(seconds, name)})
+        rows.append({"scenario": "peers", "task": "ant", "peer": name, **rates})
     return rows
 
 
@@ -113,28 +112,22 @@ def _actions(steps: int, size: int) -> list[torch.Tensor]:
     return list(drawn)
 
 
-def _take_turns(
-    contenders: dict[str, Callable[[], None]], begin: Callable[[], None]
-) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+def _compare(
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    peer: str,
+    *,
+    begin: Callable[[], object] = lambda: None,
+) -> Row:
     with torch_threads(1):
-        for turn in range(TURNS + 1):
-            begin()
-            for name, run in contenders.items():
-                start = time.perf_counter()
-                run()
-                if turn:
-                    seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _rates(seconds: dict[str, list[float]], peer: str) -> Row:
-    rates = {
-        f"{name}_per_second": ENVS * STEPS / statistics.median(values)
-        for name, values in seconds.items()
+        seconds = take_turns(ours, theirs, turns=TURNS, begin=begin)
+    ours_rate, peer_rate = (ENVS * STEPS / statistics.median(values) for values in seconds)
+    return {
+        "envs": ENVS,
+        "ours_per_second": ours_rate,
+        f"{peer}_per_second": peer_rate,
+        "ratio": median_ratio(seconds[1], seconds[0]),
     }
-    ratios = np.divide(seconds[peer], seconds["ours"])
-    return {"envs": ENVS, **rates, "ratio": float(np.median(ratios))}
 
 
 def main() -> None:

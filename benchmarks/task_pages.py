@@ -76,14 +76,10 @@ def _table(specs: list[TaskSpec]) -> str:
     ]
     for spec in specs:
         task, need = make_task(spec.name), needs[spec.name]
-        radii = ", ".join(
-            f"{level.removeprefix('success').removeprefix('_')} {radius:g}".strip()
-            for level, radius in spec.success_radius.items()
-        )
         cells = [
             f"`{spec.name}`",
             *(spec.state_size, spec.goal_size, spec.action_size),
-            f"{radii} m",
+            f"{spec.success_text} m",
             spec.episode_length,
             f"{task.model.opt.timestep * task.substeps:g} s",
             f"{need['most_contacts']} of {task.capacity.contacts}, "

@@ -1,6 +1,7 @@
 """How long a call takes: warm, many times, in percentiles."""
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -72,3 +73,30 @@ def _on_wall_clock(function: Callable[[], object], calls: int) -> list[float]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def take_turns(
+    *contenders: Callable[[], object],
+    turns: int,
+    repeats: int = 1,
+    begin: Callable[[], object] = lambda: None,
+) -> list[list[float]]:
+    """Seconds per call of each contender, on the wall clock, in turns after one to warm up.
+
+    A busy machine slows all of them. `begin` is called before every turn, and not timed.
+    """
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for turn in range(turns + 1):
+        begin()
+        for contender, log in zip(contenders, seconds, strict=True):
+            start = time.perf_counter()
+            for _ in range(repeats):
+                contender()
+            if turn:
+                log.append((time.perf_counter() - start) / repeats)
+    return seconds
+
+
+def median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    """The median of the turns' ratios."""
+    return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))

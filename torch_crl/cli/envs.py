@@ -38,12 +38,8 @@ def _table(contains: str) -> Table:
     for spec in TASKS.values():
         if contains not in spec.name:
             continue
-        radii = ", ".join(
-            f"{level.removeprefix('success').removeprefix('_')} {radius:g}".strip()
-            for level, radius in spec.success_radius.items()
-        )
         sizes = (spec.state_size, spec.goal_size, spec.action_size)
-        table.add_row(spec.name, *map(str, sizes), radii, str(spec.episode_length))
+        table.add_row(spec.name, *map(str, sizes), spec.success_text, str(spec.episode_length))
     if not table.rows:
         near = difflib.get_close_matches(contains, TASKS, n=4, cutoff=0.3)
         raise SystemExit(f"torch-crl envs: no task name contains {contains!r}; nearest: {near}")

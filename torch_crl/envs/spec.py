@@ -30,3 +30,11 @@ class TaskSpec:
     def goal_size(self) -> int:
         """Entries of the goal."""
         return self.goal_slice[1] - self.goal_slice[0]
+
+    @property
+    def success_text(self) -> str:
+        """The success radii for people: `0.5, easy 2`, in metres."""
+        return ", ".join(
+            f"{level.removeprefix('success').removeprefix('_')} {radius:g}".strip()
+            for level, radius in self.success_radius.items()
+        )
