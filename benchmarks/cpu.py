@@ -32,8 +32,8 @@ from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.metrics import read_metrics
+from torch_crl.native_run import build_run
 from torch_crl.presets import preset, with_changes
-from torch_crl.run import build_run
 from torch_crl.threads import torch_threads
 
 UPDATE_SIZES = [{"depth": depth, "width": 256, "batch_size": 256} for depth in (4, 16)]

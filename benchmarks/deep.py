@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from torch_crl.benchmarks.report import write_report
+from torch_crl.native_run import NativeRun, build_run
 from torch_crl.presets import preset, with_changes
-from torch_crl.run import Run, build_run
 
 # Beyond these the slope of tanh is below 2 % of its largest.
 STUCK_MEAN, STUCK_LOG_STD = 2.65, 3.0
 COLLECTIONS = 8
 
 
-def follow(run: Run, updates: int, every: int) -> list[dict[str, Any]]:
+def follow(run: NativeRun, updates: int, every: int) -> list[dict[str, Any]]:
     """A record for every so many updates; ends early at a loss that is not finite."""
     batch = run.replay.sample(256, discount=0.99, generator=run.sampler)
     probe = torch.cat([batch["state"], batch["goal"]], dim=-1)
@@ -51,7 +51,7 @@ def follow(run: Run, updates: int, every: int) -> list[dict[str, Any]]:
     return records
 
 
-def _gradient_norms(run: Run) -> dict[str, float]:
+def _gradient_norms(run: NativeRun) -> dict[str, float]:
     def norm(parameters: list[Tensor | None]) -> Tensor:
         return torch.stack([p.norm() for p in parameters if p is not None]).norm()
 
@@ -61,7 +61,7 @@ def _gradient_norms(run: Run) -> dict[str, float]:
     }
 
 
-def deep_run(*, depth: int, width: int, batch: int, branch: str, device: str) -> Run:
+def deep_run(*, depth: int, width: int, batch: int, branch: str, device: str) -> NativeRun:
     """`ant` at its published settings but for the sizes, with a replay of the random policy."""
     recipe = with_changes(
         preset("ant", depth=depth),

@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 from torch_crl.benchmarks.report import report
 from torch_crl.kernels.dense import PRECISIONS
 from torch_crl.kernels.tower import Stack, tower
+from torch_crl.native_run import build_run
 from torch_crl.presets import preset, with_changes
-from torch_crl.run import build_run
 
 # Updates before the second measurement, by depth: what a minute or two allows.
 UPDATES = {4: 1000, 64: 150, 256: 40, 1024: 10}

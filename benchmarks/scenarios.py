@@ -22,9 +22,9 @@ from torch_crl.benchmarks.kernels import kernel_rows
 from torch_crl.benchmarks.peers.eager_torch import EagerCrl
 from torch_crl.benchmarks.timing import Timing, time_calls
 from torch_crl.compute import resolve_device
+from torch_crl.native_run import NativeRun, build_run
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
-from torch_crl.run import Run, build_run
 from torch_crl.threads import torch_threads
 
 STATE, GOAL, ACTION = 29, 2, 8
@@ -103,7 +103,7 @@ def recipe_of(scenario: Scenario, device: torch.device) -> Recipe:
     )
 
 
-def random_run(recipe: Recipe) -> Run:
+def random_run(recipe: Recipe) -> NativeRun:
     """A run whose replay is full of random steps, so that no simulator has to fill it."""
     run = build_run(recipe)
     generator = Generator(run.learner.device).manual_seed(0)

@@ -8,8 +8,8 @@ import torch
 
 from tests.test_recipe import tiny
 from torch_crl import load_policy
+from torch_crl.native_run import build_run
 from torch_crl.presets import with_changes
-from torch_crl.run import build_run
 from torch_crl.trainer import train
 from torch_crl.validation import RecipeError, check
 

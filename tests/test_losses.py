@@ -12,6 +12,7 @@ from torch_crl.losses import (
     actor_loss,
     backward_info_nce,
     binary_nce,
+    cloning_loss,
     critic_loss,
     forward_info_nce,
     symmetric_info_nce,
@@ -210,3 +211,24 @@ def test_gradient_at_zero_distance_is_finite(name: str, value: float) -> None:
             assert grad.isfinite().all()
             if name in ("norm", "l2"):
                 assert grad.abs().max() == 0.0
+
+
+def test_cloning_loss_is_the_squashed_density_up_to_what_the_policy_cannot_change() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, log_std, before = torch.randn(3, 6, 2, generator=generator, dtype=torch.float64)
+    mean.requires_grad_()
+    log_std.requires_grad_()
+    action = torch.tanh(before)
+    loss, aux = cloning_loss(mean, log_std, action)
+    squashed = torch.distributions.TransformedDistribution(
+        torch.distributions.Normal(mean, log_std.exp()), torch.distributions.TanhTransform()
+    )
+    expected = -squashed.log_prob(action).sum(-1).mean()
+    own = torch.log(1 - action.square()).sum(-1).mean()
+    torch.testing.assert_close(loss + own, expected)
+    ours = torch.autograd.grad(loss, (mean, log_std), retain_graph=True)
+    theirs = torch.autograd.grad(expected, (mean, log_std))
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(aux["action_error"], (torch.tanh(mean) - action).abs().mean())
+    # An action at the bound stays finite.
+    assert cloning_loss(mean, log_std, torch.ones_like(mean))[0].isfinite()

@@ -10,10 +10,10 @@ import torch
 from tests.test_recipe import tiny
 from tests.test_trainer import assert_same_run
 from torch_crl import checkpoint, validation
+from torch_crl.native_run import NativeRun, build_run
 from torch_crl.overlap import OverlappingCollector, Staging
 from torch_crl.recipe import Recipe
 from torch_crl.replay import Replay
-from torch_crl.run import Run, build_run
 from torch_crl.threads import torch_threads
 from torch_crl.trainer import train
 from torch_crl.validation import RecipeError, check
@@ -89,7 +89,7 @@ def test_physics_runs_in_another_thread_while_the_main_one_goes_on() -> None:
     assert set(seen) != {threading.main_thread()} and len(set(seen)) == 1
 
 
-def lagged_by_hand(recipe: Recipe) -> Run:
+def lagged_by_hand(recipe: Recipe) -> NativeRun:
     """The same order of acting and updating on one thread."""
     run = build_run(recipe)
     collector = run.collector
@@ -128,9 +128,9 @@ def test_resume_equals_the_uninterrupted_run(
     recipe = overlapped(budget={"checkpoints": 3})
     train(recipe, tmp_path / "whole", show=False)
 
-    update, calls = Run.update, 0
+    update, calls = NativeRun.update, 0
 
-    def interrupted(self: Run) -> Any:
+    def interrupted(self: NativeRun) -> Any:
         nonlocal calls
         calls += 1
         # In the middle of a round of updates, some time after the first checkpoint.
@@ -138,10 +138,10 @@ def test_resume_equals_the_uninterrupted_run(
             raise InterruptedError
         return update(self)
 
-    monkeypatch.setattr(Run, "update", interrupted)
+    monkeypatch.setattr(NativeRun, "update", interrupted)
     with pytest.raises(InterruptedError):
         train(recipe, tmp_path / "part", show=False)
-    monkeypatch.setattr(Run, "update", update)
+    monkeypatch.setattr(NativeRun, "update", update)
     train(recipe, tmp_path / "part", resume=True, show=False)
     assert_same_run(tmp_path / "part", tmp_path / "whole")
 

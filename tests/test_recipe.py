@@ -10,10 +10,10 @@ import pytest
 from torch_crl import trainer, validation
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.metrics import UpdateMetrics
+from torch_crl.native_run import build_run
 from torch_crl.plan import plan_rows
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe, differences
-from torch_crl.run import build_run
 
 TINY: dict[str, dict[str, Any]] = {
     "task": {"num_envs": 4, "num_eval_envs": 2, "episode_length": 10},
@@ -175,10 +175,15 @@ class Recording:
 def test_every_leaf_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Validation looks at every leaf; what counts is who reads it afterwards.
     monkeypatch.setattr(trainer, "find_problems", lambda *_, **__: None)
-    recipe = tiny()
     read: set[str] = set()
-    trainer.train(Recording(recipe, "", read), tmp_path / "run", show=False)  # type: ignore[arg-type]
-    assert set(recipe.leaves()) - read == set()
+    ours = tiny()
+    baseline = with_changes(
+        ours, algorithm={"algo": "ppo", "batch_size": 10}, budget={"prefill_rows": 0}
+    )
+    for recipe in (ours, baseline):
+        recorded: Any = Recording(recipe, "", read)
+        trainer.train(recorded, tmp_path / recipe.algorithm.algo, show=False)
+    assert set(ours.leaves()) - read == set()
 
 
 def test_changing_a_leaf_changes_the_first_losses() -> None:

@@ -16,9 +16,9 @@ import torch
 from tests.test_recipe import tiny
 from torch_crl import checkpoint, evaluate, load_policy
 from torch_crl.metrics import DivergenceError, UpdateMetrics, first_not_finite, read_metrics
+from torch_crl.native_run import build_run
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
-from torch_crl.run import build_run
 from torch_crl.trainer import default_run_dir, train
 from torch_crl.validation import RecipeError
 
@@ -148,19 +148,19 @@ def test_signals_checkpoint_and_leave(tmp_path: Path, number: int, status: int) 
 def test_stopped_between_two_updates_equals_the_uninterrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch_crl import run as run_module
+    from torch_crl import native_run as run_module
 
     recipe = ant_recipe(system={"seed": 3})
     train(recipe, tmp_path / "whole", show=False)
-    real = run_module.Run.update
+    real = run_module.NativeRun.update
 
-    def update_then_interrupt(self: run_module.Run) -> dict[str, torch.Tensor]:
+    def update_then_interrupt(self: run_module.NativeRun) -> dict[str, torch.Tensor]:
         metrics = real(self)
         if self.updates_done == 9:
             os.kill(os.getpid(), signal.SIGINT)
         return metrics
 
-    monkeypatch.setattr(run_module.Run, "update", update_then_interrupt)
+    monkeypatch.setattr(run_module.NativeRun, "update", update_then_interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "parts", show=False)
     stopped = final_tensors(tmp_path / "parts")[1]
@@ -178,17 +178,17 @@ def test_stopped_between_two_updates_equals_the_uninterrupted_run(
 def test_nan_stops_with_step_and_tensor_and_keeps_the_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch_crl import run as run_module
+    from torch_crl import native_run as run_module
 
-    real = run_module.Run.update
+    real = run_module.NativeRun.update
 
-    def poisoned(self: run_module.Run) -> dict[str, torch.Tensor]:
+    def poisoned(self: run_module.NativeRun) -> dict[str, torch.Tensor]:
         if self.updates_done == 13:
             with torch.no_grad():
                 self.learner.networks.goal_encoder.weight[1, 2, 3] = float("nan")
         return real(self)
 
-    monkeypatch.setattr(run_module.Run, "update", poisoned)
+    monkeypatch.setattr(run_module.NativeRun, "update", poisoned)
     message = r"_loss became nan at update 13 \(180 env steps\).* checkpoint is .*step_0000000001"
     with pytest.raises(DivergenceError, match=message):
         train(ant_recipe(), tmp_path / "run", show=False)
@@ -316,6 +316,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
         "checkpoints",
         "policies",
         "learning_curve.png",
+        "result.json",
     }
     assert Recipe.from_json((tmp_path / "run" / "recipe.json").read_text()) == recipe
     evaluations = read_metrics(tmp_path / "run", "evaluation")

@@ -15,7 +15,7 @@ from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators import Capacity, Simulator, SimulatorError, make_simulator
 from torch_crl.envs.task import Task
 from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.run import Run, build_run
+from torch_crl.native_run import NativeRun, build_run
 from torch_crl.validation import RecipeError, check
 
 pytest.importorskip("mujoco_warp")
@@ -177,7 +177,7 @@ def test_a_model_that_warp_cannot_run_names_the_feature() -> None:
         make_simulator("warp", own_pgs_task().model, num_envs=1)
 
 
-def collected(graph: str, **options: object) -> Run:
+def collected(graph: str, **options: object) -> NativeRun:
     recipe = tiny("reacher", system={"cuda_graph": graph, "simulator": "warp", "device": "cpu"})
     run = build_run(recipe, **options)  # type: ignore[arg-type]
     for _ in range(3):

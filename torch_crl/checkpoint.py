@@ -56,6 +56,15 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
         raise CheckpointError(f"could not write the checkpoint {folder}: {error}") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small file that is there whole or not at all."""
+    aside = path.with_name(_ASIDE + path.name)
+    aside.write_text(text)
+    _sync(aside)
+    aside.rename(path)
+    _sync(path.parent)
+
+
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and meta of a checkpoint folder.
 

@@ -73,6 +73,11 @@ class UpdateCost:
         rows = 3 * self.actor.dense_flop + 5 * self.state_action_encoder.dense_flop
         return self.batch_size * (rows + 3 * self.goal_encoder.dense_flop)
 
+    @property
+    def cloning_flop(self) -> int:
+        """The same for behaviour cloning, which has the actor alone."""
+        return self.batch_size * 3 * self.actor.dense_flop
+
     def activation_bytes(self, *, fused: bool = False, recompute: int = 0) -> int:
         """What the four forward passes keep for the backward pass, and plain torch's logits."""
         towers = (self.actor, self.state_action_encoder, self.goal_encoder)

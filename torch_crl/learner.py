@@ -19,6 +19,7 @@ from torch_crl.losses import (
     temperature_loss,
 )
 from torch_crl.networks import Networks
+from torch_crl.optimizer import adam, load_optimizer_state, optimizer_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class Learner:
         self.networks = networks
         self.objective = objective
         self.generator = generator
+        self.actor = networks.actor
         self.device = networks.actor.weight.device
         self.log_alpha = torch.zeros((), device=self.device, requires_grad=True)
         # Equal rates share a group, so that as few kernels as possible step all parameters.
@@ -60,12 +62,7 @@ class Learner:
             (temperature_learning_rate, [self.log_alpha]),
         ):
             groups.setdefault(rate, []).extend(parameters)
-        self.optimizer = torch.optim.Adam(
-            [{"params": parameters, "lr": rate} for rate, parameters in groups.items()],
-            fused=True,
-            # Counts its steps on the device, where a CUDA graph can.
-            capturable=self.device.type == "cuda",
-        )
+        self.optimizer = adam(groups, self.device)
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """Improve actor, temperature and critic on one batch; returns 0-D metrics on the device.
@@ -97,7 +94,7 @@ class Learner:
             energy=objective.energy,
             columns=kind.columns,
             softplus=kind.softplus,
-            implementation=self.networks.actor.compute.other_kernels,
+            implementation=self.actor.compute.other_kernels,
         )
         critic, critic_aux = critic_loss(
             scores,
@@ -113,7 +110,7 @@ class Learner:
         return detached | actor_aux | temperature_aux | critic_aux
 
     def _sample_action(self, state_BS: Tensor, goal_BG: Tensor) -> tuple[Tensor, Tensor]:
-        actor = self.networks.actor
+        actor = self.actor
         output_B2A = actor(torch.cat([state_BS, goal_BG], dim=-1))
         batch, outputs = output_B2A.shape
         noise_BA = torch.randn(batch, outputs // 2, generator=self.generator, device=self.device)
@@ -121,6 +118,11 @@ class Learner:
             output_B2A, noise_BA, implementation=actor.compute.other_kernels
         )
         return sample
+
+    @property
+    def generators(self) -> list[Generator]:
+        """What `update` draws from."""
+        return [self.generator]
 
     def named_parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name, such as `actor.weight` and `log_alpha`."""
@@ -133,22 +135,10 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters, Adam moments and step counts, and the state of the noise generator."""
-        tensors = {"generator": self.generator.get_state()}
-        for name, parameter in self.named_parameters().items():
-            tensors[f"parameter.{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"adam.{key}.{name}"] = value
-        return tensors
+        trained = optimizer_state(self.named_parameters(), self.optimizer)
+        return {"generator": self.generator.get_state()} | trained
 
-    @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned, before or after any number of updates."""
         self.generator.set_state(tensors["generator"].cpu())
-        for name, parameter in self.named_parameters().items():
-            parameter.copy_(tensors[f"parameter.{name}"])
-            state = self.optimizer.state[parameter]
-            state.clear()
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                saved = tensors.get(f"adam.{key}.{name}")
-                if saved is not None:
-                    state[key] = saved.to(self.device, copy=True)
+        load_optimizer_state(self.named_parameters(), self.optimizer, tensors)

@@ -1,4 +1,4 @@
-"""Losses of contrastive RL: pure functions of tensors.
+"""Losses of contrastive RL, and of behaviour cloning: pure functions of tensors.
 
 f(s, a, g) = energy(phi(s, a), psi(g)) is high where g lies in the future of (s, a). E_ij is f of
 the i-th (state, action) and the j-th goal; the diagonal holds true pairs. The critic's losses see
@@ -7,6 +7,7 @@ E through its PairScores only, so that the matrix need not exist.
 B batch. Sources: arXiv 2503.14858 (InfoNCE, actor), arXiv 2408.11052 (energies).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -108,3 +109,16 @@ def temperature_loss(
     alpha = log_alpha.exp()
     loss = alpha * (-log_prob_B.detach() - target_entropy).mean()
     return loss, {"alpha": alpha.detach()}
+
+
+def cloning_loss(mean_BA: Tensor, log_std_BA: Tensor, action_BA: Tensor) -> tuple[Tensor, Aux]:
+    """Minus the mean log-density of the actions under tanh of a Gaussian (arXiv 1912.06088).
+
+    What does not depend on the Gaussian, the tanh's own density, is left out. Actions are taken
+    to be at most 1 - 1e-6 in size, which the inverse of tanh maps to 7.25.
+    """
+    before_BA = torch.atanh(action_BA.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
+    noise_BA = (before_BA - mean_BA) * (-log_std_BA).exp()
+    log_prob_B = (-0.5 * noise_BA.square() - log_std_BA - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+    error = (torch.tanh(mean_BA) - action_BA).detach().abs().mean()
+    return -log_prob_B.mean(), {"action_error": error}

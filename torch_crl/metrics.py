@@ -18,6 +18,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
 
+from torch_crl import checkpoint
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -165,9 +167,7 @@ def _drop_records_after(path: Path, env_steps: int, updates: int) -> None:
         for record in _records(path)
         if record["env_steps"] <= env_steps and record["updates"] <= updates
     ]
-    aside = path.with_suffix(".writing")
-    aside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    aside.replace(path)
+    checkpoint.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:

@@ -3,9 +3,11 @@
 B batch, L depth, D width, S state, G goal, A action, R representation.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -74,6 +76,17 @@ class ResidualTower(nn.Module):
         self.output_weight = dense(output_size, width)
         self.output_bias = nn.Parameter(torch.zeros(output_size))
 
+    def sizes(self) -> dict[str, Any]:
+        """The arguments that build a tower of the same function."""
+        return {
+            "input_size": self.input_weight.shape[1],
+            "output_size": len(self.output_bias),
+            "width": len(self.input_bias),
+            "depth": self.depth,
+            "activation": self.activation,
+            "branch_scale": self.branch_scale,
+        }
+
     @property
     def stack(self) -> Stack:
         """The parameters of the inner layers."""
@@ -141,6 +154,25 @@ def branch_scale(branch: str, depth: int) -> float:
     """
     scaled = branch == "scaled" or (branch == "auto" and depth > DEEPEST_PUBLISHED_ACTOR)
     return min(1.0, 16 / depth) if scaled else 1.0
+
+
+_MLP_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+def mlp(layers: Sequence[int], activation: str) -> nn.Sequential:
+    """Dense layers of these sizes, input first, with `relu` or `tanh` between them."""
+    modules: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(layers):
+        modules += [nn.Linear(inputs, outputs), _MLP_ACTIVATIONS[activation]()]
+    return nn.Sequential(*modules[:-1])
+
+
+def mlp_sizes(network: nn.Sequential) -> dict[str, Any]:
+    """The arguments of `mlp` that build a network of the same function."""
+    dense = [module for module in network if isinstance(module, nn.Linear)]
+    (activation,) = (name for name, kind in _MLP_ACTIVATIONS.items() if type(network[1]) is kind)
+    layers = [dense[0].in_features, *(layer.out_features for layer in dense)]
+    return {"layers": layers, "activation": activation}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch_crl.metrics import read_metrics
 
 
 def save_learning_curve(run_dir: Path) -> Path:
-    """Draw success, time at goal and the critic's accuracy over env steps into learning_curve.png.
+    """Draw success, time at goal and the critic's accuracy, if it has one, into learning_curve.png.
 
     Returns the path of the picture. matplotlib is imported here, at the end of a run.
     """
@@ -15,8 +15,10 @@ def save_learning_curve(run_dir: Path) -> Path:
 
     evaluations, updates = (read_metrics(run_dir, kind) for kind in ("evaluation", "train"))
     updates = [record for record in updates if "categorical_accuracy" in record]
-    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
-    behaviour, critic = figure.subplots(1, 2)
+    # Baselines have no contrastive critic.
+    panels = 2 if updates else 1
+    figure = Figure(figsize=(5.0 * panels, 4.0), layout="constrained")
+    behaviour, *critic = figure.subplots(1, panels, squeeze=False)[0]
 
     steps = [record["env_steps"] for record in evaluations]
     for name, label in (
@@ -30,10 +32,11 @@ def save_learning_curve(run_dir: Path) -> Path:
 
     steps = [record["env_steps"] for record in updates]
     accuracy = [record["categorical_accuracy"] for record in updates]
-    critic.plot(steps, accuracy, color="C2")
-    critic.set(title="critic picks the true goal out of the batch", ylim=(0.0, None))
+    for axes in critic:
+        axes.plot(steps, accuracy, color="C2")
+        axes.set(title="critic picks the true goal out of the batch", ylim=(0.0, None))
 
-    for axes in (behaviour, critic):
+    for axes in (behaviour, *critic):
         axes.set_xlabel("env steps")
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_formatter(EngFormatter())

@@ -70,8 +70,11 @@ _EVALUATED_ELSEWHERE = {
 }
 
 
-def preset(task: str, *, depth: int = 0) -> Recipe:
+def preset(task: str, *, depth: int = 0, algo: str = "crl") -> Recipe:
     """The recipe for a task; `depth` is that of actor and critic, 0 the preset's own.
+
+    A baseline takes as many env steps and evaluations as contrastive RL, SAC and TD3 as many
+    updates too, and begins with its library's own networks.
 
     Tasks without changes of their own take the published settings: 512 envs, width 256, batch
     512, 100 M env steps. A task of your own begins with the small settings of `reacher`. Raises
@@ -84,11 +87,40 @@ def preset(task: str, *, depth: int = 0) -> Recipe:
     )
     if ":" in task:
         small = _FOREIGN if task.startswith(GYMNASIUM) else _SMALL
-        return with_depth(with_changes(recipe, **small), depth)
+        recipe = with_changes(recipe, **small)
     for prefix, changes in _CHANGES.items():
         if task.startswith(prefix):
             recipe = with_changes(recipe, **changes)
-    return with_depth(recipe, depth)
+    return with_depth(_with_algo(recipe, algo), depth)
+
+
+def _with_algo(recipe: Recipe, algo: str) -> Recipe:
+    """The recipe changed to what an algorithm needs and what its library recommends."""
+    recipe = with_changes(recipe, algorithm={"algo": algo})
+    if not recipe.by_library:
+        return recipe
+    recipe = with_changes(recipe, networks={"actor_depth": 0, "critic_depth": 0})
+    if algo == "ppo":
+        # The library's ten passes over a rollout in 32 minibatches.
+        num_envs = recipe.task.num_envs
+        return with_changes(
+            recipe,
+            algorithm={"batch_size": num_envs},
+            budget={"unroll_length": 32, "prefill_rows": 0, "env_steps_per_update": num_envs / 10},
+        )
+    if algo.startswith("td3"):
+        recipe = with_changes(recipe, baseline={"learning_rate": 1e-3})
+    if algo.endswith("_her"):
+        # The library draws hindsight goals from finished episodes only.
+        rows = max(recipe.budget.prefill_rows, recipe.task.episode_length)
+        recipe = with_changes(
+            recipe,
+            budget={
+                "prefill_rows": rows,
+                "replay_rows": max(recipe.budget.replay_rows, 2 * rows),
+            },
+        )
+    return recipe
 
 
 def with_depth(recipe: Recipe, depth: int) -> Recipe:

@@ -11,6 +11,9 @@ from tyro.conf import Positional
 from torch_crl.costs import TowerSize, UpdateCost, replay_bytes
 from torch_crl.envs.registry import task_spec
 
+LIBRARY_ALGOS = ("ppo", "sac", "td3", "sac_her", "td3_her")
+"""What Stable-Baselines3 trains; everything else is ours."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskRecipe:
@@ -33,9 +36,10 @@ class NetworksRecipe:
     """Sizes of the three residual towers."""
 
     actor_depth: int = 4
-    """Dense layers inside the actor's residual blocks; a multiple of 4."""
+    """Dense layers inside the actor's residual blocks; a multiple of 4. 0 is the library's own
+    network, for the algorithms that come from one."""
     critic_depth: int = 4
-    """The same for both encoders of the critic; a multiple of 4."""
+    """The same for both encoders of the critic, or for a baseline's critics."""
     width: int = 256
     """Units of every layer."""
     representation_size: int = 64
@@ -49,8 +53,11 @@ class NetworksRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AlgorithmRecipe:
-    """Contrastive RL's objective and optimiser."""
+    """What is learned: contrastive RL's objective and optimiser, or which baseline instead."""
 
+    algo: Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"] = "crl"
+    """Contrastive RL; goal-conditioned behaviour cloning; or a baseline by Stable-Baselines3, with
+    `_her` on hindsight goals."""
     energy: Literal["norm", "l2", "dot", "cosine"] = "norm"
     """Similarity of the two encoders' outputs; `norm` is the negative Euclidean distance."""
     contrastive_loss: Literal[
@@ -76,6 +83,17 @@ class AlgorithmRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BaselineRecipe:
+    """What only the baselines read; all else of them is the default of Stable-Baselines3."""
+
+    reward: Literal["sparse", "dense"] = "sparse"
+    """After each control step: 1 within the success radius, else 0; or minus the distance in
+    metres."""
+    learning_rate: float = 3e-4
+    """Adam's, for all networks of the baseline, constant."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetRecipe:
     """How long, how much data, and how often to look."""
 
@@ -86,7 +104,7 @@ class BudgetRecipe:
     env_steps_per_update: float = 39.68
     """Inverse of the update-to-data ratio; the published 39.68 is 800 updates for 512 x 62."""
     prefill_rows: int = 1000
-    """Steps of each env before the first update."""
+    """Steps of each env before the first update; 0 for PPO, which keeps no replay."""
     replay_rows: int = 10_000
     """Steps of each env that the replay keeps."""
     evaluations: int = 100
@@ -131,8 +149,14 @@ class Recipe:
     task: TaskRecipe = field(default_factory=TaskRecipe)
     networks: NetworksRecipe = field(default_factory=NetworksRecipe)
     algorithm: AlgorithmRecipe = field(default_factory=AlgorithmRecipe)
+    baseline: BaselineRecipe = field(default_factory=BaselineRecipe)
     budget: BudgetRecipe = field(default_factory=BudgetRecipe)
     system: SystemRecipe = field(default_factory=SystemRecipe)
+
+    @property
+    def by_library(self) -> bool:
+        """Whether the algorithm is one of Stable-Baselines3."""
+        return self.algorithm.algo in LIBRARY_ALGOS
 
     @property
     def steps_per_collection(self) -> int:
@@ -188,8 +212,16 @@ class Recipe:
         )
 
     @property
+    def update_flop(self) -> int | None:
+        """Floating-point operations of the dense layers in one update; None for a baseline."""
+        cost = self.update_cost
+        if self.by_library:
+            return None
+        return cost.flop if self.algorithm.algo == "crl" else cost.cloning_flop
+
+    @property
     def update_cost(self) -> UpdateCost:
-        """Parameters, operations and memory of one gradient update."""
+        """Parameters, operations and memory of one gradient update of contrastive RL."""
         spec, networks = task_spec(self.task.name), self.networks
 
         def tower(inputs: int, outputs: int, depth: int) -> TowerSize:
@@ -231,6 +263,7 @@ _PARTS: dict[str, type[Any]] = {
     "task": TaskRecipe,
     "networks": NetworksRecipe,
     "algorithm": AlgorithmRecipe,
+    "baseline": BaselineRecipe,
     "budget": BudgetRecipe,
     "system": SystemRecipe,
 }

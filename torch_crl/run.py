@@ -1,43 +1,31 @@
-"""The live parts of a run, built from a recipe, and their state for checkpoints."""
+"""What the trainer drives: a run that collects and updates, whoever's algorithm it is."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from torch_crl import checkpoint
-from torch_crl.collector import Collector
-from torch_crl.compute import Compute, choose_compute, resolve_device
-from torch_crl.cuda_graph import CudaRecorder, GraphedFunction, Recorder
-from torch_crl.envs.make import AnyVectorEnv, make_vector_env
-from torch_crl.envs.spec import TaskSpec
-from torch_crl.learner import Learner, Objective
-from torch_crl.networks import build_networks
-from torch_crl.overlap import OverlappingCollector
+from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.policy import Policy
 from torch_crl.recipe import Recipe
-from torch_crl.replay import Replay
 
 
-@dataclass(kw_only=True)
-class Run:
-    """Everything that changes while a run goes on. All counters follow from these two."""
+class Run(ABC):
+    """Everything that changes while a run goes on. All counters follow from the first two."""
 
-    recipe: Recipe
-    learner: Learner
-    replay: Replay
-    collector: Collector | OverlappingCollector
-    sampler: Generator
-    """Draws the batches; lives on the training device."""
-    update_graph: GraphedFunction | None = None
-    """Replays `draw_and_update`; None where nothing is captured."""
-    collections_done: int = 0
-    updates_done: int = 0
-    seconds: float = 0.0
-    """Wall-clock of training so far, over all sessions."""
+    resumable: bool
+    """Whether `state_dict` holds all that a run needs to go on."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """At its beginning."""
+        self.recipe = recipe
+        self.collections_done = 0
+        self.updates_done = 0
+        self.seconds = 0.0
+        """Wall-clock of training so far, over all sessions."""
 
     @property
     def env_steps(self) -> int:
@@ -57,179 +45,59 @@ class Run:
         return self.env_steps - waiting * self.recipe.steps_per_collection
 
     @property
-    def policy(self) -> Policy:
-        """The present deterministic policy; it follows the learner."""
-        spec = self.collector.env.spec
-        return Policy(
-            self.learner.networks.actor, state_size=spec.state_size, goal_size=spec.goal_size
-        )
+    @abstractmethod
+    def env(self) -> AnyVectorEnv:
+        """The training envs."""
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the updates are computed."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """How the updates are computed, for people."""
+
+    @property
+    @abstractmethod
+    def policy(self) -> Policy:
+        """The present deterministic policy; it follows the updates."""
+
+    @abstractmethod
     def collect(self) -> dict[str, float]:
         """One unroll in every env; returns what the episodes showed."""
-        episodes = self.collector.collect(self.recipe.budget.unroll_length)
-        self.collections_done += 1
-        return episodes
+
+    @abstractmethod
+    def update(self) -> dict[str, Tensor]:
+        """One gradient update, or a few that belong together; 0-D metrics, for a moment only."""
+
+    @abstractmethod
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name."""
 
     def collect_ahead(self) -> None:
-        """With overlap, begin the next collection if there is one and updates to hide it behind."""
-        wanted = self.recipe.prefill_collections + self.recipe.collections
-        useful = self.collections_done < wanted and self.updates_done < self.updates_due
-        if useful and isinstance(self.collector, OverlappingCollector):
-            self.collector.start(self.recipe.budget.unroll_length)
+        """Begin the next collection early, where the run can."""
+        return
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and counters of a checkpoint, if `resumable`."""
+        raise NotImplementedError
+
+    def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Go on where the run that wrote this was, if `resumable`."""
+        raise NotImplementedError
+
+    def save_policy(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Write the present policy for `load_policy`."""
+        self.policy.save(folder, meta)
 
     def close(self) -> None:
         """Release what the envs hold."""
-        self.collector.close()
-
-    def update(self) -> dict[str, Tensor]:
-        """One gradient update on a fresh batch; 0-D metrics, overwritten by the next update."""
-        metrics = (self.update_graph or self.draw_and_update)()
-        self.updates_done += 1
-        return metrics
-
-    def draw_and_update(self) -> dict[str, Tensor]:
-        """What `update` does on the device: from random indices to new parameters."""
-        algorithm = self.recipe.algorithm
-        batch = self.replay.sample(
-            algorithm.batch_size,
-            discount=algorithm.discount,
-            generator=self.sampler,
-            window=self.recipe.task.episode_length if algorithm.parity == "reference" else 0,
-        )
-        return self.learner.update(batch)
-
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and counters of a checkpoint."""
-        tensors = checkpoint.flatten(
-            {
-                "learner": self.learner.state_dict(),
-                "replay": self.replay.state_dict(),
-                "collector": self.collector.state_dict(),
-                "sampler": {"generator": self.sampler.get_state()},
-            }
-        )
-        counters = {
-            "collections_done": self.collections_done,
-            "updates_done": self.updates_done,
-            "seconds": self.seconds,
-        }
-        return tensors, counters
-
-    def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Go on where the run that wrote this was."""
-        if self.update_graph is not None:
-            self.update_graph.reset()
-        self.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
-        self.replay.load_state_dict(checkpoint.part_of(tensors, "replay"))
-        self.collector.load_state_dict(checkpoint.part_of(tensors, "collector"))
-        self.sampler.set_state(tensors["sampler/generator"])
-        self.collections_done = counters["collections_done"]
-        self.updates_done = counters["updates_done"]
-        self.seconds = counters["seconds"]
+        self.env.close()
 
 
 def stream_seed(seed: int, stream: str) -> int:
     """An independent seed for each named stream of random numbers of a run."""
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def build_run(
-    recipe: Recipe,
-    *,
-    make_recorder: Callable[[torch.device, list[Generator]], Recorder] = CudaRecorder,
-) -> Run:
-    """Everything at its beginning. The recipe must have passed `validation.check`.
-
-    `make_recorder` captures where the recipe asks for CUDA graphs.
-    """
-    device = resolve_device(recipe.system.device)
-    compute = choose_compute(recipe)
-
-    def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
-        return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
-
-    env = make_vector_env(
-        recipe.task.name,
-        num_envs=recipe.task.num_envs,
-        episode_length=recipe.task.episode_length,
-        seed=stream_seed(recipe.system.seed, "starts"),
-        simulator=recipe.system.simulator,
-        num_threads=recipe.system.simulator_threads,
-        device=device,
-        cached_starts=recipe.algorithm.parity == "reference",
-    )
-    spec = env.spec
-    weights, noise = generator("weights"), generator("actor", device)
-    learner = _build_learner(recipe, spec, compute, device, weights, noise)
-    replay = Replay(
-        rows=recipe.budget.replay_rows,
-        num_envs=recipe.task.num_envs,
-        state_size=spec.state_size,
-        action_size=spec.action_size,
-        goal_slice=spec.goal_slice,
-        dtype=getattr(torch, recipe.system.replay_dtype),
-        device=device,
-        implementation=compute.other_kernels,
-    )
-    run = Run(
-        recipe=recipe,
-        learner=learner,
-        replay=replay,
-        collector=_build_collector(recipe, env, learner, replay, generator("exploration", device)),
-        sampler=generator("batches", device),
-    )
-    if compute.cuda_graph:
-        run.update_graph = GraphedFunction(
-            run.draw_and_update,
-            make_recorder=lambda: make_recorder(device, [run.sampler, learner.generator]),
-            fixed=lambda: learner.named_parameters() | replay.tensors(),
-        )
-        run.collector.use_graphs(lambda generators: make_recorder(device, generators))
-    return run
-
-
-def _build_collector(
-    recipe: Recipe, env: AnyVectorEnv, learner: Learner, replay: Replay, generator: Generator
-) -> Collector | OverlappingCollector:
-    actor = learner.networks.actor
-    if recipe.system.overlap == "on":
-        rows = recipe.budget.unroll_length
-        return OverlappingCollector(env, actor, replay, rows=rows, generator=generator)
-    return Collector(env, actor, replay, generator=generator)
-
-
-def _build_learner(
-    recipe: Recipe,
-    spec: TaskSpec,
-    compute: Compute,
-    device: torch.device,
-    weights: Generator,
-    noise: Generator,
-) -> Learner:
-    networks, algorithm = recipe.networks, recipe.algorithm
-    return Learner(
-        build_networks(
-            state_size=spec.state_size,
-            goal_size=spec.goal_size,
-            action_size=spec.action_size,
-            actor_depth=networks.actor_depth,
-            critic_depth=networks.critic_depth,
-            width=networks.width,
-            representation_size=networks.representation_size,
-            activation=networks.activation,
-            branch=networks.branch,
-            generator=weights,
-            compute=compute,
-        ).to(device),
-        Objective(
-            energy=algorithm.energy,
-            contrastive_loss=algorithm.contrastive_loss,
-            logsumexp_penalty=algorithm.logsumexp_penalty,
-            target_entropy=algorithm.target_entropy * spec.action_size,
-        ),
-        actor_learning_rate=algorithm.actor_learning_rate,
-        critic_learning_rate=algorithm.critic_learning_rate,
-        temperature_learning_rate=algorithm.temperature_learning_rate,
-        generator=noise,
-    )

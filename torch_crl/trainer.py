@@ -1,6 +1,7 @@
 """Training from the first step to the evaluated policy: `train` reads top to bottom."""
 
 import itertools
+import json
 import re
 import shutil
 import time
@@ -20,13 +21,16 @@ from torch_crl.metrics import (
     first_not_finite,
     read_metrics,
 )
+from torch_crl.native_run import build_run
 from torch_crl.plots import save_learning_curve
-from torch_crl.policy import save_policy
 from torch_crl.recipe import Recipe, differences
-from torch_crl.run import Run, build_run, stream_seed
+from torch_crl.run import Run, stream_seed
 from torch_crl.stability import StabilityWatch
 from torch_crl.stopping import StopSignals
 from torch_crl.threads import torch_threads
+
+RESULT_FILE = "result.json"
+"""In a run directory: the run is finished, and this is its last evaluation."""
 
 # The newest may be the one that a crash damaged.
 _KEPT_CHECKPOINTS = 2
@@ -65,7 +69,8 @@ def train(
 ) -> Result:
     """Train `recipe` into `run_dir` (algorithm of arXiv 2503.14858).
 
-    Writes recipe.json, metrics.jsonl, tensorboard/, checkpoints/, policies/, learning_curve.png.
+    Writes recipe.json, metrics.jsonl, tensorboard/, checkpoints/, policies/, learning_curve.png,
+    and at its very end result.json: a run is finished if that exists.
 
     Args:
         run_dir: `default_run_dir` if not given.
@@ -85,7 +90,7 @@ def train(
     """
     run_dir = Path(run_dir or default_run_dir(recipe))
     find_problems(recipe, run_dir, resume=resume, overwrite=overwrite)
-    run = build_run(recipe)
+    run = _build(recipe)
     if not resume:
         _start_directory(recipe, run_dir, overwrite=overwrite)
     notes = _restore(run, run_dir) if resume else []
@@ -93,15 +98,14 @@ def train(
     log = RunLog(run_dir, total=recipe.total_env_steps, resumed_at=resumed_at, show=show)
     threads = _thread_count(recipe)
     with log, closing(run), torch_threads(threads), StopSignals(log.announce) as stop:
-        compute = run.learner.networks.actor.compute
         log.announce(
-            f"{recipe.task.name} on {run.learner.device} ({compute}), run directory {run_dir}",
+            f"{recipe.task.name} on {run.device} ({run.description}), run directory {run_dir}",
             *([_WARP_NOTE] if recipe.system.simulator == "warp" else []),
             *notes,
         )
         clock = _Clock(run)
         metrics = UpdateMetrics()
-        stability = StabilityWatch(run.collector.env)
+        stability = StabilityWatch(run.env)
 
         while run.updates_done < recipe.total_updates:
             episodes = {}
@@ -129,15 +133,16 @@ def train(
                     _save(run, run_dir, log, clock, must_succeed=last)
             if stop.requested:
                 _save(run, run_dir, log, clock, must_succeed=True)
-                log.announce(f"stopped; `--resume --run-dir {run_dir}` goes on from here")
+                log.announce(_after_a_stop(run, run_dir))
                 stop.leave()
 
+    learning_curve = save_learning_curve(run_dir)
     record = read_metrics(run_dir, "evaluation")[-1]
-    return Result(
-        run_dir=run_dir,
-        evaluation={name: value for name, value in record.items() if name != "kind"},
-        learning_curve=save_learning_curve(run_dir),
+    evaluation = {name: value for name, value in record.items() if name != "kind"}
+    checkpoint.write_text(
+        run_dir / RESULT_FILE, json.dumps({"evaluation": evaluation}, indent=2) + "\n"
     )
+    return Result(run_dir=run_dir, evaluation=evaluation, learning_curve=learning_curve)
 
 
 def find_problems(recipe: Recipe, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
@@ -146,9 +151,29 @@ def find_problems(recipe: Recipe, run_dir: Path, *, resume: bool, overwrite: boo
     if resume and not problems:
         saved = Recipe.from_json((run_dir / "recipe.json").read_text())
         changed = "; ".join(differences(saved, recipe))
-        if changed:
+        if saved.by_library:
+            problems = [
+                f"--resume: a run of {saved.algorithm.algo} keeps no checkpoints to go on from; "
+                "--overwrite starts it again"
+            ]
+        elif changed:
             problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
     validation.check(recipe, run_problems=problems)
+
+
+def _build(recipe: Recipe) -> Run:
+    if recipe.by_library:
+        # Here, because the library is an extra and takes a second to import.
+        from torch_crl.baselines.run import build_baseline
+
+        return build_baseline(recipe)
+    return build_run(recipe)
+
+
+def _after_a_stop(run: Run, run_dir: Path) -> str:
+    if run.resumable:
+        return f"stopped; `--resume --run-dir {run_dir}` goes on from here"
+    return f"stopped; a run of {run.recipe.algorithm.algo} cannot be resumed, only started again"
 
 
 def _thread_count(recipe: Recipe) -> int:
@@ -176,7 +201,7 @@ def _restore(run: Run, run_dir: Path) -> list[str]:
     if not checkpoint.folders(parent):
         return ["no checkpoint was written before; starting from the beginning"]
     folder, tensors, counters, failures = checkpoint.load_newest(parent)
-    device = run.learner.device.type
+    device = run.device.type
     if counters["device"] != device:
         raise checkpoint.CheckpointError(
             f"{folder} was written on {counters['device']} and this run is on {device}; random "
@@ -185,7 +210,7 @@ def _restore(run: Run, run_dir: Path) -> list[str]:
     run.load_state_dict(tensors, counters)
     skipped = [f"passed over: {failure}" for failure in failures]
     resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
-    if not run.collector.env.saves_state:
+    if not run.env.saves_state:
         resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
     return [*skipped, resumed]
 
@@ -200,7 +225,7 @@ def _flush(metrics: UpdateMetrics, run: Run, run_dir: Path, first_update: int) -
     """Mean losses of the updates just made. Raises DivergenceError, naming step and tensor."""
     try:
         losses = metrics.flush(first_update=first_update)
-        name = first_not_finite(run.learner.named_parameters()) if losses else None
+        name = first_not_finite(run.named_parameters()) if losses else None
         if name is not None:
             raise DivergenceError(f"{name} is not finite after update {run.updates_done}")
     except DivergenceError as error:
@@ -223,7 +248,7 @@ def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
         seed=stream_seed(recipe.system.seed, f"evaluation/{run.collections_done}"),
         simulator=recipe.system.simulator,
         num_threads=recipe.system.simulator_threads,
-        device=run.learner.device,
+        device=run.device,
     )
     log.evaluation(clock.counters() | result)
 
@@ -231,24 +256,18 @@ def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
 def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed: bool) -> None:
     """Write checkpoint and policy; a failure is only told unless it `must_succeed`."""
     run.seconds = clock.seconds
-    tensors, counters = run.state_dict()
     parent = run_dir / "checkpoints"
-    spec = run.collector.env.spec
-    meta = {"task": spec.name, "env_steps": run.env_steps, "updates": run.updates_done}
+    meta = {"task": run.env.spec.name, "env_steps": run.env_steps, "updates": run.updates_done}
     meta |= {"torch_crl": __version__, "torch": torch.__version__}
-    meta |= {"device": run.learner.device.type}
+    meta |= {"device": run.device.type}
     moment = (run.env_steps, run.updates_done)
     try:
         log.sync()
-        checkpoint.save(checkpoint.step_folder(parent, *moment), tensors, meta | counters)
-        checkpoint.prune(parent, keep=_KEPT_CHECKPOINTS)
-        save_policy(
-            checkpoint.step_folder(run_dir / "policies", *moment),
-            run.learner.networks.actor,
-            state_size=spec.state_size,
-            goal_size=spec.goal_size,
-            meta=meta,
-        )
+        if run.resumable:
+            tensors, counters = run.state_dict()
+            checkpoint.save(checkpoint.step_folder(parent, *moment), tensors, meta | counters)
+            checkpoint.prune(parent, keep=_KEPT_CHECKPOINTS)
+        run.policy.save(checkpoint.step_folder(run_dir / "policies", *moment), meta)
     except (checkpoint.CheckpointError, OSError) as error:
         if must_succeed:
             raise

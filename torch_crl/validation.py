@@ -10,10 +10,12 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
+from torch_crl.baselines.problems import baseline_problems
 from torch_crl.compute import compute_problems, resolve_device
 from torch_crl.costs import BLOCK
 from torch_crl.envs.registry import GYMNASIUM, UnknownTaskError, make_task, task_spec
 from torch_crl.envs.simulators.cpu import CpuSimulator
+from torch_crl.presets import preset
 from torch_crl.recipe import Recipe
 
 
@@ -37,6 +39,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
             *_range_problems(recipe),
             *_depth_problems(recipe),
             *_budget_problems(recipe),
+            *_algorithm_problems(recipe),
             *(device_problems(recipe.system.device) or compute_problems(recipe)),
             *_simulator_problems(recipe),
         ]
@@ -167,7 +170,6 @@ _WHOLE_NUMBERS = {
     "algorithm.batch_size": 2,
     "budget.env_steps": 1,
     "budget.unroll_length": 1,
-    "budget.prefill_rows": 2,
     "budget.replay_rows": 2,
     "budget.evaluations": 1,
     "budget.checkpoints": 1,
@@ -179,6 +181,7 @@ _POSITIVE_NUMBERS = (
     "algorithm.actor_learning_rate",
     "algorithm.critic_learning_rate",
     "algorithm.temperature_learning_rate",
+    "baseline.learning_rate",
     "budget.env_steps_per_update",
 )
 
@@ -190,6 +193,11 @@ def _range_problems(recipe: Recipe) -> list[str]:
         for name, lowest in _WHOLE_NUMBERS.items()
         if leaves[name] < lowest
     ]
+    prefill, on_policy = recipe.budget.prefill_rows, recipe.algorithm.algo == "ppo"
+    if prefill < 2 and not on_policy:
+        problems.append(f"--prefill-rows must be at least 2, got {prefill}")
+    if prefill and on_policy:
+        problems.append(f"--prefill-rows must be 0 for PPO, which keeps no replay, got {prefill}")
     problems += [
         f"{_flag(name)} must be above 0, got {leaves[name]}"
         for name in _POSITIVE_NUMBERS
@@ -209,6 +217,8 @@ def _depth_problems(recipe: Recipe) -> list[str]:
     problems = []
     for name in ("actor_depth", "critic_depth"):
         depth = getattr(recipe.networks, name)
+        if depth == 0 and recipe.by_library:
+            continue
         if depth < BLOCK or depth % BLOCK:
             below = max(depth // BLOCK * BLOCK, BLOCK)
             problems.append(
@@ -221,7 +231,9 @@ def _depth_problems(recipe: Recipe) -> list[str]:
 
 def _budget_problems(recipe: Recipe) -> list[str]:
     budget, task = recipe.budget, recipe.task
-    problems = []
+    problems: list[str] = []
+    if recipe.algorithm.algo == "ppo":
+        return problems
     if budget.replay_rows < budget.prefill_rows:
         problems.append(
             f"--replay-rows ({budget.replay_rows}) must be at least --prefill-rows "
@@ -245,6 +257,36 @@ def _budget_problems(recipe: Recipe) -> list[str]:
             "future; raise --prefill-rows or --num-envs"
         )
     return problems
+
+
+# What an algorithm leaves unread beside what all read. `--depth` sets both depths for any of them.
+_CONTRASTIVE = (
+    "networks.representation_size",
+    "algorithm.energy",
+    "algorithm.contrastive_loss",
+    "algorithm.logsumexp_penalty",
+    "algorithm.target_entropy",
+    "algorithm.critic_learning_rate",
+    "algorithm.temperature_learning_rate",
+)
+_BASELINE = ("baseline.reward", "baseline.learning_rate")
+_LIBRARY_UNREAD = (*_CONTRASTIVE, "algorithm.actor_learning_rate", "system.replay_dtype")
+
+
+def _algorithm_problems(recipe: Recipe) -> list[str]:
+    algo = recipe.algorithm.algo
+    unread = {"crl": _BASELINE, "gcbc": (*_CONTRASTIVE, *_BASELINE)}.get(algo, _LIBRARY_UNREAD)
+    try:
+        usual = [Recipe().leaves(), preset(recipe.task.name, algo=algo).leaves()]
+    except UnknownTaskError:
+        return []  # Told by the checks of the task.
+    leaves = recipe.leaves()
+    problems = [
+        f"{_flag(name)} is not read by --algo {algo}; leave it out, got {leaves[name]!r}"
+        for name in unread
+        if all(leaves[name] != values[name] for values in usual)
+    ]
+    return problems + (baseline_problems(recipe) if recipe.by_library else [])
 
 
 def _simulator_problems(recipe: Recipe) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Generator
 
 from tests.kernels.check import DEVICE
 from tests.test_recipe import tiny
-from torch_crl import run as run_module
+from torch_crl import native_run as run_module
 from torch_crl.compute import Compute
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks

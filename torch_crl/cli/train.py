@@ -82,7 +82,8 @@ def _base_recipe(asked: Options) -> Recipe:
     """What the flags change: the run's own recipe with --resume, else the task's preset."""
     task = asked.recipe.task.name
     if not asked.resume:
-        return with_depth(preset(task or Recipe().task.name), asked.depth)
+        algo = asked.recipe.algorithm.algo
+        return preset(task or Recipe().task.name, depth=asked.depth, algo=algo)
     if asked.run_dir == _DEFAULT_RUN_DIR:
         raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
     recipe = with_depth(read_recipe(asked.run_dir), asked.depth)

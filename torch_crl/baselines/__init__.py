@@ -1,0 +1,1 @@
+"""PPO, SAC and TD3 of Stable-Baselines3 on our envs, with our towers, for comparison."""

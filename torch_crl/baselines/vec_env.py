@@ -1,0 +1,157 @@
+"""Our vector env as the library's. N envs, S state, G goal, A action, B batch."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from torch_crl.envs.make import AnyVectorEnv
+from torch_crl.envs.vector_env import VectorEnv
+
+Floats = NDArray[np.float32]
+Observation = Floats | dict[str, Floats]
+
+
+class LibraryVecEnv(VecEnv):
+    """All episodes in one batch, whatever the library thinks of processes.
+
+    An observation is concat(state, goal), or with `goal_env` the three parts that hindsight
+    goals need. The reward of a control step is 1 within the success radius, else 0 (`sparse`), or
+    minus the distance in metres (`dense`).
+    """
+
+    def __init__(self, env: AnyVectorEnv, *, reward: str, goal_env: bool) -> None:
+        """Take over an env; `close` closes it."""
+        self.env = env
+        self.reward = reward
+        self.goal_env = goal_env
+        self.at_goal = 0.0
+        """Steps at the goal, of all envs, since this was set to 0."""
+        self.failures = 0.0
+        """The same of steps that were failures."""
+        self._action_NA = torch.zeros(env.num_envs, env.spec.action_size)
+        spec = env.spec
+        parts: dict[str, spaces.Space[Any]] = {
+            "observation": _unbounded(spec.state_size),
+            "achieved_goal": _unbounded(spec.goal_size),
+            "desired_goal": _unbounded(spec.goal_size),
+        }
+        super().__init__(
+            env.num_envs,
+            spaces.Dict(parts) if goal_env else _unbounded(spec.state_size + spec.goal_size),
+            spaces.Box(-1.0, 1.0, (spec.action_size,), np.float32),
+        )
+
+    def reset(self) -> Observation:
+        """Begin a fresh episode in every env."""
+        self.env.reset()
+        return self._observation(self.env.state_NS, self.env.goal_NG)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Keep the actions [N, A] for `step_wait`."""
+        self._action_NA.copy_(torch.from_numpy(actions))
+
+    def step_wait(self) -> tuple[Observation, Floats, NDArray[np.bool_], list[dict[str, Any]]]:
+        """One control step: observations, rewards [N], dones [N], and the ends of episodes."""
+        env = self.env
+        goal_NG = env.goal_NG.clone()
+        result = env.step(self._action_NA.to(env.state_NS.device))
+        ended_N = (result.terminated_N | result.truncated_N).cpu().numpy()
+        success_N = result.success["success"]
+        reward_N = success_N.float() if self.reward == "sparse" else -result.distance_N
+        self.at_goal += float(success_N.sum())
+        self.failures += float(result.terminated_N.sum())
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if ended_N.any():
+            if isinstance(env, VectorEnv) and env.task.moved_goal is not None:
+                goal_NG = env.task.moved_goal(goal_NG, result.final_state_NS)
+            final = self._observation(result.final_state_NS, goal_NG)
+            truncated_N = result.truncated_N.cpu().numpy()
+            for index in np.flatnonzero(ended_N).tolist():
+                infos[index] = {
+                    "terminal_observation": _row(final, index),
+                    "TimeLimit.truncated": bool(truncated_N[index]),
+                }
+        observation = self._observation(env.state_NS, env.goal_NG)
+        return observation, reward_N.cpu().numpy(), ended_N, infos
+
+    def compute_reward(
+        self,
+        achieved_goal: Floats,
+        desired_goal: Floats,
+        infos: Any,  # noqa: ARG002
+    ) -> Floats:
+        """Rewards [B] of achieved goals [B, G], had the goals been others."""
+        assert isinstance(self.env, VectorEnv)
+        distance_B, success = self.env.task.outcome(
+            torch.from_numpy(achieved_goal), torch.from_numpy(desired_goal)
+        )
+        reward_B = success["success"].float() if self.reward == "sparse" else -distance_B
+        rewards: Floats = reward_B.numpy()
+        return rewards
+
+    def env_method(
+        self,
+        method_name: str,
+        *arguments: Any,
+        indices: int | Iterable[int] | None = None,
+        **keywords: Any,
+    ) -> list[Any]:
+        """The library asks one env for `compute_reward`; they are all the same."""
+        answer = getattr(self, method_name)(*arguments, **keywords)
+        return [answer for _ in self._get_indices(indices)]
+
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
+        """`render_mode`, which is none, or an attribute of this object."""
+        value = None if attr_name == "render_mode" else getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(
+        self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None
+    ) -> None:
+        """Not possible for one env of a batch."""
+        raise NotImplementedError(f"cannot set {attr_name} of {indices}: the envs are one batch")
+
+    def env_is_wrapped(
+        self,
+        wrapper_class: type,  # noqa: ARG002
+        indices: int | Iterable[int] | None = None,
+    ) -> list[bool]:
+        """No env is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+    def close(self) -> None:
+        """Close the env."""
+        self.env.close()
+
+    def _observation(self, state_NS: Tensor, goal_NG: Tensor) -> Observation:
+        # The env writes its tensors in place, so the library gets copies.
+        if not self.goal_env:
+            return _numpy(torch.cat([state_NS, goal_NG], dim=-1))
+        first, stop = self.env.spec.goal_slice
+        return {
+            "observation": _numpy(state_NS.clone()),
+            "achieved_goal": _numpy(state_NS[:, first:stop].clone()),
+            "desired_goal": _numpy(goal_NG.clone()),
+        }
+
+
+def _unbounded(size: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+
+def _numpy(tensor: Tensor) -> Floats:
+    array: Floats = tensor.cpu().numpy()
+    return array
+
+
+def _row(observation: Observation, index: int) -> Observation:
+    if isinstance(observation, dict):
+        return {name: part[index] for name, part in observation.items()}
+    row: Floats = observation[index]
+    return row

@@ -1,0 +1,240 @@
+"""The live parts of our own algorithms, built from a recipe, and their state for checkpoints."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl import checkpoint
+from torch_crl.behaviour_cloning import BehaviourCloning
+from torch_crl.collector import Collector
+from torch_crl.compute import Compute, choose_compute, resolve_device
+from torch_crl.cuda_graph import CudaRecorder, GraphedFunction, Recorder
+from torch_crl.envs.make import AnyVectorEnv, make_vector_env
+from torch_crl.envs.spec import TaskSpec
+from torch_crl.learner import Learner, Objective
+from torch_crl.networks import build_networks
+from torch_crl.overlap import OverlappingCollector
+from torch_crl.policy import Policy
+from torch_crl.recipe import Recipe
+from torch_crl.replay import Replay
+from torch_crl.run import Run, stream_seed
+
+AnyLearner: TypeAlias = Learner | BehaviourCloning
+
+
+class NativeRun(Run):
+    """Contrastive RL or behaviour cloning: our collector, replay and learner."""
+
+    resumable = True
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        learner: AnyLearner,
+        replay: Replay,
+        collector: Collector | OverlappingCollector,
+        sampler: Generator,
+    ) -> None:
+        """`sampler` draws the batches; it must live on the learner's device."""
+        super().__init__(recipe)
+        self.learner = learner
+        self.replay = replay
+        self.collector = collector
+        self.sampler = sampler
+        self.update_graph: GraphedFunction | None = None
+        """Replays `draw_and_update`; None where nothing is captured."""
+
+    @property
+    def env(self) -> AnyVectorEnv:
+        """The training envs."""
+        return self.collector.env
+
+    @property
+    def device(self) -> torch.device:
+        """Where replay and learner live."""
+        return self.learner.device
+
+    @property
+    def description(self) -> str:
+        """Precision and kernels."""
+        return str(self.learner.actor.compute)
+
+    @property
+    def policy(self) -> Policy:
+        """The present deterministic policy; it follows the learner."""
+        spec = self.env.spec
+        return Policy(self.learner.actor, state_size=spec.state_size, goal_size=spec.goal_size)
+
+    def collect(self) -> dict[str, float]:
+        """One unroll in every env; returns what the episodes showed."""
+        episodes = self.collector.collect(self.recipe.budget.unroll_length)
+        self.collections_done += 1
+        return episodes
+
+    def collect_ahead(self) -> None:
+        """With overlap, begin the next collection if there is one and updates to hide it behind."""
+        wanted = self.recipe.prefill_collections + self.recipe.collections
+        useful = self.collections_done < wanted and self.updates_done < self.updates_due
+        if useful and isinstance(self.collector, OverlappingCollector):
+            self.collector.start(self.recipe.budget.unroll_length)
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name, such as `actor.weight`."""
+        return self.learner.named_parameters()
+
+    def close(self) -> None:
+        """Release what the envs hold."""
+        self.collector.close()
+
+    def update(self) -> dict[str, Tensor]:
+        """One gradient update on a fresh batch; 0-D metrics, overwritten by the next update."""
+        metrics = (self.update_graph or self.draw_and_update)()
+        self.updates_done += 1
+        return metrics
+
+    def draw_and_update(self) -> dict[str, Tensor]:
+        """What `update` does on the device: from random indices to new parameters."""
+        algorithm = self.recipe.algorithm
+        batch = self.replay.sample(
+            algorithm.batch_size,
+            discount=algorithm.discount,
+            generator=self.sampler,
+            window=self.recipe.task.episode_length if algorithm.parity == "reference" else 0,
+        )
+        return self.learner.update(batch)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and counters of a checkpoint."""
+        tensors = checkpoint.flatten(
+            {
+                "learner": self.learner.state_dict(),
+                "replay": self.replay.state_dict(),
+                "collector": self.collector.state_dict(),
+                "sampler": {"generator": self.sampler.get_state()},
+            }
+        )
+        counters = {
+            "collections_done": self.collections_done,
+            "updates_done": self.updates_done,
+            "seconds": self.seconds,
+        }
+        return tensors, counters
+
+    def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Go on where the run that wrote this was."""
+        if self.update_graph is not None:
+            self.update_graph.reset()
+        self.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
+        self.replay.load_state_dict(checkpoint.part_of(tensors, "replay"))
+        self.collector.load_state_dict(checkpoint.part_of(tensors, "collector"))
+        self.sampler.set_state(tensors["sampler/generator"])
+        self.collections_done = counters["collections_done"]
+        self.updates_done = counters["updates_done"]
+        self.seconds = counters["seconds"]
+
+
+def build_run(
+    recipe: Recipe,
+    *,
+    make_recorder: Callable[[torch.device, list[Generator]], Recorder] = CudaRecorder,
+) -> NativeRun:
+    """Everything at its beginning. The recipe must have passed `validation.check`.
+
+    `make_recorder` captures where the recipe asks for CUDA graphs.
+    """
+    device = resolve_device(recipe.system.device)
+    compute = choose_compute(recipe)
+
+    def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
+        return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
+
+    env = make_vector_env(
+        recipe.task.name,
+        num_envs=recipe.task.num_envs,
+        episode_length=recipe.task.episode_length,
+        seed=stream_seed(recipe.system.seed, "starts"),
+        simulator=recipe.system.simulator,
+        num_threads=recipe.system.simulator_threads,
+        device=device,
+        cached_starts=recipe.algorithm.parity == "reference",
+    )
+    spec = env.spec
+    weights, noise = generator("weights"), generator("actor", device)
+    learner = _build_learner(recipe, spec, compute, device, weights, noise)
+    replay = Replay(
+        rows=recipe.budget.replay_rows,
+        num_envs=recipe.task.num_envs,
+        state_size=spec.state_size,
+        action_size=spec.action_size,
+        goal_slice=spec.goal_slice,
+        dtype=getattr(torch, recipe.system.replay_dtype),
+        device=device,
+        implementation=compute.other_kernels,
+    )
+    run = NativeRun(
+        recipe,
+        learner=learner,
+        replay=replay,
+        collector=_build_collector(recipe, env, learner, replay, generator("exploration", device)),
+        sampler=generator("batches", device),
+    )
+    if compute.cuda_graph:
+        run.update_graph = GraphedFunction(
+            run.draw_and_update,
+            make_recorder=lambda: make_recorder(device, [run.sampler, *learner.generators]),
+            fixed=lambda: learner.named_parameters() | replay.tensors(),
+        )
+        run.collector.use_graphs(lambda generators: make_recorder(device, generators))
+    return run
+
+
+def _build_collector(
+    recipe: Recipe, env: AnyVectorEnv, learner: AnyLearner, replay: Replay, generator: Generator
+) -> Collector | OverlappingCollector:
+    actor = learner.actor
+    if recipe.system.overlap == "on":
+        rows = recipe.budget.unroll_length
+        return OverlappingCollector(env, actor, replay, rows=rows, generator=generator)
+    return Collector(env, actor, replay, generator=generator)
+
+
+def _build_learner(
+    recipe: Recipe,
+    spec: TaskSpec,
+    compute: Compute,
+    device: torch.device,
+    weights: Generator,
+    noise: Generator,
+) -> AnyLearner:
+    sizes, algorithm = recipe.networks, recipe.algorithm
+    networks = build_networks(
+        state_size=spec.state_size,
+        goal_size=spec.goal_size,
+        action_size=spec.action_size,
+        actor_depth=sizes.actor_depth,
+        critic_depth=sizes.critic_depth,
+        width=sizes.width,
+        representation_size=sizes.representation_size,
+        activation=sizes.activation,
+        branch=sizes.branch,
+        generator=weights,
+        compute=compute,
+    ).to(device)
+    if algorithm.algo == "gcbc":
+        return BehaviourCloning(networks.actor, learning_rate=algorithm.actor_learning_rate)
+    return Learner(
+        networks,
+        Objective(
+            energy=algorithm.energy,
+            contrastive_loss=algorithm.contrastive_loss,
+            logsumexp_penalty=algorithm.logsumexp_penalty,
+            target_entropy=algorithm.target_entropy * spec.action_size,
+        ),
+        actor_learning_rate=algorithm.actor_learning_rate,
+        critic_learning_rate=algorithm.critic_learning_rate,
+        temperature_learning_rate=algorithm.temperature_learning_rate,
+        generator=noise,
+    )
