@@ -41,6 +41,9 @@ FLOORS = [
     ["run"],
     ["plots", "plan", "baselines", "validation", "native_run"],
     ["trainer"],
+    ["study.grid", "study.worker"],
+    ["study.launchers", "study.progress", "study.results"],
+    ["study.sweep"],
     ["benchmarks"],
     ["cli"],
 ]

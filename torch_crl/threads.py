@@ -1,9 +1,13 @@
 """Who may use the CPU's cores: physics and updates take turns, and each gets all of them."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+THREADS = "TORCH_CRL_THREADS"
+"""Environment variable: how many CPUs a run may use where its recipe says "every CPU"."""
 
 
 @contextmanager
@@ -20,3 +24,12 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: TORCH_CRL_THREADS where that is set, else all it can."""
+    if THREADS in os.environ:
+        return max(1, int(os.environ[THREADS]))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

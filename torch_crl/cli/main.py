@@ -10,16 +10,13 @@ _COMMANDS = {
     "eval": "evaluate a trained policy",
     "watch": "watch a trained policy in MuJoCo's viewer",
     "envs": "list the tasks, or draw one",
+    "sweep": "train every combination of some settings",
     "bench": "measure the speed of this machine beside plain PyTorch",
 }
 
 _USAGE = (
-    """\
-usage: torch-crl {train,eval,watch,envs,bench} ...
-
-Self-supervised reinforcement learning with very deep networks.
-
-"""
+    f"usage: torch-crl {{{','.join(_COMMANDS)}}} ...\n\n"
+    "Self-supervised reinforcement learning with very deep networks.\n\n"
     + "".join(f"  torch-crl {name:<6} {purpose}\n" for name, purpose in _COMMANDS.items())
     + """
 `torch-crl COMMAND --help` explains the flags of a command.

@@ -1,7 +1,6 @@
 """N parallel episodes of a Gymnasium goal env, in processes. N envs, S state, G goal, A action."""
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from torch_crl.envs.gymnasium.foreign import EnvGroup, columns, probe
 from torch_crl.envs.vector_env import StepResult
+from torch_crl.threads import usable_cpus
 
 
 class GymnasiumVectorEnv:
@@ -47,7 +47,7 @@ class GymnasiumVectorEnv:
         self.unstable_N, self.unstable_step_N = torch.zeros(2, num_envs, dtype=torch.int32)
         # More bits than this are an error to some random number generators.
         self._seed = seed % 2**31
-        self._rows = -(-num_envs // min(num_envs, num_processes or _num_cpus()))
+        self._rows = -(-num_envs // min(num_envs, num_processes or usable_cpus()))
         firsts = range(0, num_envs, self._rows)
         make_group = partial(
             EnvGroup, self.spec, env_spec, rows=self._rows, episode_length=episode_length
@@ -145,13 +145,6 @@ class GymnasiumVectorEnv:
         for message in infos.get("error", []):
             if message is not None:
                 raise RuntimeError(f"{self.spec.name} raised {message}")
-
-
-def _num_cpus() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _start_method(env_spec: EnvSpec) -> str:

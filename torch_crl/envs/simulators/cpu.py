@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_crl.envs.simulators import Simulator, SimulatorError
+from torch_crl.threads import usable_cpus
 
 # Derived fields are one substep behind after a plain step; a stage makes them current.
 _STATE_ONLY = int(mujoco.mjtStage.mjSTAGE_NONE)
@@ -47,7 +48,7 @@ class CpuSimulator(Simulator):
         self.model = model
         self.num_envs = num_envs
         self.device = torch.device("cpu")
-        self._batch = Batch(model, num_envs, num_threads)
+        self._batch = Batch(model, num_envs, num_threads or usable_cpus())
         self._past_warnings = 0
         self._fresh_state = self._batch.state[0].copy()
         self._stage = _STATE_ONLY

@@ -1,0 +1,45 @@
+"""Stands in for `torch_crl.study.worker` in tests of sweeps: the same but for the training.
+
+A run of it writes into RUN.trace beside the run directory when it begins and ends, and does what
+the recipe's seed says: seeds below 10 finish after a moment, 10 fails always, 11 the first time,
+12 holds on until it is told to stop, 13 ends without a result.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from torch_crl.recipe import Recipe
+from torch_crl.study.worker import work
+
+SECONDS = 0.3
+
+
+def train(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
+    trace = run_dir.with_name(run_dir.name + ".trace")
+    begun_before = trace.exists()
+    note = {"resume": resume, "pid": os.getpid()}
+    note |= {name: os.environ.get(name) for name in ("TORCH_CRL_THREADS", "CUDA_VISIBLE_DEVICES")}
+    with trace.open("a") as file:
+        file.write(json.dumps({"begin": time.time(), **note}) + "\n")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "recipe.json").write_text(recipe.to_json())
+    seed = recipe.system.seed
+    if seed == 10 or (seed == 11 and not begun_before):
+        raise RuntimeError("the critic is not finite")
+    if seed == 13:
+        return
+    time.sleep(60 if seed == 12 else SECONDS)
+    record = {"kind": "evaluation", "env_steps": 100, "updates": 1, "seconds": 60.0}
+    records = [record | {"time_at_goal_share": k / 10, "success_any": k / 5} for k in range(6)]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (run_dir / "metrics.jsonl").write_text(text)
+    with trace.open("a") as file:
+        file.write(json.dumps({"end": time.time(), "pid": os.getpid()}) + "\n")
+    (run_dir / "result.json").write_text("{}")
+
+
+if __name__ == "__main__":
+    work(Recipe.from_json(sys.stdin.read()), Path(sys.argv[1]), train=train)

@@ -1,0 +1,133 @@
+"""`torch-crl sweep`: a grid of recipes over processes, with the results in one table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction
+
+from torch_crl.cli.errors import UsageError, told_to_user
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from torch_crl.study.grid import Trial
+
+# Shown by --help; a sweep that goes on needs the same folder, so it has no date in it.
+_DEFAULT_OUT = Path("sweeps/sweep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train every combination of some settings. Started again, however it ended, it repeats no
+    finished run and goes on with the others.
+    """
+
+    tasks: Positional[tuple[str, ...]]
+    """Tasks to train on, each from its own preset; `torch-crl envs` lists them."""
+    grid: UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=A,B,...")]] = ()
+    """A setting and its values, by the name of its flag in `torch-crl train`; may be repeated."""
+    set: UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]] = ()
+    """A setting of all trials; may be repeated."""
+    algo: str = ""
+    """Algorithms with commas between them, crl if not given."""
+    out: Path = _DEFAULT_OUT
+    """Folder of the run directories, their logs and results.json."""
+    launcher: Literal["local"] = "local"
+    """Processes on this machine."""
+    parallel: int = 0
+    """Runs at a time; 0 is as many as the GPUs take, or one without."""
+    cpus_per_run: int = 0
+    """CPUs of a run; 0 shares them evenly."""
+    runs_per_gpu: int = 1
+    """How many runs share a GPU."""
+    retries: int = 1
+    """How often a failed run is tried again."""
+    dry_run: bool = False
+    """Print the trials and what they cost, check everything, and stop."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the sweep or print what it would be. Returns 1 if a trial failed."""
+    options = tyro.cli(
+        Options,
+        args=arguments,
+        prog="torch-crl sweep",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    with told_to_user():
+        axes, settings = _assignments(options.grid), _assignments(options.set)
+        if wrong := [f"--set {name} takes one value" for name in settings if "," in settings[name]]:
+            raise UsageError("; ".join(wrong) + ", --grid takes several")
+    if options.algo:
+        axes = {"algo": options.algo} | axes
+    # Here, so that --help stays quick.
+    from rich.console import Console
+
+    from torch_crl.study.grid import check_trials, grid
+    from torch_crl.study.results import collect, table
+    from torch_crl.study.sweep import directory_problems, run_trials
+    from torch_crl.validation import RecipeError
+
+    with told_to_user(RecipeError):
+        trials = grid(
+            options.tasks,
+            axes={name: values.split(",") for name, values in axes.items()},
+            settings=settings,
+        )
+        if options.dry_run:
+            check_trials(trials)
+            if problems := directory_problems(trials, options.out):
+                raise RecipeError(problems)
+            Console().print(_plan(trials))
+            return 0
+        result = run_trials(
+            trials,
+            options.out,
+            launcher=options.launcher,
+            parallel=options.parallel,
+            cpus_per_run=options.cpus_per_run,
+            runs_per_gpu=options.runs_per_gpu,
+            retries=options.retries,
+        )
+    Console().print(table(collect(trials, options.out, failed=result.failed)))
+    for name, reason in result.failed.items():
+        print(f"failed: {name}: {reason}; log: {options.out / name}.log")
+    return 1 if result.failed else 0
+
+
+def _assignments(texts: tuple[str, ...]) -> dict[str, str]:
+    """`name=values` to name and values. Raises UsageError."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or not name or not values:
+            raise UsageError(f"{text!r} should be a name, an equals sign and values: depth=4,8")
+        if name in found:
+            raise UsageError(f"{name} is given twice; write {name}={found[name]},{values}")
+        found[name] = values
+    return found
+
+
+def _plan(trials: list["Trial"]) -> "Table":
+    from rich.table import Table
+
+    found = Table(title="trials", title_justify="left", show_footer=True)
+    costs = [_cost(trial) for trial in trials]
+    steps = sum(steps for steps, _ in costs)
+    known = [work for _, work in costs if work is not None]
+    found.add_column("trial", overflow="fold", footer=f"{len(trials)} trials")
+    found.add_column("env steps", footer=f"{steps:,}", justify="right")
+    rest = "" if len(known) == len(costs) else f" in {len(known)} of them"
+    found.add_column("PFLOP of updates", footer=f"{sum(known):,.3g}{rest}", justify="right")
+    for trial, (steps, work) in zip(trials, costs, strict=True):
+        found.add_row(trial.name, f"{steps:,}", "not known" if work is None else f"{work:,.3g}")
+    return found
+
+
+def _cost(trial: "Trial") -> tuple[int, float | None]:
+    """Env steps, and PFLOP of the updates' dense layers where they are known."""
+    recipe = trial.recipe
+    flop = recipe.update_flop
+    return recipe.total_env_steps, None if flop is None else flop * recipe.total_updates / 1e15

@@ -1,0 +1,1 @@
+"""Studies over many runs: their curves, the statistics of their seeds, and reports."""

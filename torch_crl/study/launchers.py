@@ -1,0 +1,175 @@
+"""Where the workers of a sweep run: on this machine, or wherever Ray finds room."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from torch_crl.compute import resolve_device
+from torch_crl.recipe import Recipe
+from torch_crl.study.worker import log_of
+from torch_crl.threads import THREADS, usable_cpus
+from torch_crl.validation import RecipeError
+
+WORKER = ("-m", "torch_crl.study.worker")
+"""What Python is started with; the run directory follows."""
+
+
+class Job(Protocol):
+    """A worker that was started."""
+
+    def status(self) -> int | None:
+        """None while it runs, then its exit status; negative for the signal that killed it."""
+
+    def stop(self) -> None:
+        """Ask it to save its state and leave."""
+
+    def kill(self) -> None:
+        """End it at once, unsaved."""
+
+
+class Launcher(Protocol):
+    """Starts workers."""
+
+    parallel: int
+    """How many may have been started and not ended at a time."""
+
+    def start(self, run_dir: Path, recipe: Recipe) -> Job:
+        """A worker that trains `recipe` in `run_dir`."""
+
+    def close(self) -> None:
+        """Give back what the launcher holds."""
+
+
+@dataclass(kw_only=True)
+class LocalLauncher:
+    """Processes on this machine, which share its CPUs and GPUs by count."""
+
+    parallel: int
+    cpus_per_run: int
+    gpus: Sequence[str] = ()
+    """What CUDA_VISIBLE_DEVICES may name; runs take them in turns."""
+    worker: Sequence[str] = WORKER
+    _slots: dict[int, "_Process"] = field(default_factory=dict)
+
+    def start(self, run_dir: Path, recipe: Recipe) -> Job:
+        slot = next(
+            slot
+            for slot in range(self.parallel)
+            if slot not in self._slots or self._slots[slot].status() is not None
+        )
+        environment = thread_limits(self.cpus_per_run)
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        process = start_worker(
+            run_dir, recipe.to_json(), worker=self.worker, environment=environment
+        )
+        self._slots[slot] = _Process(process)
+        return self._slots[slot]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Process:
+    """A worker on this machine."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def status(self) -> int | None:
+        return self._process.poll()
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def local_launcher(
+    recipes: Sequence[Recipe],
+    *,
+    parallel: int = 0,
+    cpus_per_run: int = 0,
+    runs_per_gpu: int = 1,
+    worker: Sequence[str] = WORKER,
+) -> LocalLauncher:
+    """Processes on this machine for these recipes.
+
+    Args:
+        parallel: runs at a time; 0 is as many as the GPUs take, or one where updates are on the
+            CPU.
+        cpus_per_run: 0 shares the CPUs evenly among them.
+        runs_per_gpu: how many runs share a GPU, where updates are on one.
+        worker: what Python is started with.
+
+    Raises RecipeError if more runs are asked for than the GPUs take, or a certain GPU is.
+    """
+    gpus = _visible_gpus() if any(_wants_gpu(recipe) for recipe in recipes) else []
+    named = sorted({r.system.device for r in recipes if r.system.device.startswith("cuda:")})
+    problems = [
+        f"--device {device}: a sweep hands out the GPUs itself; use cuda or auto, and "
+        "CUDA_VISIBLE_DEVICES to narrow the choice"
+        for device in named
+    ]
+    room = len(gpus) * runs_per_gpu
+    if gpus and parallel > room:
+        problems.append(
+            f"--parallel {parallel} is more than {len(gpus)} GPUs with {runs_per_gpu} runs each; "
+            "raise --runs-per-gpu or lower --parallel"
+        )
+    if problems:
+        raise RecipeError(problems)
+    parallel = parallel or room or 1
+    return LocalLauncher(
+        parallel=parallel,
+        cpus_per_run=cpus_per_run or max(1, usable_cpus() // parallel),
+        gpus=gpus,
+        worker=worker,
+    )
+
+
+def thread_limits(cpus: int) -> dict[str, str]:
+    """The environment in which a run takes this many CPUs where its recipe says "every CPU"."""
+    return {THREADS: str(cpus), "OMP_NUM_THREADS": str(cpus)}
+
+
+def start_worker(
+    run_dir: Path, recipe: str, *, worker: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """A worker with the JSON of its recipe on standard input; what it prints goes to its log.
+
+    It is in a session of its own: Ctrl-C in the terminal reaches the driver alone, which passes
+    it on once.
+    """
+    with tempfile.TemporaryFile() as given, log_of(run_dir).open("ab") as log:
+        given.write(recipe.encode())
+        given.seek(0)
+        return subprocess.Popen(
+            [sys.executable, *worker, str(run_dir)],
+            stdin=given,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+
+
+def _wants_gpu(recipe: Recipe) -> bool:
+    return resolve_device(recipe.system.device).type == "cuda"
+
+
+def _visible_gpus() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]

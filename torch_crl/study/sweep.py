@@ -1,0 +1,200 @@
+"""Trials over processes, here or on a cluster: resumable, failures retried and told.
+
+What is done lies in the run directories alone: a sweep that is started again, however it was
+ended, runs what has no result.json and nothing else.
+"""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch_crl.stopping import StopSignals
+from torch_crl.study.grid import Trial, check_trials
+from torch_crl.study.launchers import Job, Launcher, local_launcher
+from torch_crl.study.progress import SweepProgress
+from torch_crl.study.results import collect, write
+from torch_crl.study.worker import is_finished, log_of, other_run_in
+from torch_crl.validation import RecipeError
+
+RESULTS = "results.json"
+_SECONDS_BETWEEN_LOOKS = 0.1
+_TOLD_LINES, _TOLD_BYTES = 8, 4096
+_LAUNCHERS = {"local": local_launcher}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepResult:
+    """How the trials of a sweep ended."""
+
+    finished: tuple[Path, ...]
+    """Run directories, in the order of the trials."""
+    failed: dict[str, str]
+    """Name of a trial to the reason, after all its retries."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Attempt:
+    trial: Trial
+    number: int
+    job: Job
+    log_begin: int
+    """Size of the log before, which earlier attempts have written."""
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    folder: str | Path,
+    *,
+    launcher: str | Launcher = "local",
+    parallel: int = 0,
+    cpus_per_run: int = 0,
+    runs_per_gpu: int = 1,
+    retries: int = 1,
+    show: bool = True,
+) -> SweepResult:
+    """Bring every trial to its end in FOLDER/<name>, with FOLDER/<name>.log beside it.
+
+    Finished trials are left alone, unfinished ones are resumed where their algorithm can be, and
+    else started again. FOLDER/results.json tells what they reached.
+
+    Args:
+        launcher: `local` for processes on this machine.
+        parallel: runs at a time; 0 is as many as the GPUs take, or one without.
+        cpus_per_run: 0 shares the CPUs evenly.
+        runs_per_gpu: how many runs share a GPU, where updates are on one.
+        retries: how often a failed trial is tried again; the others go on meanwhile.
+        show: progress on standard error.
+
+    Raises:
+        RecipeError: every problem of every trial and its directory, before anything is started.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or a termination signal, once the workers have
+            saved what can be saved and left.
+    """
+    folder = Path(folder).absolute()
+    check_trials(trials)
+    lowest = {"parallel": (parallel, 0), "cpus-per-run": (cpus_per_run, 0)}
+    lowest |= {"runs-per-gpu": (runs_per_gpu, 1), "retries": (retries, 0)}
+    problems = [
+        f"--{flag} must be at least {least}, got {value}"
+        for flag, (value, least) in lowest.items()
+        if value < least
+    ]
+    if problems := problems + directory_problems(trials, folder):
+        raise RecipeError(problems)
+    unfinished = [trial for trial in trials if not is_finished(folder / trial.name)]
+    if isinstance(launcher, str):
+        launcher = _LAUNCHERS[launcher](
+            [trial.recipe for trial in unfinished],
+            parallel=parallel,
+            cpus_per_run=cpus_per_run,
+            runs_per_gpu=runs_per_gpu,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = SweepProgress(
+        folder, trials=len(trials), finished=len(trials) - len(unfinished), show=show
+    )
+    sweep = _Sweep(folder=folder, launcher=launcher, retries=retries, progress=progress)
+    try:
+        with closing(launcher), progress, StopSignals(progress.announce) as stop:
+            sweep.run(unfinished, stop)
+            if stop.requested:
+                progress.announce("stopped; the same command goes on from here")
+                stop.leave()
+    finally:
+        write(collect(trials, folder, failed=sweep.failed), folder / RESULTS)
+    finished = [folder / trial.name for trial in trials if trial.name not in sweep.failed]
+    return SweepResult(finished=tuple(finished), failed=sweep.failed)
+
+
+def directory_problems(trials: Sequence[Trial], folder: Path) -> list[str]:
+    """Trials whose run directory holds something else, each with what it is."""
+    found = [(trial.name, other_run_in(folder / trial.name, trial.recipe)) for trial in trials]
+    return [f"{name}: {problem}" for name, problem in found if problem]
+
+
+@dataclass(kw_only=True)
+class _Sweep:
+    """The loop over what waits and what runs."""
+
+    folder: Path
+    launcher: Launcher
+    retries: int
+    progress: SweepProgress
+    failed: dict[str, str] = field(default_factory=dict)
+    _waiting: deque[tuple[Trial, int]] = field(default_factory=deque)
+    _running: list[_Attempt] = field(default_factory=list)
+
+    def run(self, trials: Sequence[Trial], stop: StopSignals) -> None:
+        """Until all have ended, or, once a stop is requested, all that run have left."""
+        self._waiting.extend((trial, 1) for trial in trials)
+        asked_to_stop = False
+        try:
+            while self._running or (self._waiting and not stop.requested):
+                if stop.requested and not asked_to_stop:
+                    asked_to_stop = True
+                    for attempt in self._running:
+                        attempt.job.stop()
+                while not stop.requested and self._has_room():
+                    self._start(*self._waiting.popleft())
+                for attempt in list(self._running):
+                    status = attempt.job.status()
+                    if status is not None:
+                        self._running.remove(attempt)
+                        self._end(attempt, status, stopped=stop.requested)
+                self.progress.look(attempt.trial for attempt in self._running)
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            for attempt in self._running:
+                attempt.job.kill()
+
+    def _has_room(self) -> bool:
+        return bool(self._waiting) and len(self._running) < self.launcher.parallel
+
+    def _start(self, trial: Trial, number: int) -> None:
+        run_dir = self.folder / trial.name
+        log = log_of(run_dir)
+        log_begin = log.stat().st_size if log.exists() else 0
+        job = self.launcher.start(run_dir, trial.recipe)
+        self._running.append(_Attempt(trial=trial, number=number, job=job, log_begin=log_begin))
+        self.progress.started(trial)
+
+    def _end(self, attempt: _Attempt, status: int, *, stopped: bool) -> None:
+        trial = attempt.trial
+        run_dir = self.folder / trial.name
+        if status == 0 and is_finished(run_dir):
+            self.progress.ended(trial, outcome="finished")
+            return
+        if stopped:
+            self.progress.ended(trial, outcome="stopped")
+            return
+        lines = _last_lines(log_of(run_dir), begin=attempt.log_begin)
+        reason = "; ".join([_ending(status), *lines[-1:]])
+        self.progress.announce(
+            f"{trial.name}: {_ending(status)}; {log_of(run_dir)}:", *(f"  {line}" for line in lines)
+        )
+        if attempt.number <= self.retries:
+            self._waiting.append((trial, attempt.number + 1))
+            self.progress.ended(trial, outcome="to retry")
+        else:
+            self.failed[trial.name] = reason
+            self.progress.ended(trial, outcome="failed")
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    if status == 0:
+        return "ended without a result"
+    return f"exit status {status}"
+
+
+def _last_lines(log: Path, *, begin: int) -> list[str]:
+    """The end of what was printed since the log had `begin` bytes."""
+    with log.open("rb") as file:
+        file.seek(max(begin, file.seek(0, 2) - _TOLD_BYTES))
+        text = file.read().decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-_TOLD_LINES:]
