@@ -41,9 +41,11 @@ FLOORS = [
     ["run"],
     ["plots", "plan", "baselines", "validation", "native_run"],
     ["trainer"],
-    ["study.grid", "study.worker"],
-    ["study.launchers", "study.progress", "study.results"],
+    ["study.statistics"],
+    ["study.curves", "study.grid", "study.pictures", "study.published", "study.worker"],
+    ["study.launchers", "study.progress", "study.report", "study.results"],
     ["study.sweep"],
+    ["study.compare"],
     ["benchmarks"],
     ["cli"],
 ]

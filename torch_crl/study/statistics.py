@@ -1,0 +1,256 @@
+"""Statistics of a few seeds on a few tasks, after Agarwal et al., 2021 (arXiv 2108.13264).
+
+Scores come as strata, one array a task: [R] a score of each of its R seeds, or [R, X] a curve of
+each over X points. Legend: R seeds of one task, B resamples, X further axes or none.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+RESAMPLES = 2000
+# With more ways than this to exchange the labels, a test draws that many at random.
+_EXACT_PERMUTATIONS = 10_000
+# Differences this close to the observed one count as equal to it: sums in another order.
+_TIE = 1e-12
+
+
+class Interval(NamedTuple):
+    """Both ends, each a number or, for curves, an array [X]."""
+
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A number with its uncertainty."""
+
+    point: float
+    interval: tuple[float, float] | None
+    """Percentile interval of a stratified bootstrap; None where a task has one seed only."""
+    seeds: tuple[int, ...]
+    """How many seeds of each task."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PermutationTest:
+    """Whether two groups of seeds differ by more than exchanging their labels would make them."""
+
+    difference: float
+    """Mean of ours less mean of theirs, averaged over tasks."""
+    p_value: float
+    """Two-sided."""
+    smallest_p: float
+    """What these numbers of seeds could show at best; 3 against 3 cannot show less than 0.1."""
+    permutations: int
+    exact: bool
+    """Whether every permutation was counted, or a random sample of them."""
+
+
+def interquartile_mean(values: ArrayLike, *, axis: int = 0) -> Array:
+    """Mean of what is left after dropping floor(n / 4) of n values at each end, along `axis`.
+
+    This is scipy.stats.trim_mean(values, 0.25), the definition of rliable; no value is weighted
+    where n is no multiple of four, and of up to three values nothing is dropped.
+    """
+    sorted_values = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
+    count = sorted_values.shape[axis]
+    if not count:
+        raise ValueError("no values to take an interquartile mean of")
+    middle = range(count // 4, count - count // 4)
+    return np.asarray(np.take(sorted_values, middle, axis=axis).mean(axis=axis))
+
+
+def pooled(strata: Sequence[ArrayLike]) -> Array:
+    """The interquartile mean over all seeds of all tasks together; [X]."""
+    return interquartile_mean(np.concatenate([np.asarray(stratum) for stratum in strata]))
+
+
+def stratified_bootstrap_interval(
+    strata: Sequence[ArrayLike],
+    *,
+    statistic: Callable[..., Array] = interquartile_mean,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval | None:
+    """Percentile interval of `statistic` over all seeds, drawn anew within each task.
+
+    Args:
+        strata: one array [R, X] a task, R may differ; a drawn seed brings its whole curve.
+        statistic: takes values and `axis`, such as `interquartile_mean` or `numpy.mean`.
+        confidence: the share of the resamples between both ends.
+        seed: of the draws, `integers(R, size=(B, R))` for each task in turn.
+
+    Returns:
+        None if any task has one seed: it would look as if it had no uncertainty.
+    """
+    resampled = _resample(strata, resamples=resamples, generator=np.random.default_rng(seed))
+    if resampled is None:
+        return None
+    statistics_BX = statistic(np.concatenate(resampled, axis=1), axis=1)
+    return _percentiles(statistics_BX, confidence)
+
+
+def estimate(strata: Sequence[ArrayLike], *, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """Interquartile mean of all scores [R] of all tasks, with its interval."""
+    interval = stratified_bootstrap_interval(strata, confidence=confidence, seed=seed)
+    return Estimate(
+        point=float(pooled(strata)),
+        interval=interval and (float(interval.low), float(interval.high)),
+        seeds=tuple(len(np.asarray(stratum)) for stratum in strata),
+    )
+
+
+def probability_of_improvement(
+    ours: Sequence[ArrayLike],
+    theirs: Sequence[ArrayLike],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """How likely a seed of ours beats one of theirs on the same task; a tie counts half.
+
+    Averaged over tasks, with the bootstrap over the seeds of both, ours drawn before theirs.
+    `Estimate.seeds` are ours, then theirs.
+    """
+    _require_same_tasks(ours, theirs)
+    generator = np.random.default_rng(seed)
+    drawn = _resample([*ours, *theirs], resamples=resamples, generator=generator)
+    interval = None
+    if drawn is not None:
+        ends = _percentiles(_improvement(drawn[: len(ours)], drawn[len(ours) :]), confidence)
+        interval = (float(ends.low), float(ends.high))
+    single = [np.asarray(stratum, dtype=np.float64)[None] for stratum in (*ours, *theirs)]
+    return Estimate(
+        point=float(_improvement(single[: len(ours)], single[len(ours) :])[0]),
+        interval=interval,
+        seeds=tuple(stratum.shape[1] for stratum in single),
+    )
+
+
+def permutation_test(
+    ours: Sequence[ArrayLike],
+    theirs: Sequence[ArrayLike],
+    *,
+    paired: bool = False,
+    permutations: int = _EXACT_PERMUTATIONS,
+    seed: int = 0,
+) -> PermutationTest:
+    """Two-sided test of equal scores, by exchanging labels within each task.
+
+    Exact if there are at most `permutations` ways to exchange them, else that many are drawn and
+    the observed labels are counted among them.
+
+    Args:
+        ours, theirs: one array [R] a task.
+        paired: seed i of ours belongs to seed i of theirs, and only they are exchanged.
+
+    Raises:
+        ValueError: tasks, or in pairs seeds, that do not match.
+    """
+    _require_same_tasks(ours, theirs)
+    pairs = [
+        (np.asarray(a, float), np.asarray(b, float)) for a, b in zip(ours, theirs, strict=True)
+    ]
+    if paired and any(len(a) != len(b) for a, b in pairs):
+        raise ValueError("a paired test needs as many seeds of ours as of theirs on every task")
+    ways = math.prod(
+        2 ** len(a) if paired else math.comb(len(a) + len(b), len(a)) for a, b in pairs
+    )
+    exact = ways <= permutations
+    observed = float(np.mean([a.mean() - b.mean() for a, b in pairs]))
+    if exact:
+        # A difference for every way of every task, then all their combinations.
+        choices = [_all_differences(a, b, paired=paired) for a, b in pairs]
+        differences = np.array([np.mean(chosen) for chosen in itertools.product(*choices)])
+    else:
+        generator = np.random.default_rng(seed)
+        drawn = [
+            _drawn_differences(a, b, paired=paired, count=permutations, generator=generator)
+            for a, b in pairs
+        ]
+        differences = np.append(np.mean(drawn, axis=0), observed)
+    scale = max(1.0, float(np.abs(differences).max()))
+    extreme = np.abs(differences) >= abs(observed) - _TIE * scale
+    return PermutationTest(
+        difference=observed,
+        p_value=float(extreme.mean()),
+        smallest_p=_smallest_p(pairs, paired=paired, ways=ways, drawn=0 if exact else permutations),
+        permutations=len(differences),
+        exact=exact,
+    )
+
+
+def _resample(
+    strata: Sequence[ArrayLike], *, resamples: int, generator: np.random.Generator
+) -> list[Array] | None:
+    """One array [B, R, X] a task; None if a task has fewer than two seeds."""
+    arrays = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
+    if not arrays or any(len(array) < 2 for array in arrays):
+        return None
+    return [array[generator.integers(len(array), size=(resamples, len(array)))] for array in arrays]
+
+
+def _percentiles(statistics_BX: Array, confidence: float) -> Interval:
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(statistics_BX, [tail, 100.0 - tail], axis=0)
+    return Interval(low, high)
+
+
+def _improvement(ours: Sequence[Array], theirs: Sequence[Array]) -> Array:
+    """[B] out of arrays [B, R] of each task."""
+    shares = []
+    for our_BR, their_BR in zip(ours, theirs, strict=True):
+        gap_BRR = our_BR[:, :, None] - their_BR[:, None, :]
+        shares.append((0.5 + 0.5 * np.sign(gap_BRR)).mean(axis=(1, 2)))
+    return np.asarray(np.mean(shares, axis=0))
+
+
+def _all_differences(ours_R: Array, theirs_R: Array, *, paired: bool) -> list[float]:
+    if paired:
+        gap_R = ours_R - theirs_R
+        signs = itertools.product((1.0, -1.0), repeat=len(gap_R))
+        return [float(np.mean(gap_R * sign)) for sign in signs]
+    everything, count = np.concatenate([ours_R, theirs_R]), len(ours_R)
+    total = everything.sum()
+    sums = (
+        everything[list(chosen)].sum()
+        for chosen in itertools.combinations(range(len(everything)), count)
+    )
+    return [float(ours / count - (total - ours) / (len(everything) - count)) for ours in sums]
+
+
+def _drawn_differences(
+    ours_R: Array, theirs_R: Array, *, paired: bool, count: int, generator: np.random.Generator
+) -> Array:
+    if paired:
+        signs_BR = generator.choice((1.0, -1.0), size=(count, len(ours_R)))
+        return np.asarray((signs_BR * (ours_R - theirs_R)).mean(axis=1))
+    shuffled_BR = generator.permuted(
+        np.tile(np.concatenate([ours_R, theirs_R]), (count, 1)), axis=1
+    )
+    ours_BR, theirs_BR = shuffled_BR[:, : len(ours_R)], shuffled_BR[:, len(ours_R) :]
+    return np.asarray(ours_BR.mean(axis=1) - theirs_BR.mean(axis=1))
+
+
+def _smallest_p(pairs: list[tuple[Array, Array]], *, paired: bool, ways: int, drawn: int) -> float:
+    # The opposite labels are as extreme; only there may be none, where the groups differ in size.
+    mirrored = paired or all(len(ours) == len(theirs) for ours, theirs in pairs)
+    return 1 / (drawn + 1) if drawn else (2 if mirrored else 1) / ways
+
+
+def _require_same_tasks(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike]) -> None:
+    if len(ours) != len(theirs) or not len(ours):
+        raise ValueError(
+            f"ours has {len(ours)} tasks and theirs {len(theirs)}; both need the same, at least one"
+        )
