@@ -1,0 +1,222 @@
+"""Learning curves of runs: read, checked for being comparable, scored, put on a common grid.
+
+Legend: E evaluations of one run, X points of a grid.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from torch_crl.metrics import read_metrics
+from torch_crl.recipe import Recipe
+from torch_crl.study.statistics import Array
+
+Axis = Literal["env_steps", "seconds"]
+
+SCORED_EVALUATIONS = 5
+_COUNTERS = ("env_steps", "updates", "seconds")
+# What makes two runs on one task incomparable: name of the setting to its flag.
+_SETTINGS = {
+    "budget.env_steps": "--env-steps",
+    "budget.evaluations": "--evaluations",
+    "task.eval_name": "--eval-name",
+    "task.num_eval_envs": "--num-eval-envs",
+    "task.episode_length": "--episode-length",
+}
+_REACHED = "env steps at the last evaluation"
+# Runs of one budget end at different steps, each rounding up to whole collections of its own.
+_ROUNDING = 0.05
+
+
+class CurveError(Exception):
+    """Runs that cannot be read or compared; the message names them and says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Curve:
+    """The evaluations of one run, in order."""
+
+    run_dir: Path
+    recipe: Recipe
+    env_steps_E: Array
+    """Control steps of all training envs before each evaluation."""
+    updates_E: Array
+    seconds_E: Array
+    """Wall-clock since the start of training, evaluations included."""
+    metrics: dict[str, Array]
+    """What `torch_crl.evaluate` returns, [E] each; those that every evaluation has."""
+    finished: bool
+    """Whether the run came to its end."""
+
+    def axis(self, name: Axis) -> Array:
+        """Env steps or seconds of each evaluation, [E]."""
+        return self.env_steps_E if name == "env_steps" else self.seconds_E
+
+    def metric(self, name: str) -> Array:
+        """One metric, [E]. Raises CurveError naming those that there are."""
+        if name not in self.metrics:
+            raise CurveError(
+                f"{self.run_dir} has no metric {name!r}; it has {', '.join(sorted(self.metrics))}"
+            )
+        return self.metrics[name]
+
+
+def read_curve(run_dir: Path) -> Curve:
+    """The curve of one run directory. Raises CurveError if there is none to read."""
+    path = run_dir / "recipe.json"
+    if not path.exists():
+        raise CurveError(f"{run_dir} holds no run (there is no recipe.json in it)")
+    try:
+        recipe = Recipe.from_json(path.read_text())
+        records = read_metrics(run_dir, "evaluation")
+    except ValueError as error:
+        raise CurveError(f"{run_dir} cannot be read: {error}") from error
+    if not records:
+        raise CurveError(f"{run_dir} has no evaluation yet; let it train on")
+    names = set(records[0]).intersection(*records) - {"kind", *_COUNTERS}
+    env_steps_E, updates_E, seconds_E = (_column(records, name) for name in _COUNTERS)
+    return Curve(
+        run_dir=run_dir,
+        recipe=recipe,
+        env_steps_E=env_steps_E,
+        updates_E=updates_E,
+        seconds_E=seconds_E,
+        metrics={name: _column(records, name) for name in sorted(names)},
+        finished=(run_dir / "result.json").exists()
+        or bool(env_steps_E[-1] >= recipe.budget.env_steps),
+    )
+
+
+def read_curves(folders: Path | Sequence[Path]) -> list[Curve]:
+    """The curves of all runs at any level of these folders, each once, in order of their paths.
+
+    Raises CurveError for a folder without runs, and with every run that cannot be read.
+    """
+    given = [folders] if isinstance(folders, Path) else folders
+    run_dirs: list[Path] = []
+    problems = []
+    for folder in given:
+        found = sorted(_run_dirs(folder))
+        if not found:
+            problems.append(f"{folder} holds no run (there is no recipe.json in or below it)")
+        run_dirs += found
+    curves = []
+    for run_dir in dict.fromkeys(run_dirs):
+        try:
+            curves.append(read_curve(run_dir))
+        except CurveError as error:
+            problems.append(str(error))
+    _raise_any(problems)
+    return curves
+
+
+def check_comparable(curves: Sequence[Curve], *, varied: Collection[str] = ()) -> None:
+    """Raise CurveError unless all runs on one task had one budget and one way of evaluation.
+
+    Names every difference with two runs that have it, and unfinished runs. `varied` settings, such
+    as `budget.env_steps`, are those that the caller compares on purpose.
+    """
+    problems = [
+        f"{curve.run_dir} is not finished: {curve.env_steps_E[-1]:,.0f} of "
+        f"{curve.recipe.budget.env_steps:,} env steps"
+        for curve in curves
+        if not curve.finished
+    ]
+    tasks = defaultdict(list)
+    for curve in curves:
+        tasks[curve.recipe.task.name].append(curve)
+    for task, runs in tasks.items():
+        for name, flag in _SETTINGS.items():
+            if name not in varied:
+                problems += _differing(task, f"{name} ({flag})", runs, _leaf_of(name))
+        budget_differs = len({run.recipe.budget.env_steps for run in runs}) > 1
+        if not (budget_differs or "budget.env_steps" in varied):
+            problems += _reached_differing(task, [run for run in runs if run.finished])
+    _raise_any(problems)
+
+
+def score(curve: Curve, metric: str, *, last: int = SCORED_EVALUATIONS) -> float:
+    """Mean of the last five evaluations, the paper's single number (arXiv 2503.14858, table 1).
+
+    Of all evaluations if there are fewer.
+    """
+    return float(curve.metric(metric)[-last:].mean())
+
+
+def common_grid(curves: Sequence[Curve], axis: Axis, *, points: int = 60) -> Array:
+    """Where all curves have values: from the latest first to the earliest last evaluation, [X].
+
+    Their own evaluations if those of all curves lie at the same places, else `points` even ones.
+    """
+    places = [curve.axis(axis) for curve in curves]
+    if all(np.array_equal(place_E, places[0]) for place_E in places):
+        return places[0]
+    first, last = max(place_E[0] for place_E in places), min(place_E[-1] for place_E in places)
+    return np.linspace(min(first, last), last, points)
+
+
+def on_grid(curve: Curve, metric: str, grid_X: Array, axis: Axis) -> Array:
+    """The metric at each point, [X], on straight lines between evaluations.
+
+    Before the first and after the last evaluation it is held: a finished run keeps its policy.
+    """
+    return np.asarray(np.interp(grid_X, curve.axis(axis), curve.metric(metric)))
+
+
+def first_reached(curve: Curve, metric: str, level: float, axis: Axis) -> float:
+    """Env steps or seconds at the first evaluation that is at least `level`; inf if none is."""
+    reached_E = curve.metric(metric) >= level
+    return float(curve.axis(axis)[reached_E.argmax()]) if reached_E.any() else float("inf")
+
+
+def _run_dirs(folder: Path) -> Iterator[Path]:
+    if (folder / "recipe.json").exists():
+        yield folder
+    elif folder.is_dir():
+        for below in folder.iterdir():
+            yield from _run_dirs(below)
+
+
+def _column(records: list[dict[str, Any]], name: str) -> Array:
+    return np.array([record[name] for record in records], dtype=np.float64)
+
+
+def _leaf_of(name: str) -> Callable[[Curve], object]:
+    part, field = name.split(".")
+    return lambda curve: getattr(getattr(curve.recipe, part), field)
+
+
+def _differing(
+    task: str, what: str, runs: list[Curve], value_of: Callable[[Curve], object]
+) -> list[str]:
+    """One line that names a run for each of the values, if there are several."""
+    runs_of = defaultdict(list)
+    for run in runs:
+        runs_of[value_of(run)].append(run)
+    if len(runs_of) == 1:
+        return []
+    named = [
+        f"{value!r} in {same[0].run_dir}" + (f" and {len(same) - 1} more" if same[1:] else "")
+        for value, same in runs_of.items()
+    ]
+    return [f"{task}: {what} differs: {'; '.join(named)}"]
+
+
+def _reached_differing(task: str, runs: list[Curve]) -> list[str]:
+    if not runs:
+        return []
+    fewest = min(runs, key=lambda run: run.env_steps_E[-1])
+    most = max(runs, key=lambda run: run.env_steps_E[-1])
+    if most.env_steps_E[-1] <= (1 + _ROUNDING) * fewest.env_steps_E[-1]:
+        return []
+    return _differing(task, _REACHED, [fewest, most], lambda run: int(run.env_steps_E[-1]))
+
+
+def _raise_any(problems: list[str]) -> None:
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise CurveError(f"{count}:" + "".join(f"\n  - {problem}" for problem in problems))
