@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from torch_crl.benchmarks.picture import save_time_by_depth
-from torch_crl.benchmarks.report import machine, report
+from torch_crl.benchmarks.report import report
 from torch_crl.benchmarks.scenarios import Scenario, run_scenario
+from torch_crl.machine import machine
 
 ROOT = Path(__file__).parents[1]
 DEPTHS = (4, 16, 64, 256, 1024)

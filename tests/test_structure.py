@@ -21,7 +21,7 @@ PACKAGES = {
 
 # From the ground up: a module imports only from lines above its own, or from its own line.
 FLOORS = [
-    ["kernels", "costs", "threads", "stopping", "envs.spec", "envs.tasks.layouts"],
+    ["kernels", "costs", "machine", "threads", "stopping", "envs.spec", "envs.tasks.layouts"],
     ["envs.simulators", "envs.tasks.models", "envs.tasks.sampling"],
     ["envs.task"],
     ["envs.vector_env", "envs.tasks", "envs.gymnasium.foreign"],

@@ -47,8 +47,9 @@ def _bench(
     if problems := device_problems(device):
         raise SystemExit(f"torch-crl bench: {problems[0]}")
     from torch_crl.benchmarks.picture import save_time_by_depth
-    from torch_crl.benchmarks.report import machine, write_report
+    from torch_crl.benchmarks.report import write_report
     from torch_crl.benchmarks.scenarios import quick, run_scenario
+    from torch_crl.machine import machine
 
     out.mkdir(parents=True, exist_ok=True)
     scenarios = quick(depths=depths, batch=batch)

@@ -1,0 +1,218 @@
+"""Figures of studies: curves with bands, estimates with intervals, maps of numbers.
+
+X points of a curve. matplotlib is imported where something is drawn.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from torch_crl.study.statistics import Array, Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+Unit = Literal["env steps", "seconds", "share", "plain"]
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; yellow is too pale for lines.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B6675", "#882255")
+_LINES = ("-", "--", "-.", ":")
+_STYLE: dict[Any, Any] = {
+    "font.size": 10.0,
+    "axes.titlesize": 11.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#5b6675",
+    "axes.grid": True,
+    "grid.color": "#dfe4ea",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "text.color": "#1c2430",
+    "axes.labelcolor": "#1c2430",
+    "xtick.color": "#5b6675",
+    "ytick.color": "#5b6675",
+}
+_PANEL_WIDTH, _PANEL_HEIGHT = 4.6, 3.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One curve, with a band around it if it has an interval."""
+
+    label: str
+    x_X: Array
+    y_X: Array
+    band: tuple[Array, Array] | None = None
+    """Low and high ends, [X] each."""
+    published: bool = False
+    """Somebody else's figures: drawn thin and dotted, in the colour of its label."""
+
+
+def curves_figure(
+    panels: Mapping[str, Sequence[Line]],
+    *,
+    x: tuple[str, Unit],
+    y: tuple[str, Unit],
+    order: Sequence[str] = (),
+) -> "Figure":
+    """A panel for each title, all with one legend.
+
+    Args:
+        x, y: what the axis shows and its unit.
+        order: of the labels, which decides their colours; as they come if not given.
+    """
+    labels = order or list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
+    with _figure(len(panels)) as (figure, axes_of_panels):
+        handles: dict[str, Artist] = {}
+        for (title, lines), axes in zip(panels.items(), axes_of_panels, strict=True):
+            for line in lines:
+                colour, dashes = _look(list(labels).index(line.label))
+                look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 2.0}
+                if line.published:
+                    look |= {"linestyle": ":", "linewidth": 1.4}
+                (drawn,) = axes.plot(line.x_X, line.y_X, **look)
+                few = len(line.x_X) <= 30 and not line.published
+                drawn.set(marker="o" if few else "", markersize=3.5)
+                if line.band is not None:
+                    axes.fill_between(line.x_X, *line.band, color=colour, alpha=0.16, linewidth=0)
+                handles.setdefault(
+                    f"{line.label} (published)" if line.published else line.label, drawn
+                )
+            axes.set(title=title, xlabel=x[0])
+            _format(axes.xaxis, x[1])
+            _format(axes.yaxis, y[1])
+            if y[1] == "share":
+                axes.set_ylim(-0.02, 1.02)
+        _label_first_column(axes_of_panels, y[0])
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside upper left", ncols=min(4, len(handles))
+        )
+    return figure
+
+
+def estimates_figure(
+    panels: Mapping[str, Mapping[str, Estimate]],
+    *,
+    x: tuple[str, Unit],
+    order: Sequence[str] = (),
+) -> "Figure":
+    """A row for each label in each panel: a dot at the point and a bar over the interval."""
+    labels = list(order or dict.fromkeys(label for rows in panels.values() for label in rows))
+    height = 1.1 + 0.34 * max(map(len, panels.values()))
+    with _figure(len(panels), panel_height=height) as (figure, axes_of_panels):
+        for (title, rows), axes in zip(panels.items(), axes_of_panels, strict=True):
+            present = [label for label in labels if label in rows]
+            for row, label in enumerate(present):
+                colour, _ = _look(labels.index(label))
+                estimate = rows[label]
+                if estimate.interval is not None:
+                    axes.plot(
+                        estimate.interval,
+                        [row, row],
+                        color=colour,
+                        lw=7,
+                        alpha=0.3,
+                        solid_capstyle="butt",
+                    )
+                axes.plot([estimate.point], [row], "o", color=colour, markersize=7)
+            axes.set(title=title, xlabel=x[0], ylim=(len(present) - 0.5, -0.5))
+            axes.set_yticks(range(len(present)), present)
+            axes.tick_params(axis="y", length=0, labelcolor="#1c2430")
+            axes.grid(visible=False, axis="y")
+            _format(axes.xaxis, x[1])
+            if x[1] == "share":
+                axes.set_xlim(-0.02, 1.02)
+    return figure
+
+
+def heat_map_figure(
+    panels: Mapping[str, Array],
+    *,
+    rows: tuple[str, Sequence[object]],
+    columns: tuple[str, Sequence[object]],
+    value: str,
+) -> "Figure":
+    """A table of numbers [rows, columns] for each title, each cell coloured by and showing its own.
+
+    `rows` and `columns` are what varies along them and its values; row 0 is at the bottom.
+    """
+    cells = len(rows[1])
+    with _figure(len(panels), panel_height=1.3 + 0.5 * cells) as (figure, axes_of_panels):
+        finite = np.concatenate([np.ravel(array) for array in panels.values()])
+        lowest, highest = float(np.nanmin(finite)), float(np.nanmax(finite))
+        for (title, array), axes in zip(panels.items(), axes_of_panels, strict=True):
+            image = axes.imshow(
+                array, origin="lower", cmap="YlGnBu", vmin=lowest, vmax=highest, aspect="auto"
+            )
+            for (row, column), number in np.ndenumerate(array):
+                if np.isfinite(number):
+                    dark = number > lowest + 0.55 * (highest - lowest)
+                    colour = "white" if dark else "#1c2430"
+                    axes.text(column, row, f"{number:.3g}", ha="center", va="center", color=colour)
+            axes.set(title=title, xlabel=columns[0])
+            axes.set_xticks(range(len(columns[1])), [str(entry) for entry in columns[1]])
+            axes.set_yticks(range(cells), [str(entry) for entry in rows[1]])
+            axes.grid(visible=False)
+        _label_first_column(axes_of_panels, rows[0])
+        figure.colorbar(image, ax=axes_of_panels, label=value, shrink=0.9)
+    return figure
+
+
+@contextmanager
+def _figure(
+    count: int, *, panel_height: float = _PANEL_HEIGHT
+) -> "Iterator[tuple[Figure, list[Axes]]]":
+    """A figure with `count` panels, up to three in a row, in the style of all our pictures."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    # Two full rows rather than one of three and a single panel.
+    columns = 2 if count == 4 else min(3, count)
+    rows = -(-count // columns)
+    with rc_context(_STYLE):
+        size = (max(2, columns) * _PANEL_WIDTH, rows * panel_height + 0.6)
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+        for axes in grid[count:]:
+            axes.set_visible(False)
+        yield figure, grid[:count]
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Colour and dashes of the label with this index."""
+    return _COLOURS[index % len(_COLOURS)], _LINES[index // len(_COLOURS) % len(_LINES)]
+
+
+def _format(axis: "Axis", unit: Unit) -> None:
+    from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+
+    if unit == "env steps":
+        axis.set_major_formatter(EngFormatter(sep=" "))
+    elif unit == "share":
+        axis.set_major_formatter(PercentFormatter(1.0))
+    elif unit == "seconds":
+        axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `1.5 min`, `2 h`: the largest unit of which there is more than one."""
+    for size, name in ((3600.0, "h"), (60.0, "min")):
+        if abs(seconds) >= 2 * size:
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds:.3g} s"
+
+
+def _label_first_column(axes_of_panels: "Sequence[Axes]", label: str) -> None:
+    for axes in axes_of_panels:
+        place = axes.get_subplotspec()
+        if place is not None and place.is_first_col():
+            axes.set_ylabel(label)
