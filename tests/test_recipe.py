@@ -208,6 +208,7 @@ def test_changing_a_leaf_changes_the_first_losses() -> None:
             "width": 16,
             "representation_size": 8,
             "activation": "relu",
+            "block": "pre_norm",
         },
         "algorithm": {
             "energy": "dot",

@@ -30,6 +30,7 @@ FLOORS = [
     ["envs.gymnasium"],
     ["recipe"],
     ["presets", "compute", "cuda_graph"],
+    ["blocks"],
     ["networks"],
     ["losses"],
     ["replay", "checkpoint"],

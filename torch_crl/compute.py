@@ -60,7 +60,7 @@ def choose_compute(recipe: Recipe) -> Compute:
     tower = system.tower
     if tower == "auto":
         tower = "reference"
-        if on_gpu:
+        if on_gpu and recipe.networks.block == "published":
             tower = "norm_act" if _persistent_problem(recipe) else "persistent"
     graph = on_gpu if system.cuda_graph == "auto" else system.cuda_graph == "on"
     return Compute(
@@ -76,6 +76,11 @@ def compute_problems(recipe: Recipe) -> list[str]:
     system = recipe.system
     device = resolve_device(system.device)
     problems = []
+    if recipe.networks.block != "published" and system.tower not in ("auto", "reference"):
+        problems.append(
+            f"--tower {system.tower} has the published block only, and --block is "
+            f"{recipe.networks.block}; 'reference' and 'auto' have every block"
+        )
     if device.type != "cuda":
         if system.tower in ("norm_act", "persistent"):
             problems.append(
@@ -99,7 +104,9 @@ def compute_problems(recipe: Recipe) -> list[str]:
 def _precision(recipe: Recipe) -> str:
     if recipe.system.precision != "auto":
         return recipe.system.precision
-    return "fp16" if resolve_device(recipe.system.device).type == "cuda" else "fp32"
+    if resolve_device(recipe.system.device).type != "cuda":
+        return "fp32"
+    return "fp16" if recipe.networks.block == "published" else "tf32"
 
 
 def _persistent_problem(recipe: Recipe) -> str | None:

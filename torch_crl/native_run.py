@@ -220,6 +220,7 @@ def _build_learner(
         representation_size=sizes.representation_size,
         activation=sizes.activation,
         branch=sizes.branch,
+        block=sizes.block,
         generator=weights,
         compute=compute,
     ).to(device)

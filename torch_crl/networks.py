@@ -13,12 +13,13 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from torch_crl.blocks import BLOCKS, Arithmetic, Layer, run_blocks
 from torch_crl.compute import PLAIN, Compute
 from torch_crl.costs import BLOCK
 from torch_crl.kernels.norm_act import norm_act
 from torch_crl.kernels.squashed_gaussian import action_distribution as action_distribution
 from torch_crl.kernels.squashed_gaussian import squashed_sample as squashed_sample
-from torch_crl.kernels.tower import Stack, tower
+from torch_crl.kernels.tower import Stack, default_gradient_scale, tower
 
 # Its authors found that a deeper one does not train.
 DEEPEST_PUBLISHED_ACTOR = 512
@@ -28,9 +29,9 @@ class ResidualTower(nn.Module):
     """Dense - LayerNorm - activation, then blocks of four of these with a skip, then Dense.
 
     The skip is added after a block's last activation, which `branch_scale` multiplies, and the sum
-    is not normalised again. The parameters of all L inner layers are stacked: `weight` [L, D, D],
-    `bias`, `ln_weight` and `ln_bias` [L, D], so that an optimiser or a kernel sees one tensor for
-    all of them.
+    is not normalised again. `torch_crl.blocks` has other blocks. The parameters of all L inner
+    layers are stacked: `weight` [L, D, D], `bias`, `ln_weight` and `ln_bias` [L, D], so that an
+    optimiser or a kernel sees one tensor for all of them.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ResidualTower(nn.Module):
         activation: str,
         generator: Generator,
         branch_scale: float = 1.0,
+        block: str = "published",
         compute: Compute = PLAIN,
     ) -> None:
         """Initialise as below; raises ValueError for a depth that is no multiple of four.
@@ -59,6 +61,7 @@ class ResidualTower(nn.Module):
         self.activation = activation
         self.depth = depth
         self.branch_scale = branch_scale
+        self.block = block
         self.compute = compute
 
         def dense(*shape: int) -> nn.Parameter:
@@ -85,6 +88,7 @@ class ResidualTower(nn.Module):
             "depth": self.depth,
             "activation": self.activation,
             "branch_scale": self.branch_scale,
+            "block": self.block,
         }
 
     @property
@@ -92,21 +96,30 @@ class ResidualTower(nn.Module):
         """The parameters of the inner layers."""
         return Stack(self.weight, self.bias, self.ln_weight, self.ln_bias)
 
+    def _first_layer(self, *, frozen: bool) -> Layer:
+        read = _constant if frozen else _itself
+        first = (self.input_weight, self.input_bias, self.input_ln_weight, self.input_ln_bias)
+        return Layer(*map(read, first))
+
     def embed(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """The first layer, [B, input] to [B, D]. `frozen`: no gradient for its parameters."""
-        read = _constant if frozen else _itself
-        x_BD = functional.linear(x, read(self.input_weight), read(self.input_bias))
+        first = self._first_layer(frozen=frozen)
+        if self.block != "published":
+            return BLOCKS[self.block].embed(x, first, self.activation)
+        x_BD = functional.linear(x, first.weight_DD, first.bias_D)
         embedded_BD: Tensor = norm_act(
             x_BD,
-            read(self.input_ln_weight),
-            read(self.input_ln_bias),
+            first.ln_weight_D,
+            first.ln_bias_D,
             activation=self.activation,
             implementation=self.compute.other_kernels,
         )
         return embedded_BD
 
     def head(self, x_BD: Tensor, *, frozen: bool = False) -> Tensor:
-        """The last layer, [B, D] to [B, output]."""
+        """The last layer, [B, D] to [B, output]. `frozen`: no gradient for its parameters."""
+        if self.block != "published":
+            x_BD = BLOCKS[self.block].finish(x_BD, self._first_layer(frozen=frozen))
         read = _constant if frozen else _itself
         return functional.linear(x_BD, read(self.output_weight), read(self.output_bias))
 
@@ -130,6 +143,8 @@ def run_stacks(
 ) -> list[Tensor]:
     """Rows through the inner layers of towers of equal sizes; see `torch_crl.kernels.tower`."""
     first = towers[0]
+    if first.block != "published":
+        return _run_other_blocks(rows, towers, frozen)
     outputs: list[Tensor] = tower(
         rows,
         [each.stack for each in towers],
@@ -141,6 +156,32 @@ def run_stacks(
         recompute=first.compute.recompute,
     )
     return outputs
+
+
+def _run_other_blocks(
+    rows: Sequence[Tensor], towers: Sequence[ResidualTower], frozen: Tensor | None
+) -> list[Tensor]:
+    first = towers[0]
+    arithmetic = Arithmetic(
+        activation=first.activation,
+        precision=first.compute.precision,
+        gradient_scale=default_gradient_scale(rows),
+        branch_scale=first.branch_scale,
+        blocks=first.depth // BLOCK,
+    )
+    groups = [(x_BD, each.stack) for x_BD, each in zip(rows, towers, strict=True)]
+    if frozen is not None:
+        groups.append((frozen, first.stack.detached()))
+    return [
+        run_blocks(
+            x_BD,
+            stack,
+            block=first.block,
+            arithmetic=arithmetic,
+            recompute=first.compute.recompute,
+        )
+        for x_BD, stack in groups
+    ]
 
 
 def branch_scale(branch: str, depth: int) -> float:
@@ -222,6 +263,7 @@ def build_networks(
     activation: str,
     generator: Generator,
     branch: str = "auto",
+    block: str = "published",
     compute: Compute = PLAIN,
 ) -> Networks:
     """Freshly initialised networks on the CPU; equal generators give equal weights anywhere."""
@@ -240,6 +282,7 @@ def build_networks(
                 activation=activation,
                 generator=generator,
                 branch_scale=branch_scale(branch, depth),
+                block=block,
                 compute=compute,
             )
             for name, (input_size, output_size, depth) in sizes.items()

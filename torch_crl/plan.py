@@ -19,7 +19,7 @@ def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
         (
             "depth",
             f"{networks.actor_depth} / {networks.critic_depth}",
-            f"actor / critic, width {networks.width}",
+            f"actor / critic, width {networks.width}, {networks.block} blocks",
         ),
         ("parameters", f"{cost.parameters:,}", "actor and both encoders"),
         (

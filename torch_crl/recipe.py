@@ -46,6 +46,11 @@ class NetworksRecipe:
     """Entries of an encoder's output."""
     activation: Literal["swish", "relu"] = "swish"
     """After every LayerNorm."""
+    block: Literal["published", "no_skip", "no_norm", "hyperspherical", "pre_norm"] = "published"
+    """`no_skip` adds no residual; `no_norm` has no LayerNorm statistics, only their scale and
+    shift; `hyperspherical` has features and weight rows of norm 1 and moves towards each block's
+    output (SimBaV2); `pre_norm` has LayerNorm at the start of a linear-ended branch and before the
+    head (SimBa). Same parameters each; all but `published` in plain torch."""
     branch: Literal["auto", "published", "scaled"] = "auto"
     """What a block adds to the sum is multiplied by: `published` 1; `scaled` min(1, 16 / depth), so
     that what an update does stops growing with depth; `auto` is scaled above depth 512."""
@@ -133,7 +138,8 @@ class SystemRecipe:
     torch_threads: int = 0
     """Threads of the updates on the CPU; 0 takes every CPU, or one for small layers."""
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
-    """Of the operands of the inner layers' products, all else is fp32; `auto` is fp16 on CUDA."""
+    """Of the operands of the inner layers' products, all else is fp32; `auto` is fp16 on CUDA,
+    or tf32 for another --block than the published one, whose sums nothing bounds."""
     tower: Literal["auto", "reference", "norm_act", "persistent"] = "auto"
     """Plain torch; one kernel a layer; one kernel for all layers (width 128 or 256)."""
     recompute: int = 0

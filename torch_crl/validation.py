@@ -11,6 +11,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 
 from torch_crl.baselines.problems import baseline_problems
+from torch_crl.blocks import BLOCKS
 from torch_crl.compute import compute_problems, resolve_device
 from torch_crl.costs import BLOCK
 from torch_crl.envs.registry import GYMNASIUM, UnknownTaskError, make_task, task_spec
@@ -38,6 +39,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
             *_task_problems(recipe),
             *_range_problems(recipe),
             *_depth_problems(recipe),
+            *_block_problems(recipe),
             *_budget_problems(recipe),
             *_algorithm_problems(recipe),
             *(device_problems(recipe.system.device) or compute_problems(recipe)),
@@ -227,6 +229,20 @@ def _depth_problems(recipe: Recipe) -> list[str]:
                 f"{below + BLOCK}"
             )
     return problems
+
+
+def _block_problems(recipe: Recipe) -> list[str]:
+    networks = recipe.networks
+    if (
+        networks.branch != "scaled"
+        or networks.block == "published"
+        or BLOCKS[networks.block].has_sum
+    ):
+        return []
+    return [
+        f"--branch scaled multiplies what a block adds to a sum, and --block {networks.block} has "
+        "no such sum; use --branch auto"
+    ]
 
 
 def _budget_problems(recipe: Recipe) -> list[str]:

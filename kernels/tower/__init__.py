@@ -46,8 +46,8 @@ def tower(
         implementation: `reference` is plain torch; `norm_act` has a matrix product and one Triton
             kernel a layer, any width; `persistent` one kernel for all layers and rows, widths 128
             and 256, fp16 and bf16.
-        gradient_scale: a power of two that gradients carry while they are rounded; by default the
-            number of rows rounded up, which suits a loss that is a mean over rows.
+        gradient_scale: a power of two that gradients carry while they are rounded; see
+            `default_gradient_scale`.
         recompute: layers between two kept inputs, a multiple of four; the rest is computed again
             in the backward. 0 keeps everything.
 
@@ -60,7 +60,7 @@ def tower(
     problem = _problem(rows, stacks, frozen, precision, implementation, recompute)
     if problem:
         raise ValueError(f"tower: {problem}")
-    scale = gradient_scale or 2.0 ** math.ceil(math.log2(max(sum(map(len, rows)), 1)))
+    scale = gradient_scale or default_gradient_scale(rows)
     if implementation == "persistent":
         # Here, so that Triton is imported only where its kernels are asked for.
         from torch_crl.kernels.tower import op
@@ -84,6 +84,11 @@ def tower(
         reference.tower(x_RD, stack, arithmetic=arithmetic, recompute=recompute)
         for x_RD, stack in groups
     ]
+
+
+def default_gradient_scale(rows: Sequence[Tensor]) -> float:
+    """The number of rows rounded up to a power of two, which suits a mean of rows as the loss."""
+    return 2.0 ** math.ceil(math.log2(max(sum(map(len, rows)), 1)))
 
 
 def _problem(

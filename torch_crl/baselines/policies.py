@@ -36,6 +36,7 @@ class Towers:
     width: int
     activation: str
     branch: str
+    block: str
     compute: Compute
 
     def build(self, inputs: int, outputs: int, depth: int) -> ResidualTower:
@@ -47,6 +48,7 @@ class Towers:
             depth=depth,
             activation=self.activation,
             branch_scale=branch_scale(self.branch, depth),
+            block=self.block,
             compute=self.compute,
             generator=torch.default_generator,
         )

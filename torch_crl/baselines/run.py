@@ -149,6 +149,7 @@ def build_baseline(recipe: Recipe) -> BaselineRun:
         width=networks.width,
         activation=networks.activation,
         branch=networks.branch,
+        block=networks.block,
         compute=choose_compute(recipe),
     )
     common: dict[str, Any] = {
