@@ -1,0 +1,189 @@
+"""The library's algorithms here and its own way: `python -m torch_crl.benchmarks.baselines [NAME]`.
+
+speed   PPO on `ant`, 64 envs, against the library's SubprocVecEnv of Ant-v5, equal settings
+curves  SAC on one env of `reacher`, against a plain script on `gymnasium.make`, equal settings
+
+Contenders of `speed` take turns within one run, and the ratio is the median of the turns' ratios.
+`--out FILE` writes the JSON, which is also the last line of standard output.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.wrappers import FilterObservation, FlattenObservation
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+from torch import Tensor
+
+from torch_crl import evaluate, preset, train, with_changes
+from torch_crl.baselines.run import build_baseline
+from torch_crl.benchmarks.report import report
+from torch_crl.benchmarks.timing import median_ratio, take_turns
+from torch_crl.envs.gymnasium.registration import gymnasium_id
+from torch_crl.metrics import read_metrics
+from torch_crl.recipe import Recipe
+from torch_crl.threads import torch_threads
+
+ENVS, TURNS = 64, 5
+TASK, SEEDS, STEPS, LOOKS = "reacher", 3, 10_000, 10
+Row = dict[str, Any]
+
+
+def speed() -> list[Row]:
+    """Env steps per second of a rollout alone, and of a rollout with its updates."""
+    recipe = with_changes(
+        preset("ant", algo="ppo"),
+        task={"num_envs": ENVS},
+        algorithm={"batch_size": ENVS},
+        budget={"env_steps_per_update": ENVS / 10},
+        system={"device": "cpu"},
+    )
+    ours: Any = build_baseline(recipe)
+    steps = recipe.budget.unroll_length
+    # Forked workers start fastest; by default the library starts each from a fresh interpreter.
+    envs = make_vec_env(
+        "Ant-v5",
+        n_envs=ENVS,
+        seed=0,
+        vec_env_cls=SubprocVecEnv,
+        vec_env_kwargs={"start_method": "fork"},
+    )
+    theirs: Any = PPO(
+        "MlpPolicy", envs, n_steps=steps, batch_size=ENVS, n_epochs=10, device="cpu", seed=0
+    )
+    _, callback = theirs._setup_learn(10**9, None)
+
+    def collect_theirs() -> None:
+        theirs.collect_rollouts(envs, callback, theirs.rollout_buffer, steps)
+
+    def learn_ours() -> None:
+        ours.collect()
+        ours.update()
+
+    def learn_theirs() -> None:
+        collect_theirs()
+        theirs.train()
+
+    rows = []
+    with torch_threads(1):
+        for what, pair in {
+            "rollout": (ours.collect, collect_theirs),
+            "rollout and updates": (learn_ours, learn_theirs),
+        }.items():
+            seconds = take_turns(*pair, turns=TURNS)
+            rates = [ENVS * steps / statistics.median(values) for values in seconds]
+            rows.append(
+                {
+                    "scenario": "speed",
+                    "what": what,
+                    "envs": ENVS,
+                    "ours_per_second": rates[0],
+                    "subproc_vec_env_per_second": rates[1],
+                    "ratio": median_ratio(seconds[1], seconds[0]),
+                }
+            )
+    ours.close()
+    envs.close()
+    return rows
+
+
+def curves() -> list[Row]:
+    """Share of time at the goal, and mean distance, after every 1,000 steps of each seed."""
+    rows = []
+    for seed in range(SEEDS):
+        recipe = with_changes(
+            preset(TASK, algo="sac"),
+            task={"num_envs": 1},
+            algorithm={"batch_size": 256},
+            baseline={"reward": "dense"},
+            budget={
+                "env_steps": STEPS,
+                "unroll_length": 50,
+                "env_steps_per_update": 1.0,
+                "prefill_rows": 500,
+                "replay_rows": STEPS,
+                "evaluations": LOOKS,
+                "checkpoints": 1,
+            },
+            system={"seed": seed, "device": "cpu"},
+        )
+        with torch_threads(1):
+            for by, learn in {"torch_crl": _learn_here, "plain script": _learn_plainly}.items():
+                rows.append({"scenario": "curves", "by": by, "seed": seed, **learn(recipe)})
+                print(rows[-1], flush=True)
+    return rows
+
+
+def _learn_here(recipe: Recipe) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        train(recipe, Path(folder) / "run", show=False)
+        records = read_metrics(Path(folder) / "run", "evaluation")
+    return _columns([int(record["env_steps"]) for record in records], records)
+
+
+def _learn_plainly(recipe: Recipe) -> Row:
+    """What a user of the library would write."""
+    goal_env = gymnasium.make(gymnasium_id(TASK), reward="dense")
+    env = FlattenObservation(FilterObservation(goal_env, ["observation", "desired_goal"]))
+    prefill, rollout = recipe.budget.prefill_rows, recipe.budget.unroll_length
+    model = SAC(
+        "MlpPolicy",
+        env,
+        learning_starts=prefill,
+        train_freq=rollout,
+        gradient_steps=rollout,
+        buffer_size=STEPS,
+        seed=recipe.system.seed,
+        device="cpu",
+    )
+
+    def policy(state_NS: Tensor, goal_NG: Tensor) -> Tensor:
+        # Gymnasium flattens a Dict in the order of its keys.
+        observation = torch.cat([goal_NG, state_NS], dim=-1).numpy()
+        return torch.from_numpy(model.predict(observation, deterministic=True)[0])
+
+    steps, records = [], []
+    for look in range(1, LOOKS + 1):
+        wanted = prefill + (STEPS - prefill) * look // LOOKS
+        model.learn(wanted - model.num_timesteps, reset_num_timesteps=False)
+        steps.append(model.num_timesteps)
+        records.append(
+            evaluate(
+                policy,
+                TASK,
+                num_envs=recipe.task.num_eval_envs,
+                episode_length=recipe.task.episode_length,
+                seed=look,
+            )
+        )
+    env.close()
+    return _columns(steps, records)
+
+
+def _columns(steps: list[int], records: list[dict[str, Any]]) -> Row:
+    return {
+        "env_steps": steps,
+        "time_at_goal_share": [record["time_at_goal_share"] for record in records],
+        "mean_distance": [record["mean_distance"] for record in records],
+    }
+
+
+def main() -> None:
+    """Run the chosen scenarios, print a line a row, then everything as JSON."""
+    scenarios = {"speed": speed, "curves": curves}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("scenarios", nargs="*", choices=[[], *scenarios], default=[])
+    parser.add_argument("--out", type=Path, help="write the JSON here too")
+    options = parser.parse_args()
+    rows = [row for name in options.scenarios or scenarios for row in scenarios[name]()]
+    report(rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
