@@ -7,6 +7,7 @@ the recipe's seed says: seeds below 10 finish after a moment, 10 fails always, 1
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from torch_crl.recipe import Recipe
 from torch_crl.study.worker import work
 
-SECONDS = 0.3
+SECONDS = 0.2
 
 
 def train(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
@@ -41,5 +42,11 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
     (run_dir / "result.json").write_text("{}")
 
 
+def say_so_and_leave(number: int, frame: object) -> None:
+    print("told to stop", flush=True)
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, say_so_and_leave)
     work(Recipe.from_json(sys.stdin.read()), Path(sys.argv[1]), train=train)

@@ -45,6 +45,7 @@ FLOORS = [
     ["study.statistics"],
     ["study.curves", "study.grid", "study.pictures", "study.published", "study.worker"],
     ["study.launchers", "study.progress", "study.report", "study.results"],
+    ["study.ray_launcher"],
     ["study.sweep"],
     ["study.compare"],
     ["benchmarks"],

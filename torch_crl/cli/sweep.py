@@ -34,12 +34,14 @@ class Options:
     """Algorithms with commas between them, crl if not given."""
     out: Path = _DEFAULT_OUT
     """Folder of the run directories, their logs and results.json."""
-    launcher: Literal["local"] = "local"
-    """Processes on this machine."""
+    launcher: Literal["local", "ray"] = "local"
+    """Processes on this machine, or tasks of a Ray cluster on a shared file system."""
+    address: str = ""
+    """Of the Ray cluster, or `auto`; one is started on this machine if not given."""
     parallel: int = 0
-    """Runs at a time; 0 is as many as the GPUs take, or one without."""
+    """Runs at a time; 0 is as many as the GPUs take, or one without; with Ray as many as fit."""
     cpus_per_run: int = 0
-    """CPUs of a run; 0 shares them evenly."""
+    """CPUs of a run; 0 shares them evenly, with Ray it is one."""
     runs_per_gpu: int = 1
     """How many runs share a GPU."""
     retries: int = 1
@@ -89,6 +91,7 @@ def main(arguments: list[str]) -> int:
             parallel=options.parallel,
             cpus_per_run=options.cpus_per_run,
             runs_per_gpu=options.runs_per_gpu,
+            address=options.address,
             retries=options.retries,
         )
     Console().print(table(collect(trials, options.out, failed=result.failed)))
@@ -117,7 +120,7 @@ def _plan(trials: list["Trial"]) -> "Table":
     costs = [_cost(trial) for trial in trials]
     steps = sum(steps for steps, _ in costs)
     known = [work for _, work in costs if work is not None]
-    found.add_column("trial", overflow="fold", footer=f"{len(trials)} trials")
+    found.add_column("trial", overflow="fold", footer=f"{len(trials)} in all")
     found.add_column("env steps", footer=f"{steps:,}", justify="right")
     rest = "" if len(known) == len(costs) else f" in {len(known)} of them"
     found.add_column("PFLOP of updates", footer=f"{sum(known):,.3g}{rest}", justify="right")

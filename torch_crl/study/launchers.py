@@ -115,12 +115,7 @@ def local_launcher(
     Raises RecipeError if more runs are asked for than the GPUs take, or a certain GPU is.
     """
     gpus = _visible_gpus() if any(_wants_gpu(recipe) for recipe in recipes) else []
-    named = sorted({r.system.device for r in recipes if r.system.device.startswith("cuda:")})
-    problems = [
-        f"--device {device}: a sweep hands out the GPUs itself; use cuda or auto, and "
-        "CUDA_VISIBLE_DEVICES to narrow the choice"
-        for device in named
-    ]
+    problems = certain_gpu_problems(recipes)
     room = len(gpus) * runs_per_gpu
     if gpus and parallel > room:
         problems.append(
@@ -138,18 +133,33 @@ def local_launcher(
     )
 
 
+def certain_gpu_problems(recipes: Sequence[Recipe]) -> list[str]:
+    """Devices that name one GPU, which only the launcher can."""
+    named = sorted({r.system.device for r in recipes if r.system.device.startswith("cuda:")})
+    return [
+        f"--device {device}: a sweep hands out the GPUs itself; use cuda or auto, and "
+        "CUDA_VISIBLE_DEVICES to narrow the choice"
+        for device in named
+    ]
+
+
 def thread_limits(cpus: int) -> dict[str, str]:
     """The environment in which a run takes this many CPUs where its recipe says "every CPU"."""
     return {THREADS: str(cpus), "OMP_NUM_THREADS": str(cpus)}
 
 
 def start_worker(
-    run_dir: Path, recipe: str, *, worker: Sequence[str], environment: Mapping[str, str]
+    run_dir: Path,
+    recipe: str,
+    *,
+    worker: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """A worker with the JSON of its recipe on standard input; what it prints goes to its log.
 
-    It is in a session of its own: Ctrl-C in the terminal reaches the driver alone, which passes
-    it on once.
+    It works in `folder` (the present one if not given), where tasks of the user's own are, and in
+    a session of its own: Ctrl-C in the terminal reaches the driver alone, which passes it on once.
     """
     with tempfile.TemporaryFile() as given, log_of(run_dir).open("ab") as log:
         given.write(recipe.encode())
@@ -161,6 +171,7 @@ def start_worker(
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             start_new_session=True,
+            cwd=folder,
         )
 
 

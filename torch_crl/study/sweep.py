@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from torch_crl.stopping import StopSignals
 from torch_crl.study.grid import Trial, check_trials
 from torch_crl.study.launchers import Job, Launcher, local_launcher
 from torch_crl.study.progress import SweepProgress
+from torch_crl.study.ray_launcher import ray_launcher
 from torch_crl.study.results import collect, write
 from torch_crl.study.worker import is_finished, log_of, other_run_in
 from torch_crl.validation import RecipeError
@@ -23,7 +25,6 @@ from torch_crl.validation import RecipeError
 RESULTS = "results.json"
 _SECONDS_BETWEEN_LOOKS = 0.1
 _TOLD_LINES, _TOLD_BYTES = 8, 4096
-_LAUNCHERS = {"local": local_launcher}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +50,11 @@ def run_trials(
     trials: Sequence[Trial],
     folder: str | Path,
     *,
-    launcher: str | Launcher = "local",
+    launcher: Literal["local", "ray"] | Launcher = "local",
     parallel: int = 0,
     cpus_per_run: int = 0,
     runs_per_gpu: int = 1,
+    address: str = "",
     retries: int = 1,
     show: bool = True,
 ) -> SweepResult:
@@ -62,10 +64,13 @@ def run_trials(
     else started again. FOLDER/results.json tells what they reached.
 
     Args:
-        launcher: `local` for processes on this machine.
-        parallel: runs at a time; 0 is as many as the GPUs take, or one without.
-        cpus_per_run: 0 shares the CPUs evenly.
+        launcher: `local` for processes on this machine, `ray` for tasks of a Ray cluster, which
+            needs FOLDER on a file system that all its nodes share.
+        parallel: runs at a time; 0 is as many as the GPUs take, or one without;
+            with Ray as many as the cluster has room for.
+        cpus_per_run: 0 shares the CPUs evenly; with Ray it is one.
         runs_per_gpu: how many runs share a GPU, where updates are on one.
+        address: of a Ray cluster, or `auto`; if empty, one is started on this machine.
         retries: how often a failed trial is tried again; the others go on meanwhile.
         show: progress on standard error.
 
@@ -87,12 +92,13 @@ def run_trials(
         raise RecipeError(problems)
     unfinished = [trial for trial in trials if not is_finished(folder / trial.name)]
     if isinstance(launcher, str):
-        launcher = _LAUNCHERS[launcher](
-            [trial.recipe for trial in unfinished],
-            parallel=parallel,
-            cpus_per_run=cpus_per_run,
-            runs_per_gpu=runs_per_gpu,
-        )
+        recipes = [trial.recipe for trial in unfinished]
+        shares: dict[str, Any] = {"parallel": parallel, "runs_per_gpu": runs_per_gpu}
+        shares["cpus_per_run"] = cpus_per_run
+        if launcher == "ray" and unfinished:
+            launcher = ray_launcher(recipes, address=address, **shares)
+        else:
+            launcher = local_launcher(recipes, **shares)
     folder.mkdir(parents=True, exist_ok=True)
     progress = SweepProgress(
         folder, trials=len(trials), finished=len(trials) - len(unfinished), show=show

@@ -1,0 +1,171 @@
+"""Workers wherever Ray finds room: a cluster with a shared file system, or one on this machine."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch_crl.recipe import Recipe
+from torch_crl.study.launchers import (
+    WORKER,
+    Job,
+    certain_gpu_problems,
+    start_worker,
+    thread_limits,
+)
+from torch_crl.study.worker import log_of
+from torch_crl.threads import usable_cpus
+from torch_crl.validation import RecipeError
+
+_STOPPED = 143
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+@dataclass(kw_only=True)
+class RayLauncher:
+    """A Ray task a run, which starts the same worker as on one machine."""
+
+    parallel: int
+    cpus_per_run: int
+    gpus_per_run: float
+    """A fraction where runs share one."""
+    worker: Sequence[str] = WORKER
+    shut_down: bool = True
+    """Disconnect from the cluster in the end, and end it if it was started for this sweep."""
+
+    def start(self, run_dir: Path, recipe: Recipe) -> Job:
+        import ray
+
+        wants_gpu = recipe.system.device != "cpu"
+        # Failures are retried by the sweep, which tells them.
+        task = ray.remote(
+            num_cpus=self.cpus_per_run,
+            num_gpus=self.gpus_per_run if wants_gpu else 0,
+            max_retries=0,
+        )(_work_in_ray)
+        limits = thread_limits(self.cpus_per_run)
+        arguments = (str(run_dir), recipe.to_json(), list(self.worker), limits, os.getcwd())
+        return _RayJob(task.remote(*arguments), log_of(run_dir))
+
+    def close(self) -> None:
+        import ray
+
+        if self.shut_down:
+            ray.shutdown()
+
+
+class _RayJob:
+    """A Ray task that runs a worker."""
+
+    def __init__(self, reference: Any, log: Path) -> None:
+        self._reference, self._log = reference, log
+
+    def status(self) -> int | None:
+        import ray
+
+        if not ray.wait([self._reference], timeout=0)[0]:
+            return None
+        try:
+            return int(ray.get(self._reference))
+        except ray.exceptions.TaskCancelledError:
+            return _STOPPED
+        except ray.exceptions.RayError as error:
+            # The node is gone, say, or does not see the folder.
+            with self._log.open("a") as file:
+                file.write(f"Ray: {error}\n")
+            return 1
+
+    def stop(self) -> None:
+        import ray
+
+        ray.cancel(self._reference)
+
+    def kill(self) -> None:
+        # By force Ray would end its own process and leave the worker behind.
+        self.stop()
+
+
+def ray_launcher(
+    recipes: Sequence[Recipe],
+    *,
+    parallel: int = 0,
+    cpus_per_run: int = 0,
+    runs_per_gpu: int = 1,
+    address: str = "",
+    worker: Sequence[str] = WORKER,
+) -> RayLauncher:
+    """Connect to a Ray cluster, or start one on this machine if `address` is empty.
+
+    Args:
+        parallel: runs handed to Ray at a time; 0 is all of them, and Ray starts what has room.
+        cpus_per_run: that Ray sets aside for each; 0 is one.
+        runs_per_gpu: how many share a GPU, where the cluster has any and the recipe may use it.
+        address: of the cluster, or `auto` for the one that this machine belongs to.
+        worker: what Python is started with, on the node that runs it.
+
+    Raises RecipeError if Ray is missing, there is no cluster, or no node is large enough.
+    """
+    if problems := certain_gpu_problems(recipes):
+        raise RecipeError(problems)
+    try:
+        import ray
+    except ImportError:
+        raise RecipeError(["--launcher ray needs Ray: pip install 'torch-crl[study]'"]) from None
+    cpus = cpus_per_run or 1
+    connected = ray.is_initialized()
+    if not connected:
+        _connect(address)
+    largest = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+    if cpus > largest:
+        if not connected:
+            ray.shutdown()
+        problem = f"--cpus-per-run {cpus} is more than any node of the cluster has: {largest}"
+        raise RecipeError([problem])
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    return RayLauncher(
+        parallel=parallel or len(recipes),
+        cpus_per_run=cpus,
+        gpus_per_run=1 / runs_per_gpu if has_gpus else 0,
+        worker=worker,
+        shut_down=not connected,
+    )
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    # Ray would talk about itself between the lines of the sweep.
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if not address:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", num_cpus=usable_cpus(), include_dashboard=False, **quiet)
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise RecipeError(
+            [
+                f"--address {address}: no Ray cluster there ({error}); `ray start --head` begins "
+                "one, and without --address one is started on this machine"
+            ]
+        ) from None
+
+
+def _work_in_ray(
+    run_dir: str, recipe: str, worker: list[str], environment: dict[str, str], folder: str
+) -> int:
+    """The worker's exit status. Runs on the node that Ray chose.
+
+    Ray cancels a task by a KeyboardInterrupt, which is passed on as a termination signal.
+    """
+    process = start_worker(
+        Path(run_dir), recipe, worker=worker, environment=environment, folder=folder
+    )
+    try:
+        while process.poll() is None:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:
+        process.terminate()
+    return process.wait()
