@@ -65,6 +65,7 @@ class SweepProgress:
         self._finished += outcome == "finished"
         self._failed += outcome == "failed"
         self._done += outcome in ("finished", "failed")
+        self._looked_at = 0.0
         failed = f", {self._failed} failed" if self._failed else ""
         self.announce(
             f"{outcome:<9} {trial.name} ({self._finished} of {self._trials} finished{failed})"

@@ -2,17 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from torch_crl.metrics import read_metrics
+from torch_crl.study.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
 from torch_crl.study.grid import Trial
 from torch_crl.study.worker import is_finished
-
-# The published single-number score is the mean of the last five evaluations.
-_LAST = 5
 
 
 def collect(
@@ -31,15 +29,15 @@ def collect(
             record["status"] = "finished"
         elif trial.name in failed:
             record |= {"status": "failed", "reason": failed[trial.name]}
-        evaluations = read_metrics(run_dir, "evaluation")
-        if evaluations:
-            last = evaluations[-_LAST:]
+        # A run that has not been evaluated yet has no curve.
+        with suppress(CurveError):
+            curve = read_curve(run_dir)
             record |= {
-                "score": _mean(last, "time_at_goal_share"),
-                "success_any": _mean(last, "success_any"),
-                "evaluations": len(evaluations),
-                "env_steps": evaluations[-1]["env_steps"],
-                "seconds": evaluations[-1]["seconds"],
+                "score": score(curve, "time_at_goal_share"),
+                "success_any": score(curve, "success_any"),
+                "evaluations": len(curve.env_steps_E),
+                "env_steps": int(curve.env_steps_E[-1]),
+                "seconds": float(curve.seconds_E[-1]),
             }
         records.append(record)
     return records
@@ -55,20 +53,16 @@ def write(records: list[dict[str, Any]], path: Path) -> None:
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
     """A row a trial; what did not finish says so instead of its numbers."""
     found = Table(
-        title="mean of the last five evaluations; score: share of the time at the goal",
+        title=f"last {SCORED_EVALUATIONS} evaluations; score: share of the time at the goal",
         title_justify="left",
     )
     for heading in ("trial", "score", "success_any", "minutes"):
         left = heading == "trial"
         found.add_column(heading, justify="left" if left else "right", overflow="fold")
     for record in records:
-        if record["status"] == "finished":
+        if record["status"] == "finished" and "score" in record:
             cells = (f"{record['score']:.3f}", f"{record['success_any']:.3f}")
             found.add_row(record["trial"], *cells, f"{record['seconds'] / 60:.1f}")
         else:
             found.add_row(record["trial"], record["status"], "", "")
     return found
-
-
-def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float:
-    return sum(float(record[name]) for record in records) / len(records)
