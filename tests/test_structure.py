@@ -48,6 +48,8 @@ FLOORS = [
     ["study.ray_launcher"],
     ["study.sweep"],
     ["study.compare"],
+    ["study.compare_text"],
+    ["study.compare_report"],
     ["benchmarks"],
     ["cli"],
 ]

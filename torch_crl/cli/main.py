@@ -10,6 +10,7 @@ _COMMANDS = {
     "eval": "evaluate a trained policy",
     "watch": "watch a trained policy in MuJoCo's viewer",
     "envs": "list the tasks, or draw one",
+    "compare": "algorithms and depths beside each other, in one report",
     "sweep": "train every combination of some settings",
     "bench": "measure the speed of this machine beside plain PyTorch",
 }
@@ -17,7 +18,7 @@ _COMMANDS = {
 _USAGE = (
     f"usage: torch-crl {{{','.join(_COMMANDS)}}} ...\n\n"
     "Self-supervised reinforcement learning with very deep networks.\n\n"
-    + "".join(f"  torch-crl {name:<6} {purpose}\n" for name, purpose in _COMMANDS.items())
+    + "".join(f"  torch-crl {name:<7} {purpose}\n" for name, purpose in _COMMANDS.items())
     + """
 `torch-crl COMMAND --help` explains the flags of a command.
 """

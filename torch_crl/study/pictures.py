@@ -41,6 +41,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": "#5b6675",
     "ytick.color": "#5b6675",
 }
+_DURATIONS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.6, 3.2
 
 
@@ -71,6 +72,7 @@ def curves_figure(
         order: of the labels, which decides their colours; as they come if not given.
     """
     labels = order or list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
+    scale, x_label = _scale(x, [line.x_X[-1] for lines in panels.values() for line in lines])
     with _figure(len(panels)) as (figure, axes_of_panels):
         handles: dict[str, Artist] = {}
         for (title, lines), axes in zip(panels.items(), axes_of_panels, strict=True):
@@ -79,22 +81,24 @@ def curves_figure(
                 look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 2.0}
                 if line.published:
                     look |= {"linestyle": ":", "linewidth": 1.4}
-                (drawn,) = axes.plot(line.x_X, line.y_X, **look)
+                (drawn,) = axes.plot(line.x_X / scale, line.y_X, **look)
                 few = len(line.x_X) <= 30 and not line.published
                 drawn.set(marker="o" if few else "", markersize=3.5)
                 if line.band is not None:
-                    axes.fill_between(line.x_X, *line.band, color=colour, alpha=0.16, linewidth=0)
+                    axes.fill_between(
+                        line.x_X / scale, *line.band, color=colour, alpha=0.16, linewidth=0
+                    )
                 handles.setdefault(
                     f"{line.label} (published)" if line.published else line.label, drawn
                 )
-            axes.set(title=title, xlabel=x[0])
+            axes.set(title=title, xlabel=x_label)
             _format(axes.xaxis, x[1])
             _format(axes.yaxis, y[1])
             if y[1] == "share":
                 axes.set_ylim(-0.02, 1.02)
         _label_first_column(axes_of_panels, y[0])
         figure.legend(
-            handles.values(), handles.keys(), loc="outside upper left", ncols=min(4, len(handles))
+            handles.values(), handles.keys(), loc="outside upper left", ncols=min(5, len(handles))
         )
     return figure
 
@@ -193,19 +197,27 @@ def _look(index: int) -> tuple[str, str]:
 
 
 def _format(axis: "Axis", unit: Unit) -> None:
-    from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
+    from matplotlib.ticker import EngFormatter
 
     if unit == "env steps":
         axis.set_major_formatter(EngFormatter(sep=" "))
-    elif unit == "share":
-        axis.set_major_formatter(PercentFormatter(1.0))
-    elif unit == "seconds":
-        axis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+
+
+def _scale(x: tuple[str, Unit], ends: Sequence[float]) -> tuple[float, str]:
+    """What to divide an axis by, and its label: seconds become minutes or hours where there are
+    more than two of them.
+    """
+    if x[1] != "seconds":
+        return 1.0, x[0]
+    size, name = next(
+        (size, name) for size, name in _DURATIONS if max(ends) >= 2 * size or size == 1.0
+    )
+    return size, f"{x[0]}, {name}"
 
 
 def duration(seconds: float) -> str:
     """`40 s`, `1.5 min`, `2 h`: the largest unit of which there is more than one."""
-    for size, name in ((3600.0, "h"), (60.0, "min")):
+    for size, name in _DURATIONS:
         if abs(seconds) >= 2 * size:
             return f"{seconds / size:.3g} {name}"
     return f"{seconds:.3g} s"

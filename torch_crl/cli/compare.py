@@ -1,0 +1,158 @@
+"""`torch-crl compare`: methods beside each other, trained here or read from their runs."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from torch_crl.cli.errors import UsageError, told_to_user
+
+if TYPE_CHECKING:
+    from torch_crl.study.grid import Trial
+    from torch_crl.study.report import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare algorithms and depths over tasks and seeds, with intervals, in one report. Started
+    again, it trains only what is missing.
+    """
+
+    tasks: Positional[tuple[str, ...]] = ()
+    """Tasks to train on, each from its own preset; none with --runs."""
+    algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO ...")] = ("crl", "sac_her")
+    """crl, gcbc, ppo, sac, td3, sac_her, td3_her."""
+    depths: Annotated[tuple[int, ...], tyro.conf.arg(metavar="DEPTH ...")] = ()
+    """Of actor and critic, for every algorithm, 0 a baseline's own network; not given: the
+    preset's own."""
+    seeds: int = 3
+    """Runs of each; one gives no interval."""
+    env_steps: int = 0
+    """Of every run; 0 is the preset's."""
+    evaluations: int = 0
+    """Of every run; 0 is the preset's."""
+    reward: Literal["sparse", "dense"] = "sparse"
+    """What the baselines see: 1 at the goal, or the negative distance to it."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER ...")] = ()
+    """Only read the runs in or below these folders."""
+    published: bool = False
+    """Lay the published curves of the same tasks and depths under ours."""
+    out: Path = Path("compare")
+    """Folder of report.html, report.json and the pictures, and of runs/ where it trains."""
+    launcher: Literal["local", "ray"] = "local"
+    """Processes on this machine, or on a Ray cluster."""
+    parallel: int = 0
+    """Runs at a time; 0 is as many as the GPUs take, or one without."""
+    cpus_per_run: int = 0
+    """CPUs of a run; 0 shares them evenly."""
+    runs_per_gpu: int = 1
+    """How many runs share a GPU."""
+
+
+def main(arguments: list[str]) -> int:
+    """Train what is missing, print the scores and write the report. Returns 1 if a run failed."""
+    options = tyro.cli(
+        Options, args=arguments, prog="torch-crl compare", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    with told_to_user():
+        _check(options)
+    # Here, so that --help stays quick.
+    from rich.console import Console
+
+    from torch_crl.study.compare import compare
+    from torch_crl.study.compare_report import comparison_report, score_table
+    from torch_crl.study.curves import CurveError, read_curve, read_curves
+    from torch_crl.study.report import write_report
+    from torch_crl.validation import RecipeError
+
+    failed: dict[str, str] = {}
+    console = Console(stderr=True)
+    with told_to_user(RecipeError, CurveError):
+        if options.runs:
+            curves = read_curves(options.runs)
+        else:
+            run_dirs, failed = _train(options)
+            for name, reason in failed.items():
+                print(f"failed: {name}: {reason}", file=sys.stderr)
+            curves = [read_curve(run_dir) for run_dir in run_dirs]
+        with console.status("bootstrapping and drawing"):
+            comparison = compare(curves)
+            command = shlex.join(["torch-crl", "compare", *arguments])
+            report = comparison_report(
+                comparison, command=command, published=options.published, failed=failed
+            )
+            page = write_report(report, options.out)
+    _print(score_table(comparison))
+    for finding in report.findings:
+        console.print(f"- {finding}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _check(options: Options) -> None:
+    if options.runs and options.tasks:
+        raise UsageError(
+            "--runs only reads and takes every task it finds; leave out "
+            f"{' '.join(options.tasks)}, or leave out --runs to train"
+        )
+    if not (options.runs or options.tasks):
+        raise UsageError(
+            "name tasks to train on (`torch-crl envs` lists them) or runs to read with --runs"
+        )
+    for flag, value, least in (
+        ("--seeds", options.seeds, 1),
+        ("--env-steps", options.env_steps, 0),
+        ("--evaluations", options.evaluations, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{flag} must be at least {least}, got {value}")
+
+
+def _train(options: Options) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """Bring all trials to their end; returns run directories and what failed."""
+    from torch_crl.study.sweep import run_trials
+
+    result = run_trials(
+        _trials(options),
+        options.out / "runs",
+        launcher=options.launcher,
+        parallel=options.parallel,
+        cpus_per_run=options.cpus_per_run,
+        runs_per_gpu=options.runs_per_gpu,
+    )
+    return result.finished, result.failed
+
+
+def _trials(options: Options) -> "list[Trial]":
+    from torch_crl.study.compare import comparison_trials
+
+    settings: dict[str, Any] = {"reward": options.reward}
+    for name in ("env_steps", "evaluations"):
+        if value := getattr(options, name):
+            settings[name] = value
+    return comparison_trials(
+        options.tasks,
+        algos=options.algos,
+        depths=options.depths,
+        seeds=options.seeds,
+        settings=settings,
+    )
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+    from rich.table import Table as Shown
+
+    from torch_crl.study.report import shown
+
+    drawn = Shown(title=table.caption, title_justify="left")
+    for column in table.columns:
+        drawn.add_column(column)
+    for row in table.rows:
+        drawn.add_row(*map(shown, row))
+    # A file or a pipe has no width, and what is folded into 80 columns reads badly.
+    Console(width=None if sys.stdout.isatty() else 120).print(drawn)

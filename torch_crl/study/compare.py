@@ -1,0 +1,241 @@
+"""Methods beside each other on the same tasks: which trials, which runs belong together, numbers.
+
+A method is an algorithm with its depth, and whatever else differs between the runs on a task.
+Legend: R seeds, X points of a grid.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from torch_crl.recipe import Recipe
+from torch_crl.study.curves import (
+    Axis,
+    Curve,
+    CurveError,
+    check_comparable,
+    common_grid,
+    first_reached,
+    on_grid,
+    score,
+)
+from torch_crl.study.grid import Trial, grid
+from torch_crl.study.pictures import Line
+from torch_crl.study.statistics import (
+    Array,
+    Estimate,
+    PermutationTest,
+    estimate,
+    interquartile_mean,
+    permutation_test,
+    probability_of_improvement,
+    stratified_bootstrap_interval,
+)
+
+METRIC = "time_at_goal_share"
+_NAMES = {
+    "crl": "CRL",
+    "gcbc": "GCBC",
+    "ppo": "PPO",
+    "sac": "SAC",
+    "td3": "TD3",
+    "sac_her": "SAC+HER",
+    "td3_her": "TD3+HER",
+}
+# What the method's name already says, what every run of it may have its own of, and what leaves
+# the result alone. All else that differs between runs of one name on one task becomes part of it.
+_NOT_IN_NAME = {
+    "algorithm.algo",
+    "networks.actor_depth",
+    "networks.critic_depth",
+    "baseline.reward",
+    "task.name",
+    "budget.checkpoints",
+    "system.seed",
+    "system.device",
+    "system.simulator_threads",
+    "system.torch_threads",
+}
+_POINTS = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Runs by task and method, comparable and each seed once."""
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    """By algorithm and depth; their order decides colours and rows."""
+    runs: dict[tuple[str, str], list[Curve]]
+    """(task, method) to runs by seed; not every method needs to be on every task."""
+
+    @property
+    def everywhere(self) -> tuple[str, ...]:
+        """The methods with runs on every task, which alone can be averaged over tasks."""
+        return tuple(
+            method
+            for method in self.methods
+            if all((task, method) in self.runs for task in self.tasks)
+        )
+
+    def scores(self, task: str, method: str, metric: str = METRIC) -> list[float]:
+        """Mean of the last five evaluations of each seed."""
+        return [score(curve, metric) for curve in self.runs[task, method]]
+
+    def estimate(self, method: str, *, task: str = "", metric: str = METRIC) -> Estimate:
+        """Interquartile mean of the scores on a task, or of all tasks."""
+        tasks = (task,) if task else self.tasks
+        return estimate([self.scores(name, method, metric) for name in tasks])
+
+    def ranked(self) -> list[str]:
+        """The methods that are on every task, best first."""
+        return sorted(self.everywhere, key=lambda method: -self.estimate(method).point)
+
+    def test(self, ours: str, theirs: str) -> PermutationTest:
+        """Whether two methods' scores differ over all tasks."""
+        return permutation_test(self._strata(ours), self._strata(theirs))
+
+    def improvement(self, ours: str, theirs: str) -> Estimate:
+        """How likely a seed of ours scores more than one of theirs."""
+        return probability_of_improvement(self._strata(ours), self._strata(theirs))
+
+    def seeds(self, task: str = "") -> list[int]:
+        """How many of each method, on a task or on each."""
+        return [len(curves) for (name, _), curves in self.runs.items() if task in ("", name)]
+
+    def single_seeds(self) -> list[str]:
+        """Methods and tasks with one seed, which give no interval."""
+        return [
+            f"{method} on {task}" for (task, method), curves in self.runs.items() if len(curves) < 2
+        ]
+
+    def _strata(self, method: str) -> list[list[float]]:
+        return [self.scores(task, method) for task in self.tasks]
+
+
+def comparison_trials(
+    tasks: Sequence[str],
+    *,
+    algos: Sequence[str],
+    depths: Sequence[int] = (),
+    seeds: int = 3,
+    settings: dict[str, Any] | None = None,
+) -> list[Trial]:
+    """Every task x algorithm x depth x seed, from each task's preset.
+
+    Without depths each algorithm has its preset's own. `settings` are fields of the recipe that
+    all trials share, such as `env_steps`. Raises RecipeError for names and values that there are
+    not, all at once.
+    """
+    axes: dict[str, Sequence[Any]] = {"algo": algos}
+    if depths:
+        axes["depth"] = depths
+    return grid(tasks, axes=axes | {"seed": list(range(seeds))}, settings=settings)
+
+
+def method_name(recipe: Recipe) -> str:
+    """Algorithm, depth (none: the library's own network), and a baseline's reward if dense."""
+    networks, algo = recipe.networks, recipe.algorithm.algo
+    actor, critic = networks.actor_depth, networks.critic_depth
+    depth = f" depth {actor}" if actor == critic else f" actor {actor} critic {critic}"
+    name = _NAMES[algo] + (depth if actor or critic else "")
+    return f"{name}, dense reward" if has_dense_reward(recipe) else name
+
+
+def has_dense_reward(recipe: Recipe) -> bool:
+    """Whether the run was told the distance to its goal; CRL and GCBC see no reward at all."""
+    return recipe.by_library and recipe.baseline.reward == "dense"
+
+
+def compare(curves: Sequence[Curve]) -> Comparison:
+    """Sort runs by task and method.
+
+    Raises CurveError for runs of different budgets or evaluations, and for one seed twice.
+    """
+    if not curves:
+        raise CurveError("there are no runs to compare")
+    check_comparable(curves)
+    named = defaultdict(list)
+    for curve in curves:
+        named[curve.recipe.task.name, method_name(curve.recipe)].append(curve)
+    runs: dict[tuple[str, str], list[Curve]] = defaultdict(list)
+    for (task, name), same_name in named.items():
+        leaves = [curve.recipe.leaves() for curve in same_name]
+        varied = [
+            leaf
+            for leaf in leaves[0]
+            if leaf not in _NOT_IN_NAME and len({str(each[leaf]) for each in leaves}) > 1
+        ]
+        for curve, own in zip(same_name, leaves, strict=True):
+            parts = [name, *(f"{leaf.rpartition('.')[2]} {own[leaf]}" for leaf in varied)]
+            runs[task, ", ".join(parts)].append(curve)
+    for same in runs.values():
+        same.sort(key=lambda curve: curve.recipe.system.seed)
+        for first, second in pairwise(same):
+            if (seed := first.recipe.system.seed) == second.recipe.system.seed:
+                raise CurveError(
+                    f"{first.run_dir} and {second.run_dir} are the same run with the same seed "
+                    f"{seed}, which would count twice; leave one out"
+                )
+
+    def place(key: tuple[str, str]) -> tuple[int, int, int, str]:
+        recipe = runs[key][0].recipe
+        networks, algo = recipe.networks, recipe.algorithm.algo
+        return list(_NAMES).index(algo), networks.critic_depth, networks.actor_depth, key[1]
+
+    return Comparison(
+        tasks=tuple(dict.fromkeys(task for task, _ in runs)),
+        methods=tuple(dict.fromkeys(method for _, method in sorted(runs, key=place))),
+        runs=dict(runs),
+    )
+
+
+def task_line(comparison: Comparison, task: str, method: str, axis: Axis) -> Line:
+    """Interquartile mean of the seeds' curves, with its interval, where all of them have values."""
+    curves = comparison.runs[task, method]
+    grid_X = common_grid(curves, axis, points=_POINTS)
+    values_RX = np.stack([on_grid(curve, METRIC, grid_X, axis) for curve in curves])
+    return _line(method, grid_X, [values_RX])
+
+
+def overall_line(comparison: Comparison, method: str, axis: Axis) -> Line:
+    """The same over all tasks: by the share of each task's env steps, or by wall-clock.
+
+    By wall-clock a run that has ended keeps its last value, as its policy does.
+    """
+    everything = [comparison.runs[task, method] for task in comparison.tasks]
+    flat = [curve for curves in everything for curve in curves]
+    if axis == "env_steps":
+        first = max(curve.env_steps_E[0] / curve.env_steps_E[-1] for curve in flat)
+        grid_X = np.linspace(first, 1.0, _POINTS)
+        scale = [curve.env_steps_E[-1] for curve in flat]
+    else:
+        first = max(curve.seconds_E[0] for curve in flat)
+        last = max(curve.seconds_E[-1] for curve in flat)
+        grid_X = np.linspace(min(first, last), last, _POINTS)
+        scale = [1.0] * len(flat)
+    scale_of = dict(zip(map(id, flat), scale, strict=True))
+    strata = [
+        np.stack([on_grid(curve, METRIC, grid_X * scale_of[id(curve)], axis) for curve in curves])
+        for curves in everything
+    ]
+    return _line(method, grid_X, strata)
+
+
+def median_reached(curves: Sequence[Curve], level: float, axis: Axis) -> float:
+    """Median over the seeds of where they first reach a level, inf for those that never do."""
+    return float(np.median([first_reached(curve, METRIC, level, axis) for curve in curves]))
+
+
+def _line(method: str, grid_X: Array, strata: list[Array]) -> Line:
+    interval = stratified_bootstrap_interval(strata)
+    return Line(
+        label=method,
+        x_X=grid_X,
+        y_X=interquartile_mean(np.concatenate(strata)),
+        band=interval and (interval.low, interval.high),
+    )

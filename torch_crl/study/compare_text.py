@@ -1,0 +1,108 @@
+"""What the report of a comparison says in words: findings, and how its numbers were made."""
+
+from collections.abc import Mapping, Sequence
+
+from torch_crl.study.compare import Comparison, has_dense_reward
+from torch_crl.study.pictures import Line
+from torch_crl.study.report import shown
+from torch_crl.study.statistics import RESAMPLES
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """The best two of each task and of all tasks, and where no interval can be given."""
+    found = []
+    for task in comparison.tasks:
+        scored = {
+            method: comparison.estimate(method, task=task)
+            for method in comparison.methods
+            if (task, method) in comparison.runs
+        }
+        best, *others = sorted(scored, key=lambda method: -scored[method].point)
+        finding = f"{task}: {best} is at the goal for a share of {shown(scored[best])}"
+        if others:
+            finding += f", next {others[0]} with {shown(scored[others[0]])}"
+        found.append(f"{finding}; {seeds_text(scored[best].seeds)}.")
+    if len(comparison.tasks) > 1 and len(comparison.everywhere) > 1:
+        best, second, *_ = comparison.ranked()
+        test, improvement = comparison.test(best, second), comparison.improvement(best, second)
+        found.append(
+            f"Over all tasks {best} is first with {shown(comparison.estimate(best))}, {second} "
+            f"second with {shown(comparison.estimate(second))}: a seed of the first beats one of "
+            f"the second with probability {shown(improvement)}, p = {test.p_value:.2g} (the least "
+            f"that these seeds could show is {test.smallest_p:.2g})."
+        )
+    if single := comparison.single_seeds():
+        everything = len(single) == len(comparison.runs)
+        which = "every method" if everything else "; ".join(single)
+        found.append(f"No interval can be given where there is one seed: {which}.")
+    return found
+
+
+def failures(failed: Mapping[str, str]) -> list[str]:
+    """What is missing from the report; nothing if there were no failures."""
+    if not failed:
+        return []
+    told = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+    return [f"Not finished, so missing from all that follows: {told}."]
+
+
+def making(comparison: Comparison) -> str:
+    """Budget, evaluation, rewards, statistics and seeds."""
+    recipes = [curve.recipe for curves in comparison.runs.values() for curve in curves]
+    lines = []
+    for task in comparison.tasks:
+        recipe = next(recipe for recipe in recipes if recipe.task.name == task)
+        lines.append(
+            f"{task}: {recipe.budget.env_steps:,} env steps asked for, "
+            f"{recipe.budget.evaluations} evaluations of {recipe.task.num_eval_envs} episodes of "
+            f"{recipe.task.episode_length} steps on {recipe.task.eval_name}, with the "
+            "deterministic policy; the same for every method."
+        )
+    baselines = {
+        "dense" if has_dense_reward(recipe) else "sparse" for recipe in recipes if recipe.by_library
+    }
+    if baselines:
+        kinds = {
+            "sparse": "sparse (1 at the goal, else 0)",
+            "dense": "dense (the negative distance to the goal)",
+        }
+        which = " and ".join(kinds[kind] for kind in sorted(baselines))
+        lines.append(
+            f"Reward of the baselines: {which}. CRL and GCBC see no reward. Baselines are those of "
+            "Stable-Baselines3, with the library's own network where no depth is named, else with "
+            "the residual tower of CRL."
+        )
+    lines.append(
+        "The interquartile mean drops floor(n/4) of n scores at each end, none of up to three. "
+        f"Intervals are percentile intervals of {RESAMPLES:,} bootstrap resamples of the seeds, "
+        "drawn within each task (arXiv 2108.13264). Each method on each task: "
+        f"{seeds_text(comparison.seeds())}. From few seeds such intervals are narrower than "
+        "they should be."
+    )
+    if single := comparison.single_seeds():
+        lines.append(f"One seed, so no interval can be given: {'; '.join(single)}.")
+    return "\n\n".join(lines)
+
+
+def about_published(overlay: Mapping[str, Sequence[Line]]) -> str:
+    """Whose curves are laid under ours, on which tasks; `overlay` is task to curves."""
+    found = [task for task, lines in overlay.items() if lines]
+    missing = [task for task in overlay if task not in found]
+    text = ""
+    if found:
+        text = (
+            f"Dotted, on {', '.join(found)}: the authors' means over 5 seeds at the same depth "
+            "(plot data of arXiv 2503.14858, commit 86c1f08), with 512 envs, width 256 and MJX's "
+            "physics, at least their first three evaluations. They are no part of any statistic. "
+        )
+    return text + (
+        f"No published curves of these tasks and depths: {', '.join(missing)}." if missing else ""
+    )
+
+
+def seeds_text(counts: Sequence[int]) -> str:
+    """`3 seeds`, or `2 to 3 seeds`."""
+    fewest, most = min(counts), max(counts)
+    if most == 1:
+        return "1 seed"
+    return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
