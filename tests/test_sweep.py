@@ -15,6 +15,8 @@ import pytest
 
 from tests.test_recipe import TINY
 from torch_crl.cli import sweep as command
+from torch_crl.envs.registry import make_task
+from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.presets import preset, with_changes
 from torch_crl.study.grid import Trial, check_trials, grid
 from torch_crl.study.launchers import LocalLauncher, local_launcher
@@ -23,6 +25,7 @@ from torch_crl.study.ray_launcher import ray_launcher
 from torch_crl.study.results import collect
 from torch_crl.study.sweep import SweepResult, run_trials
 from torch_crl.study.worker import other_run_in, work
+from torch_crl.threads import usable_cpus
 from torch_crl.validation import RecipeError
 
 FAKE_WORKER = (str(Path(__file__).with_name("sweep_worker.py")),)
@@ -389,3 +392,11 @@ def test_what_ray_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RecipeError, match=r"pip install 'torch-crl\[study\]'"):
         ray_launcher([])
+
+
+def test_every_cpu_of_a_recipe_is_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_cpus() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("TORCH_CRL_THREADS", "3")
+    model = make_task("reacher").model
+    counts = [CpuSimulator(model, num_envs=8, num_threads=n)._batch.nthread for n in (0, 2)]
+    assert (usable_cpus(), counts) == (3, [3, 2])
