@@ -12,6 +12,7 @@ _COMMANDS = {
     "envs": "list the tasks, or draw one",
     "compare": "algorithms and depths beside each other, in one report",
     "sweep": "train every combination of some settings",
+    "study": "answer an open question by runs, statistics and a report",
     "bench": "measure the speed of this machine beside plain PyTorch",
 }
 

@@ -1,0 +1,102 @@
+"""`torch-crl study`: an open question as one command, or the list of them."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tyro.conf import Positional
+
+from torch_crl.cli.errors import UsageError, told_to_user
+
+# Shown by --help; stands for `studies/NAME_SCALE`, so that a study goes on where it stopped.
+_DEFAULT_OUT = Path("studies/NAME_SCALE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Run a named study and write its report; without a name, list the studies."""
+
+    name: Positional[str] = ""
+    """Which study; all are listed if this is left out."""
+    scale: Literal["smoke", "small", "full"] = "smoke"
+    """smoke: that it runs, three minutes on two cores. small: a laptop's night or some GPU hours.
+    full: the published tasks and budgets."""
+    out: Path = _DEFAULT_OUT
+    """Folder of the report, and of the run directories in `runs`; finished runs are kept."""
+    launcher: Literal["local", "ray"] = "local"
+    """Processes on this machine, or a cluster."""
+    parallel: int = 0
+    """Runs at a time; 0 is as many as the GPUs take, or one without, and two at scale smoke."""
+    runs_per_gpu: int = 1
+    """How many runs share a GPU."""
+    retries: int = 1
+    """How often a failed run is tried again."""
+    yes: bool = False
+    """Start scale full without being asked."""
+    dry_run: bool = False
+    """Print what the study would cost, and stop."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run a study or list them all. Returns the exit status."""
+    options = tyro.cli(
+        Options,
+        args=arguments,
+        prog="torch-crl study",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    # Here, so that --help stays quick.
+    from torch_crl.study.curves import CurveError
+    from torch_crl.study.studies import STUDIES
+    from torch_crl.study.study import StudyError, cost_of, run_study
+    from torch_crl.validation import RecipeError
+
+    if not options.name:
+        _list({name: study.question for name, study in STUDIES.items()})
+        return 0
+    with told_to_user(RecipeError, StudyError, CurveError):
+        if options.name not in STUDIES:
+            raise UsageError(f"no study {options.name!r}; there are {', '.join(STUDIES)}")
+        study = STUDIES[options.name]
+        trials = study.trials(options.scale)
+        cost = str(cost_of(trials)) if trials else "no runs: networks are measured in this process"
+        print(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}", flush=True)
+        if options.dry_run:
+            return 0
+        if options.scale == "full" and not (options.yes or _agreed()):
+            return 1
+        named = options.out != _DEFAULT_OUT
+        path = run_study(
+            options.name,
+            study,
+            options.scale,
+            options.out if named else Path(f"studies/{options.name}_{options.scale}"),
+            command=shlex.join(["torch-crl", "study", *arguments]),
+            launcher=options.launcher,
+            parallel=options.parallel or (2 if options.scale == "smoke" else 0),
+            runs_per_gpu=options.runs_per_gpu,
+            retries=options.retries,
+        )
+    print(f"report: {path}")
+    return 0
+
+
+def _agreed() -> bool:
+    if not sys.stdin.isatty():
+        raise UsageError("scale full starts only with --yes where nobody can be asked")
+    return input("start? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _list(questions: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="torch-crl study NAME", title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, question in questions.items():
+        table.add_row(name, question)
+    Console().print(table)

@@ -1,0 +1,163 @@
+"""Do large batches pay, and only in deep networks?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from torch_crl.presets import preset
+from torch_crl.study.curves import Curve
+from torch_crl.study.grid import Trial, grid
+from torch_crl.study.pictures import heat_map_figure
+from torch_crl.study.report import Picture, Section, Table
+from torch_crl.study.statistics import permutation_test
+from torch_crl.study.studies.common import (
+    SCORE,
+    SEEDS,
+    SETTINGS,
+    TASKS,
+    by_task,
+    estimates,
+    estimates_table,
+    scores,
+)
+from torch_crl.study.study import Answer, Scale, Study
+
+# Of the preset's batch.
+FACTORS: Mapping[Scale, tuple[float, ...]] = {
+    "smoke": (0.5, 2),
+    "small": (0.25, 1, 4),
+    "full": (0.25, 0.5, 1, 2, 4),
+}
+DEPTHS: Mapping[Scale, tuple[int, ...]] = {
+    "smoke": (4, 16),
+    "small": (4, 16),
+    "full": (4, 8, 16, 64),
+}
+FULL_TASKS = ("humanoid",)
+# Depth, batch size.
+Cells = dict[tuple[int, int], list[Curve]]
+
+
+def trials(scale: Scale) -> list[Trial]:
+    """Batch sizes x depths x seeds, at the preset's updates, and at updates that fall with them."""
+    settings = {**SETTINGS[scale]}
+    seeds = range(1) if scale == "smoke" else SEEDS[scale]
+    found = []
+    for task in FULL_TASKS if scale == "full" else TASKS[scale]:
+        base = preset(task)
+        batch = settings.pop("batch_size", base.algorithm.batch_size)
+        interval = settings.pop("env_steps_per_update", base.budget.env_steps_per_update)
+        for factor in FACTORS[scale]:
+            # At equal samples twice the batch has half the updates.
+            axes: dict[str, Any] = {
+                "batch_size": (int(batch * factor),),
+                "env_steps_per_update": tuple(dict.fromkeys((interval, interval * factor))),
+                "depth": DEPTHS[scale],
+                "seed": seeds,
+            }
+            found += grid([task], axes=axes, settings=settings)
+    return found
+
+
+def split(curves: Sequence[Curve]) -> dict[str, Cells]:
+    """`equal updates` and `equal samples` to (depth, batch size) to the runs; of one task.
+
+    The interval between updates that most batch sizes share is that of equal updates.
+    """
+    sizes: dict[float, set[int]] = {}
+    for curve in curves:
+        recipe = curve.recipe
+        interval = recipe.budget.env_steps_per_update
+        sizes.setdefault(interval, set()).add(recipe.algorithm.batch_size)
+    common = max(sizes, key=lambda interval: len(sizes[interval]))
+    ratios = {
+        size / interval for interval, found in sizes.items() for size in found if interval != common
+    }
+    cells: dict[str, Cells] = {"equal updates": {}, "equal samples": {}}
+    for curve in curves:
+        recipe = curve.recipe
+        size, interval = recipe.algorithm.batch_size, recipe.budget.env_steps_per_update
+        key = (recipe.networks.critic_depth, size)
+        if interval == common:
+            cells["equal updates"].setdefault(key, []).append(curve)
+        if size / interval in ratios:
+            cells["equal samples"].setdefault(key, []).append(curve)
+    return cells
+
+
+def gains(cells: Cells) -> list[tuple[int, int, int, float, float, float]]:
+    """(depth, smallest batch, largest batch, rise, p, smallest possible p) for every depth."""
+    rows = []
+    for depth in sorted({depth for depth, _ in cells}):
+        batches = [batch for other, batch in cells if other == depth]
+        low, high = min(batches), max(batches)
+        if low < high:
+            test = permutation_test([scores(cells[depth, high])], [scores(cells[depth, low])])
+            found = (test.difference, test.p_value, test.smallest_p)
+            rows.append((depth, low, high, *found))
+    return rows
+
+
+def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+    """What the largest batch adds to the smallest, by depth, in both comparisons."""
+    del scale
+    panels = {
+        f"{task}, {kind}": cells
+        for task, runs in by_task(curves).items()
+        for kind, cells in split(runs).items()
+        if cells
+    }
+    labelled = {
+        panel: {f"depth {depth}, batch {batch}": group for (depth, batch), group in cells.items()}
+        for panel, cells in panels.items()
+    }
+    rows = [(panel, *row) for panel, cells in panels.items() for row in gains(cells)]
+    table = Table(
+        caption="rise of the mean score from the smallest to the largest batch; permutation test, "
+        "not corrected",
+        columns=("comparison", "depth", "from", "to", "rise", "p", "smallest possible p"),
+        rows=tuple(rows),
+    )
+    estimated = {panel: estimates(groups) for panel, groups in labelled.items()}
+    return Answer(
+        findings=tuple(
+            f"{panel}: at depth {depth} batch {high} against {low}: {rise:+,.3g} control steps at "
+            f"the goal, p = {p:.2g}."
+            for panel, depth, low, high, rise, p, _ in rows
+        ),
+        sections=(
+            Section(title="Scores", parts=(_heat_map(panels), estimates_table(estimated))),
+            Section(title="What a larger batch adds", parts=(table,)),
+        ),
+    )
+
+
+def _heat_map(panels: Mapping[str, Cells]) -> Picture:
+    depths, batches = (
+        sorted({pair[side] for cells in panels.values() for pair in cells}) for side in (0, 1)
+    )
+    means = {
+        panel: np.array(
+            [
+                [np.mean(scores(cells[d, b])) if (d, b) in cells else np.nan for b in batches]
+                for d in depths
+            ]
+        )
+        for panel, cells in panels.items()
+    }
+    figure = heat_map_figure(
+        means, rows=("depth", depths), columns=("batch size", batches), value="time at goal"
+    )
+    return Picture(name="heat_map", caption=f"{SCORE}: mean over seeds", views={"means": figure})
+
+
+STUDY = Study(
+    question="Do larger batches help deep networks more than shallow ones, at equal updates and at "
+    "equal samples?",
+    statistic="At equal updates every batch size takes as many updates, so that larger ones see "
+    "each transition more often; at equal samples updates times batch size is constant. The "
+    "largest is compared with the smallest at each depth by exchanging the seeds' labels.",
+    trials=trials,
+    answer=answer,
+)

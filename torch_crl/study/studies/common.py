@@ -1,0 +1,125 @@
+"""What the studies share: their scales, grouping of curves, tables and pictures. X points."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from torch_crl.study.curves import Curve, common_grid, on_grid, score
+from torch_crl.study.pictures import Line, curves_figure, estimates_figure
+from torch_crl.study.report import Picture, Table
+from torch_crl.study.statistics import Estimate, estimate, stratified_bootstrap_interval
+from torch_crl.study.study import Scale
+
+METRIC = "time_at_goal"
+SCORE = "control steps at the goal, mean of the last five evaluations"
+
+TASKS: Mapping[Scale, tuple[str, ...]] = {
+    "smoke": ("reacher",),
+    "small": ("reacher", "point_u_maze"),
+    "full": (
+        "humanoid",
+        "ant_big_maze",
+        "ant_u4_maze",
+        "ant_u5_maze",
+        "ant_hardest_maze",
+        "arm_push_easy",
+        "arm_push_hard",
+        "arm_binpick_hard",
+        "humanoid_u_maze",
+        "humanoid_big_maze",
+    ),
+}
+"""The full ones are those of figure 1 of arXiv 2503.14858."""
+
+THREE_TASKS: Mapping[Scale, tuple[str, ...]] = {
+    **TASKS,
+    "full": ("humanoid", "ant_big_maze", "arm_push_easy"),
+}
+"""For grids with two axes beside the seeds: the tasks of the published ablations."""
+
+SEEDS: Mapping[Scale, range] = {"smoke": range(2), "small": range(3), "full": range(5)}
+
+SETTINGS: Mapping[Scale, Mapping[str, Any]] = {
+    "smoke": {
+        "num_envs": 32,
+        "num_eval_envs": 64,
+        "episode_length": 100,
+        "width": 32,
+        "batch_size": 64,
+        "env_steps": 16_000,
+        "unroll_length": 20,
+        "env_steps_per_update": 32.0,
+        "prefill_rows": 100,
+        "replay_rows": 1000,
+        "evaluations": 8,
+        "checkpoints": 1,
+        "device": "cpu",
+        "torch_threads": 1,
+    },
+    "small": {},
+    "full": {"env_steps": 100_000_000},
+}
+"""Beside each task's preset. Smoke: a few seconds a run on one core."""
+
+
+def grouped(curves: Sequence[Curve], *leaves: str) -> dict[tuple[Any, ...], list[Curve]]:
+    """Values of these leaves of the recipe to the curves that have them, sorted by the values."""
+    groups = defaultdict(list)
+    for curve in curves:
+        values = curve.recipe.leaves()
+        groups[tuple(values[leaf] for leaf in leaves)].append(curve)
+    return dict(sorted(groups.items()))
+
+
+def by_task(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """Name of the task to its curves."""
+    return {task: group for (task,), group in grouped(curves, "task.name").items()}
+
+
+def scores(curves: Sequence[Curve]) -> list[float]:
+    """The score of each run."""
+    return [score(curve, METRIC) for curve in curves]
+
+
+def estimates(groups: Mapping[str, Sequence[Curve]]) -> dict[str, Estimate]:
+    """Label to the interquartile mean over its runs, all of one task."""
+    return {label: estimate([scores(curves)]) for label, curves in groups.items()}
+
+
+def estimates_table(panels: Mapping[str, Mapping[str, Estimate]]) -> Table:
+    """A row for each label of each task."""
+    return Table(
+        caption=f"{SCORE}: interquartile mean over seeds [95 % interval by bootstrap]",
+        columns=("task", "setting", "score", "seeds"),
+        rows=tuple(
+            (task, label, found, sum(found.seeds))
+            for task, rows in panels.items()
+            for label, found in rows.items()
+        ),
+    )
+
+
+def estimates_picture(panels: Mapping[str, Mapping[str, Estimate]]) -> Picture:
+    """The same as dots with bars."""
+    figure = estimates_figure(panels, x=("time at goal", "plain"))
+    return Picture(name="scores", caption=SCORE, views={"scores": figure})
+
+
+def curves_picture(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Picture:
+    """Time at goal by env steps: a panel a task, a line a label, mean over seeds, with a band."""
+    drawn = {
+        task: [_line(label, curves) for label, curves in groups.items()]
+        for task, groups in panels.items()
+    }
+    figure = curves_figure(drawn, x=("env steps", "env steps"), y=("time at goal", "plain"))
+    caption = "learning curves: mean over seeds, band: 95 % interval by bootstrap over seeds"
+    return Picture(name="curves", caption=caption, views={"curves": figure})
+
+
+def _line(label: str, curves: Sequence[Curve]) -> Line:
+    grid_X = common_grid(curves, "env_steps")
+    values_RX = np.array([on_grid(curve, METRIC, grid_X, "env_steps") for curve in curves])
+    interval = stratified_bootstrap_interval([values_RX], statistic=np.mean)
+    return Line(label=label, x_X=grid_X, y_X=values_RX.mean(axis=0), band=interval)

@@ -1,0 +1,164 @@
+"""Which depth is worth its cost, in training and in use?"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from torch_crl.policy import load_policy
+from torch_crl.study.curves import Curve
+from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best, pareto_front
+from torch_crl.study.pictures import Line, Unit, curves_figure
+from torch_crl.study.report import Picture, Section, Table, Text
+from torch_crl.study.studies import depth
+from torch_crl.study.studies.common import (
+    SCORE,
+    by_task,
+    estimates,
+    estimates_table,
+    grouped,
+    scores,
+)
+from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.threads import torch_threads
+
+CALLS = 50
+
+
+class Point(NamedTuple):
+    """One depth on one task."""
+
+    depth: int
+    score: float
+    """Mean over seeds."""
+    hours: float
+    """Wall-clock of a run, evaluations included, mean over seeds."""
+    latency_ms: float
+    """Of the policy for one state on one thread of the CPU, median."""
+
+
+def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+    """Fronts of time at goal against hours and against latency."""
+    del scale
+    tasks = {
+        task: {depth: group for (depth,), group in grouped(runs, "networks.critic_depth").items()}
+        for task, runs in by_task(curves).items()
+    }
+    points = {
+        task: [
+            Point(
+                depth=depth,
+                score=float(np.mean(scores(runs))),
+                hours=float(np.mean([run.seconds_E[-1] for run in runs])) / 3600,
+                latency_ms=_latency_ms(runs[0]),
+            )
+            for depth, runs in groups.items()
+        ]
+        for task, groups in tasks.items()
+    }
+    estimated = {
+        task: estimates({f"depth {depth}": runs for depth, runs in groups.items()})
+        for task, groups in tasks.items()
+    }
+    return Answer(
+        findings=tuple(s for task, found in points.items() for s in recommendations(task, found)),
+        sections=(
+            Section(title="Fronts", parts=(_picture(points), _table(points), Text(text=_READING))),
+            Section(title="Scores", parts=(estimates_table(estimated),)),
+        ),
+    )
+
+
+def recommendations(task: str, points: Sequence[Point]) -> list[str]:
+    """The cheapest depth near the best, by training and by use."""
+    values = [point.score for point in points]
+    if max(values) <= 0:
+        return [f"{task}: no depth ever stayed at the goal."]
+    trained = points[cheapest_near_best([point.hours for point in points], values)]
+    used = points[cheapest_near_best([point.latency_ms for point in points], values)]
+    return [
+        f"{task}: the cheapest depth with {BEST_SHARE:.0%} of the best mean score is "
+        f"{trained.depth} by training ({trained.hours:.3g} hours) and {used.depth} by latency "
+        f"({used.latency_ms:.3g} ms)."
+    ]
+
+
+@torch_threads(1)
+def _latency_ms(curve: Curve) -> float:
+    policy = load_policy(curve.run_dir)
+    state, goal = torch.zeros(policy.state_size), torch.zeros(policy.goal_size)
+    times = []
+    for _ in range(CALLS):
+        begin = time.perf_counter()
+        policy(state, goal)
+        times.append(time.perf_counter() - begin)
+    # The first calls find cold caches.
+    return 1e3 * statistics.median(times[CALLS // 5 :])
+
+
+def _table(points: Mapping[str, Sequence[Point]]) -> Table:
+    rows = []
+    for task, found in points.items():
+        values = [point.score for point in found]
+        fronts = [
+            pareto_front(costs, values)
+            for costs in ([p.hours for p in found], [p.latency_ms for p in found])
+        ]
+        for index, point in enumerate(found):
+            rows.append((task, *point, *("yes" if index in front else "no" for front in fronts)))
+    return Table(
+        caption="every depth; on a front no other is cheaper and as good, or as cheap and better",
+        columns=(
+            "task",
+            "depth",
+            "score",
+            "hours",
+            "latency, ms",
+            "front: hours",
+            "front: latency",
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
+    views = {}
+    axes: dict[str, tuple[str, Unit]] = {
+        "hours": ("wall-clock of a run", "seconds"),
+        "latency": ("latency of the policy, ms", "plain"),
+    }
+    for view, axis in axes.items():
+        panels = {}
+        for task, found in points.items():
+            costs = [3600 * p.hours if view == "hours" else p.latency_ms for p in found]
+            values = [point.score for point in found]
+            front = pareto_front(costs, values)
+            lines = [
+                Line(
+                    label="front",
+                    x_X=np.array([costs[index] for index in front]),
+                    y_X=np.array([values[index] for index in front]),
+                )
+            ]
+            for point, cost in zip(found, costs, strict=True):
+                x_X, y_X = np.array([cost]), np.array([point.score])
+                lines.append(Line(label=f"depth {point.depth}", x_X=x_X, y_X=y_X))
+            panels[task] = lines
+        views[view] = curves_figure(panels, x=axis, y=("time at goal", "plain"))
+    return Picture(name="fronts", caption=f"{SCORE}: mean over seeds, and its cost", views=views)
+
+
+_READING = """Hours compare depths only if the runs had the machine alike: where --parallel is more
+than the machine has room for, they share it. Latency is of the machine that wrote this."""
+
+STUDY = Study(
+    question="Which depths are worth their cost: time at goal against hours of training and "
+    "against the policy's latency, and the cheapest depth that reaches 95 % of the best?",
+    statistic="The runs are those of the study `depth`. A depth is on the front if no other is "
+    "cheaper and as good, or as cheap and better, by mean scores over seeds.",
+    trials=depth.trials,
+    answer=answer,
+)

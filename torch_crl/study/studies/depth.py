@@ -1,0 +1,115 @@
+"""From which depth on does depth pay?"""
+
+from collections.abc import Mapping, Sequence
+
+from torch_crl.study.critical_depth import CriticalDepth, critical_depth
+from torch_crl.study.curves import Curve
+from torch_crl.study.grid import Trial, grid
+from torch_crl.study.report import Section, Table
+from torch_crl.study.studies.common import (
+    SEEDS,
+    SETTINGS,
+    TASKS,
+    by_task,
+    curves_picture,
+    estimates,
+    estimates_picture,
+    estimates_table,
+    grouped,
+    scores,
+)
+from torch_crl.study.study import Answer, Scale, Study
+
+DEPTHS: Mapping[Scale, tuple[int, ...]] = {
+    "smoke": (4, 8, 16),
+    "small": (4, 8, 16, 32),
+    "full": (4, 8, 16, 32, 64),
+}
+
+
+def trials(scale: Scale) -> list[Trial]:
+    """Depths x seeds."""
+    # Three seeds against three could not show less than p = 0.1 on one task.
+    seeds = SEEDS["full"] if scale == "small" else SEEDS[scale]
+    axes = {"depth": DEPTHS[scale], "seed": seeds}
+    return grid(TASKS[scale], axes=axes, settings=SETTINGS[scale])
+
+
+def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+    """The critical depth of each task."""
+    del scale
+    depths = {
+        task: {depth: group for (depth,), group in grouped(runs, "networks.critic_depth").items()}
+        for task, runs in by_task(curves).items()
+    }
+    labelled = {
+        task: {f"depth {depth}": group for depth, group in groups.items()}
+        for task, groups in depths.items()
+    }
+    found = {
+        task: critical_depth({depth: scores(group) for depth, group in groups.items()})
+        for task, groups in depths.items()
+        if len(groups) > 1
+    }
+    points = {task: estimates(groups) for task, groups in labelled.items()}
+    pictures = (estimates_picture(points), estimates_table(points), curves_picture(labelled))
+    return Answer(
+        findings=tuple(_sentence(task, critical) for task, critical in found.items()),
+        sections=(
+            Section(title="Scores by depth", parts=pictures),
+            Section(title="The jump", parts=(_steps(found), _stability(found))),
+        ),
+        data={"critical_depth": found},
+    )
+
+
+def _sentence(task: str, found: CriticalDepth) -> str:
+    step = found.jump
+    if step is None:
+        return f"{task}: no deeper network was better than the next shallower one."
+    stable = (
+        "one seed, so its stability is unknown"
+        if found.stability is None
+        else f"the same in {found.stability[found.depth]:.0%} of the resamples of the seeds"
+    )
+    return (
+        f"{task}: critical depth {found.depth}: {step.rise:+,.3g} control steps at the goal from "
+        f"depth {step.shallow}, {found.share_of_rise:.0%} of all rises; corrected p = "
+        f"{step.p_value:.2g} (at best {step.smallest_p:.2g}); {stable}."
+    )
+
+
+def _steps(found: Mapping[str, CriticalDepth]) -> Table:
+    return Table(
+        caption="steps between neighbouring depths; permutation test, corrected by Holm's method",
+        columns=("task", "from", "to", "rise of the mean", "p", "smallest possible p"),
+        rows=tuple(
+            (task, step.shallow, step.deep, step.rise, step.p_value, step.smallest_p)
+            for task, critical in found.items()
+            for step in critical.steps
+        ),
+    )
+
+
+def _stability(found: Mapping[str, CriticalDepth]) -> Table:
+    return Table(
+        caption="share of the resamples of the seeds in which a depth is the critical one",
+        columns=("task", "depth", "share"),
+        rows=tuple(
+            (task, "none" if depth is None else str(depth), share)
+            for task, critical in found.items()
+            for depth, share in (critical.stability or {}).items()
+        ),
+    )
+
+
+STUDY = Study(
+    question="From which depth on does depth pay: where is the jump between neighbouring depths, "
+    "is it more than luck, and would other seeds show it at the same depth?",
+    statistic="The critical depth of a task is the deeper end of the step with the largest rise of "
+    "the mean score. Each step is tested by exchanging the seeds' labels, two-sided, with p values "
+    "corrected for the number of steps. Stability is the share of bootstrap resamples, drawn "
+    "within each depth, that have the same critical depth.",
+    trials=trials,
+    answer=answer,
+)

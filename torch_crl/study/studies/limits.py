@@ -1,0 +1,263 @@
+"""What happens to networks of a thousand layers and more, before and in their first updates?
+
+B batch, D width, L layers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from torch_crl.costs import BLOCK
+from torch_crl.kernels.tower import Stack, tower
+from torch_crl.learner import Learner
+from torch_crl.native_run import NativeRun, build_run
+from torch_crl.networks import Networks, ResidualTower
+from torch_crl.presets import preset, with_changes
+from torch_crl.study.curves import Curve
+from torch_crl.study.grid import Trial
+from torch_crl.study.pictures import Line, curves_figure
+from torch_crl.study.report import Picture, Section, Table, Text
+from torch_crl.study.study import Answer, Scale, Study
+
+TASK = "ant"
+COLLECTIONS = 4
+BRANCHES = ("published", "scaled")
+# Beyond it the slope of the action's tanh is below 2 % of its largest.
+STUCK = 2.65
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """What is built, and how far it is followed."""
+
+    depths: tuple[int, ...]
+    width: int
+    batch: int
+    updates: int
+
+
+SIZES: Mapping[Scale, Sizes] = {
+    "smoke": Sizes(depths=(4, 64, 1024), width=16, batch=32, updates=8),
+    "small": Sizes(depths=(4, 64, 256, 1024), width=64, batch=128, updates=200),
+    "full": Sizes(depths=(4, 64, 256, 1024, 2048, 4096), width=256, batch=512, updates=20_000),
+}
+
+
+class Limits(NamedTuple):
+    """One depth with one `--branch`."""
+
+    branch: str
+    depth: int
+    first_loss: float
+    """InfoNCE of the first update, in nats; log(batch) is guessing."""
+    last_loss: float
+    updates: int
+    """Fewer than asked for if a loss was no longer finite."""
+    actor_gradient: float
+    """Norm over all parameters in the first update."""
+    critic_gradient: float
+    stream_mean: float
+    """Of the absolute values that enter the critic's head before training."""
+    stream_spread: float
+    """Of the same between the rows of a batch: what tells samples apart."""
+    stuck: float
+    """Share of the policy's means in the flat part of their tanh before training."""
+
+
+def trials(scale: Scale) -> list[Trial]:
+    """None: nothing is trained to its end."""
+    del scale
+    return []
+
+
+def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+    """Measured here; trains no policy to its end."""
+    del curves
+    return report(SIZES[scale])
+
+
+def report(sizes: Sizes) -> Answer:
+    """Measure every depth with both branches."""
+    data = _collected(sizes)
+    rows: list[Limits] = []
+    growth: dict[str, list[Line]] = {}
+    cells = [(branch, depth) for branch in BRANCHES for depth in sizes.depths]
+    console = Console(stderr=True, highlight=False)
+    for branch, depth in track(
+        cells, description="measuring", console=console, disable=not console.is_terminal
+    ):
+        if not console.is_terminal:
+            console.print(f"measuring branch {branch}, depth {depth}")
+        run = _run(sizes, branch=branch, depth=depth)
+        run.replay.load_state_dict(data)
+        means_L = growth_by_layer(_networks(run).state_action_encoder, _probe(run))
+        layers_L = np.arange(1.0, len(means_L) + 1) * BLOCK
+        line = Line(label=f"depth {depth}", x_X=layers_L, y_X=np.array(means_L))
+        growth.setdefault(f"branch {branch}", []).append(line)
+        rows.append(_measure(run, branch=branch, depth=depth, updates=sizes.updates))
+    table = Table(
+        caption=f"{TASK}, width {sizes.width}, batch {sizes.batch}, one seed; guessing costs "
+        f"{math.log(sizes.batch):.3g} nats",
+        columns=(
+            "branch",
+            "depth",
+            "InfoNCE, first update",
+            "InfoNCE, last update",
+            "updates",
+            "gradient norm, actor",
+            "gradient norm, critic",
+            "stream, mean size",
+            "stream, spread between rows",
+            "share of stuck actions",
+        ),
+        rows=tuple(rows),
+    )
+    return Answer(
+        findings=(*map(_sentence, rows), "One seed: no interval can be given."),
+        sections=(
+            Section(title="By depth", parts=(table, _by_depth(rows))),
+            Section(title="Along the layers", parts=(_along(growth), Text(text=_READING))),
+        ),
+    )
+
+
+def growth_by_layer(network: ResidualTower, rows_BI: Tensor) -> list[float]:
+    """Mean absolute value of the carried sum after every block, of the published block."""
+    sizes = []
+    with torch.no_grad():
+        x_BD = network.embed(rows_BI)
+        for chunk in zip(*(parameter.split(BLOCK) for parameter in network.stack), strict=True):
+            (x_BD,) = tower(
+                [x_BD],
+                [Stack(*chunk)],
+                activation=network.activation,
+                branch_scale=network.branch_scale,
+            )
+            sizes.append(x_BD.abs().mean())
+    return [float(size) for size in torch.stack(sizes).cpu()]
+
+
+def _run(sizes: Sizes, *, branch: str, depth: int) -> NativeRun:
+    recipe = with_changes(
+        preset(TASK, depth=depth),
+        task={"num_envs": 64},
+        networks={"width": sizes.width, "branch": branch},
+        algorithm={"batch_size": sizes.batch},
+        budget={"replay_rows": COLLECTIONS * 62},
+        system={"simulator_threads": 1},
+    )
+    return build_run(recipe)
+
+
+def _collected(sizes: Sizes) -> dict[str, Tensor]:
+    """A replay filled by a shallow policy: a deep one takes extreme actions at its start."""
+    run = _run(sizes, branch="published", depth=4)
+    for _ in range(COLLECTIONS):
+        run.collect()
+    return run.replay.state_dict()
+
+
+def _networks(run: NativeRun) -> Networks:
+    assert isinstance(run.learner, Learner)
+    return run.learner.networks
+
+
+def _probe(run: NativeRun) -> Tensor:
+    batch = run.replay.sample(64, discount=0.99, generator=run.sampler)
+    return torch.cat([batch["state"], batch["action"]], dim=-1)
+
+
+def _measure(run: NativeRun, *, branch: str, depth: int, updates: int) -> Limits:
+    networks = _networks(run)
+    batch = run.replay.sample(64, discount=0.99, generator=run.sampler)
+    with torch.no_grad():
+        mean = networks.actor(torch.cat([batch["state"], batch["goal"]], dim=-1)).chunk(2, -1)[0]
+        encoder = networks.state_action_encoder
+        rows = encoder.embed(torch.cat([batch["state"], batch["action"]], dim=-1))
+        (stream_BD,) = tower(
+            [rows],
+            [encoder.stack],
+            activation=encoder.activation,
+            branch_scale=encoder.branch_scale,
+        )
+    losses: list[float] = []
+    gradients: dict[str, float] = {}
+    for _ in range(updates):
+        losses.append(float(run.update()["contrastive_loss"]))
+        gradients = gradients or {
+            name: _gradient_norm(network) for name, network in networks.named().items()
+        }
+        if not math.isfinite(losses[-1]):
+            break
+    return Limits(
+        branch=branch,
+        depth=depth,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        updates=len(losses),
+        actor_gradient=gradients["actor"],
+        critic_gradient=gradients["state_action_encoder"],
+        stream_mean=float(stream_BD.abs().mean()),
+        stream_spread=float(stream_BD.std(dim=0).mean()),
+        stuck=float((mean.abs() > STUCK).float().mean()),
+    )
+
+
+def _gradient_norm(network: ResidualTower) -> float:
+    gradients = [p.grad.norm() for p in network.parameters() if p.grad is not None]
+    return float(torch.stack(gradients).norm())
+
+
+def _sentence(row: Limits) -> str:
+    ended = "" if math.isfinite(row.last_loss) else ", then not finite"
+    return (
+        f"branch {row.branch}, depth {row.depth}: InfoNCE {row.first_loss:.3g} to "
+        f"{row.last_loss:.3g} nats in {row.updates:,} updates{ended}; the stream is "
+        f"{row.stream_mean:.3g} large and differs by {row.stream_spread:.3g} between rows; "
+        f"{row.stuck:.0%} of the actions begin stuck."
+    )
+
+
+def _by_depth(rows: Sequence[Limits]) -> Picture:
+    views = {
+        "loss": "last_loss",
+        "actor gradient": "actor_gradient",
+        "critic gradient": "critic_gradient",
+        "stream": "stream_mean",
+    }
+    figures = {}
+    for view, name in views.items():
+        lines = []
+        for branch in BRANCHES:
+            found = [row for row in rows if row.branch == branch]
+            x_X = np.array([math.log2(row.depth) for row in found])
+            y_X = np.array([getattr(row, name) for row in found])
+            lines.append(Line(label=f"branch {branch}", x_X=x_X, y_X=y_X))
+        axis = "logarithm of the depth to base 2"
+        figures[view] = curves_figure({view: lines}, x=(axis, "plain"), y=(view, "plain"))
+    return Picture(name="by_depth", caption="loss, gradients and stream by depth", views=figures)
+
+
+def _along(growth: Mapping[str, Sequence[Line]]) -> Picture:
+    figure = curves_figure(growth, x=("layer", "plain"), y=("mean absolute value", "plain"))
+    return Picture(name="growth", caption="the carried sum before training", views={"sum": figure})
+
+
+_READING = """`published` adds every block's output to the sum as it is; `scaled` multiplies it by
+min(1, 16 / depth), which --branch auto does above depth 512."""
+
+STUDY = Study(
+    question="What becomes of loss, gradient norms and activations in networks of a thousand "
+    "layers and more?",
+    statistic="All three networks are equally deep. They take their first updates on transitions "
+    "of a fresh shallow policy; nothing is trained to its end.",
+    trials=trials,
+    answer=answer,
+)

@@ -1,0 +1,178 @@
+"""Does learning begin at a threshold, and is it counted in transitions or in updates?"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from torch_crl.presets import preset
+from torch_crl.study.change_points import SMALLEST, Onset, onset
+from torch_crl.study.curves import Curve, common_grid, on_grid
+from torch_crl.study.grid import Trial, grid
+from torch_crl.study.report import Section, Table, Text
+from torch_crl.study.studies.common import (
+    METRIC,
+    SEEDS,
+    SETTINGS,
+    THREE_TASKS,
+    by_task,
+    curves_picture,
+    grouped,
+)
+from torch_crl.study.study import Answer, Scale, Study
+
+# Of the preset's env steps for one update.
+FACTORS = (0.5, 2.0)
+DEPTHS: Mapping[Scale, tuple[int, ...]] = {"smoke": (4,), "small": (4, 16), "full": (4, 16, 64)}
+EVALUATIONS: Mapping[Scale, int] = {"smoke": 16, "small": 40, "full": 100}
+# What a test must show for its change point to be called one.
+LEVEL = 0.05
+
+
+class Threshold(NamedTuple):
+    """The change point of the learning curve of one setting."""
+
+    task: str
+    depth: int
+    env_steps_per_update: float
+    found: Onset
+    updates: float
+    """At the onset."""
+
+
+def trials(scale: Scale) -> list[Trial]:
+    """Update-to-data ratios x depths x seeds, with many evaluations."""
+    found = []
+    for task in THREE_TASKS[scale]:
+        settings = {**SETTINGS[scale], "evaluations": EVALUATIONS[scale]}
+        interval = settings.pop("env_steps_per_update", preset(task).budget.env_steps_per_update)
+        axes = {
+            "env_steps_per_update": tuple(interval * factor for factor in FACTORS),
+            "depth": DEPTHS[scale],
+            "seed": SEEDS[scale],
+        }
+        found += grid([task], axes=axes, settings=settings)
+    return found
+
+
+def thresholds(curves: Sequence[Curve]) -> list[Threshold]:
+    """Of every task, depth and update-to-data ratio whose runs have enough evaluations."""
+    leaves = ("task.name", "networks.critic_depth", "budget.env_steps_per_update")
+    rows = []
+    for (task, depth, interval), runs in grouped(curves, *leaves).items():
+        steps_X = common_grid(runs, "env_steps")
+        if len(steps_X) < SMALLEST:
+            continue
+        values_RX = [on_grid(curve, METRIC, steps_X, "env_steps") for curve in runs]
+        found = onset(steps_X, values_RX)
+        updates = float(np.interp(found.ramp.onset, runs[0].env_steps_E, runs[0].updates_E))
+        rows.append(Threshold(task, depth, interval, found, updates))
+    return rows
+
+
+def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+    """Change points with their tests, and which count agrees between update-to-data ratios."""
+    del scale
+    rows = thresholds(curves)
+    table = Table(
+        caption="change points of the mean learning curve over seeds [95 % of resampled seeds]",
+        columns=(
+            "task",
+            "depth",
+            "env steps per update",
+            "onset, env steps",
+            "interval",
+            "onset, updates",
+            "from",
+            "to",
+            "p of change",
+            "p of a threshold",
+            "seeds",
+        ),
+        rows=tuple(
+            (
+                row.task,
+                row.depth,
+                row.env_steps_per_update,
+                row.found.ramp.onset,
+                "none"
+                if row.found.interval is None
+                else "{:,.0f} to {:,.0f}".format(*row.found.interval),
+                row.updates,
+                row.found.ramp.low,
+                row.found.ramp.high,
+                row.found.change_p,
+                row.found.threshold_p,
+                row.found.seeds,
+            )
+            for row in rows
+        ),
+    )
+    labelled = {
+        task: {
+            f"depth {depth}, one update for {interval:g} env steps": group
+            for (depth, interval), group in grouped(
+                runs, "networks.critic_depth", "budget.env_steps_per_update"
+            ).items()
+        }
+        for task, runs in by_task(curves).items()
+    }
+    return Answer(
+        findings=(*map(_sentence, rows), *agreement(rows)),
+        sections=(
+            Section(title="Learning curves", parts=(curves_picture(labelled),)),
+            Section(title="Change points", parts=(table, Text(text=_READING))),
+        ),
+    )
+
+
+def agreement(rows: Sequence[Threshold]) -> list[str]:
+    """For each task and depth with real thresholds: is their spread smaller in steps or updates?"""
+    sentences = []
+    for task, depth in dict.fromkeys((row.task, row.depth) for row in rows):
+        real = [row for row in rows if (row.task, row.depth) == (task, depth) and _is_real(row)]
+        if len(real) < 2:
+            continue
+        steps, updates = (
+            max(values) / max(min(values), 1.0)
+            for values in ([row.found.ramp.onset for row in real], [row.updates for row in real])
+        )
+        nearer = "transitions" if steps < updates else "updates"
+        sentences.append(
+            f"{task}, depth {depth}: across update-to-data ratios the onset differs by a factor of "
+            f"{steps:.2g} in transitions and {updates:.2g} in updates: it is nearer to a count of "
+            f"{nearer}."
+        )
+    return sentences
+
+
+def _is_real(row: Threshold) -> bool:
+    return row.found.change_p <= LEVEL and row.found.threshold_p <= LEVEL
+
+
+def _sentence(row: Threshold) -> str:
+    where = f"{row.task}, depth {row.depth}, one update for {row.env_steps_per_update:g} env steps"
+    found = row.found
+    if found.change_p > LEVEL:
+        return f"{where}: no change in the learning curve, p = {found.change_p:.2g}."
+    if found.threshold_p > LEVEL:
+        return f"{where}: learning begins with training, p of a threshold {found.threshold_p:.2g}."
+    return (
+        f"{where}: threshold at {found.ramp.onset:,.0f} transitions ({row.updates:,.0f} updates), "
+        f"p = {found.threshold_p:.2g}."
+    )
+
+
+_READING = """A ramp is fitted: flat until the onset, then linear to a plateau. `p of change` tests
+it against a constant curve, `p of a threshold` against a ramp that begins at the first
+evaluation; both are not corrected for the number of curves."""
+
+STUDY = Study(
+    question="Is there a threshold in transitions below which nothing is learned, by task and by "
+    "update-to-data ratio?",
+    statistic="The onset of the least-squares ramp through the mean learning curve, tested against "
+    "no change and against learning from the start, each with noise as correlated as the "
+    "residuals (torch_crl.study.change_points).",
+    trials=trials,
+    answer=answer,
+)

@@ -1,0 +1,150 @@
+"""Are parameters better spent on depth or on width?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch_crl.presets import preset, with_changes
+from torch_crl.recipe import Recipe
+from torch_crl.study.critical_depth import holm
+from torch_crl.study.curves import Curve
+from torch_crl.study.grid import Trial, grid
+from torch_crl.study.report import Section, Table
+from torch_crl.study.statistics import permutation_test
+from torch_crl.study.studies.common import (
+    SEEDS,
+    SETTINGS,
+    THREE_TASKS,
+    by_task,
+    curves_picture,
+    estimates,
+    estimates_picture,
+    estimates_table,
+    grouped,
+    scores,
+)
+from torch_crl.study.study import Answer, Scale, Study
+
+SHALLOW = 4
+DEPTHS: Mapping[Scale, tuple[int, ...]] = {
+    "smoke": (16,),
+    "small": (8, 16, 32),
+    "full": (8, 16, 64),
+}
+
+
+def width_of_equal_parameters(recipe: Recipe, parameters: int) -> int:
+    """The width with which the recipe's three networks come nearest to so many parameters."""
+
+    def count(width: int) -> int:
+        networks = replace(recipe.networks, width=width)
+        return replace(recipe, networks=networks).update_cost.parameters
+
+    low, high = 1, 2
+    while count(high) < parameters:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    return min((low, high), key=lambda width: abs(count(width) - parameters))
+
+
+def trials(scale: Scale) -> list[Trial]:
+    """Each depth at the preset's width, and depth 4 as wide as has the same parameters; x seeds."""
+    found = []
+    for task in THREE_TASKS[scale]:
+        settings = {**SETTINGS[scale]}
+        width = settings.pop("width", preset(task).networks.width)
+        sizes = [(SHALLOW, width)]
+        for depth in DEPTHS[scale]:
+            deep = with_changes(preset(task, depth=depth), networks={"width": width})
+            wide = width_of_equal_parameters(
+                preset(task, depth=SHALLOW), deep.update_cost.parameters
+            )
+            sizes += [(depth, width), (SHALLOW, wide)]
+        for depth, units in sizes:
+            axes = {"depth": (depth,), "width": (units,), "seed": SEEDS[scale]}
+            found += grid([task], axes=axes, settings=settings)
+    return found
+
+
+def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+    """Deep against wide at equal parameters."""
+    del scale
+    leaves = ("networks.critic_depth", "networks.width")
+    sizes = {task: grouped(runs, *leaves) for task, runs in by_task(curves).items()}
+    labelled = {
+        task: {f"depth {depth}, width {width}": group for (depth, width), group in groups.items()}
+        for task, groups in sizes.items()
+    }
+    rows = [row for task, groups in sizes.items() for row in deep_against_wide(task, groups)]
+    table = Table(
+        caption="deep less wide at equal parameters; permutation test, corrected by Holm's method",
+        columns=(
+            "task",
+            "deep",
+            "its parameters",
+            "wide",
+            "its parameters",
+            "difference",
+            "p",
+            "smallest possible p",
+        ),
+        rows=tuple(rows),
+    )
+    points = {task: estimates(groups) for task, groups in labelled.items()}
+    return Answer(
+        findings=tuple(
+            f"{task}: {deep} against {wide}, {count / 1e6:.3g} M parameters: {difference:+,.3g} "
+            f"control steps at the goal, corrected p = {p:.2g}."
+            for task, deep, count, wide, _, difference, p, _ in rows
+        ),
+        sections=(
+            Section(
+                title="Scores",
+                parts=(
+                    estimates_picture(points),
+                    estimates_table(points),
+                    curves_picture(labelled),
+                ),
+            ),
+            Section(title="Deep against wide", parts=(table,)),
+        ),
+    )
+
+
+Row = tuple[str, str, int, str, int, float, float, float]
+
+
+def deep_against_wide(task: str, groups: Mapping[tuple[int, int], list[Curve]]) -> list[Row]:
+    """Every deep network beside the shallow one whose parameters are nearest to its own."""
+    counts = {size: group[0].recipe.update_cost.parameters for size, group in groups.items()}
+    shallow = [size for size in groups if size[0] == SHALLOW]
+    pairs = []
+    for deep in groups:
+        if deep[0] != SHALLOW and shallow:
+            wide = min(shallow, key=lambda size: abs(counts[size] - counts[deep]))
+            pairs.append((deep, wide))
+    tests = [permutation_test([scores(groups[d])], [scores(groups[w])]) for d, w in pairs]
+    corrected = holm([test.p_value for test in tests])
+    return [
+        (
+            task,
+            f"depth {deep[0]}, width {deep[1]}",
+            counts[deep],
+            f"depth {wide[0]}, width {wide[1]}",
+            counts[wide],
+            test.difference,
+            p,
+            min(1.0, test.smallest_p * len(tests)),
+        )
+        for (deep, wide), test, p in zip(pairs, tests, corrected, strict=True)
+    ]
+
+
+STUDY = Study(
+    question="Are parameters better spent on depth or on width?",
+    statistic="A network of depth 4 is made as wide as gives all three networks together the "
+    "parameters of the deep ones. Each pair is compared by exchanging the seeds' labels.",
+    trials=trials,
+    answer=answer,
+)

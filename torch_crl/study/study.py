@@ -1,0 +1,203 @@
+"""What a named study is, what it costs, and how it is carried out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch_crl.recipe import Recipe
+from torch_crl.study.curves import Curve, read_curve
+from torch_crl.study.grid import Trial
+from torch_crl.study.report import Report, Section, Text, provenance, write_report
+
+Scale = Literal["smoke", "small", "full"]
+SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
+
+# Seconds of one update of the published system on one A100, and of each layer in it: fitted to the
+# hours of humanoid in table 3 of arXiv 2503.14858v3, width 256, batch 512, simulation included.
+_PUBLISHED_SECONDS, _PUBLISHED_SECONDS_A_LAYER = 1.2e-3, 0.23e-3
+
+
+class StudyError(Exception):
+    """A study that has nothing to report; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a study found."""
+
+    findings: tuple[str, ...]
+    """Most important first."""
+    sections: tuple[Section, ...]
+    data: dict[str, Any] = field(default_factory=dict)
+    """Numbers that no table holds, for report.json."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A question, the runs that answer it, and how they are read."""
+
+    question: str
+    statistic: str
+    trials: Callable[[Scale], list[Trial]]
+    """Empty for a study that trains nothing."""
+    answer: Callable[[Sequence[Curve], Scale], Answer]
+    """From the curves of the finished trials."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Of all trials of a study."""
+
+    runs: int
+    env_steps: int
+    updates: int
+    petaflop: float
+    """Of the updates' dense layers, in the runs for which it is known."""
+    petaflop_runs: int
+    """How many runs those are."""
+    published_hours: float
+    """That the published system takes on one A100, for the runs it can do."""
+    published_runs: int
+
+    def __str__(self) -> str:
+        """One line a figure."""
+        rest = "" if self.petaflop_runs == self.runs else f" in {self.petaflop_runs} of the runs"
+        lines = [
+            f"{self.runs:,} runs",
+            f"{self.env_steps:,} env steps",
+            f"{self.updates:,} updates",
+            f"{self.petaflop:,.3g} PFLOP in the updates' dense layers{rest}",
+        ]
+        if self.published_runs:
+            lines.append(
+                f"{self.published_hours:,.0f} hours for the published system on one A100, in "
+                f"{self.published_runs} of the runs, by its speed on humanoid; this machine's "
+                "speed: torch-crl bench"
+            )
+        else:
+            lines.append(
+                "hours: no rate is known for these sizes; measure one with torch-crl bench"
+            )
+        return "\n".join(lines)
+
+
+def cost_of(trials: Sequence[Trial]) -> Cost:
+    """What all trials cost together."""
+    recipes = [trial.recipe for trial in trials]
+    work = [_petaflop(recipe) for recipe in recipes]
+    hours = [_published_hours(recipe) for recipe in recipes]
+    known_work, known_hours = (
+        [value for value in values if value is not None] for values in (work, hours)
+    )
+    return Cost(
+        runs=len(trials),
+        env_steps=sum(recipe.total_env_steps for recipe in recipes),
+        updates=sum(recipe.total_updates for recipe in recipes),
+        petaflop=sum(known_work),
+        petaflop_runs=len(known_work),
+        published_hours=sum(known_hours),
+        published_runs=len(known_hours),
+    )
+
+
+def run_study(
+    name: str,
+    study: Study,
+    scale: Scale,
+    folder: Path,
+    *,
+    command: str,
+    show: bool = True,
+    **launching: Any,
+) -> Path:
+    """Run what is not finished yet in FOLDER/runs and write FOLDER/report.html; returns its path.
+
+    `launching` goes to `torch_crl.study.sweep.run_trials`. Raises StudyError if no trial finished.
+    """
+    # Here, so that the statistics can be read without what starts processes.
+    from torch_crl.study.sweep import run_trials
+
+    trials = study.trials(scale)
+    failed: dict[str, str] = {}
+    run_dirs: Sequence[Path] = ()
+    if trials:
+        result = run_trials(trials, folder / "runs", show=show, **launching)
+        run_dirs, failed = result.finished, result.failed
+        if not run_dirs:
+            reasons = "".join(f"\n  - {trial}: {reason}" for trial, reason in failed.items())
+            raise StudyError(f"no trial finished:{reasons}")
+    report = make_report(
+        name,
+        study,
+        scale,
+        [read_curve(run_dir) for run_dir in run_dirs],
+        failed=failed,
+        command=command,
+    )
+    return write_report(report, folder)
+
+
+def make_report(
+    name: str,
+    study: Study,
+    scale: Scale,
+    curves: Sequence[Curve],
+    *,
+    failed: dict[str, str],
+    command: str,
+) -> Report:
+    """The study's answer with what a reader needs to weigh it."""
+    answer = study.answer(curves, scale)
+    findings = [*answer.findings]
+    if curves and min(seeds := seeds_of(curves)) == 1:
+        some = "One seed" if max(seeds) == 1 else "One seed only of some settings"
+        findings.append(f"{some}: no interval can be given and nothing can be tested.")
+    if scale == "smoke":
+        findings.append(
+            "Scale smoke shows that the study runs; its budgets are too small to learn."
+        )
+    findings += [f"Left out, it failed: {trial}: {reason}" for trial, reason in failed.items()]
+    about = Section(title="How it was measured", parts=(Text(text=study.statistic),))
+    facts = provenance(command)
+    if curves:
+        facts |= {"runs": str(len(curves)), "seeds of a setting": _numbers(seeds_of(curves))}
+    return Report(
+        title=f"Study {name}, scale {scale}",
+        question=study.question,
+        findings=tuple(findings),
+        sections=(*answer.sections, about),
+        facts=facts,
+        data=answer.data,
+    )
+
+
+def seeds_of(curves: Sequence[Curve]) -> list[int]:
+    """How many seeds there are of every setting."""
+    counts: dict[str, int] = {}
+    for curve in curves:
+        leaves = curve.recipe.leaves()
+        del leaves["system.seed"]
+        counts[repr(leaves)] = counts.get(repr(leaves), 0) + 1
+    return list(counts.values())
+
+
+def _numbers(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _petaflop(recipe: Recipe) -> float | None:
+    flop = recipe.update_flop
+    return None if flop is None else flop * recipe.total_updates / 1e15
+
+
+def _published_hours(recipe: Recipe) -> float | None:
+    networks, algorithm = recipe.networks, recipe.algorithm
+    sizes = (networks.width, algorithm.batch_size, networks.block, algorithm.algo)
+    if sizes != (256, 512, "published", "crl"):
+        return None
+    # By their shares of the operations, see UpdateCost.flop.
+    depth = (3 * networks.actor_depth + 8 * networks.critic_depth) / 11
+    seconds = _PUBLISHED_SECONDS + _PUBLISHED_SECONDS_A_LAYER * depth
+    return seconds * recipe.total_updates / 3600
