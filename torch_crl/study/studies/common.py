@@ -48,7 +48,7 @@ SETTINGS: Mapping[Scale, Mapping[str, Any]] = {
         "episode_length": 100,
         "width": 32,
         "batch_size": 64,
-        "env_steps": 16_000,
+        "env_steps": 10_000,
         "unroll_length": 20,
         "env_steps_per_update": 32.0,
         "prefill_rows": 100,
