@@ -28,6 +28,8 @@ class Options:
     """Folder of the report, and of the run directories in `runs`; finished runs are kept."""
     launcher: Literal["local", "ray"] = "local"
     """Processes on this machine, or a cluster."""
+    address: str = ""
+    """Of a Ray cluster, or `auto`; a local one is started if this is left out."""
     parallel: int = 0
     """Runs at a time; 0 is as many as the GPUs take, or one without, and two at scale smoke."""
     runs_per_gpu: int = 1
@@ -76,6 +78,7 @@ def main(arguments: list[str]) -> int:
             options.out if named else Path(f"studies/{options.name}_{options.scale}"),
             command=shlex.join(["torch-crl", "study", *arguments]),
             launcher=options.launcher,
+            address=options.address,
             parallel=options.parallel or (2 if options.scale == "smoke" else 0),
             runs_per_gpu=options.runs_per_gpu,
             retries=options.retries,

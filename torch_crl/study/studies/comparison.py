@@ -37,12 +37,11 @@ def compare_variants(
     """Scores by variant and depth, what depth adds to each, and tests against `base`."""
     tasks = {task: _by_variant(runs, variant_of) for task, runs in by_task(curves).items()}
     labelled = {
-        task: {
-            f"{variant}, depth {depth}": group
-            for variant, depths in variants.items()
-            for depth, group in depths.items()
+        f"{task}, depth {depth}": {
+            variant: depths[depth] for variant, depths in variants.items() if depth in depths
         }
         for task, variants in tasks.items()
+        for depth in sorted({depth for depths in variants.values() for depth in depths})
     }
     points = {task: estimates(groups) for task, groups in labelled.items()}
     pictures = (estimates_picture(points), estimates_table(points), curves_picture(labelled))
