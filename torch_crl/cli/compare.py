@@ -45,6 +45,8 @@ class Options:
     """Folder of report.html, report.json and the pictures, and of runs/ where it trains."""
     launcher: Literal["local", "ray"] = "local"
     """Processes on this machine, or on a Ray cluster."""
+    address: str = ""
+    """Of a Ray cluster that is up, or `auto`; not given: one on this machine."""
     parallel: int = 0
     """Runs at a time; 0 is as many as the GPUs take, or one without."""
     cpus_per_run: int = 0
@@ -123,6 +125,7 @@ def _train(options: Options) -> tuple[tuple[Path, ...], dict[str, str]]:
         parallel=options.parallel,
         cpus_per_run=options.cpus_per_run,
         runs_per_gpu=options.runs_per_gpu,
+        address=options.address,
     )
     return result.finished, result.failed
 
