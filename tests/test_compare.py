@@ -24,7 +24,7 @@ from torch_crl.study.compare import (
 )
 from torch_crl.study.compare_report import comparison_report, score_table
 from torch_crl.study.curves import CurveError, read_curves
-from torch_crl.study.grid import Trial
+from torch_crl.study.grid import Trial, check_trials
 from torch_crl.study.published import published_curves
 from torch_crl.study.report import Text
 from torch_crl.study.statistics import stratified_bootstrap_interval
@@ -72,12 +72,21 @@ def test_trials_are_every_combination() -> None:
         algos=["crl", "sac"],
         depths=[4, 16],
         seeds=1,
-        settings={"env_steps": 5000, "reward": "dense"},
+        reward="dense",
+        settings={"env_steps": 50_000},
     )
     depths = [trial.recipe.networks.critic_depth for trial in deep]
     assert depths == [4, 16, 4, 16]
-    assert {trial.recipe.budget.env_steps for trial in deep} == {5000}
+    assert {trial.recipe.budget.env_steps for trial in deep} == {50_000}
     assert method_name(deep[3].recipe) == "SAC depth 16, dense reward"
+    # Contrastive RL has no reward, and a sparse run's directory is not a dense one's.
+    assert [trial.name for trial in deep] == [
+        "reacher_crl_depth4_seed0",
+        "reacher_crl_depth16_seed0",
+        "reacher_sac_depth4_seed0_dense",
+        "reacher_sac_depth16_seed0_dense",
+    ]
+    check_trials(deep)
 
 
 def test_unknown_names_are_told_at_once_with_the_nearest() -> None:

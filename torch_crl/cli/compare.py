@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from torch_crl.cli.errors import UsageError, told_to_user
+from torch_crl.cli.sweep import plan
 
 if TYPE_CHECKING:
     from torch_crl.study.grid import Trial
@@ -53,6 +54,8 @@ class Options:
     """CPUs of a run; 0 shares them evenly."""
     runs_per_gpu: int = 1
     """How many runs share a GPU."""
+    dry_run: bool = False
+    """Print the runs and what they cost, check everything, and stop."""
 
 
 def main(arguments: list[str]) -> int:
@@ -68,12 +71,18 @@ def main(arguments: list[str]) -> int:
     from torch_crl.study.compare import compare
     from torch_crl.study.compare_report import comparison_report, score_table
     from torch_crl.study.curves import CurveError, read_curve, read_curves
+    from torch_crl.study.grid import check_trials
     from torch_crl.study.report import write_report
     from torch_crl.validation import RecipeError
 
     failed: dict[str, str] = {}
     console = Console(stderr=True)
     with told_to_user(RecipeError, CurveError):
+        if options.dry_run:
+            trials = _trials(options)
+            check_trials(trials)
+            Console().print(plan(trials))
+            return 0
         if options.runs:
             curves = read_curves(options.runs)
         else:
@@ -101,6 +110,8 @@ def _check(options: Options) -> None:
             "--runs only reads and takes every task it finds; leave out "
             f"{' '.join(options.tasks)}, or leave out --runs to train"
         )
+    if options.runs and options.dry_run:
+        raise UsageError("--dry-run is for training, and --runs only reads")
     if not (options.runs or options.tasks):
         raise UsageError(
             "name tasks to train on (`torch-crl envs` lists them) or runs to read with --runs"
@@ -133,7 +144,7 @@ def _train(options: Options) -> tuple[tuple[Path, ...], dict[str, str]]:
 def _trials(options: Options) -> "list[Trial]":
     from torch_crl.study.compare import comparison_trials
 
-    settings: dict[str, Any] = {"reward": options.reward}
+    settings: dict[str, Any] = {}
     for name in ("env_steps", "evaluations"):
         if value := getattr(options, name):
             settings[name] = value
@@ -142,6 +153,7 @@ def _trials(options: Options) -> "list[Trial]":
         algos=options.algos,
         depths=options.depths,
         seeds=options.seeds,
+        reward=options.reward,
         settings=settings,
     )
 

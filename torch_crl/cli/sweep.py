@@ -10,6 +10,8 @@ from tyro.conf import Positional, UseAppendAction
 from torch_crl.cli.errors import UsageError, told_to_user
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from torch_crl.study.grid import Trial
@@ -82,7 +84,7 @@ def main(arguments: list[str]) -> int:
             check_trials(trials)
             if problems := directory_problems(trials, options.out):
                 raise RecipeError(problems)
-            Console().print(_plan(trials))
+            Console().print(plan(trials))
             return 0
         result = run_trials(
             trials,
@@ -113,7 +115,8 @@ def _assignments(texts: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _plan(trials: list["Trial"]) -> "Table":
+def plan(trials: "Sequence[Trial]") -> "Table":
+    """Every trial with its env steps and the work of its updates, and the sums."""
     from rich.table import Table
 
     found = Table(title="trials", title_justify="left", show_footer=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from torch_crl.presets import with_changes
 from torch_crl.recipe import Recipe
 from torch_crl.study.curves import (
     Axis,
@@ -123,18 +124,28 @@ def comparison_trials(
     algos: Sequence[str],
     depths: Sequence[int] = (),
     seeds: int = 3,
+    reward: str = "sparse",
     settings: dict[str, Any] | None = None,
 ) -> list[Trial]:
     """Every task x algorithm x depth x seed, from each task's preset.
 
-    Without depths each algorithm has its preset's own. `settings` are fields of the recipe that
-    all trials share, such as `env_steps`. Raises RecipeError for names and values that there are
-    not, all at once.
+    Without depths each algorithm has its preset's own. The reward is that of the baselines;
+    `settings` are fields of the recipe that all trials share, such as `env_steps`. Raises
+    RecipeError for names and values that there are not, all at once.
     """
     axes: dict[str, Sequence[Any]] = {"algo": algos}
     if depths:
         axes["depth"] = depths
-    return grid(tasks, axes=axes | {"seed": list(range(seeds))}, settings=settings)
+    trials = grid(tasks, axes=axes | {"seed": list(range(seeds))}, settings=settings)
+    return [_rewarded(trial, reward) for trial in trials]
+
+
+def _rewarded(trial: Trial, reward: str) -> Trial:
+    """The trial with this reward, if it is a baseline's, and then in a run directory of its own."""
+    if not trial.recipe.by_library or reward == trial.recipe.baseline.reward:
+        return trial
+    recipe = with_changes(trial.recipe, baseline={"reward": reward})
+    return Trial(name=f"{trial.name}_{reward}", recipe=recipe)
 
 
 def method_name(recipe: Recipe) -> str:
