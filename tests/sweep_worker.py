@@ -1,4 +1,4 @@
-"""Stands in for `torch_crl.study.worker` in tests of sweeps: the same but for the training.
+"""Stands in for `torch_crl.sweep.worker` in tests of sweeps: the same but for the training.
 
 A run of it writes into RUN.trace beside the run directory when it begins and ends, and does what
 the recipe's seed says: seeds below 10 finish after a moment, 10 fails always, 11 the first time,
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from torch_crl.recipe import Recipe
-from torch_crl.study.worker import work
+from torch_crl.sweep.worker import work
 
 SECONDS = 0.2
 

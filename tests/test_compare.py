@@ -11,9 +11,9 @@ import pytest
 
 from tests.run_directories import write_run
 from torch_crl.cli.main import main
+from torch_crl.curves import CurveError, read_curves
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
-from torch_crl.study import sweep
 from torch_crl.study.compare import (
     compare,
     comparison_trials,
@@ -23,12 +23,12 @@ from torch_crl.study.compare import (
     task_line,
 )
 from torch_crl.study.compare_report import comparison_report, score_table
-from torch_crl.study.curves import CurveError, read_curves
-from torch_crl.study.grid import Trial, check_trials
 from torch_crl.study.published import published_curves
 from torch_crl.study.report import Text
 from torch_crl.study.statistics import stratified_bootstrap_interval
-from torch_crl.study.sweep import SweepResult
+from torch_crl.sweep import driver
+from torch_crl.sweep.driver import SweepResult
+from torch_crl.sweep.grid import Trial, check_trials
 from torch_crl.validation import RecipeError
 
 
@@ -312,7 +312,7 @@ def test_the_command_trains_what_it_reports(
         finished = tuple(write_run(folder / trial.name, trial.recipe, [0.2, 0.5]) for trial in good)
         return SweepResult(finished=finished, failed={bad.name: "exit status 1; no memory"})
 
-    monkeypatch.setattr(sweep, "run_trials", run_trials)
+    monkeypatch.setattr(driver, "run_trials", run_trials)
     command = ["compare", "reacher", "--algos", "crl", "sac", "--seeds", "2", "--parallel", "2"]
     command += ["--env-steps", "4000", "--out", str(tmp_path / "out")]
     assert main(command) == 1

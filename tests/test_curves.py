@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tests.run_directories import write_run
-from torch_crl.presets import preset, with_changes
-from torch_crl.study.curves import (
+from torch_crl.curves import (
     CurveError,
     check_comparable,
     common_grid,
@@ -18,6 +17,7 @@ from torch_crl.study.curves import (
     read_curves,
     score,
 )
+from torch_crl.presets import preset, with_changes
 
 REACHER = preset("reacher")
 SHARES = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8]

@@ -11,11 +11,10 @@ import torch
 
 from torch_crl import trainer
 from torch_crl.cli import study as command
+from torch_crl.curves import Curve
 from torch_crl.networks import ResidualTower
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
-from torch_crl.study.curves import Curve
-from torch_crl.study.grid import Trial, check_trials, grid
 from torch_crl.study.report import Table
 from torch_crl.study.studies import (
     STUDIES,
@@ -28,6 +27,7 @@ from torch_crl.study.studies import (
     width,
 )
 from torch_crl.study.study import SCALES, Answer, Study, cost_of, make_report, run_study, seeds_of
+from torch_crl.sweep.grid import Trial, check_trials, grid
 
 EVALUATIONS = 16
 

@@ -18,13 +18,13 @@ from torch_crl.cli import sweep as command
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.presets import preset, with_changes
-from torch_crl.study.grid import Trial, check_trials, grid
-from torch_crl.study.launchers import LocalLauncher, local_launcher
-from torch_crl.study.progress import logged_env_steps
-from torch_crl.study.ray_launcher import ray_launcher
-from torch_crl.study.results import collect
-from torch_crl.study.sweep import SweepResult, run_trials
-from torch_crl.study.worker import other_run_in, work
+from torch_crl.sweep.driver import SweepResult, run_trials
+from torch_crl.sweep.grid import Trial, check_trials, grid
+from torch_crl.sweep.launchers import LocalLauncher, local_launcher
+from torch_crl.sweep.progress import logged_env_steps
+from torch_crl.sweep.ray_launcher import ray_launcher
+from torch_crl.sweep.results import collect
+from torch_crl.sweep.worker import other_run_in, work
 from torch_crl.threads import usable_cpus
 from torch_crl.validation import RecipeError
 

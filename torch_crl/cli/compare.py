@@ -13,8 +13,8 @@ from torch_crl.cli.errors import UsageError, told_to_user
 from torch_crl.cli.sweep import plan
 
 if TYPE_CHECKING:
-    from torch_crl.study.grid import Trial
     from torch_crl.study.report import Table
+    from torch_crl.sweep.grid import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +68,11 @@ def main(arguments: list[str]) -> int:
     # Here, so that --help stays quick.
     from rich.console import Console
 
+    from torch_crl.curves import CurveError, read_curve, read_curves
     from torch_crl.study.compare import compare
     from torch_crl.study.compare_report import comparison_report, score_table
-    from torch_crl.study.curves import CurveError, read_curve, read_curves
-    from torch_crl.study.grid import check_trials
     from torch_crl.study.report import write_report
+    from torch_crl.sweep.grid import check_trials
     from torch_crl.validation import RecipeError
 
     failed: dict[str, str] = {}
@@ -127,7 +127,7 @@ def _check(options: Options) -> None:
 
 def _train(options: Options) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Bring all trials to their end; returns run directories and what failed."""
-    from torch_crl.study.sweep import run_trials
+    from torch_crl.sweep.driver import run_trials
 
     result = run_trials(
         _trials(options),

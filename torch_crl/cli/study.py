@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     # Here, so that --help stays quick.
-    from torch_crl.study.curves import CurveError
+    from torch_crl.curves import CurveError
     from torch_crl.study.studies import STUDIES
     from torch_crl.study.study import StudyError, cost_of, run_study
     from torch_crl.validation import RecipeError

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from torch_crl.study.grid import Trial
+    from torch_crl.sweep.grid import Trial
 
 # Shown by --help; a sweep that goes on needs the same folder, so it has no date in it.
 _DEFAULT_OUT = Path("sweeps/sweep")
@@ -69,9 +69,9 @@ def main(arguments: list[str]) -> int:
     # Here, so that --help stays quick.
     from rich.console import Console
 
-    from torch_crl.study.grid import check_trials, grid
-    from torch_crl.study.results import collect, table
-    from torch_crl.study.sweep import directory_problems, run_trials
+    from torch_crl.sweep.driver import directory_problems, run_trials
+    from torch_crl.sweep.grid import check_trials, grid
+    from torch_crl.sweep.results import collect, table
     from torch_crl.validation import RecipeError
 
     with told_to_user(RecipeError):

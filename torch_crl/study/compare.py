@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from torch_crl.presets import with_changes
-from torch_crl.recipe import Recipe
-from torch_crl.study.curves import (
+from torch_crl.curves import (
     Axis,
     Curve,
     CurveError,
@@ -24,7 +22,8 @@ from torch_crl.study.curves import (
     on_grid,
     score,
 )
-from torch_crl.study.grid import Trial, grid
+from torch_crl.presets import with_changes
+from torch_crl.recipe import Recipe
 from torch_crl.study.pictures import Line
 from torch_crl.study.statistics import (
     Array,
@@ -36,6 +35,7 @@ from torch_crl.study.statistics import (
     probability_of_improvement,
     stratified_bootstrap_interval,
 )
+from torch_crl.sweep.grid import Trial, grid
 
 METRIC = "time_at_goal_share"
 _NAMES = {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch_crl.curves import SCORED_EVALUATIONS, Axis, first_reached
 from torch_crl.study.compare import (
     METRIC,
     Comparison,
@@ -17,7 +18,6 @@ from torch_crl.study.compare_text import (
     making,
     seeds_text,
 )
-from torch_crl.study.curves import SCORED_EVALUATIONS, Axis, first_reached
 from torch_crl.study.pictures import Line, Unit, curves_figure, duration, estimates_figure
 from torch_crl.study.published import published_curves
 from torch_crl.study.report import Picture, Report, Section, Table, Text, provenance

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torch_crl.curves import Curve, read_curve
 from torch_crl.recipe import Recipe
-from torch_crl.study.curves import Curve, read_curve
-from torch_crl.study.grid import Trial
 from torch_crl.study.report import Report, Section, Text, provenance, write_report
+from torch_crl.sweep.grid import Trial
 
 Scale = Literal["smoke", "small", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
@@ -113,10 +113,10 @@ def run_study(
 ) -> Path:
     """Run what is not finished yet in FOLDER/runs and write FOLDER/report.html; returns its path.
 
-    `launching` goes to `torch_crl.study.sweep.run_trials`. Raises StudyError if no trial finished.
+    `launching` goes to `torch_crl.sweep.driver.run_trials`. Raises StudyError if no trial finished.
     """
     # Here, so that the statistics can be read without what starts processes.
-    from torch_crl.study.sweep import run_trials
+    from torch_crl.sweep.driver import run_trials
 
     trials = study.trials(scale)
     failed: dict[str, str] = {}

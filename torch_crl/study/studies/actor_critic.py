@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from torch_crl.study.curves import Curve
-from torch_crl.study.grid import Trial, grid
+from torch_crl.curves import Curve
 from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best
 from torch_crl.study.pictures import heat_map_figure
 from torch_crl.study.report import Picture, Section, Table
@@ -22,6 +21,7 @@ from torch_crl.study.studies.common import (
     scores,
 )
 from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.sweep.grid import Trial, grid
 
 DEPTHS: Mapping[Scale, tuple[int, ...]] = {
     "smoke": (4, 16),

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from torch_crl.curves import Curve
 from torch_crl.presets import preset
-from torch_crl.study.curves import Curve
-from torch_crl.study.grid import Trial, grid
 from torch_crl.study.pictures import heat_map_figure
 from torch_crl.study.report import Picture, Section, Table
 from torch_crl.study.statistics import permutation_test
@@ -22,6 +21,7 @@ from torch_crl.study.studies.common import (
     scores,
 )
 from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.sweep.grid import Trial, grid
 
 # Of the preset's batch.
 FACTORS: Mapping[Scale, tuple[float, ...]] = {

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from torch_crl.curves import Curve
 from torch_crl.study.critical_depth import holm
-from torch_crl.study.curves import Curve
 from torch_crl.study.report import Section, Table
 from torch_crl.study.statistics import permutation_test
 from torch_crl.study.studies.common import (

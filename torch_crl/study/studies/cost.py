@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from torch_crl.curves import Curve
 from torch_crl.policy import load_policy
-from torch_crl.study.curves import Curve
 from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best, pareto_front
 from torch_crl.study.pictures import Line, Unit, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch_crl.curves import Curve
 from torch_crl.study.critical_depth import CriticalDepth, critical_depth
-from torch_crl.study.curves import Curve
-from torch_crl.study.grid import Trial, grid
 from torch_crl.study.report import Section, Table
 from torch_crl.study.studies.common import (
     SEEDS,
@@ -19,6 +18,7 @@ from torch_crl.study.studies.common import (
     scores,
 )
 from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.sweep.grid import Trial, grid
 
 DEPTHS: Mapping[Scale, tuple[int, ...]] = {
     "smoke": (4, 8, 16),

@@ -15,16 +15,16 @@ from rich.progress import track
 from torch import Tensor
 
 from torch_crl.costs import BLOCK
+from torch_crl.curves import Curve
 from torch_crl.kernels.tower import Stack, tower
 from torch_crl.learner import Learner
 from torch_crl.native_run import NativeRun, build_run
 from torch_crl.networks import Networks, ResidualTower
 from torch_crl.presets import preset, with_changes
-from torch_crl.study.curves import Curve
-from torch_crl.study.grid import Trial
 from torch_crl.study.pictures import Line, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
 from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.sweep.grid import Trial
 
 TASK = "ant"
 COLLECTIONS = 4

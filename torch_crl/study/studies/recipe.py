@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch_crl.study.curves import Curve
-from torch_crl.study.grid import Trial, grid
+from torch_crl.curves import Curve
 from torch_crl.study.studies.common import SEEDS, SETTINGS, THREE_TASKS
 from torch_crl.study.studies.comparison import compare_variants
 from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.sweep.grid import Trial, grid
 
 BASE = "published"
 BLOCKS = (BASE, "no_skip", "no_norm", "hyperspherical", "pre_norm")

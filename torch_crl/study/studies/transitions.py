@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from torch_crl.curves import Curve, common_grid, on_grid
 from torch_crl.presets import preset
 from torch_crl.study.change_points import SMALLEST, Onset, onset
-from torch_crl.study.curves import Curve, common_grid, on_grid
-from torch_crl.study.grid import Trial, grid
 from torch_crl.study.report import Section, Table, Text
 from torch_crl.study.studies.common import (
     METRIC,
@@ -20,6 +19,7 @@ from torch_crl.study.studies.common import (
     grouped,
 )
 from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.sweep.grid import Trial, grid
 
 # Of the preset's env steps for one update.
 FACTORS = (0.5, 2.0)

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from torch_crl.curves import Curve
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
 from torch_crl.study.critical_depth import holm
-from torch_crl.study.curves import Curve
-from torch_crl.study.grid import Trial, grid
 from torch_crl.study.report import Section, Table
 from torch_crl.study.statistics import permutation_test
 from torch_crl.study.studies.common import (
@@ -23,6 +22,7 @@ from torch_crl.study.studies.common import (
     scores,
 )
 from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.sweep.grid import Trial, grid
 
 SHALLOW = 4
 DEPTHS: Mapping[Scale, tuple[int, ...]] = {

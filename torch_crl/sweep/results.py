@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from torch_crl.study.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
-from torch_crl.study.grid import Trial
-from torch_crl.study.worker import is_finished
+from torch_crl.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
+from torch_crl.sweep.grid import Trial
+from torch_crl.sweep.worker import is_finished
 
 
 def collect(

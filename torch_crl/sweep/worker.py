@@ -1,4 +1,4 @@
-"""One trial in a process of its own: `python -m torch_crl.study.worker RUN_DIR < recipe.json`.
+"""One trial in a process of its own: `python -m torch_crl.sweep.worker RUN_DIR < recipe.json`.
 
 All that is known of a trial lies in its run directory RUN, so that drivers and workers may be
 killed at any moment. RUN.log beside it takes what the worker prints; whoever works in RUN holds a

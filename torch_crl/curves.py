@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torch_crl.metrics import read_metrics
 from torch_crl.recipe import Recipe
-from torch_crl.study.statistics import Array
 
 Axis = Literal["env_steps", "seconds"]
+Array = NDArray[np.float64]
 
 SCORED_EVALUATIONS = 5
 _COUNTERS = ("env_steps", "updates", "seconds")

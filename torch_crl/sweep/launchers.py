@@ -14,11 +14,11 @@ import torch
 
 from torch_crl.compute import resolve_device
 from torch_crl.recipe import Recipe
-from torch_crl.study.worker import log_of
+from torch_crl.sweep.worker import log_of
 from torch_crl.threads import THREADS, usable_cpus
 from torch_crl.validation import RecipeError
 
-WORKER = ("-m", "torch_crl.study.worker")
+WORKER = ("-m", "torch_crl.sweep.worker")
 """What Python is started with; the run directory follows."""
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch_crl.stopping import StopSignals
-from torch_crl.study.grid import Trial, check_trials
-from torch_crl.study.launchers import Job, Launcher, local_launcher
-from torch_crl.study.progress import SweepProgress
-from torch_crl.study.ray_launcher import ray_launcher
-from torch_crl.study.results import collect, write
-from torch_crl.study.worker import is_finished, log_of, other_run_in
+from torch_crl.sweep.grid import Trial, check_trials
+from torch_crl.sweep.launchers import Job, Launcher, local_launcher
+from torch_crl.sweep.progress import SweepProgress
+from torch_crl.sweep.ray_launcher import ray_launcher
+from torch_crl.sweep.results import collect, write
+from torch_crl.sweep.worker import is_finished, log_of, other_run_in
 from torch_crl.validation import RecipeError
 
 RESULTS = "results.json"

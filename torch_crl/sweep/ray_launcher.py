@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from torch_crl.recipe import Recipe
-from torch_crl.study.launchers import (
+from torch_crl.sweep.launchers import (
     WORKER,
     Job,
     certain_gpu_problems,
     start_worker,
     thread_limits,
 )
-from torch_crl.study.worker import log_of
+from torch_crl.sweep.worker import log_of
 from torch_crl.threads import usable_cpus
 from torch_crl.validation import RecipeError
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from torch_crl.metrics import METRICS_FILE
-from torch_crl.study.grid import Trial
+from torch_crl.sweep.grid import Trial
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _TAIL_BYTES = 4096
