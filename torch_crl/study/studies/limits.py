@@ -25,6 +25,7 @@ from torch_crl.study.pictures import Line, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.sweep.grid import Trial
+from torch_crl.threads import torch_threads
 
 TASK = "ant"
 COLLECTIONS = 4
@@ -83,8 +84,12 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
     return report(SIZES[scale])
 
 
+@torch_threads(1)
 def report(sizes: Sizes) -> Answer:
-    """Measure every depth with both branches."""
+    """Measure every depth with both branches.
+
+    On the CPU by one thread: for layers as small as these, threads only wait for each other.
+    """
     data = _collected(sizes)
     rows: list[Limits] = []
     growth: dict[str, list[Line]] = {}
