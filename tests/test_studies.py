@@ -86,7 +86,8 @@ def test_depth_finds_the_jump_that_was_put_in() -> None:
     assert critical.jump.rise == pytest.approx(38)
     # 2 of C(10, 5) ways, for two steps.
     assert critical.jump.p_value == pytest.approx(2 * 2 / math.comb(10, 5))
-    assert found.findings[0].startswith("reacher: critical depth 16: +38 control steps")
+    assert found.findings[0].startswith("reacher: the largest jump is at depth 16, +38 control")
+    assert "it is more than luck (corrected p = 0.016" in found.findings[0]
 
 
 @pytest.mark.parametrize(

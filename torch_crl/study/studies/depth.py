@@ -26,6 +26,8 @@ DEPTHS: Mapping[Scale, tuple[int, ...]] = {
     "full": (4, 8, 16, 32, 64),
 }
 
+SIGNIFICANT = 0.05
+
 
 def trials(scale: Scale) -> list[Trial]:
     """Depths x seeds."""
@@ -72,10 +74,12 @@ def _sentence(task: str, found: CriticalDepth) -> str:
         if found.stability is None
         else f"the same in {found.stability[found.depth]:.0%} of the resamples of the seeds"
     )
+    luck = "more than luck" if step.p_value < SIGNIFICANT else "within what luck does"
     return (
-        f"{task}: critical depth {found.depth}: {step.rise:+,.3g} control steps at the goal from "
-        f"depth {step.shallow}, {found.share_of_rise:.0%} of all rises; corrected p = "
-        f"{step.p_value:.2g} (at best {step.smallest_p:.2g}); {stable}."
+        f"{task}: the largest jump is at depth {found.depth}, {step.rise:+,.3g} control steps at "
+        f"the goal from depth {step.shallow}, {found.share_of_rise:.0%} of all rises; it is {luck} "
+        f"(corrected p = {step.p_value:.2g}, at best {step.smallest_p:.2g} with these seeds); "
+        f"{stable}."
     )
 
 
