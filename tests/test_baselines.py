@@ -22,13 +22,11 @@ from torch_crl.recipe import LIBRARY_ALGOS, Recipe
 
 TINY: dict[str, dict[str, Any]] = {
     "task": {"num_envs": 4, "num_eval_envs": 2, "episode_length": 10},
-    "networks": {"width": 16},
     "algorithm": {"batch_size": 10},
     "budget": {
         "env_steps": 120,
         "unroll_length": 5,
         "env_steps_per_update": 5.0,
-        "replay_rows": 20,
         "evaluations": 2,
         "checkpoints": 2,
     },
@@ -38,8 +36,12 @@ TINY: dict[str, dict[str, Any]] = {
 
 def tiny(algo: str, *, depth: int = 0, **parts: dict[str, Any]) -> Recipe:
     recipe = with_changes(preset("reacher", algo=algo), **TINY)
-    rows = 0 if algo == "ppo" else 10
-    return with_depth(with_changes(recipe, budget={"prefill_rows": rows}, **parts), depth)
+    # What an algorithm does not read is an error.
+    if algo != "ppo":
+        recipe = with_changes(recipe, budget={"prefill_rows": 10, "replay_rows": 20})
+    if depth:
+        recipe = with_changes(recipe, networks={"width": 16})
+    return with_depth(with_changes(recipe, **parts), depth)
 
 
 def go_on(run: BaselineRun, collections: int) -> None:
@@ -205,6 +207,11 @@ def test_a_failure_ends_an_episode_without_a_time_limit() -> None:
         ("sac", {"algorithm": {"energy": "dot"}}, "--energy is not read by --algo sac"),
         ("gcbc", {"algorithm": {"logsumexp_penalty": 0.5}}, "is not read by --algo gcbc"),
         ("crl", {"baseline": {"reward": "dense"}}, "--reward is not read by --algo crl"),
+        ("sac", {"networks": {"width": 32}}, "--width is not read by --algo sac without --depth"),
+        ("ppo", {"budget": {"replay_rows": 33}}, "--replay-rows is not read by --algo ppo"),
+        ("ppo", {"algorithm": {"batch_size": 0}}, "--batch-size must be at least 2, got 0"),
+        ("ppo", {"budget": {"unroll_length": 0}}, "--unroll-length must be at least 1, got 0"),
+        ("ppo", {"budget": {"env_steps_per_update": 0.0}}, "--env-steps-per-update must be above"),
         ("sac", {"system": {"overlap": "on"}}, "--overlap on is for crl and gcbc, got --algo sac"),
         ("sac", {"networks": {"actor_depth": 2}}, "--actor-depth must be a positive multiple of 4"),
         ("crl", {"networks": {"actor_depth": 0}}, "--actor-depth must be a positive multiple of 4"),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.test_baselines import tiny as tiny_baseline
 from tests.test_recipe import tiny
 from torch_crl import load_policy
 from torch_crl.native_run import build_run
@@ -25,6 +26,18 @@ def test_a_run_on_the_gpu_resumes_and_its_policy_loads_on_the_cpu(tmp_path: Path
     train(recipe, tmp_path / "run", resume=True, show=False)
     action = load_policy(tmp_path / "run")(torch.zeros(3, 29), torch.zeros(3, 2))
     assert action.device.type == "cpu" and action.isfinite().all()
+
+
+@pytest.mark.parametrize("algo", ["gcbc", "ppo", "sac_her", "td3"])
+@pytest.mark.parametrize("width", [16, 128])
+def test_towers_of_other_algorithms_train_on_the_gpu(algo: str, width: int, tmp_path: Path) -> None:
+    # Width 128 takes the persistent kernel, other widths one kernel a layer.
+    device = {"device": "cuda", "torch_threads": 1}
+    recipe = tiny_baseline(algo, depth=4, networks={"width": width}, system=device)
+    check(recipe)
+    train(recipe, tmp_path / "run", show=False)
+    action = load_policy(tmp_path / "run")(torch.zeros(3, 10), torch.zeros(3, 3))
+    assert action.isfinite().all()
 
 
 def test_replay_networks_and_optimiser_live_on_the_gpu() -> None:

@@ -74,7 +74,7 @@ def preset(task: str, *, depth: int = 0, algo: str = "crl") -> Recipe:
     """The recipe for a task; `depth` is that of actor and critic, 0 the preset's own.
 
     A baseline takes as many env steps and evaluations as contrastive RL, SAC and TD3 as many
-    updates too, and begins with its library's own networks.
+    updates for each step too, and begins with its library's own networks.
 
     Tasks without changes of their own take the published settings: 512 envs, width 256, batch
     512, 100 M env steps. A task of your own begins with the small settings of `reacher`. Raises

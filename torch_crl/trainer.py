@@ -14,6 +14,7 @@ import torch
 
 from torch_crl import __version__, checkpoint, validation
 from torch_crl.evaluation import evaluate
+from torch_crl.machine import machine
 from torch_crl.metrics import (
     DivergenceError,
     RunLog,
@@ -27,10 +28,10 @@ from torch_crl.recipe import Recipe, differences
 from torch_crl.run import Run, stream_seed
 from torch_crl.stability import StabilityWatch
 from torch_crl.stopping import StopSignals
-from torch_crl.threads import torch_threads
+from torch_crl.threads import torch_threads, usable_cpus
 
 RESULT_FILE = "result.json"
-"""In a run directory: the run is finished, and this is its last evaluation."""
+"""In a run directory: the run is finished; its last evaluation, and what it was trained on."""
 
 # The newest may be the one that a crash damaged.
 _KEPT_CHECKPOINTS = 2
@@ -139,9 +140,8 @@ def train(
     learning_curve = save_learning_curve(run_dir)
     record = read_metrics(run_dir, "evaluation")[-1]
     evaluation = {name: value for name, value in record.items() if name != "kind"}
-    checkpoint.write_text(
-        run_dir / RESULT_FILE, json.dumps({"evaluation": evaluation}, indent=2) + "\n"
-    )
+    result = {"evaluation": evaluation, "machine": machine()}
+    checkpoint.write_text(run_dir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
     return Result(run_dir=run_dir, evaluation=evaluation, learning_curve=learning_curve)
 
 
@@ -182,7 +182,8 @@ def _thread_count(recipe: Recipe) -> int:
     Threads that wait for each other at every operation crawl as soon as something else runs.
     """
     flop_per_layer = 2 * recipe.algorithm.batch_size * recipe.networks.width**2
-    automatic = torch.get_num_threads() if flop_per_layer >= _SHARED_LAYER_FLOP else 1
+    every = min(torch.get_num_threads(), usable_cpus())
+    automatic = every if flop_per_layer >= _SHARED_LAYER_FLOP else 1
     return recipe.system.torch_threads or automatic
 
 

@@ -286,19 +286,26 @@ _CONTRASTIVE = (
     "algorithm.temperature_learning_rate",
 )
 _BASELINE = ("baseline.reward", "baseline.learning_rate")
-_LIBRARY_UNREAD = (*_CONTRASTIVE, "algorithm.actor_learning_rate", "system.replay_dtype")
+_LIBRARY = (*_CONTRASTIVE, "algorithm.actor_learning_rate", "system.replay_dtype")
+_TOWERS = ("networks.width", "networks.activation", "networks.branch", "networks.block")
 
 
 def _algorithm_problems(recipe: Recipe) -> list[str]:
-    algo = recipe.algorithm.algo
-    unread = {"crl": _BASELINE, "gcbc": (*_CONTRASTIVE, *_BASELINE)}.get(algo, _LIBRARY_UNREAD)
+    algo, networks = recipe.algorithm.algo, recipe.networks
+    unread = {"crl": _BASELINE, "gcbc": (*_CONTRASTIVE, *_BASELINE)}.get(algo, _LIBRARY)
+    if algo == "ppo":
+        unread += ("budget.replay_rows",)
+    at = f"--algo {algo}"
+    if recipe.by_library and not (networks.actor_depth or networks.critic_depth):
+        unread += _TOWERS
+        at += " without --depth"
     try:
         usual = [Recipe().leaves(), preset(recipe.task.name, algo=algo).leaves()]
     except UnknownTaskError:
         return []  # Told by the checks of the task.
     leaves = recipe.leaves()
     problems = [
-        f"{_flag(name)} is not read by --algo {algo}; leave it out, got {leaves[name]!r}"
+        f"{_flag(name)} is not read by {at}; leave it out, got {leaves[name]!r}"
         for name in unread
         if all(leaves[name] != values[name] for values in usual)
     ]

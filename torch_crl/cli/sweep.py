@@ -64,6 +64,8 @@ def main(arguments: list[str]) -> int:
         axes, settings = _assignments(options.grid), _assignments(options.set)
         if wrong := [f"--set {name} takes one value" for name in settings if "," in settings[name]]:
             raise UsageError("; ".join(wrong) + ", --grid takes several")
+        if options.algo and "algo" in axes:
+            raise UsageError("--algo and --grid algo=... say the same thing; leave one out")
     if options.algo:
         axes = {"algo": options.algo} | axes
     # Here, so that --help stays quick.

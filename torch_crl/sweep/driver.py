@@ -171,7 +171,8 @@ class _Sweep:
     def _end(self, attempt: _Attempt, status: int, *, stopped: bool) -> None:
         trial = attempt.trial
         run_dir = self.folder / trial.name
-        if status == 0 and is_finished(run_dir):
+        # Whatever it ended with, its result is there.
+        if is_finished(run_dir):
             self.progress.ended(trial, outcome="finished")
             return
         if stopped:
