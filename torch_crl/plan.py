@@ -10,18 +10,16 @@ from torch_crl.recipe import Recipe
 def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
     """(quantity, value, where it comes from), in reading order."""
     task, networks, budget = recipe.task, recipe.networks, recipe.budget
-    cost, compute = recipe.update_cost, choose_compute(recipe)
-    activations = cost.activation_bytes(
-        fused=compute.tower == "persistent", recompute=compute.recompute
-    )
+    algo = recipe.algorithm.algo
+    depths = f"{networks.actor_depth} / {networks.critic_depth}"
+    kind = f"actor / critic, width {networks.width}, {networks.block} blocks"
+    if recipe.by_library and not (networks.actor_depth or networks.critic_depth):
+        depths, kind = "0", "the library's own networks"
+    by = f"Stable-Baselines3, {recipe.baseline.reward} reward" if recipe.by_library else "torch_crl"
     return [
         ("task", task.name, f"evaluated on {task.eval_name}"),
-        (
-            "depth",
-            f"{networks.actor_depth} / {networks.critic_depth}",
-            f"actor / critic, width {networks.width}, {networks.block} blocks",
-        ),
-        ("parameters", f"{cost.parameters:,}", "actor and both encoders"),
+        ("algorithm", algo, by),
+        ("depth", depths, kind),
         (
             "env steps per collection",
             f"{recipe.steps_per_collection:,}",
@@ -45,21 +43,38 @@ def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
             f"{recipe.samples_per_step:.1f}",
             "how often a step is trained on",
         ),
-        ("work per update", f"{cost.flop / 1e9:,.2f} GFLOP", "dense layers"),
-        ("work of the run", f"{cost.flop * recipe.total_updates / 1e15:,.3g} PFLOP", ""),
-        (
-            "memory: replay",
-            megabytes(recipe.replay_bytes),
-            f"{recipe.replay_transitions:,} steps, {recipe.system.replay_dtype}",
-        ),
-        ("memory: weights and Adam", megabytes(cost.training_bytes), "fp32"),
-        ("memory: activations", megabytes(activations), "kept for the backward pass"),
-        ("products", compute.precision, compute.implementations),
+        *_work_rows(recipe),
         (
             "evaluations / checkpoints",
             f"{budget.evaluations} / {budget.checkpoints}",
             f"{task.num_eval_envs} episodes of {task.episode_length} steps each",
         ),
+    ]
+
+
+def _work_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What is known of the updates' operations and memory: all of contrastive RL's."""
+    cost, compute, flop = recipe.update_cost, choose_compute(recipe), recipe.update_flop
+    if flop is None:
+        return []
+    activations = cost.activation_bytes(
+        fused=compute.tower == "persistent", recompute=compute.recompute
+    )
+    memory = [
+        ("parameters", f"{cost.parameters:,}", "actor and both encoders"),
+        ("memory: weights and Adam", megabytes(cost.training_bytes), "fp32"),
+        ("memory: activations", megabytes(activations), "kept for the backward pass"),
+    ]
+    return [
+        ("work per update", f"{flop / 1e9:,.2f} GFLOP", "dense layers"),
+        ("work of the run", f"{flop * recipe.total_updates / 1e15:,.3g} PFLOP", ""),
+        (
+            "memory: replay",
+            megabytes(recipe.replay_bytes),
+            f"{recipe.replay_transitions:,} steps, {recipe.system.replay_dtype}",
+        ),
+        *(memory if recipe.algorithm.algo == "crl" else []),
+        ("products", compute.precision, compute.implementations),
     ]
 
 
