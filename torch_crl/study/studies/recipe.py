@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch_crl.curves import Curve
 from torch_crl.study.studies.common import SEEDS, SETTINGS, THREE_TASKS
-from torch_crl.study.studies.comparison import compare_variants
+from torch_crl.study.studies.variants import compare_variants
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.sweep.grid import Trial, grid
 
