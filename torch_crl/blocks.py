@@ -16,7 +16,8 @@ divides by the Euclidean norm.
 
 pre_norm (SimBa, arXiv 2410.09754): nothing but linear layers writes to the carried sum. SimBa's
 branch has one LN and two layers; ours has four layers, each with its LN before it. Its first layer
-has no LN, so that layer's LN parameters serve the LN before the head.
+has no LN, so that layer's LN parameters serve the LN before the head. SimBa's
+running normalisation of the observations is left out, so that the blocks alone differ.
 
 hyperspherical (SimBaV2, arXiv 2502.15280): W' has rows of norm 1, divided where they are used, so
 that the optimiser needs no projection (its steps turn a row less the longer the row has grown).
