@@ -26,7 +26,16 @@ from torch_crl.study.studies import (
     transitions,
     width,
 )
-from torch_crl.study.study import SCALES, Answer, Study, cost_of, make_report, run_study, seeds_of
+from torch_crl.study.study import (
+    SCALES,
+    Answer,
+    Scale,
+    Study,
+    cost_of,
+    make_report,
+    run_study,
+    seeds_of,
+)
 from torch_crl.sweep.grid import Trial, check_trials, grid
 
 EVALUATIONS = 16
@@ -74,6 +83,13 @@ def test_the_trials_of_every_study_are_valid(name: str) -> None:
         trials = STUDIES[name].trials(scale)
         assert len({trial.name for trial in trials}) == len(trials)
         check_trials(trials[:: max(1, len(trials) // 12)])
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "limits"])
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_seeds_are_enough_to_show_something_on_one_task(name: str, scale: Scale) -> None:
+    seeds = {trial.recipe.system.seed for trial in STUDIES[name].trials(scale)}
+    assert 2 / math.comb(2 * len(seeds), len(seeds)) < 0.05
 
 
 def test_depth_finds_the_jump_that_was_put_in() -> None:
