@@ -81,6 +81,7 @@ def test_runs_of_equal_budget_and_evaluation_are_comparable(tmp_path: Path) -> N
         ({"task": {"eval_name": "other"}}, "task.eval_name (--eval-name)"),
         ({"task": {"num_eval_envs": 2}}, "task.num_eval_envs (--num-eval-envs)"),
         ({"task": {"episode_length": 50}}, "task.episode_length (--episode-length)"),
+        ({"system": {"simulator": "warp"}}, "system.simulator (--simulator)"),
     ],
 )
 def test_a_difference_is_named_with_both_runs(

@@ -27,6 +27,7 @@ _SETTINGS = {
     "task.eval_name": "--eval-name",
     "task.num_eval_envs": "--num-eval-envs",
     "task.episode_length": "--episode-length",
+    "system.simulator": "--simulator",
 }
 _REACHED = "env steps at the last evaluation"
 # Runs of one budget end at different steps, each rounding up to whole collections of its own.
