@@ -216,6 +216,14 @@ def test_one_seed_gives_no_interval_and_the_report_says_so(tmp_path: Path) -> No
     assert "0.600 (no interval)" in report.findings[0] or "0.650 [" in report.findings[0]
 
 
+def test_nothing_is_reached_soon_where_nobody_reaches_the_goal(folder: Path) -> None:
+    for name, algo in (("a", "crl"), ("b", "sac")):
+        write_run(folder / name, preset("point_u4_maze", algo=algo), [0.0] * 6)
+    report = comparison_report(compare(read_curves(folder)), command="")
+    (section,) = [section for section in report.sections if section.title == "How soon"]
+    assert {row[0] for row in section.parts[0].rows} == {"reacher", "point_u_maze"}  # type: ignore[union-attr]
+
+
 def test_published_curves_lie_under_those_of_their_depth(tmp_path: Path) -> None:
     short = with_changes(preset("ant_big_maze", depth=8), budget={"env_steps": 10_000_000})
     write_runs(tmp_path, short, [0.1, 0.2])

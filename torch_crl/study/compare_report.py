@@ -199,6 +199,9 @@ def _speed(comparison: Comparison) -> Section:
     for task in comparison.tasks:
         methods = [method for method in comparison.methods if (task, method) in comparison.runs]
         best = max(comparison.estimate(method, task=task).point for method in methods)
+        if best <= 0:
+            # Every first evaluation would have reached it.
+            continue
         for level in (best / 2, 0.9 * best):
             for method in methods:
                 curves = comparison.runs[task, method]
@@ -219,8 +222,8 @@ def _speed(comparison: Comparison) -> Section:
                 )
     caption = (
         "First evaluation with a time at goal of at least a level: half and nine tenths of the "
-        "best method's score on the task. Medians over all seeds, empty where half of them or "
-        "more never reach it."
+        "best method's score on the task, left out where that is 0. Medians over all seeds, empty "
+        "where half of them or more never reach it."
     )
     columns = ("task", "level", "method", "seeds that reach it", "env steps", "seconds")
     return Section(
