@@ -165,6 +165,15 @@ def test_batch_splits_equal_updates_from_equal_samples() -> None:
     assert at_4[3] == 0 and at_16[3] == pytest.approx(count * 96 / 1000)
 
 
+def test_batch_gives_every_task_the_settings_of_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(batch.TASKS, "smoke", ("reacher", "point_u_maze"))  # type: ignore[arg-type]
+    sizes: dict[str, set[int]] = {}
+    for trial in batch.trials("smoke"):
+        recipe = trial.recipe
+        sizes.setdefault(recipe.task.name, set()).add(recipe.algorithm.batch_size)
+    assert sizes == {"reacher": {32, 128}, "point_u_maze": {32, 128}}
+
+
 @pytest.mark.parametrize("task", ["reacher", "humanoid"])
 def test_wide_networks_have_the_parameters_of_deep_ones(task: str) -> None:
     deep = preset(task, depth=64)

@@ -41,11 +41,10 @@ Cells = dict[tuple[int, int], list[Curve]]
 
 def trials(scale: Scale) -> list[Trial]:
     """Batch sizes x depths x seeds, at the preset's updates, and at updates that fall with them."""
-    settings = {**SETTINGS[scale]}
     seeds = range(1) if scale == "smoke" else SEEDS[scale]
     found = []
     for task in FULL_TASKS if scale == "full" else TASKS[scale]:
-        base = preset(task)
+        base, settings = preset(task), {**SETTINGS[scale]}
         batch = settings.pop("batch_size", base.algorithm.batch_size)
         interval = settings.pop("env_steps_per_update", base.budget.env_steps_per_update)
         for factor in FACTORS[scale]:
