@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from torch_crl.study.change_points import LARGEST, onset
-from torch_crl.study.critical_depth import critical_depth, holm
+from torch_crl.study.critical_depth import critical_depth
 from torch_crl.study.pareto import cheapest_near_best, pareto_front
+from torch_crl.study.statistics import holm
 
 
 def test_a_jump_is_found_and_is_more_than_luck() -> None:
@@ -61,6 +62,15 @@ def test_holm_by_hand() -> None:
     # 0.01 x 3, 0.03 x 2, and 0.04 x 1 raised to the one before.
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.9, 0.5]) == [1.0, 1.0]
+
+
+def test_what_tests_could_show_is_corrected_as_they_are() -> None:
+    # Depth 4 against 8: 2 of C(12, 6) = 924 ways; 8 against 16: 1 of C(8, 2) = 28 ways.
+    found = critical_depth({4: range(6), 8: range(10, 16), 16: range(20, 22)})
+    first, second = found.steps
+    assert (first.p_value, first.smallest_p) == pytest.approx((2 * 2 / 924, 2 * 2 / 924))
+    # Not 2 / 28, which would be more than the p that was found.
+    assert (second.p_value, second.smallest_p) == pytest.approx((1 / 28, 1 / 28))
 
 
 X = np.linspace(0, 10e6, 41)

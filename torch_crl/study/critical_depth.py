@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from torch_crl.study.statistics import RESAMPLES, permutation_test
+from torch_crl.study.statistics import RESAMPLES, corrected, permutation_test
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +59,12 @@ def critical_depth(
     depths = sorted(scores)
     scores_KR = [np.asarray(scores[depth], dtype=np.float64) for depth in depths]
     rises = np.diff([scores_R.mean() for scores_R in scores_KR])
-    tests = [
-        permutation_test([deep_R], [shallow_R], seed=seed)
-        for shallow_R, deep_R in itertools.pairwise(scores_KR)
-    ]
-    corrected = holm([test.p_value for test in tests])
+    tests = corrected(
+        [
+            permutation_test([deep_R], [shallow_R], seed=seed)
+            for shallow_R, deep_R in itertools.pairwise(scores_KR)
+        ]
+    )
     best = int(rises.argmax())
     total = float(rises.clip(min=0).sum())
     return CriticalDepth(
@@ -74,23 +75,13 @@ def critical_depth(
                 shallow=depths[index],
                 deep=depths[index + 1],
                 rise=float(rises[index]),
-                p_value=corrected[index],
-                smallest_p=min(1.0, test.smallest_p * len(tests)),
+                p_value=test.p_value,
+                smallest_p=test.smallest_p,
             )
             for index, test in enumerate(tests)
         ),
         stability=_stability(depths, scores_KR, resamples=resamples, seed=seed),
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in their order (Holm's step-down method)."""
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
-        corrected[index] = largest
-    return corrected
 
 
 def _stability(

@@ -7,7 +7,7 @@ each over X points. Legend: R seeds of one task, B resamples, X further axes or 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -189,6 +189,29 @@ def permutation_test(
         permutations=len(differences),
         exact=exact,
     )
+
+
+def corrected(tests: Sequence[PermutationTest]) -> list[PermutationTest]:
+    """The tests of one question with p values for their number, in their order (Holm, 1979).
+
+    What they could show at best is corrected alike, for the case that all of them show their best.
+    """
+    p_values = holm([test.p_value for test in tests])
+    smallest = holm([test.smallest_p for test in tests])
+    return [
+        replace(test, p_value=p, smallest_p=least)
+        for test, p, least in zip(tests, p_values, smallest, strict=True)
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number, in their order (Holm's step-down method)."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
+    return adjusted
 
 
 def _resample(

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch_crl.curves import Curve
-from torch_crl.study.critical_depth import holm
 from torch_crl.study.report import Section, Table
-from torch_crl.study.statistics import permutation_test
+from torch_crl.study.statistics import corrected, permutation_test
 from torch_crl.study.studies.common import (
     by_task,
     curves_picture,
@@ -80,10 +79,9 @@ def against(tasks: Mapping[str, Runs], *, base: str) -> list[Difference]:
                 [scores(ours[depth]) for ours, _ in pairs],
                 [scores(theirs[depth]) for _, theirs in pairs],
             )
-    corrected = holm([test.p_value for test in tests.values()])
     return [
-        Difference(variant, depth, test.difference, p, min(1.0, test.smallest_p * len(tests)))
-        for ((variant, depth), test), p in zip(tests.items(), corrected, strict=True)
+        Difference(variant, depth, test.difference, test.p_value, test.smallest_p)
+        for (variant, depth), test in zip(tests, corrected([*tests.values()]), strict=True)
     ]
 
 

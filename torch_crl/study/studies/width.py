@@ -6,9 +6,8 @@ from dataclasses import replace
 from torch_crl.curves import Curve
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
-from torch_crl.study.critical_depth import holm
 from torch_crl.study.report import Section, Table
-from torch_crl.study.statistics import permutation_test
+from torch_crl.study.statistics import corrected, permutation_test
 from torch_crl.study.studies.common import (
     SEEDS,
     SETTINGS,
@@ -124,8 +123,9 @@ def deep_against_wide(task: str, groups: Mapping[tuple[int, int], list[Curve]]) 
         if deep[0] != SHALLOW and shallow:
             wide = min(shallow, key=lambda size: abs(counts[size] - counts[deep]))
             pairs.append((deep, wide))
-    tests = [permutation_test([scores(groups[d])], [scores(groups[w])]) for d, w in pairs]
-    corrected = holm([test.p_value for test in tests])
+    tests = corrected(
+        [permutation_test([scores(groups[d])], [scores(groups[w])]) for d, w in pairs]
+    )
     return [
         (
             task,
@@ -134,10 +134,10 @@ def deep_against_wide(task: str, groups: Mapping[tuple[int, int], list[Curve]]) 
             f"depth {wide[0]}, width {wide[1]}",
             counts[wide],
             test.difference,
-            p,
-            min(1.0, test.smallest_p * len(tests)),
+            test.p_value,
+            test.smallest_p,
         )
-        for (deep, wide), test, p in zip(pairs, tests, corrected, strict=True)
+        for (deep, wide), test in zip(pairs, tests, strict=True)
     ]
 
 
