@@ -58,7 +58,10 @@ def curve_of(trial: Trial, values: np.ndarray) -> Curve:
         env_steps_E=budget.env_steps * share,
         updates_E=budget.env_steps * share / budget.env_steps_per_update,
         seconds_E=3600 * share,
-        metrics={"time_at_goal": values},
+        metrics={
+            "time_at_goal": values,
+            "time_at_goal_share": values / trial.recipe.task.episode_length,
+        },
         finished=True,
     )
 
@@ -99,10 +102,10 @@ def test_depth_finds_the_jump_that_was_put_in() -> None:
     found = STUDIES["depth"].answer(curves, "smoke")
     critical = found.data["critical_depth"]["reacher"]
     assert critical.depth == 16 and critical.stability[16] == 1.0
-    assert critical.jump.rise == pytest.approx(38)
+    assert critical.jump.rise == pytest.approx(0.38)
     # 2 of C(10, 5) ways, for two steps.
     assert critical.jump.p_value == pytest.approx(2 * 2 / math.comb(10, 5))
-    assert found.findings[0].startswith("reacher: the largest jump is at depth 16, +38 control")
+    assert found.findings[0].startswith("reacher: the largest jump is at depth 16, +0.38 of the")
     assert "it is more than luck (corrected p = 0.016" in found.findings[0]
 
 
@@ -119,11 +122,42 @@ def test_variants_are_compared_with_the_base_at_equal_depth(name: str, better: s
     found = STUDIES[name].answer(made_up(trials, level), "smoke")
     rows = tables(found)[-1].rows
     differences = {(row[0], row[1]): row[2] for row in rows}
-    assert differences.pop((better, 4)) == pytest.approx(30)
-    assert differences.pop((better, 8)) == pytest.approx(30)
-    assert differences and set(differences.values()) == {0.0}
+    assert differences.pop((better, 4)) == pytest.approx(0.3)
+    assert differences.pop((better, 8)) == pytest.approx(0.3)
+    assert differences and list(differences.values()) == pytest.approx([0.0] * len(differences))
     gains = tables(found)[-2].rows
-    assert all(row[4] == pytest.approx(8) for row in gains)
+    assert all(row[4] == pytest.approx(0.08) for row in gains)
+
+
+def test_tasks_of_different_episode_lengths_count_alike() -> None:
+    lengths = {"reacher": 100, "point_u_maze": 1000}
+    trials = [
+        Trial(
+            name=f"{task}_{loss}_{seed}",
+            recipe=with_changes(
+                preset(task),
+                task={"episode_length": length},
+                algorithm={"contrastive_loss": loss},
+                system={"seed": seed},
+            ),
+        )
+        for task, length in lengths.items()
+        for loss in ("forward_info_nce", "binary_nce")
+        for seed in range(4)
+    ]
+    # Binary NCE is at the goal for half of each episode, the other never.
+    curves = [
+        curve_of(
+            trial,
+            np.full(5, 0.5 * trial.recipe.task.episode_length)
+            * (trial.recipe.algorithm.contrastive_loss == "binary_nce"),
+        )
+        for trial in trials
+    ]
+    found = STUDIES["objective"].answer(curves, "smoke")
+    (row,) = tables(found)[-1].rows
+    assert row[2] == pytest.approx(0.5)
+    assert "+0.5 of the episode at the goal" in found.findings[0]
 
 
 def test_actor_and_critic_are_told_apart() -> None:
@@ -132,9 +166,9 @@ def test_actor_and_critic_are_told_apart() -> None:
     curves = made_up(trials, lambda recipe: 3.0 * recipe.networks.critic_depth)
     found = actor_critic.answer(curves, "smoke")
     assert found.findings[:3] == (
-        "reacher: deepening the actor: +0, p = 1.",
-        "reacher: deepening the critic: +36, p = 0.029.",
-        "reacher: deepening both: +36, p = 0.029.",
+        "reacher: deepening the actor: +0 of the episode at the goal, p = 1.",
+        "reacher: deepening the critic: +0.36 of the episode at the goal, p = 0.029.",
+        "reacher: deepening both: +0.36 of the episode at the goal, p = 0.029.",
     )
     assert "is critic 16, actor 4" in found.findings[3]
 
@@ -162,7 +196,7 @@ def test_batch_splits_equal_updates_from_equal_samples() -> None:
     assert [row[3] for row in batch.gains(samples)] == pytest.approx([0, 0])
     at_4, at_16 = batch.gains(updates)
     count = updates[16, 32][0].recipe.total_updates
-    assert at_4[3] == 0 and at_16[3] == pytest.approx(count * 96 / 1000)
+    assert at_4[3] == 0 and at_16[3] == pytest.approx(count * 96 / 1000 / 100)
 
 
 def test_batch_gives_every_task_the_settings_of_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +233,7 @@ def test_width_compares_networks_of_equal_parameters() -> None:
     assert (task, deep) == ("reacher", "depth 16, width 32")
     assert str(wide).startswith("depth 4, width 6")
     assert wide_count == pytest.approx(deep_count, rel=0.02)
-    assert difference == pytest.approx(12) and p == pytest.approx(2 / 70)
+    assert difference == pytest.approx(0.12) and p == pytest.approx(2 / 70)
 
 
 @pytest.mark.parametrize("unit", ["transitions", "updates"])

@@ -10,6 +10,7 @@ from torch_crl.study.pictures import heat_map_figure
 from torch_crl.study.report import Picture, Section, Table
 from torch_crl.study.statistics import permutation_test
 from torch_crl.study.studies.common import (
+    AT_GOAL,
     SCORE,
     SEEDS,
     SETTINGS,
@@ -61,7 +62,7 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
     return Answer(
         findings=(
             *(
-                f"{task}: deepening {what}: {rise:+,.3g}, p = {p:.2g}."
+                f"{task}: deepening {what}: {rise:+.3g} of the episode at the goal, p = {p:.2g}."
                 for task, what, rise, p, _ in effects
             ),
             *(sentence for task, cells in tasks.items() for sentence in _cheapest(task, cells)),
@@ -116,7 +117,7 @@ def _heat_map(tasks: Mapping[str, Cells]) -> Picture:
         panels,
         rows=("critic depth", critics),
         columns=("actor depth", actors),
-        value="time at goal",
+        value=AT_GOAL,
     )
     return Picture(name="heat_map", caption=f"{SCORE}: mean over seeds", views={"means": figure})
 

@@ -11,6 +11,7 @@ from torch_crl.study.pictures import heat_map_figure
 from torch_crl.study.report import Picture, Section, Table
 from torch_crl.study.statistics import permutation_test
 from torch_crl.study.studies.common import (
+    AT_GOAL,
     SCORE,
     SEEDS,
     SETTINGS,
@@ -121,7 +122,7 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
     estimated = {panel: estimates(groups) for panel, groups in labelled.items()}
     return Answer(
         findings=tuple(
-            f"{panel}: at depth {depth} batch {high} against {low}: {rise:+,.3g} control steps at "
+            f"{panel}: at depth {depth} batch {high} against {low}: {rise:+.3g} of the episode at "
             f"the goal, p = {p:.2g}."
             for panel, depth, low, high, rise, p, _ in rows
         ),
@@ -146,7 +147,7 @@ def _heat_map(panels: Mapping[str, Cells]) -> Picture:
         for panel, cells in panels.items()
     }
     figure = heat_map_figure(
-        means, rows=("depth", depths), columns=("batch size", batches), value="time at goal"
+        means, rows=("depth", depths), columns=("batch size", batches), value=AT_GOAL
     )
     return Picture(name="heat_map", caption=f"{SCORE}: mean over seeds", views={"means": figure})
 

@@ -12,8 +12,10 @@ from torch_crl.study.report import Picture, Table
 from torch_crl.study.statistics import Estimate, estimate, stratified_bootstrap_interval
 from torch_crl.study.study import Scale
 
-METRIC = "time_at_goal"
-SCORE = "control steps at the goal, mean of the last five evaluations"
+# A share and no count: tasks whose scores are averaged have episodes of different lengths.
+METRIC = "time_at_goal_share"
+AT_GOAL = "share of the episode at the goal"
+SCORE = f"{AT_GOAL}, mean of the last five evaluations"
 
 TASKS: Mapping[Scale, tuple[str, ...]] = {
     "smoke": ("reacher",),
@@ -104,17 +106,17 @@ def estimates_table(panels: Mapping[str, Mapping[str, Estimate]]) -> Table:
 
 def estimates_picture(panels: Mapping[str, Mapping[str, Estimate]]) -> Picture:
     """The same as dots with bars."""
-    figure = estimates_figure(panels, x=("time at goal", "plain"))
+    figure = estimates_figure(panels, x=(AT_GOAL, "share"))
     return Picture(name="scores", caption=SCORE, views={"scores": figure})
 
 
 def curves_picture(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Picture:
-    """Time at goal by env steps: a panel a task, a line a label, mean over seeds, with a band."""
+    """Share at the goal by env steps: a panel a task, a line a label, mean over seeds, a band."""
     drawn = {
         task: [_line(label, curves) for label, curves in groups.items()]
         for task, groups in panels.items()
     }
-    figure = curves_figure(drawn, x=("env steps", "env steps"), y=("time at goal", "plain"))
+    figure = curves_figure(drawn, x=("env steps", "env steps"), y=(AT_GOAL, "share"))
     caption = "learning curves: mean over seeds, band: 95 % interval by bootstrap over seeds"
     return Picture(name="curves", caption=caption, views={"curves": figure})
 

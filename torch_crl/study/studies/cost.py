@@ -15,6 +15,7 @@ from torch_crl.study.pictures import Line, Unit, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
 from torch_crl.study.studies import depth
 from torch_crl.study.studies.common import (
+    AT_GOAL,
     SCORE,
     by_task,
     estimates,
@@ -41,7 +42,7 @@ class Point(NamedTuple):
 
 
 def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
-    """Fronts of time at goal against hours and against latency."""
+    """Fronts of the share of the episode at the goal against hours and against latency."""
     del scale
     tasks = {
         task: {depth: group for (depth,), group in grouped(runs, "networks.critic_depth").items()}
@@ -147,7 +148,7 @@ def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
                 x_X, y_X = np.array([cost]), np.array([point.score])
                 lines.append(Line(label=f"depth {point.depth}", x_X=x_X, y_X=y_X))
             panels[task] = lines
-        views[view] = curves_figure(panels, x=axis, y=("time at goal", "plain"))
+        views[view] = curves_figure(panels, x=axis, y=(AT_GOAL, "share"))
     return Picture(name="fronts", caption=f"{SCORE}: mean over seeds, and its cost", views=views)
 
 
@@ -155,8 +156,9 @@ _READING = """Hours compare depths only if the runs had the machine alike: where
 than the machine has room for, they share it. Latency is of the machine that wrote this."""
 
 STUDY = Study(
-    question="Which depths are worth their cost: time at goal against hours of training and "
-    "against the policy's latency, and the cheapest depth that reaches 95 % of the best?",
+    question="Which depths are worth their cost: the share of the episode at the goal against "
+    "hours of training and against the policy's latency, and the cheapest depth that reaches "
+    "95 % of the best?",
     statistic="The runs are those of the study `depth`. A depth is on the front if no other is "
     "cheaper and as good, or as cheap and better, by mean scores over seeds.",
     trials=depth.trials,

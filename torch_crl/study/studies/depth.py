@@ -74,7 +74,7 @@ def _sentence(task: str, found: CriticalDepth) -> str:
     )
     luck = "more than luck" if step.p_value < SIGNIFICANT else "within what luck does"
     return (
-        f"{task}: the largest jump is at depth {found.depth}, {step.rise:+,.3g} control steps at "
+        f"{task}: the largest jump is at depth {found.depth}, {step.rise:+.3g} of the episode at "
         f"the goal from depth {step.shallow}, {found.share_of_rise:.0%} of all rises; it is {luck} "
         f"(corrected p = {step.p_value:.2g}, at best {step.smallest_p:.2g} with these seeds); "
         f"{stable}."

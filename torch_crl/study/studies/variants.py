@@ -47,8 +47,8 @@ def compare_variants(
     differences = against(tasks, base=base)
     return Answer(
         findings=tuple(
-            f"{found.variant} at depth {found.depth} against {base}: {found.difference:+,.3g} "
-            f"control steps at the goal, corrected p = {found.p_value:.2g} (at best "
+            f"{found.variant} at depth {found.depth} against {base}: {found.difference:+.3g} "
+            f"of the episode at the goal, corrected p = {found.p_value:.2g} (at best "
             f"{found.smallest_p:.2g})."
             for found in differences
         ),

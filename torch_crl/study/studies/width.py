@@ -93,8 +93,8 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
     points = {task: estimates(groups) for task, groups in labelled.items()}
     return Answer(
         findings=tuple(
-            f"{task}: {deep} against {wide}, {count / 1e6:.3g} M parameters: {difference:+,.3g} "
-            f"control steps at the goal, corrected p = {p:.2g}."
+            f"{task}: {deep} against {wide}, {count / 1e6:.3g} M parameters: {difference:+.3g} "
+            f"of the episode at the goal, corrected p = {p:.2g}."
             for task, deep, count, wide, _, difference, p, _ in rows
         ),
         sections=(
