@@ -196,6 +196,7 @@ def test_the_report_says_seeds_rewards_settings_and_what_is_missing(folder: Path
     assert "reacher: CRL depth 4 is at the goal for a share of 0.700" in text
     assert "next SAC with 0.300" in text and "3 seeds" in text
     assert "200,000 env steps asked for, 10 evaluations of 128 episodes of 200 steps" in text
+    assert "the mean of the last 5 of 6 evaluations: the last 83 % of the run." in text
     assert "Reward of the baselines: sparse (1 at the goal, else 0)." in text
     assert "least that these seeds could show is 0.005" in text
     assert "no interval" not in text.lower()

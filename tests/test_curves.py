@@ -16,6 +16,7 @@ from torch_crl.curves import (
     read_curve,
     read_curves,
     score,
+    scored_part,
 )
 from torch_crl.presets import preset, with_changes
 
@@ -118,6 +119,17 @@ def test_score_is_the_mean_of_the_last_five(tmp_path: Path) -> None:
     assert score(curve, "time_at_goal_share", last=1) == 0.8
     short = read_curve(write_run(tmp_path / "short", REACHER, [0.2, 0.4]))
     assert score(short, "time_at_goal_share") == pytest.approx(0.3)
+
+
+def test_what_a_score_covers_is_told(tmp_path: Path) -> None:
+    ten = read_curve(write_run(tmp_path / "ten", REACHER, [0.5] * 10))
+    assert scored_part([ten]) == "the last 5 of 10 evaluations: the last 50 % of the run"
+    few = read_curve(write_run(tmp_path / "few", REACHER, [0.5] * 2))
+    assert scored_part([few]) == "the last 2 of 2 evaluations: the last 100 % of the run"
+    many = read_curve(write_run(tmp_path / "many", REACHER, [0.5] * 50))
+    assert scored_part([ten, many]) == (
+        "the last 5 of 10 to 50 evaluations: the last 10 to 50 % of the run"
+    )
 
 
 def test_curves_meet_on_a_grid(tmp_path: Path) -> None:

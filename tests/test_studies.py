@@ -284,6 +284,15 @@ def test_one_seed_and_failures_stand_in_the_report() -> None:
     assert "Left out, it failed: reacher_x: killed by SIGKILL" in report.findings
     assert "one seed, so its stability is unknown" in report.findings[0]
     assert report.facts["seeds of a setting"] == "1"
+    assert report.facts["a score is the mean of"] == (
+        "the last 5 of 16 evaluations: the last 31 % of the run"
+    )
+
+
+def test_at_small_and_full_a_score_is_of_the_last_tenth_at_most() -> None:
+    for scale in ("small", "full"):
+        for trial in STUDIES["depth"].trials(scale):
+            assert 5 / trial.recipe.budget.evaluations <= 0.1
 
 
 def test_full_costs_what_the_published_runs_cost() -> None:

@@ -149,6 +149,20 @@ def score(curve: Curve, metric: str, *, last: int = SCORED_EVALUATIONS) -> float
     return float(curve.metric(metric)[-last:].mean())
 
 
+def scored_part(curves: Sequence[Curve], *, last: int = SCORED_EVALUATIONS) -> str:
+    """What `score` averages, as in `the last 5 of 10 evaluations: the last 50 % of the run`.
+
+    An evaluation stands for the env steps since the one before it.
+    """
+    counts = sorted({len(curve.env_steps_E) for curve in curves})
+    shares = sorted({round(100 * _scored_share(curve, last)) for curve in curves})
+    few, many = (min(last, count) for count in (counts[0], counts[-1]))
+    return (
+        f"the last {_span(few, many)} of {_span(counts[0], counts[-1])} evaluations: the last "
+        f"{_span(shares[0], shares[-1])} % of the run"
+    )
+
+
 def common_grid(curves: Sequence[Curve], axis: Axis, *, points: int = 60) -> Array:
     """Where all curves have values: from the latest first to the earliest last evaluation, [X].
 
@@ -185,6 +199,16 @@ def _run_dirs(folder: Path) -> Iterator[Path]:
 
 def _column(records: list[dict[str, Any]], name: str) -> Array:
     return np.array([record[name] for record in records], dtype=np.float64)
+
+
+def _scored_share(curve: Curve, last: int) -> float:
+    steps_E = curve.env_steps_E
+    before = steps_E[-last - 1] if len(steps_E) > last else 0.0
+    return float(1 - before / steps_E[-1])
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _leaf_of(name: str) -> Callable[[Curve], object]:

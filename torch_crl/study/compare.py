@@ -83,6 +83,12 @@ class Comparison:
             if all((task, method) in self.runs for task in self.tasks)
         )
 
+    def on(self, task: str) -> list[Curve]:
+        """All runs on a task."""
+        return [
+            curve for (name, _), curves in self.runs.items() if name == task for curve in curves
+        ]
+
     def scores(self, task: str, method: str, metric: str = METRIC) -> list[float]:
         """Mean of the last five evaluations of each seed."""
         return [score(curve, metric) for curve in self.runs[task, method]]

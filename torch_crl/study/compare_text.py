@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch_crl.curves import scored_part
 from torch_crl.study.compare import Comparison, has_dense_reward
 from torch_crl.study.pictures import Line
 from torch_crl.study.report import shown
@@ -56,7 +57,8 @@ def making(comparison: Comparison) -> str:
             f"{task}: {recipe.budget.env_steps:,} env steps asked for, "
             f"{recipe.budget.evaluations} evaluations of {recipe.task.num_eval_envs} episodes of "
             f"{recipe.task.episode_length} steps on {recipe.task.eval_name}, with the "
-            "deterministic policy; the same for every method."
+            "deterministic policy; the same for every method. A score is the mean of "
+            f"{scored_part(comparison.on(task))}."
         )
     baselines = {
         "dense" if has_dense_reward(recipe) else "sparse" for recipe in recipes if recipe.by_library

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torch_crl.curves import Curve, read_curve
+from torch_crl.curves import Curve, read_curve, scored_part
 from torch_crl.recipe import Recipe
 from torch_crl.study.report import Report, Section, Text, provenance, write_report
 from torch_crl.sweep.grid import Trial
@@ -162,6 +162,7 @@ def make_report(
     facts = provenance(command)
     if curves:
         facts |= {"runs": str(len(curves)), "seeds of a setting": _numbers(seeds_of(curves))}
+        facts["a score is the mean of"] = scored_part(curves)
     return Report(
         title=f"Study {name}, scale {scale}",
         question=study.question,
