@@ -295,6 +295,12 @@ def test_at_small_and_full_a_score_is_of_the_last_tenth_at_most() -> None:
             assert 5 / trial.recipe.budget.evaluations <= 0.1
 
 
+def test_petaflop_is_that_of_all_updates() -> None:
+    recipe = preset("reacher", depth=8)
+    assert recipe.petaflop == pytest.approx(recipe.update_cost.flop * recipe.total_updates / 1e15)
+    assert preset("reacher", algo="sac").petaflop is None
+
+
 def test_full_costs_what_the_published_runs_cost() -> None:
     def hours(task: str, depth: int) -> float:
         recipe = with_changes(preset(task, depth=depth), budget={"env_steps": 100_000_000})

@@ -226,6 +226,11 @@ class Recipe:
         return cost.flop if self.algorithm.algo == "crl" else cost.cloning_flop
 
     @property
+    def petaflop(self) -> float | None:
+        """1e15 such operations in all updates of the run; None for a baseline."""
+        return None if self.update_flop is None else self.update_flop * self.total_updates / 1e15
+
+    @property
     def update_cost(self) -> UpdateCost:
         """Parameters, operations and memory of one gradient update of contrastive RL."""
         spec, networks = task_spec(self.task.name), self.networks

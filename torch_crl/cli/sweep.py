@@ -122,20 +122,14 @@ def plan(trials: "Sequence[Trial]") -> "Table":
     from rich.table import Table
 
     found = Table(title="trials", title_justify="left", show_footer=True)
-    costs = [_cost(trial) for trial in trials]
-    steps = sum(steps for steps, _ in costs)
-    known = [work for _, work in costs if work is not None]
+    recipes = [trial.recipe for trial in trials]
+    steps = sum(recipe.total_env_steps for recipe in recipes)
+    known = [recipe.petaflop for recipe in recipes if recipe.petaflop is not None]
     found.add_column("trial", overflow="fold", footer=f"{len(trials)} in all")
     found.add_column("env steps", footer=f"{steps:,}", justify="right")
-    rest = "" if len(known) == len(costs) else f" in {len(known)} of them"
+    rest = "" if len(known) == len(recipes) else f" in {len(known)} of them"
     found.add_column("PFLOP of updates", footer=f"{sum(known):,.3g}{rest}", justify="right")
-    for trial, (steps, work) in zip(trials, costs, strict=True):
-        found.add_row(trial.name, f"{steps:,}", "not known" if work is None else f"{work:,.3g}")
+    for trial, recipe in zip(trials, recipes, strict=True):
+        work = "not known" if recipe.petaflop is None else f"{recipe.petaflop:,.3g}"
+        found.add_row(trial.name, f"{recipe.total_env_steps:,}", work)
     return found
-
-
-def _cost(trial: "Trial") -> tuple[int, float | None]:
-    """Env steps, and PFLOP of the updates' dense layers where they are known."""
-    recipe = trial.recipe
-    flop = recipe.update_flop
-    return recipe.total_env_steps, None if flop is None else flop * recipe.total_updates / 1e15

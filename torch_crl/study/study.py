@@ -85,7 +85,7 @@ class Cost:
 def cost_of(trials: Sequence[Trial]) -> Cost:
     """What all trials cost together."""
     recipes = [trial.recipe for trial in trials]
-    work = [_petaflop(recipe) for recipe in recipes]
+    work = [recipe.petaflop for recipe in recipes]
     hours = [_published_hours(recipe) for recipe in recipes]
     known_work, known_hours = (
         [value for value in values if value is not None] for values in (work, hours)
@@ -186,11 +186,6 @@ def seeds_of(curves: Sequence[Curve]) -> list[int]:
 def _numbers(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _petaflop(recipe: Recipe) -> float | None:
-    flop = recipe.update_flop
-    return None if flop is None else flop * recipe.total_updates / 1e15
 
 
 def _published_hours(recipe: Recipe) -> float | None:
