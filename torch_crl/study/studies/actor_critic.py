@@ -6,12 +6,9 @@ import numpy as np
 
 from torch_crl.curves import Curve
 from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best
-from torch_crl.study.pictures import heat_map_figure
-from torch_crl.study.report import Picture, Section, Table
+from torch_crl.study.report import Section, Table
 from torch_crl.study.statistics import permutation_test
 from torch_crl.study.studies.common import (
-    AT_GOAL,
-    SCORE,
     SEEDS,
     SETTINGS,
     THREE_TASKS,
@@ -19,6 +16,7 @@ from torch_crl.study.studies.common import (
     estimates,
     estimates_table,
     grouped,
+    heat_map_picture,
     scores,
 )
 from torch_crl.study.study import Answer, Scale, Study
@@ -68,7 +66,13 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
             *(sentence for task, cells in tasks.items() for sentence in _cheapest(task, cells)),
         ),
         sections=(
-            Section(title="Scores", parts=(_heat_map(tasks), estimates_table(estimated))),
+            Section(
+                title="Scores",
+                parts=(
+                    heat_map_picture(tasks, rows="critic depth", columns="actor depth"),
+                    estimates_table(estimated),
+                ),
+            ),
             Section(title="Which one has to be deep", parts=(table,)),
         ),
     )
@@ -98,28 +102,6 @@ def _cheapest(task: str, cells: Cells) -> list[str]:
         f"{task}: the cheapest pair with {BEST_SHARE:.0%} of the best mean score is critic "
         f"{critic}, actor {actor}: {work[index] / max(work):.0%} of the operations of the dearest."
     ]
-
-
-def _heat_map(tasks: Mapping[str, Cells]) -> Picture:
-    critics, actors = (
-        sorted({pair[side] for cells in tasks.values() for pair in cells}) for side in (0, 1)
-    )
-    panels = {
-        task: np.array(
-            [
-                [np.mean(scores(cells[c, a])) if (c, a) in cells else np.nan for a in actors]
-                for c in critics
-            ]
-        )
-        for task, cells in tasks.items()
-    }
-    figure = heat_map_figure(
-        panels,
-        rows=("critic depth", critics),
-        columns=("actor depth", actors),
-        value=AT_GOAL,
-    )
-    return Picture(name="heat_map", caption=f"{SCORE}: mean over seeds", views={"means": figure})
 
 
 STUDY = Study(

@@ -3,22 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from torch_crl.curves import Curve
 from torch_crl.presets import preset
-from torch_crl.study.pictures import heat_map_figure
-from torch_crl.study.report import Picture, Section, Table
+from torch_crl.study.report import Section, Table
 from torch_crl.study.statistics import permutation_test
 from torch_crl.study.studies.common import (
-    AT_GOAL,
-    SCORE,
     SEEDS,
     SETTINGS,
     TASKS,
     by_task,
     estimates,
     estimates_table,
+    heat_map_picture,
     scores,
 )
 from torch_crl.study.study import Answer, Scale, Study
@@ -127,29 +123,16 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
             for panel, depth, low, high, rise, p, _ in rows
         ),
         sections=(
-            Section(title="Scores", parts=(_heat_map(panels), estimates_table(estimated))),
+            Section(
+                title="Scores",
+                parts=(
+                    heat_map_picture(panels, rows="depth", columns="batch size"),
+                    estimates_table(estimated),
+                ),
+            ),
             Section(title="What a larger batch adds", parts=(table,)),
         ),
     )
-
-
-def _heat_map(panels: Mapping[str, Cells]) -> Picture:
-    depths, batches = (
-        sorted({pair[side] for cells in panels.values() for pair in cells}) for side in (0, 1)
-    )
-    means = {
-        panel: np.array(
-            [
-                [np.mean(scores(cells[d, b])) if (d, b) in cells else np.nan for b in batches]
-                for d in depths
-            ]
-        )
-        for panel, cells in panels.items()
-    }
-    figure = heat_map_figure(
-        means, rows=("depth", depths), columns=("batch size", batches), value=AT_GOAL
-    )
-    return Picture(name="heat_map", caption=f"{SCORE}: mean over seeds", views={"means": figure})
 
 
 STUDY = Study(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from torch_crl.curves import Curve, common_grid, on_grid, score
-from torch_crl.study.pictures import Line, curves_figure, estimates_figure
+from torch_crl.study.pictures import Line, curves_figure, estimates_figure, heat_map_figure
 from torch_crl.study.report import Picture, Table
 from torch_crl.study.statistics import Estimate, estimate, stratified_bootstrap_interval
 from torch_crl.study.study import Scale
@@ -120,6 +120,31 @@ def curves_picture(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Pictu
     figure = curves_figure(drawn, x=("env steps", "env steps"), y=(AT_GOAL, "share"))
     caption = "learning curves: mean over seeds, band: 95 % interval by bootstrap over seeds"
     return Picture(name="curves", caption=caption, views={"curves": figure})
+
+
+def heat_map_picture(
+    panels: Mapping[str, Mapping[tuple[int, int], Sequence[Curve]]], *, rows: str, columns: str
+) -> Picture:
+    """Mean scores of cells (row, column): a panel a title; `rows` and `columns` say what varies."""
+    row_values, column_values = (
+        sorted({cell[side] for cells in panels.values() for cell in cells}) for side in (0, 1)
+    )
+    means = {
+        title: np.array(
+            [
+                [
+                    np.mean(scores(cells[row, column])) if (row, column) in cells else np.nan
+                    for column in column_values
+                ]
+                for row in row_values
+            ]
+        )
+        for title, cells in panels.items()
+    }
+    figure = heat_map_figure(
+        means, rows=(rows, row_values), columns=(columns, column_values), value=AT_GOAL
+    )
+    return Picture(name="heat_map", caption=f"{SCORE}: mean over seeds", views={"means": figure})
 
 
 def _line(label: str, curves: Sequence[Curve]) -> Line:
