@@ -36,6 +36,8 @@ from torch_crl.study.study import (
     run_study,
     seeds_of,
 )
+from torch_crl.sweep import driver
+from torch_crl.sweep.driver import SweepResult
 from torch_crl.sweep.grid import Trial, check_trials, grid
 
 EVALUATIONS = 16
@@ -127,6 +129,18 @@ def test_variants_are_compared_with_the_base_at_equal_depth(name: str, better: s
     assert differences and list(differences.values()) == pytest.approx([0.0] * len(differences))
     gains = tables(found)[-2].rows
     assert all(row[4] == pytest.approx(0.08) for row in gains)
+
+
+def test_a_heat_map_shows_each_cell_in_its_place() -> None:
+    axes = {"critic_depth": (4, 8), "actor_depth": (4, 16), "seed": range(2)}
+    trials = grid(["reacher"], axes=axes, settings=common.SETTINGS["smoke"])[:-2]
+    curves = made_up(trials, lambda recipe: recipe.networks.actor_depth + 50.0)
+    cells = common.grouped(curves, "networks.critic_depth", "networks.actor_depth")
+    picture = common.heat_map_picture({"reacher": cells}, rows="critic", columns="actor")  # type: ignore[dict-item]
+    axes_of_panel = picture.views["means"].axes[0]
+    shown = {text.get_position(): text.get_text() for text in axes_of_panel.texts}
+    # (column, row) to the mean of two seeds; the deepest pair was not run.
+    assert shown == {(0, 0): "0.545", (1, 0): "0.665", (0, 1): "0.545"}
 
 
 def test_tasks_of_different_episode_lengths_count_alike() -> None:
@@ -371,6 +385,28 @@ def test_a_study_reads_its_finished_runs_and_writes_a_report(tmp_path: Path) -> 
         assert 0 < row[3] < 1 and 0 < row[4] < 1000
     assert any(text.startswith("One seed") for text in document["findings"])
     assert (tmp_path / "fronts_hours.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "runs"), [([], "studies/depth_smoke/runs"), (["--out", "mine"], "mine/runs")]
+)
+def test_cost_takes_the_runs_of_depth(
+    flags: list[str], runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def run_trials(trials: list[Trial], folder: Path, **options: object) -> SweepResult:
+        asked.append(folder)
+        return SweepResult(finished=(), failed={"all": "not now"})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "run_trials", run_trials)
+    with pytest.raises(SystemExit):
+        command.main(["cost", *flags])
+    with pytest.raises(SystemExit):
+        command.main(["depth", *flags])
+    assert asked == [Path(runs), Path(runs)]
+    assert STUDIES["cost"].trials("full") == STUDIES["depth"].trials("full")
 
 
 def test_the_command_lists_refuses_and_states_the_cost(

@@ -25,7 +25,8 @@ class Options:
     """smoke: that it runs, three minutes on two cores. small: a laptop's night or some GPU hours.
     full: the published tasks, five seeds, 100 M steps."""
     out: Path = _DEFAULT_OUT
-    """Folder of the report, and of the run directories in `runs`; finished runs are kept."""
+    """Folder of the report, and of the run directories in `runs`; finished runs are kept. Without
+    it, `cost` takes the runs of `depth`."""
     launcher: Literal["local", "ray"] = "local"
     """Processes on this machine, or a cluster."""
     address: str = ""
@@ -70,13 +71,14 @@ def main(arguments: list[str]) -> int:
             return 0
         if options.scale == "full" and not (options.yes or _agreed()):
             return 1
-        named = options.out != _DEFAULT_OUT
+        folder, runs = _folders(options, study.runs_of or options.name)
         path = run_study(
             options.name,
             study,
             options.scale,
-            options.out if named else Path(f"studies/{options.name}_{options.scale}"),
+            folder,
             command=shlex.join(["torch-crl", "study", *arguments]),
+            runs=runs,
             launcher=options.launcher,
             address=options.address,
             parallel=options.parallel or (2 if options.scale == "smoke" else 0),
@@ -85,6 +87,17 @@ def main(arguments: list[str]) -> int:
         )
     print(f"report: {path}")
     return 0
+
+
+def _folders(options: Options, owner: str) -> tuple[Path, Path]:
+    """Of the report, and of the runs, which by default belong to the study `owner`."""
+    if options.out != _DEFAULT_OUT:
+        return options.out, options.out / "runs"
+    folder = _DEFAULT_OUT.parent
+    return (
+        folder / f"{options.name}_{options.scale}",
+        folder / f"{owner}_{options.scale}" / "runs",
+    )
 
 
 def _agreed() -> bool:

@@ -43,6 +43,8 @@ class Study:
     """Empty for a study that trains nothing."""
     answer: Callable[[Sequence[Curve], Scale], Answer]
     """From the curves of the finished trials."""
+    runs_of: str = ""
+    """Another study with the same trials, whose runs are taken; empty for one with its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,12 +110,23 @@ def run_study(
     folder: Path,
     *,
     command: str,
+    runs: Path | None = None,
+    launcher: Literal["local", "ray"] = "local",
+    address: str = "",
+    parallel: int = 0,
+    runs_per_gpu: int = 1,
+    retries: int = 1,
     show: bool = True,
-    **launching: Any,
 ) -> Path:
-    """Run what is not finished yet in FOLDER/runs and write FOLDER/report.html; returns its path.
+    """Run what is not finished yet and write FOLDER/report.html; returns its path.
 
-    `launching` goes to `torch_crl.sweep.driver.run_trials`. Raises StudyError if no trial finished.
+    Args:
+        command: that made it, as the report tells.
+        runs: folder of the run directories, FOLDER/runs if not given.
+        launcher, address, parallel, runs_per_gpu, retries, show: as in
+            `torch_crl.sweep.driver.run_trials`.
+
+    Raises StudyError if no trial finished.
     """
     # Here, so that the statistics can be read without what starts processes.
     from torch_crl.sweep.driver import run_trials
@@ -122,7 +135,16 @@ def run_study(
     failed: dict[str, str] = {}
     run_dirs: Sequence[Path] = ()
     if trials:
-        result = run_trials(trials, folder / "runs", show=show, **launching)
+        result = run_trials(
+            trials,
+            runs or folder / "runs",
+            launcher=launcher,
+            address=address,
+            parallel=parallel,
+            runs_per_gpu=runs_per_gpu,
+            retries=retries,
+            show=show,
+        )
         run_dirs, failed = result.finished, result.failed
         if not run_dirs:
             reasons = "".join(f"\n  - {trial}: {reason}" for trial, reason in failed.items())

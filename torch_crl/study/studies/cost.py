@@ -163,4 +163,5 @@ STUDY = Study(
     "cheaper and as good, or as cheap and better, by mean scores over seeds.",
     trials=depth.trials,
     answer=answer,
+    runs_of="depth",
 )
