@@ -233,7 +233,7 @@ def test_published_curves_lie_under_those_of_their_depth(tmp_path: Path) -> None
     assert "published" not in words(comparison_report(comparison, command=""))
     report = comparison_report(comparison, command="", published=True)
     assert "Dotted, on ant_big_maze: the authors' means over 5 seeds" in words(report)
-    assert "No published curves of these tasks and depths: reacher." in words(report)
+    assert "No published curves of this task, evaluation and depth: reacher." in words(report)
     (picture,) = [
         part
         for section in report.sections
@@ -246,6 +246,18 @@ def test_published_curves_lie_under_those_of_their_depth(tmp_path: Path) -> None
     # As far as ours go: nine epochs and the prefill are less than 10 M env steps.
     np.testing.assert_allclose(ant.lines[1].get_ydata(), published.share_P[:9])
     assert len(picture.views["wall-clock"].axes[0].lines) == 1
+
+
+@pytest.mark.parametrize("changes", [{"eval_name": "ant_big_maze"}, {"episode_length": 500}])
+def test_curves_of_another_evaluation_are_not_laid_under(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    recipe = with_changes(preset("ant_big_maze", depth=8), task=changes)
+    assert preset("ant_big_maze").task.eval_name != "ant_big_maze"
+    write_runs(tmp_path, recipe, [0.1, 0.2])
+    report = comparison_report(compare(read_curves(tmp_path)), command="", published=True)
+    assert "No published curves of this task, evaluation and depth: ant_big_maze." in words(report)
+    assert "Dotted" not in words(report)
 
 
 def test_the_command_reads_runs_and_writes_the_report(

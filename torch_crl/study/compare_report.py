@@ -19,7 +19,7 @@ from torch_crl.study.compare_text import (
     seeds_text,
 )
 from torch_crl.study.pictures import Line, Unit, curves_figure, duration, estimates_figure
-from torch_crl.study.published import published_curves
+from torch_crl.study.published import EPISODE_LENGTH, published_curves
 from torch_crl.study.report import Picture, Report, Section, Table, Text, provenance
 from torch_crl.study.statistics import Estimate
 
@@ -232,7 +232,10 @@ def _speed(comparison: Comparison) -> Section:
 
 
 def _published_lines(comparison: Comparison, task: str) -> list[Line]:
-    """The authors' curves of depths that CRL has here, as far as ours go."""
+    """The authors' curves of depths that CRL has here, as far as ours go.
+
+    Only where both were evaluated on one task in episodes of one length.
+    """
     methods = {
         curves[0].recipe.networks.actor_depth: (method, curves)
         for (name, method), curves in comparison.runs.items()
@@ -243,6 +246,10 @@ def _published_lines(comparison: Comparison, task: str) -> list[Line]:
     for curve in published_curves(task=task):
         if curve.depth in methods:
             method, ours = methods[curve.depth]
+            # All runs on a task were evaluated alike, which `compare` has made sure of.
+            evaluated = ours[0].recipe.task
+            if (evaluated.eval_name, evaluated.episode_length) != (curve.eval_task, EPISODE_LENGTH):
+                continue
             until = max(run.env_steps_E[-1] for run in ours)
             points = max(_LEAST_PUBLISHED_POINTS, int((curve.env_steps_P <= until).sum()))
             lines.append(

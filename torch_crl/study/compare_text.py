@@ -98,7 +98,9 @@ def about_published(overlay: Mapping[str, Sequence[Line]]) -> str:
             "physics, at least their first three evaluations. They are no part of any statistic. "
         )
     return text + (
-        f"No published curves of these tasks and depths: {', '.join(missing)}." if missing else ""
+        f"No published curves of this task, evaluation and depth: {', '.join(missing)}."
+        if missing
+        else ""
     )
 
 
