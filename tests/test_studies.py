@@ -279,8 +279,8 @@ def test_the_cheapest_good_depth_may_differ_in_training_and_use() -> None:
         cost.Point(depth=16, score=100.0, hours=2.0, latency_ms=0.4),
     ]
     assert cost.recommendations("ant", points) == [
-        "ant: the cheapest depth with 95% of the best mean score is 16 by training (2 hours) and "
-        "8 by latency (0.2 ms)."
+        "ant: the cheapest depth with 95% of the best mean score is 16 by training "
+        "(2 wall-clock hours) and 8 by latency (0.2 ms)."
     ]
     nothing = [cost.Point(depth=4, score=0.0, hours=1.0, latency_ms=0.1)]
     assert cost.recommendations("ant", nothing) == ["ant: no depth ever stayed at the goal."]
@@ -384,7 +384,9 @@ def test_a_study_reads_its_finished_runs_and_writes_a_report(tmp_path: Path) -> 
     for row in rows:
         assert 0 < row[3] < 1 and 0 < row[4] < 1000
     assert any(text.startswith("One seed") for text in document["findings"])
-    assert (tmp_path / "fronts_hours.png").exists()
+    assert document["tables"][0]["columns"][3] == "wall-clock of a run, hours"
+    assert "on one device (--device cpu)" in path.read_text()
+    assert (tmp_path / "fronts_wall_clock.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from torch_crl.curves import Curve
+from torch_crl.machine import machine
 from torch_crl.policy import load_policy
 from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best, pareto_front
 from torch_crl.study.pictures import Line, Unit, curves_figure
@@ -42,7 +43,7 @@ class Point(NamedTuple):
 
 
 def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
-    """Fronts of the share of the episode at the goal against hours and against latency."""
+    """Fronts of the share of the episode at the goal against wall-clock and against latency."""
     del scale
     tasks = {
         task: {depth: group for (depth,), group in grouped(runs, "networks.critic_depth").items()}
@@ -67,7 +68,10 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
     return Answer(
         findings=tuple(s for task, found in points.items() for s in recommendations(task, found)),
         sections=(
-            Section(title="Fronts", parts=(_picture(points), _table(points), Text(text=_READING))),
+            Section(
+                title="Fronts",
+                parts=(_picture(points), _table(points), Text(text=_reading(curves))),
+            ),
             Section(title="Scores", parts=(estimates_table(estimated),)),
         ),
     )
@@ -82,8 +86,8 @@ def recommendations(task: str, points: Sequence[Point]) -> list[str]:
     used = points[cheapest_near_best([point.latency_ms for point in points], values)]
     return [
         f"{task}: the cheapest depth with {BEST_SHARE:.0%} of the best mean score is "
-        f"{trained.depth} by training ({trained.hours:.3g} hours) and {used.depth} by latency "
-        f"({used.latency_ms:.3g} ms)."
+        f"{trained.depth} by training ({trained.hours:.3g} wall-clock hours) and {used.depth} "
+        f"by latency ({used.latency_ms:.3g} ms)."
     ]
 
 
@@ -116,9 +120,9 @@ def _table(points: Mapping[str, Sequence[Point]]) -> Table:
             "task",
             "depth",
             "score",
-            "hours",
+            "wall-clock of a run, hours",
             "latency, ms",
-            "front: hours",
+            "front: wall-clock",
             "front: latency",
         ),
         rows=tuple(rows),
@@ -128,13 +132,13 @@ def _table(points: Mapping[str, Sequence[Point]]) -> Table:
 def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
     views = {}
     axes: dict[str, tuple[str, Unit]] = {
-        "hours": ("wall-clock of a run", "seconds"),
+        "wall-clock": ("wall-clock of a run", "seconds"),
         "latency": ("latency of the policy, ms", "plain"),
     }
     for view, axis in axes.items():
         panels = {}
         for task, found in points.items():
-            costs = [3600 * p.hours if view == "hours" else p.latency_ms for p in found]
+            costs = [3600 * p.hours if view == "wall-clock" else p.latency_ms for p in found]
             values = [point.score for point in found]
             front = pareto_front(costs, values)
             lines = [
@@ -152,13 +156,21 @@ def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
     return Picture(name="fronts", caption=f"{SCORE}: mean over seeds, and its cost", views=views)
 
 
-_READING = """Hours compare depths only if the runs had the machine alike: where --parallel is more
-than the machine has room for, they share it. Latency is of the machine that wrote this."""
+def _reading(curves: Sequence[Curve]) -> str:
+    devices = " and ".join(sorted({curve.recipe.system.device for curve in curves}))
+    return (
+        f"Wall-clock is that of a whole run on one device (--device {devices}), with collection "
+        "and evaluations; it is no measure of how busy the device was. It compares depths only if "
+        "the runs had the machine alike: where --parallel is more than the machine has room for, "
+        "they share it. Latency is of one CPU thread of the machine that wrote this: "
+        f"{machine()['device']}."
+    )
+
 
 STUDY = Study(
     question="Which depths are worth their cost: the share of the episode at the goal against "
-    "hours of training and against the policy's latency, and the cheapest depth that reaches "
-    "95 % of the best?",
+    "the wall-clock of training and against the policy's latency, and the cheapest depth that "
+    "reaches 95 % of the best?",
     statistic="The runs are those of the study `depth`. A depth is on the front if no other is "
     "cheaper and as good, or as cheap and better, by mean scores over seeds.",
     trials=depth.trials,
