@@ -251,7 +251,7 @@ def test_width_compares_networks_of_equal_parameters() -> None:
 
 
 @pytest.mark.parametrize("unit", ["transitions", "updates"])
-def test_a_threshold_is_counted_in_what_it_was_made_of(unit: str) -> None:
+def test_a_slow_start_is_counted_in_what_it_was_made_of(unit: str) -> None:
     trials = transitions.trials("smoke")
     noise = np.random.default_rng(0)
     curves = []
@@ -261,15 +261,19 @@ def test_a_threshold_is_counted_in_what_it_was_made_of(unit: str) -> None:
         steps = 5_000.0 if unit == "transitions" else 100 * trial.recipe.budget.env_steps_per_update
         ramp = 60 * ((curve.env_steps_E - steps) / 1_000).clip(0, 1)
         curves.append(curve_of(trial, ramp + noise.normal(scale=0.5, size=32)))
-    found = transitions.thresholds(curves)
+    found = transitions.starts(curves)
     assert [row.env_steps_per_update for row in found] == [16, 64]
     for row in found:
         steps = 5_000.0 if unit == "transitions" else 100 * row.env_steps_per_update
         assert row.found.ramp.onset == pytest.approx(steps, abs=350)
-        assert row.found.threshold_p < 0.05
+        assert row.found.slow_start_p < 0.05
     (sentence,) = transitions.agreement(found)
     assert sentence.endswith(f"it is nearer to a count of {unit}.")
-    assert len(transitions.answer(curves, "smoke").findings) == 3
+    findings = transitions.answer(curves, "smoke").findings
+    assert len(findings) == 3
+    # A smooth start would be found too, so nothing is called a threshold.
+    assert all("a slow start, with little learned before" in found for found in findings[:2])
+    assert not any("threshold" in found for found in findings)
 
 
 def test_the_cheapest_good_depth_may_differ_in_training_and_use() -> None:

@@ -86,7 +86,7 @@ def test_an_onset_is_found_where_it_is() -> None:
     assert found.ramp.plateau == pytest.approx(7e6, abs=0.3e6)
     assert found.ramp.low == pytest.approx(0, abs=5)
     assert found.ramp.high == pytest.approx(400, abs=5)
-    assert found.change_p < 0.01 and found.threshold_p < 0.01
+    assert found.change_p < 0.01 and found.slow_start_p < 0.01
     assert found.interval is not None
     assert found.interval[0] <= found.ramp.onset <= found.interval[1]
     assert found.interval[1] - found.interval[0] < 1e6
@@ -97,14 +97,19 @@ def test_a_ramp_without_noise_is_fitted_exactly() -> None:
     ramp = (found.ramp.onset, found.ramp.plateau, found.ramp.low, found.ramp.high)
     assert ramp == pytest.approx((X[10], X[30], 5, 105))
     assert found.interval is None and found.seeds == 1
-    assert found.threshold_p < 0.01
+    assert found.slow_start_p < 0.01
 
 
-def test_learning_from_the_start_is_no_threshold() -> None:
+def test_learning_from_the_start_is_no_slow_start() -> None:
     for mean in (400 * X / X[-1], 400 * (X / 4e6).clip(0, 1)):
         found = onset(X, curves(mean))
         assert found.change_p < 0.01
-        assert found.threshold_p > 0.02 and found.ramp.onset < 0.5e6
+        assert found.slow_start_p > 0.02 and found.ramp.onset < 0.5e6
+
+
+def test_a_smooth_sigmoid_is_a_slow_start_too() -> None:
+    found = onset(X, curves(400 / (1 + np.exp(-(X - 5e6) / 0.8e6))))
+    assert found.slow_start_p < 0.05
 
 
 def test_tests_reject_as_rarely_as_they_say() -> None:
@@ -114,7 +119,7 @@ def test_tests_reject_as_rarely_as_they_say() -> None:
         flat, rising = generator.normal(size=(2, 1, 25))
         change += onset(X[:25], flat, resamples=99, seed=trial).change_p <= 0.05
         rising += np.arange(25.0)
-        threshold += onset(X[:25], rising, resamples=99, seed=trial).threshold_p <= 0.05
+        threshold += onset(X[:25], rising, resamples=99, seed=trial).slow_start_p <= 0.05
     # Of 40 at 5 % expect 2; the chance of 7 or more is 0.3 %.
     assert change < 7 and threshold < 7
 

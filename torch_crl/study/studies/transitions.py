@@ -1,4 +1,4 @@
-"""Does learning begin at a threshold, and is it counted in transitions or in updates?"""
+"""Does learning start slowly, and is the start counted in transitions or in updates?"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -29,7 +29,7 @@ EVALUATIONS: Mapping[Scale, int] = {"smoke": 16, "small": 50, "full": 100}
 LEVEL = 0.05
 
 
-class Threshold(NamedTuple):
+class Start(NamedTuple):
     """The change point of the learning curve of one setting."""
 
     task: str
@@ -55,7 +55,7 @@ def trials(scale: Scale) -> list[Trial]:
     return found
 
 
-def thresholds(curves: Sequence[Curve]) -> list[Threshold]:
+def starts(curves: Sequence[Curve]) -> list[Start]:
     """Of every task, depth and update-to-data ratio whose runs have enough evaluations."""
     leaves = ("task.name", "networks.critic_depth", "budget.env_steps_per_update")
     rows = []
@@ -66,14 +66,14 @@ def thresholds(curves: Sequence[Curve]) -> list[Threshold]:
         values_RX = [on_grid(curve, METRIC, steps_X, "env_steps") for curve in runs]
         found = onset(steps_X, values_RX)
         updates = float(np.interp(found.ramp.onset, runs[0].env_steps_E, runs[0].updates_E))
-        rows.append(Threshold(task, depth, interval, found, updates))
+        rows.append(Start(task, depth, interval, found, updates))
     return rows
 
 
 def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
     """Change points with their tests, and which count agrees between update-to-data ratios."""
     del scale
-    rows = thresholds(curves)
+    rows = starts(curves)
     table = Table(
         caption="change points of the mean learning curve over seeds [95 % of resampled seeds]",
         columns=(
@@ -86,7 +86,7 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
             "from",
             "to",
             "p of change",
-            "p of a threshold",
+            "p of a slow start",
             "seeds",
         ),
         rows=tuple(
@@ -102,7 +102,7 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
                 row.found.ramp.low,
                 row.found.ramp.high,
                 row.found.change_p,
-                row.found.threshold_p,
+                row.found.slow_start_p,
                 row.found.seeds,
             )
             for row in rows
@@ -126,8 +126,8 @@ def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
     )
 
 
-def agreement(rows: Sequence[Threshold]) -> list[str]:
-    """For each task and depth with real thresholds: is their spread smaller in steps or updates?"""
+def agreement(rows: Sequence[Start]) -> list[str]:
+    """For each task and depth with slow starts: is their spread smaller in steps or updates?"""
     sentences = []
     for task, depth in dict.fromkeys((row.task, row.depth) for row in rows):
         real = [row for row in rows if (row.task, row.depth) == (task, depth) and _is_real(row)]
@@ -146,29 +146,34 @@ def agreement(rows: Sequence[Threshold]) -> list[str]:
     return sentences
 
 
-def _is_real(row: Threshold) -> bool:
-    return row.found.change_p <= LEVEL and row.found.threshold_p <= LEVEL
+def _is_real(row: Start) -> bool:
+    return row.found.change_p <= LEVEL and row.found.slow_start_p <= LEVEL
 
 
-def _sentence(row: Threshold) -> str:
+def _sentence(row: Start) -> str:
     where = f"{row.task}, depth {row.depth}, one update for {row.env_steps_per_update:g} env steps"
     found = row.found
     if found.change_p > LEVEL:
         return f"{where}: no change in the learning curve, p = {found.change_p:.2g}."
-    if found.threshold_p > LEVEL:
-        return f"{where}: learning begins with training, p of a threshold {found.threshold_p:.2g}."
+    if found.slow_start_p > LEVEL:
+        return (
+            f"{where}: learning begins with training, p of a slow start {found.slow_start_p:.2g}."
+        )
     return (
-        f"{where}: threshold at {found.ramp.onset:,.0f} transitions ({row.updates:,.0f} updates), "
-        f"p = {found.threshold_p:.2g}."
+        f"{where}: a slow start, with little learned before {found.ramp.onset:,.0f} transitions "
+        f"({row.updates:,.0f} updates), p = {found.slow_start_p:.2g}."
     )
 
 
 _READING = """A ramp is fitted: flat until the onset, then linear to a plateau. `p of change` tests
-it against a constant curve, `p of a threshold` against a ramp that begins at the first
-evaluation; both are not corrected for the number of curves."""
+it against a constant curve, `p of a slow start` against a ramp that begins at the first
+evaluation; both are not corrected for the number of curves. Slow means no more than that: a smooth
+curve that begins slowly is found like one that jumps. Where evaluations
+fluctuate together, `p of change` is too small: at 0.05 it finds a change in up to 13 % of the flat
+curves."""
 
 STUDY = Study(
-    question="Is there a threshold in transitions below which nothing is learned, by task and by "
+    question="Is there a number of transitions before which little is learned, by task and by "
     "update-to-data ratio?",
     statistic="The onset of the least-squares ramp through the mean learning curve, tested against "
     "no change and against learning from the start, each with noise as correlated as the "
