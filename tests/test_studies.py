@@ -12,6 +12,7 @@ import torch
 from torch_crl import trainer
 from torch_crl.cli import study as command
 from torch_crl.curves import Curve
+from torch_crl.native_run import NativeRun
 from torch_crl.networks import ResidualTower
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
@@ -350,6 +351,34 @@ def test_limits_measures_growth_and_gradients_at_tiny_size() -> None:
     assert rows[3].stream_mean < rows[1].stream_mean
     assert rows[0].stream_mean == pytest.approx(rows[2].stream_mean)
     assert all(row.updates == 2 and row.actor_gradient > 0 for row in rows)
+
+
+def test_the_critics_gradient_is_that_of_both_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    closed: list[NativeRun] = []
+    update, close = NativeRun.update, NativeRun.close
+
+    def spied(run: NativeRun) -> dict[str, torch.Tensor]:
+        metrics = update(run)
+        networks = run.learner.networks  # type: ignore[union-attr]
+        encoders = (networks.state_action_encoder, networks.goal_encoder)
+        squares = [
+            (p.grad.double() ** 2).sum()
+            for encoder in encoders
+            for p in encoder.parameters()
+            if p.grad is not None
+        ]
+        seen.append(math.sqrt(float(torch.stack(squares).sum())))
+        return metrics
+
+    monkeypatch.setattr(NativeRun, "update", spied)
+    monkeypatch.setattr(NativeRun, "close", lambda run: (closed.append(run), close(run))[1])
+    answer = limits.report(limits.Sizes(depths=(4,), width=8, batch=8, updates=1))
+    (table,) = tables(answer)
+    rows = [limits.Limits(*row) for row in table.rows]  # type: ignore[arg-type]
+    assert [row.critic_gradient for row in rows] == pytest.approx(seen, rel=1e-5)
+    # The run that fills the replay, and one for each branch.
+    assert len(closed) == len(rows) + 1 == 3
 
 
 def test_growth_by_layer_ends_with_what_the_head_gets() -> None:

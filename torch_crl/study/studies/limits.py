@@ -4,7 +4,8 @@ B batch, D width, L layers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ class Limits(NamedTuple):
     actor_gradient: float
     """Norm over all parameters in the first update."""
     critic_gradient: float
+    """The same of both encoders together."""
     stream_mean: float
     """Of the absolute values that enter the critic's head before training."""
     stream_spread: float
@@ -90,24 +92,39 @@ def report(sizes: Sizes) -> Answer:
 
     On the CPU by one thread: for layers as small as these, threads only wait for each other.
     """
-    data = _collected(sizes)
     rows: list[Limits] = []
     growth: dict[str, list[Line]] = {}
-    cells = [(branch, depth) for branch in BRANCHES for depth in sizes.depths]
+    data = _collected(sizes)
+    for branch, depth in _shown([(b, d) for b in BRANCHES for d in sizes.depths]):
+        with closing(_run(sizes, branch=branch, depth=depth)) as run:
+            run.replay.load_state_dict(data)
+            means_L = growth_by_layer(_networks(run).state_action_encoder, _probe(run))
+            rows.append(_measure(run, branch=branch, depth=depth, updates=sizes.updates))
+        layers_L = np.arange(1.0, len(means_L) + 1) * BLOCK
+        line = Line(label=f"depth {depth}", x_X=layers_L, y_X=np.array(means_L))
+        growth.setdefault(f"branch {branch}", []).append(line)
+    return Answer(
+        findings=(*map(_sentence, rows), "One seed: no interval can be given."),
+        sections=(
+            Section(title="By depth", parts=(_table(rows, sizes), _by_depth(rows))),
+            Section(title="Along the layers", parts=(_along(growth), Text(text=_READING))),
+        ),
+    )
+
+
+def _shown(cells: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """The same branches and depths, with progress on standard error."""
     console = Console(stderr=True, highlight=False)
     for branch, depth in track(
         cells, description="measuring", console=console, disable=not console.is_terminal
     ):
         if not console.is_terminal:
             console.print(f"measuring branch {branch}, depth {depth}")
-        run = _run(sizes, branch=branch, depth=depth)
-        run.replay.load_state_dict(data)
-        means_L = growth_by_layer(_networks(run).state_action_encoder, _probe(run))
-        layers_L = np.arange(1.0, len(means_L) + 1) * BLOCK
-        line = Line(label=f"depth {depth}", x_X=layers_L, y_X=np.array(means_L))
-        growth.setdefault(f"branch {branch}", []).append(line)
-        rows.append(_measure(run, branch=branch, depth=depth, updates=sizes.updates))
-    table = Table(
+        yield branch, depth
+
+
+def _table(rows: Sequence[Limits], sizes: Sizes) -> Table:
+    return Table(
         caption=f"{TASK}, width {sizes.width}, batch {sizes.batch}, one seed; guessing costs "
         f"{math.log(sizes.batch):.3g} nats",
         columns=(
@@ -123,13 +140,6 @@ def report(sizes: Sizes) -> Answer:
             "share of stuck actions",
         ),
         rows=tuple(rows),
-    )
-    return Answer(
-        findings=(*map(_sentence, rows), "One seed: no interval can be given."),
-        sections=(
-            Section(title="By depth", parts=(table, _by_depth(rows))),
-            Section(title="Along the layers", parts=(_along(growth), Text(text=_READING))),
-        ),
     )
 
 
@@ -163,10 +173,10 @@ def _run(sizes: Sizes, *, branch: str, depth: int) -> NativeRun:
 
 def _collected(sizes: Sizes) -> dict[str, Tensor]:
     """A replay filled by a shallow policy: a deep one takes extreme actions at its start."""
-    run = _run(sizes, branch="published", depth=4)
-    for _ in range(COLLECTIONS):
-        run.collect()
-    return run.replay.state_dict()
+    with closing(_run(sizes, branch="published", depth=4)) as run:
+        for _ in range(COLLECTIONS):
+            run.collect()
+        return run.replay.state_dict()
 
 
 def _networks(run: NativeRun) -> Networks:
@@ -197,7 +207,8 @@ def _measure(run: NativeRun, *, branch: str, depth: int, updates: int) -> Limits
     for _ in range(updates):
         losses.append(float(run.update()["contrastive_loss"]))
         gradients = gradients or {
-            name: _gradient_norm(network) for name, network in networks.named().items()
+            "actor": gradient_norm(networks.actor),
+            "critic": gradient_norm(networks.state_action_encoder, networks.goal_encoder),
         }
         if not math.isfinite(losses[-1]):
             break
@@ -208,15 +219,17 @@ def _measure(run: NativeRun, *, branch: str, depth: int, updates: int) -> Limits
         last_loss=losses[-1],
         updates=len(losses),
         actor_gradient=gradients["actor"],
-        critic_gradient=gradients["state_action_encoder"],
+        critic_gradient=gradients["critic"],
         stream_mean=float(stream_BD.abs().mean()),
         stream_spread=float(stream_BD.std(dim=0).mean()),
         stuck=float((mean.abs() > STUCK).float().mean()),
     )
 
 
-def _gradient_norm(network: ResidualTower) -> float:
-    gradients = [p.grad.norm() for p in network.parameters() if p.grad is not None]
+def gradient_norm(*networks: torch.nn.Module) -> float:
+    """Euclidean norm of the gradients of all parameters of all these networks together."""
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    gradients = [p.grad.norm() for p in parameters if p.grad is not None]
     return float(torch.stack(gradients).norm())
 
 
