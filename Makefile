@@ -12,7 +12,7 @@ train: $(VENV)/installed
 	$(BIN)/torch-crl train $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -135,6 +135,46 @@ def _gpu_line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def comparison_table() -> str:
+    """The scores of comparison/report.json, with the command that made it."""
+    document = read_result("comparison/report.json")
+    scores, facts = document["tables"][0], document["facts"]
+    lines = [f"| {' | '.join(scores['columns'])} |", "|---" * len(scores["columns"]) + "|"]
+    lines += [f"| {' | '.join(map(_estimate, row))} |" for row in scores["rows"]]
+    made = f"{facts['report written on']}, {facts['versions']}, commit {facts['commit']}"
+    return "\n".join([*lines, "", f"{scores['caption']} {made}, {facts['date']}."])
+
+
+def _estimate(cell: Any) -> str:
+    if isinstance(cell, dict):
+        low, high = cell["interval"]
+        return f"{cell['point']:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def baselines_table() -> str:
+    """Every row of baselines.json; of curves the mean of the last five evaluations."""
+    document = read_result("baselines.json")
+    lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
+    finals: dict[str, list[float]] = {}
+    for row in document["rows"]:
+        if row["scenario"] == "curves":
+            last = row["time_at_goal_share"][-5:]
+            finals.setdefault(row["by"], []).append(sum(last) / len(last))
+        else:
+            lines.append(
+                f"| env steps/s, PPO on `ant`, {row['envs']} envs, {row['what']} | "
+                f"{row['ours_per_second']:,.0f} | {row['subproc_vec_env_per_second']:,.0f}, "
+                f"SubprocVecEnv of Ant-v5 | {row['ratio']:.2f} |"
+            )
+    ours, theirs = (", ".join(f"{value:.2f}" for value in values) for values in finals.values())
+    lines.append(
+        f"| time at goal, SAC on one env of `reacher`, dense reward, by seed | {ours} | {theirs}, "
+        "a plain script on `gymnasium.make` | |"
+    )
+    return "\n".join([*lines, "", _machine_line(document["machine"])])
+
+
 def _machine_line(machine: dict[str, Any]) -> str:
     return (
         f"{machine['device']}, torch {machine['torch']}, mujoco {machine['mujoco']}, "
@@ -160,6 +200,8 @@ PARTS = {
     "results": results_table,
     "envs": envs_table,
     "learning": learning_table,
+    "baselines": baselines_table,
+    "comparison": comparison_table,
     "precision": precision_table,
     "gpu": gpu_table,
 }
