@@ -40,12 +40,13 @@ from torch_crl.study.study import (
 from torch_crl.sweep import driver
 from torch_crl.sweep.driver import SweepResult
 from torch_crl.sweep.grid import Trial, check_trials, grid
+from torch_crl.sweep.worker import work
 
 EVALUATIONS = 16
 
 
 def made_up(trials: Sequence[Trial], level_of: Callable[[Recipe], float]) -> list[Curve]:
-    """Flat curves; seeds differ by one control step at the goal."""
+    """Flat curves; seeds differ by one percent of the episode."""
     return [
         curve_of(trial, np.full(EVALUATIONS, level_of(trial.recipe) + trial.recipe.system.seed))
         for trial in trials
@@ -53,6 +54,7 @@ def made_up(trials: Sequence[Trial], level_of: Callable[[Recipe], float]) -> lis
 
 
 def curve_of(trial: Trial, values: np.ndarray) -> Curve:
+    """A curve with these percents of the episode at the goal."""
     budget = trial.recipe.budget
     share = np.arange(1, len(values) + 1) / len(values)
     return Curve(
@@ -62,8 +64,8 @@ def curve_of(trial: Trial, values: np.ndarray) -> Curve:
         updates_E=budget.env_steps * share / budget.env_steps_per_update,
         seconds_E=3600 * share,
         metrics={
-            "time_at_goal": values,
-            "time_at_goal_share": values / trial.recipe.task.episode_length,
+            "time_at_goal": values / 100 * trial.recipe.task.episode_length,
+            "time_at_goal_share": values / 100,
         },
         finished=True,
     )
@@ -164,8 +166,7 @@ def test_tasks_of_different_episode_lengths_count_alike() -> None:
     curves = [
         curve_of(
             trial,
-            np.full(5, 0.5 * trial.recipe.task.episode_length)
-            * (trial.recipe.algorithm.contrastive_loss == "binary_nce"),
+            np.full(5, 50.0) * (trial.recipe.algorithm.contrastive_loss == "binary_nce"),
         )
         for trial in trials
     ]
@@ -258,15 +259,15 @@ def test_a_slow_start_is_counted_in_what_it_was_made_of(unit: str) -> None:
     curves = []
     for trial in trials:
         curve = curve_of(trial, np.zeros(32))
-        # The onset is at 5,000 env steps, or at 100 updates.
-        steps = 5_000.0 if unit == "transitions" else 100 * trial.recipe.budget.env_steps_per_update
-        ramp = 60 * ((curve.env_steps_E - steps) / 1_000).clip(0, 1)
+        # The onset is at 2,000 env steps, or at 50 updates.
+        steps = 2_000.0 if unit == "transitions" else 50 * trial.recipe.budget.env_steps_per_update
+        ramp = 60 * ((curve.env_steps_E - steps) / 500).clip(0, 1)
         curves.append(curve_of(trial, ramp + noise.normal(scale=0.5, size=32)))
     found = transitions.starts(curves)
     assert [row.env_steps_per_update for row in found] == [16, 64]
     for row in found:
-        steps = 5_000.0 if unit == "transitions" else 100 * row.env_steps_per_update
-        assert row.found.ramp.onset == pytest.approx(steps, abs=350)
+        steps = 2_000.0 if unit == "transitions" else 50 * row.env_steps_per_update
+        assert row.found.ramp.onset == pytest.approx(steps, abs=150)
         assert row.found.slow_start_p < 0.05
     (sentence,) = transitions.agreement(found)
     assert sentence.endswith(f"it is nearer to a count of {unit}.")
@@ -420,6 +421,41 @@ def test_a_study_reads_its_finished_runs_and_writes_a_report(tmp_path: Path) -> 
     assert document["tables"][0]["columns"][3] == "wall-clock of a run, hours"
     assert "on one device (--device cpu)" in path.read_text()
     assert (tmp_path / "fronts_wall_clock.png").exists()
+
+
+def test_a_study_runs_at_its_smoke_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_trials(trials: list[Trial], folder: Path, **options: object) -> SweepResult:
+        # In this process, of which each worker's start would take longer than its training.
+        folder.mkdir(parents=True)
+        for trial in trials:
+            work(trial.recipe, folder / trial.name)
+        return SweepResult(finished=tuple(folder / trial.name for trial in trials), failed={})
+
+    monkeypatch.setattr(driver, "run_trials", run_trials)
+    out = tmp_path / "out"
+    assert command.main(["transitions", "--scale", "smoke", "--out", str(out)]) == 0
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    document = json.loads((out / "report.json").read_text())
+    assert document["facts"]["runs"] == "4" and document["facts"]["seeds of a setting"] == "2"
+    assert [row[:3] for row in document["tables"][0]["rows"]] == [
+        ["reacher", 4, 16.0],
+        ["reacher", 4, 64.0],
+    ]
+    assert (out / "curves.png").exists()
+
+
+def test_a_dry_run_states_the_cost_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert command.main(["recipe", "--scale", "smoke", "--dry-run", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    runs = len(STUDIES["recipe"].trials("smoke"))
+    assert told.startswith("study recipe, scale smoke: Which parts of the published residual")
+    assert f"{runs} runs\n" in told and "PFLOP" in told
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class Options:
     name: Positional[str] = ""
     """Which study; all are listed if this is left out."""
     scale: Literal["smoke", "small", "full"] = "smoke"
-    """smoke: that it runs, three minutes on two cores. small: a laptop's night or some GPU hours.
+    """smoke: that it runs, a minute or two of one core. small: a laptop's night or some GPU hours.
     full: the published tasks, five seeds, 100 M steps."""
     out: Path = _DEFAULT_OUT
     """Folder of the report, and of the run directories in `runs`; finished runs are kept. Without

@@ -46,17 +46,17 @@ SEEDS: Mapping[Scale, range] = {"smoke": range(2), "small": range(5), "full": ra
 
 SETTINGS: Mapping[Scale, Mapping[str, Any]] = {
     "smoke": {
-        "num_envs": 32,
-        "num_eval_envs": 64,
-        "episode_length": 100,
+        "num_envs": 16,
+        "num_eval_envs": 32,
+        "episode_length": 50,
         "width": 32,
         "batch_size": 64,
-        "env_steps": 10_000,
+        "env_steps": 4_000,
         "unroll_length": 20,
         "env_steps_per_update": 32.0,
-        "prefill_rows": 100,
+        "prefill_rows": 60,
         "replay_rows": 1000,
-        "evaluations": 8,
+        "evaluations": 5,
         "checkpoints": 1,
         "device": "cpu",
         "torch_threads": 1,
@@ -65,7 +65,8 @@ SETTINGS: Mapping[Scale, Mapping[str, Any]] = {
     "small": {"evaluations": 50},
     "full": {"env_steps": 100_000_000},
 }
-"""Beside each task's preset. Smoke: a few seconds a run on one core."""
+"""Beside each task's preset. Smoke: six seconds a run on one core, three of them for the start of
+its process."""
 
 
 def grouped(curves: Sequence[Curve], *leaves: str) -> dict[tuple[Any, ...], list[Curve]]:

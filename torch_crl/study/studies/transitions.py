@@ -24,7 +24,7 @@ from torch_crl.sweep.grid import Trial, grid
 # Of the preset's env steps for one update.
 FACTORS = (0.5, 2.0)
 DEPTHS: Mapping[Scale, tuple[int, ...]] = {"smoke": (4,), "small": (4, 16), "full": (4, 16, 64)}
-EVALUATIONS: Mapping[Scale, int] = {"smoke": 16, "small": 50, "full": 100}
+EVALUATIONS: Mapping[Scale, int] = {"smoke": 10, "small": 50, "full": 100}
 # What a test must show for its change point to be called one.
 LEVEL = 0.05
 
