@@ -87,6 +87,13 @@ def test_trials_are_every_combination() -> None:
         "reacher_sac_depth16_seed0_dense",
     ]
     check_trials(deep)
+    # The preset's own depth, by its number and by 0.
+    same = comparison_trials(["reacher"], algos=["crl", "sac"], depths=[0, 4], seeds=1)
+    assert [trial.name for trial in same] == [
+        "reacher_crl_depth0_seed0",
+        "reacher_sac_depth0_seed0",
+        "reacher_sac_depth4_seed0",
+    ]
 
 
 def test_unknown_names_are_told_at_once_with_the_nearest() -> None:

@@ -319,6 +319,11 @@ def test_the_command_trains_and_prints_the_table(
     assert "1 in all" in planned and "reacher_crl_seed1" in planned
     assert list(tmp_path.iterdir()) == []
 
+    # Workers run what started them, and not what lies where the command is given.
+    shadow = tmp_path / "torch_crl" / "__init__.py"
+    shadow.parent.mkdir()
+    shadow.write_text("raise ImportError('this is not the package')")
+    monkeypatch.chdir(tmp_path)
     assert command.main(arguments) == 0
     assert "reacher_crl_seed1" in capsys.readouterr().out
     saved = json.loads((tmp_path / "out" / "results.json").read_text())["trials"]

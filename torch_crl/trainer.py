@@ -172,7 +172,7 @@ def _build(recipe: Recipe) -> Run:
 
 def _after_a_stop(run: Run, run_dir: Path) -> str:
     if run.resumable:
-        return f"stopped; `--resume --run-dir {run_dir}` goes on from here"
+        return f"stopped; `torch-crl train --resume --run-dir {run_dir}` goes on from here"
     return f"stopped; a run of {run.recipe.algorithm.algo} cannot be resumed, only started again"
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from torch_crl.cli.errors import UsageError, told_to_user
+from torch_crl.cli.errors import UsageError, check_folder, told_to_user
 from torch_crl.cli.sweep import plan
+from torch_crl.recipe import LIBRARY_ALGOS
 
 if TYPE_CHECKING:
     from torch_crl.study.report import Table
@@ -83,6 +84,7 @@ def main(arguments: list[str]) -> int:
             check_trials(trials)
             Console().print(plan(trials))
             return 0
+        check_folder("--out", options.out)
         if options.runs:
             curves = read_curves(options.runs)
         else:
@@ -115,6 +117,10 @@ def _check(options: Options) -> None:
     if not (options.runs or options.tasks):
         raise UsageError(
             "name tasks to train on (`torch-crl envs` lists them) or runs to read with --runs"
+        )
+    if options.reward == "dense" and not set(options.algos) & set(LIBRARY_ALGOS):
+        raise UsageError(
+            "--reward dense is for baselines, and --algos has none: " + " ".join(options.algos)
         )
     for flag, value, least in (
         ("--seeds", options.seeds, 1),

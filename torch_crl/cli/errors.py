@@ -2,13 +2,28 @@
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UsageError(Exception):
     """The command cannot be carried out as it was given; the message says why."""
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Raise UsageError, which names the flag, if the folder is not there and cannot be made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return
+    except OSError as error:
+        raise UsageError(
+            f"{flag} {folder} is no folder that can be written ({error.strerror}: {existing}); "
+            "name another"
+        ) from error
 
 
 @contextmanager

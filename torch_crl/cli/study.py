@@ -9,7 +9,7 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
-from torch_crl.cli.errors import UsageError, told_to_user
+from torch_crl.cli.errors import UsageError, check_folder, told_to_user
 
 # Shown by --help; stands for `studies/NAME_SCALE`, so that a study goes on where it stopped.
 _DEFAULT_OUT = Path("studies/NAME_SCALE")
@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> int:
         if options.scale == "full" and not (options.yes or _agreed()):
             return 1
         folder, runs = _folders(options, study.runs_of or options.name)
+        check_folder("--out", folder)
         path = run_study(
             options.name,
             study,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
-from torch_crl.cli.errors import UsageError, told_to_user
+from torch_crl.cli.errors import UsageError, check_folder, told_to_user
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> int:
                 raise RecipeError(problems)
             Console().print(plan(trials))
             return 0
+        check_folder("--out", options.out)
         result = run_trials(
             trials,
             options.out,

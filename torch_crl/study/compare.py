@@ -143,7 +143,9 @@ def comparison_trials(
     if depths:
         axes["depth"] = depths
     trials = grid(tasks, axes=axes | {"seed": list(range(seeds))}, settings=settings)
-    return [_rewarded(trial, reward) for trial in trials]
+    # Depth 0 is the preset's own, which may be among the depths too.
+    distinct = {trial.recipe: trial for trial in reversed(trials)}
+    return [_rewarded(trial, reward) for trial in reversed(distinct.values())]
 
 
 def _rewarded(trial: Trial, reward: str) -> Trial:

@@ -85,7 +85,7 @@ def score_table(comparison: Comparison) -> Table:
                     )
                 )
     return Table(
-        caption=f"Scores: time at goal as a share of the episode, mean of a run's last "
+        caption=f"Scores: time at goal as a share of the episode, mean of a run's last (up to) "
         f"{SCORED_EVALUATIONS} evaluations; interquartile mean over seeds [95 % interval].",
         columns=(
             "task",

@@ -18,8 +18,9 @@ from torch_crl.sweep.worker import log_of
 from torch_crl.threads import THREADS, usable_cpus
 from torch_crl.validation import RecipeError
 
-WORKER = ("-m", "torch_crl.sweep.worker")
-"""What Python is started with; the run directory follows."""
+WORKER = ("-P", "-m", "torch_crl.sweep.worker")
+"""What Python is started with; the run directory follows. Without -P a folder torch_crl where the
+command is given would be imported instead of the package that starts the worker."""
 
 
 class Job(Protocol):

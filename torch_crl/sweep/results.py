@@ -53,7 +53,7 @@ def write(records: list[dict[str, Any]], path: Path) -> None:
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
     """A row a trial; what did not finish says so instead of its numbers."""
     found = Table(
-        title=f"last {SCORED_EVALUATIONS} evaluations; score: share of the time at the goal",
+        title=f"last (up to) {SCORED_EVALUATIONS} evaluations; score: time at the goal, share",
         title_justify="left",
     )
     for heading in ("trial", "score", "success_any", "minutes"):

@@ -98,6 +98,8 @@ def _set_aside(run_dir: Path) -> None:
 
 def main() -> None:
     """Read the recipe from standard input and train it in the directory that is named."""
+    # For tasks named `module:function`, as in `torch-crl train`.
+    sys.path.insert(0, "")
     try:
         work(Recipe.from_json(sys.stdin.read()), Path(sys.argv[1]))
     except KeyboardInterrupt:
