@@ -12,6 +12,7 @@ import torch
 from torch_crl import trainer
 from torch_crl.cli import study as command
 from torch_crl.curves import Curve
+from torch_crl.machine import machine
 from torch_crl.native_run import NativeRun
 from torch_crl.networks import ResidualTower
 from torch_crl.presets import preset, with_changes
@@ -419,7 +420,7 @@ def test_a_study_reads_its_finished_runs_and_writes_a_report(tmp_path: Path) -> 
         assert 0 < row[3] < 1 and 0 < row[4] < 1000
     assert any(text.startswith("One seed") for text in document["findings"])
     assert document["tables"][0]["columns"][3] == "wall-clock of a run, hours"
-    assert "on one device (--device cpu)" in path.read_text()
+    assert f"on one device (--device cpu, {machine()['device']})" in path.read_text()
     assert (tmp_path / "fronts_wall_clock.png").exists()
 
 

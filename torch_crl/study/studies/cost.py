@@ -1,5 +1,6 @@
 """Which depth is worth its cost, in training and in use?"""
 
+import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -156,11 +157,18 @@ def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
     return Picture(name="fronts", caption=f"{SCORE}: mean over seeds, and its cost", views=views)
 
 
+def _trained_on(curve: Curve) -> str:
+    result = json.loads((curve.run_dir / "result.json").read_text())
+    # Runs of older versions do not say.
+    where = result.get("machine", {}).get("device", "not known where")
+    return f"--device {curve.recipe.system.device}, {where}"
+
+
 def _reading(curves: Sequence[Curve]) -> str:
-    devices = " and ".join(sorted({curve.recipe.system.device for curve in curves}))
+    machines = " and ".join(sorted({_trained_on(curve) for curve in curves}))
     return (
-        f"Wall-clock is that of a whole run on one device (--device {devices}), with collection "
-        "and evaluations; it is no measure of how busy the device was. It compares depths only if "
+        f"Wall-clock is that of a whole run on one device ({machines}), with collection and "
+        "evaluations; it is no measure of how busy the device was. It compares depths only if "
         "the runs had the machine alike: where --parallel is more than the machine has room for, "
         "they share it. Latency is of one CPU thread of the machine that wrote this: "
         f"{machine()['device']}."
