@@ -33,7 +33,7 @@ from torch_crl.recipe import Recipe
 from torch_crl.threads import torch_threads
 
 ENVS, TURNS = 64, 5
-TASK, SEEDS, STEPS, LOOKS = "reacher", 3, 10_000, 10
+TASK, SEEDS, STEPS, LOOKS = "reacher", 5, 10_000, 10
 Row = dict[str, Any]
 
 
@@ -131,7 +131,9 @@ def _learn_here(recipe: Recipe) -> Row:
 
 def _learn_plainly(recipe: Recipe) -> Row:
     """What a user of the library would write."""
-    goal_env = gymnasium.make(gymnasium_id(TASK), reward="dense")
+    goal_env = gymnasium.make(
+        gymnasium_id(TASK), reward="dense", max_episode_steps=recipe.task.episode_length
+    )
     env = FlattenObservation(FilterObservation(goal_env, ["observation", "desired_goal"]))
     prefill, rollout = recipe.budget.prefill_rows, recipe.budget.unroll_length
     model = SAC(
