@@ -30,6 +30,7 @@ from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.gymnasium.registration import gymnasium_id
 from torch_crl.metrics import read_metrics
 from torch_crl.recipe import Recipe
+from torch_crl.run import stream_seed
 from torch_crl.threads import torch_threads
 
 ENVS, TURNS = 64, 5
@@ -155,6 +156,8 @@ def _learn_plainly(recipe: Recipe) -> Row:
     steps, records = [], []
     for look in range(1, LOOKS + 1):
         wanted = prefill + (STEPS - prefill) * look // LOOKS
+        # The trainer's own, so that both sides are looked at on the same goals.
+        goals = stream_seed(recipe.system.seed, f"evaluation/{wanted // rollout}")
         model.learn(wanted - model.num_timesteps, reset_num_timesteps=False)
         steps.append(model.num_timesteps)
         records.append(
@@ -163,7 +166,7 @@ def _learn_plainly(recipe: Recipe) -> Row:
                 TASK,
                 num_envs=recipe.task.num_eval_envs,
                 episode_length=recipe.task.episode_length,
-                seed=look,
+                seed=goals,
             )
         )
     env.close()
