@@ -59,7 +59,7 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
 def write_text(path: Path, text: str) -> None:
     """Write a small file that is there whole or not at all."""
     aside = path.with_name(_ASIDE + path.name)
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     _sync(aside)
     aside.rename(path)
     _sync(path.parent)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_crl.metrics import read_metrics
+from torch_crl.metrics import RESULT_FILE, read_metrics
 from torch_crl.recipe import Recipe
 
 Axis = Literal["env_steps", "seconds"]
@@ -88,7 +88,7 @@ def read_curve(run_dir: Path) -> Curve:
         updates_E=updates_E,
         seconds_E=seconds_E,
         metrics={name: _column(records, name) for name in sorted(names)},
-        finished=(run_dir / "result.json").exists()
+        finished=(run_dir / RESULT_FILE).exists()
         or bool(env_steps_E[-1] >= recipe.budget.env_steps),
     )
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch_crl import checkpoint
 
 METRICS_FILE = "metrics.jsonl"
+RESULT_FILE = "result.json"
+"""In a run directory: the run is finished; its last evaluation, and what it was trained on."""
 
 
 class DivergenceError(RuntimeError):

@@ -11,7 +11,7 @@ from torch_crl.behaviour_cloning import BehaviourCloning
 from torch_crl.collector import Collector
 from torch_crl.compute import Compute, choose_compute, resolve_device
 from torch_crl.cuda_graph import CudaRecorder, GraphedFunction, Recorder
-from torch_crl.envs.make import AnyVectorEnv, make_vector_env
+from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks
@@ -19,7 +19,7 @@ from torch_crl.overlap import OverlappingCollector
 from torch_crl.policy import Policy
 from torch_crl.recipe import Recipe
 from torch_crl.replay import Replay
-from torch_crl.run import Run, stream_seed
+from torch_crl.run import Run, make_training_env, stream_seed
 
 AnyLearner: TypeAlias = Learner | BehaviourCloning
 
@@ -151,16 +151,7 @@ def build_run(
     def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
-    env = make_vector_env(
-        recipe.task.name,
-        num_envs=recipe.task.num_envs,
-        episode_length=recipe.task.episode_length,
-        seed=stream_seed(recipe.system.seed, "starts"),
-        simulator=recipe.system.simulator,
-        num_threads=recipe.system.simulator_threads,
-        device=device,
-        cached_starts=recipe.algorithm.parity == "reference",
-    )
+    env = make_training_env(recipe, device)
     spec = env.spec
     weights, noise = generator("weights"), generator("actor", device)
     learner = _build_learner(recipe, spec, compute, device, weights, noise)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_crl.envs.make import AnyVectorEnv
+from torch_crl.envs.make import AnyVectorEnv, make_vector_env
 from torch_crl.policy import Policy
 from torch_crl.recipe import Recipe
 
@@ -95,6 +95,20 @@ class Run(ABC):
     def close(self) -> None:
         """Release what the envs hold."""
         self.env.close()
+
+
+def make_training_env(recipe: Recipe, device: torch.device) -> AnyVectorEnv:
+    """The training envs; Warp's physics runs on `device`."""
+    return make_vector_env(
+        recipe.task.name,
+        num_envs=recipe.task.num_envs,
+        episode_length=recipe.task.episode_length,
+        seed=stream_seed(recipe.system.seed, "starts"),
+        simulator=recipe.system.simulator,
+        num_threads=recipe.system.simulator_threads,
+        device=device,
+        cached_starts=recipe.algorithm.parity == "reference",
+    )
 
 
 def stream_seed(seed: int, stream: str) -> int:

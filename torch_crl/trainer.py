@@ -16,6 +16,7 @@ from torch_crl import __version__, checkpoint, validation
 from torch_crl.evaluation import evaluate
 from torch_crl.machine import machine
 from torch_crl.metrics import (
+    RESULT_FILE,
     DivergenceError,
     RunLog,
     UpdateMetrics,
@@ -29,9 +30,6 @@ from torch_crl.run import Run, stream_seed
 from torch_crl.stability import StabilityWatch
 from torch_crl.stopping import StopSignals
 from torch_crl.threads import torch_threads, usable_cpus
-
-RESULT_FILE = "result.json"
-"""In a run directory: the run is finished; its last evaluation, and what it was trained on."""
 
 # The newest may be the one that a crash damaged.
 _KEPT_CHECKPOINTS = 2

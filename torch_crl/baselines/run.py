@@ -20,10 +20,10 @@ from torch_crl.baselines.policies import (
 from torch_crl.baselines.problems import ppo_epochs
 from torch_crl.baselines.vec_env import LibraryVecEnv
 from torch_crl.compute import choose_compute, resolve_device
-from torch_crl.envs.make import AnyVectorEnv, make_vector_env
+from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.policy import Policy
 from torch_crl.recipe import Recipe
-from torch_crl.run import Run, stream_seed
+from torch_crl.run import Run, make_training_env, stream_seed
 from torch_crl.threads import torch_threads
 
 # TD3 updates its actor at every second update, so two belong together.
@@ -130,15 +130,7 @@ def build_baseline(recipe: Recipe) -> BaselineRun:
     """Everything at its beginning. The recipe must have passed `validation.check`."""
     algo, device = recipe.algorithm.algo, resolve_device(recipe.system.device)
     env = LibraryVecEnv(
-        make_vector_env(
-            recipe.task.name,
-            num_envs=recipe.task.num_envs,
-            episode_length=recipe.task.episode_length,
-            seed=stream_seed(recipe.system.seed, "starts"),
-            simulator=recipe.system.simulator,
-            num_threads=recipe.system.simulator_threads,
-            device=device,
-        ),
+        make_training_env(recipe, device),
         reward=recipe.baseline.reward,
         goal_env=algo.endswith("_her"),
     )

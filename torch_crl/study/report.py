@@ -5,7 +5,6 @@ import dataclasses
 import html
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch_crl import checkpoint
 from torch_crl.machine import machine
 from torch_crl.study.statistics import Estimate
 
@@ -115,8 +115,8 @@ def write_report(report: Report, folder: str | Path) -> Path:
         + (f"<h2>How this came about</h2>\n<dl>{facts}</dl>\n" if facts else "")
         + f"<script>\n{_asset('report.js')}</script>\n</body></html>\n"
     )
-    _replace(folder / "report.json", _json(report))
-    _replace(folder / "report.html", page)
+    checkpoint.write_text(folder / "report.json", _json(report))
+    checkpoint.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -242,9 +242,3 @@ def _file_name(text: str) -> str:
 
 def _asset(name: str) -> str:
     return resources.files("torch_crl.study").joinpath("data", name).read_text()
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from torch_crl import checkpoint
 from torch_crl.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
 from torch_crl.sweep.grid import Trial
 from torch_crl.sweep.worker import is_finished
@@ -44,10 +45,8 @@ def collect(
 
 
 def write(records: list[dict[str, Any]], path: Path) -> None:
-    """JSON, written aside and renamed."""
-    aside = path.with_suffix(".writing")
-    aside.write_text(json.dumps({"trials": records}, indent=2) + "\n")
-    aside.replace(path)
+    """As JSON, whole or not at all."""
+    checkpoint.write_text(path, json.dumps({"trials": records}, indent=2) + "\n")
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:

@@ -17,6 +17,7 @@ from torch_crl.recipe import Recipe, differences
 
 def is_finished(run_dir: Path) -> bool:
     """Whether training in this directory came to its end."""
+    # The name is that of `metrics.RESULT_FILE`, whose imports a worker would wait for.
     return (run_dir / "result.json").exists()
 
 

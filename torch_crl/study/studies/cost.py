@@ -11,6 +11,7 @@ import torch
 
 from torch_crl.curves import Curve
 from torch_crl.machine import machine
+from torch_crl.metrics import RESULT_FILE
 from torch_crl.policy import load_policy
 from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best, pareto_front
 from torch_crl.study.pictures import Line, Unit, curves_figure
@@ -158,7 +159,7 @@ def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
 
 
 def _trained_on(curve: Curve) -> str:
-    result = json.loads((curve.run_dir / "result.json").read_text())
+    result = json.loads((curve.run_dir / RESULT_FILE).read_text())
     # Runs of older versions do not say.
     where = result.get("machine", {}).get("device", "not known where")
     return f"--device {curve.recipe.system.device}, {where}"
