@@ -21,6 +21,7 @@ PACKAGES = {
 
 # From the ground up: a module imports only from lines above its own, or from its own line.
 FLOORS = [
+    ["errors"],
     ["kernels", "costs", "machine", "threads", "stopping", "envs.spec", "envs.tasks.layouts"],
     ["envs.simulators", "envs.tasks.models", "envs.tasks.sampling"],
     ["envs.task"],

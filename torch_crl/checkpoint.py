@@ -18,11 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from torch_crl.errors import TorchCrlError
+
 TENSORS, META = "tensors.safetensors", "meta.json"
 _ASIDE = ".writing-"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(TorchCrlError, RuntimeError):
     """A checkpoint could not be written, or none could be read; the message names the path."""
 
 

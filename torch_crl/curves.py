@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from torch_crl.errors import TorchCrlError, listed
 from torch_crl.metrics import RESULT_FILE, read_metrics
 from torch_crl.recipe import Recipe
 
@@ -34,7 +35,7 @@ _REACHED = "env steps at the last evaluation"
 _ROUNDING = 0.05
 
 
-class CurveError(Exception):
+class CurveError(TorchCrlError):
     """Runs that cannot be read or compared; the message names them and says why."""
 
 
@@ -244,5 +245,4 @@ def _reached_differing(task: str, runs: list[Curve]) -> list[str]:
 
 def _raise_any(problems: list[str]) -> None:
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise CurveError(f"{count}:" + "".join(f"\n  - {problem}" for problem in problems))
+        raise CurveError(listed(problems))

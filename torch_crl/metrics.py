@@ -19,13 +19,14 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
 
 from torch_crl import checkpoint
+from torch_crl.errors import TorchCrlError
 
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 """In a run directory: the run is finished; its last evaluation, and what it was trained on."""
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(TorchCrlError, RuntimeError):
     """A loss or a parameter is no longer finite; the message names it and when it happened."""
 
 

@@ -16,18 +16,18 @@ from torch_crl.compute import compute_problems, resolve_device
 from torch_crl.costs import BLOCK
 from torch_crl.envs.registry import GYMNASIUM, UnknownTaskError, make_task, task_spec
 from torch_crl.envs.simulators.cpu import CpuSimulator
+from torch_crl.errors import TorchCrlError, listed
 from torch_crl.presets import preset
 from torch_crl.recipe import Recipe
 
 
-class RecipeError(ValueError):
+class RecipeError(TorchCrlError, ValueError):
     """The recipe or the run directory cannot be used; the message lists every reason."""
 
     def __init__(self, problems: list[str]) -> None:
         """One line a problem."""
         self.problems = problems
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count}:" + "".join(f"\n  - {problem}" for problem in problems))
+        super().__init__(listed(problems))
 
 
 def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from torch_crl.errors import UsageError
+
 _UNITS = {
     "tflop_per_second": "TFLOP/s",
     "actions_per_second": "actions/s",
@@ -37,15 +39,14 @@ def _bench(
     """
     wrong = [depth for depth in depths if depth <= 0 or depth % 4]
     if wrong or batch <= 0:
-        raise SystemExit(
-            "torch-crl bench: --depths are positive multiples of 4 and --batch is positive, got "
-            f"{wrong or batch}"
+        raise UsageError(
+            f"--depths are positive multiples of 4 and --batch is positive, got {wrong or batch}"
         )
     # Here, so that --help stays quick.
     from torch_crl.validation import device_problems
 
     if problems := device_problems(device):
-        raise SystemExit(f"torch-crl bench: {problems[0]}")
+        raise UsageError(problems[0])
     from torch_crl.benchmarks.picture import save_time_by_depth
     from torch_crl.benchmarks.report import write_report
     from torch_crl.benchmarks.scenarios import quick, run_scenario

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from torch_crl.cli.errors import UsageError, check_folder, told_to_user
+from torch_crl.cli.output import check_folder
 from torch_crl.cli.sweep import plan
+from torch_crl.errors import UsageError
 from torch_crl.recipe import LIBRARY_ALGOS
 
 if TYPE_CHECKING:
@@ -64,41 +65,38 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(
         Options, args=arguments, prog="torch-crl compare", config=(tyro.conf.FlagCreatePairsOff,)
     )
-    with told_to_user():
-        _check(options)
+    _check(options)
     # Here, so that --help stays quick.
     from rich.console import Console
 
-    from torch_crl.curves import CurveError, read_curve, read_curves
+    from torch_crl.curves import read_curve, read_curves
     from torch_crl.study.compare import compare
     from torch_crl.study.compare_report import comparison_report, score_table
     from torch_crl.study.report import write_report
     from torch_crl.sweep.grid import check_trials
-    from torch_crl.validation import RecipeError
 
     failed: dict[str, str] = {}
     console = Console(stderr=True)
-    with told_to_user(RecipeError, CurveError):
-        if options.dry_run:
-            trials = _trials(options)
-            check_trials(trials)
-            Console().print(plan(trials))
-            return 0
-        check_folder("--out", options.out)
-        if options.runs:
-            curves = read_curves(options.runs)
-        else:
-            run_dirs, failed = _train(options)
-            for name, reason in failed.items():
-                print(f"failed: {name}: {reason}", file=sys.stderr)
-            curves = [read_curve(run_dir) for run_dir in run_dirs]
-        with console.status("bootstrapping and drawing"):
-            comparison = compare(curves)
-            command = shlex.join(["torch-crl", "compare", *arguments])
-            report = comparison_report(
-                comparison, command=command, published=options.published, failed=failed
-            )
-            page = write_report(report, options.out)
+    if options.dry_run:
+        trials = _trials(options)
+        check_trials(trials)
+        Console().print(plan(trials))
+        return 0
+    check_folder("--out", options.out)
+    if options.runs:
+        curves = read_curves(options.runs)
+    else:
+        run_dirs, failed = _train(options)
+        for name, reason in failed.items():
+            print(f"failed: {name}: {reason}", file=sys.stderr)
+        curves = [read_curve(run_dir) for run_dir in run_dirs]
+    with console.status("bootstrapping and drawing"):
+        comparison = compare(curves)
+        command = shlex.join(["torch-crl", "compare", *arguments])
+        report = comparison_report(
+            comparison, command=command, published=options.published, failed=failed
+        )
+        page = write_report(report, options.out)
     _print(score_table(comparison))
     for finding in report.findings:
         console.print(f"- {finding}", highlight=False, markup=False, soft_wrap=True)

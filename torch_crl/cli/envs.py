@@ -7,8 +7,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from torch_crl.cli.errors import UsageError, told_to_user
-from torch_crl.envs.registry import TASKS, UnknownTaskError, make_task
+from torch_crl.envs.registry import TASKS, make_task
+from torch_crl.errors import UsageError
 
 
 def main(arguments: list[str]) -> int:
@@ -42,19 +42,17 @@ def _table(contains: str) -> Table:
         table.add_row(spec.name, *map(str, sizes), spec.success_text, str(spec.episode_length))
     if not table.rows:
         near = difflib.get_close_matches(contains, TASKS, n=4, cutoff=0.3)
-        raise SystemExit(f"torch-crl envs: no task name contains {contains!r}; nearest: {near}")
+        raise UsageError(f"no task name contains {contains!r}; nearest: {near}")
     return table
 
 
 def _draw(name: str, path: Path) -> None:
-    from torch_crl.rendering.gl import RenderError
     from torch_crl.rendering.pictures import save_image, task_picture
 
-    with told_to_user(UnknownTaskError, RenderError):
-        if not name:
-            raise UsageError("--png needs a task: `torch-crl envs ant --png ant.png`")
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise UsageError(f"--png writes .png or .jpg, got {path.name!r}")
-        image, backend = task_picture(make_task(name))
-        save_image(image, path)
+    if not name:
+        raise UsageError("--png needs a task: `torch-crl envs ant --png ant.png`")
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UsageError(f"--png writes .png or .jpg, got {path.name!r}")
+    image, backend = task_picture(make_task(name))
+    save_image(image, path)
     print(f"{path} ({name}, drawn with {backend})")

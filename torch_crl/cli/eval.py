@@ -7,8 +7,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from torch_crl.cli.errors import UsageError, told_to_user
 from torch_crl.cli.runs import Trained, load_trained, task_env
+from torch_crl.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +43,18 @@ def main(arguments: list[str]) -> int:
         prog="torch-crl eval",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    from torch_crl.checkpoint import CheckpointError
-    from torch_crl.envs.registry import UnknownTaskError
-    from torch_crl.envs.simulators import SimulatorError
-    from torch_crl.rendering.gl import RenderError
 
-    with told_to_user(UnknownTaskError, CheckpointError, SimulatorError, RenderError):
-        _check(options)
-        trained = load_trained(
-            options.run, task=options.task, episode_length=options.episode_length
-        )
-        result = _evaluate(trained, options)
-        if options.json:
-            print(json.dumps({"task": trained.task, **result}))
-        else:
-            print(f"{trained.task}, {options.num_envs} episodes")
-            for name, value in result.items():
-                print(f"  {name:<20} {value:10.3f}")
-        if options.video is not None:
-            _film(trained, options, options.video)
+    _check(options)
+    trained = load_trained(options.run, task=options.task, episode_length=options.episode_length)
+    result = _evaluate(trained, options)
+    if options.json:
+        print(json.dumps({"task": trained.task, **result}))
+    else:
+        print(f"{trained.task}, {options.num_envs} episodes")
+        for name, value in result.items():
+            print(f"  {name:<20} {value:10.3f}")
+    if options.video is not None:
+        _film(trained, options, options.video)
     return 0
 
 

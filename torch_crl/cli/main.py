@@ -3,7 +3,8 @@
 import importlib
 import sys
 
-from torch_crl.cli.errors import wrong_mujoco_gl
+from torch_crl.cli.output import tell, wrong_mujoco_gl
+from torch_crl.errors import TorchCrlError, UsageError
 
 _COMMANDS = {
     "train": "train on a task, or resume a run",
@@ -46,12 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.insert(0, "")
     try:
         status: int = importlib.import_module(f"torch_crl.cli.{command}").main(rest)
-    except KeyboardInterrupt:
-        return 130
+        sys.stdout.flush()
+    except (TorchCrlError, OSError, KeyboardInterrupt) as error:
+        return tell(error)
     except Exception as error:
         if message := wrong_mujoco_gl(error):
-            print(f"torch-crl: {message}", file=sys.stderr)
-            return 1
+            return tell(UsageError(message))
         raise
     return status
 

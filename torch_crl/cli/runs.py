@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch_crl.cli.errors import UsageError
+from torch_crl.errors import UsageError
 from torch_crl.recipe import Recipe
 
 if TYPE_CHECKING:

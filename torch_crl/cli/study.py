@@ -9,7 +9,8 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
-from torch_crl.cli.errors import UsageError, check_folder, told_to_user
+from torch_crl.cli.output import check_folder
+from torch_crl.errors import UsageError
 
 # Shown by --help; stands for `studies/NAME_SCALE`, so that a study goes on where it stopped.
 _DEFAULT_OUT = Path("studies/NAME_SCALE")
@@ -52,40 +53,37 @@ def main(arguments: list[str]) -> int:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     # Here, so that --help stays quick.
-    from torch_crl.curves import CurveError
     from torch_crl.study.studies import STUDIES
-    from torch_crl.study.study import StudyError, cost_of, run_study
-    from torch_crl.validation import RecipeError
+    from torch_crl.study.study import cost_of, run_study
 
     if not options.name:
         _list({name: study.question for name, study in STUDIES.items()})
         return 0
-    with told_to_user(RecipeError, StudyError, CurveError):
-        if options.name not in STUDIES:
-            raise UsageError(f"no study {options.name!r}; there are {', '.join(STUDIES)}")
-        study = STUDIES[options.name]
-        trials = study.trials(options.scale)
-        cost = str(cost_of(trials)) if trials else "no runs: networks are measured in this process"
-        print(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}", flush=True)
-        if options.dry_run:
-            return 0
-        if options.scale == "full" and not (options.yes or _agreed()):
-            return 1
-        folder, runs = _folders(options, study.runs_of or options.name)
-        check_folder("--out", folder)
-        path = run_study(
-            options.name,
-            study,
-            options.scale,
-            folder,
-            command=shlex.join(["torch-crl", "study", *arguments]),
-            runs=runs,
-            launcher=options.launcher,
-            address=options.address,
-            parallel=options.parallel or (2 if options.scale == "smoke" else 0),
-            runs_per_gpu=options.runs_per_gpu,
-            retries=options.retries,
-        )
+    if options.name not in STUDIES:
+        raise UsageError(f"no study {options.name!r}; there are {', '.join(STUDIES)}")
+    study = STUDIES[options.name]
+    trials = study.trials(options.scale)
+    cost = str(cost_of(trials)) if trials else "no runs: networks are measured in this process"
+    print(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}", flush=True)
+    if options.dry_run:
+        return 0
+    if options.scale == "full" and not (options.yes or _agreed()):
+        return 1
+    folder, runs = _folders(options, study.runs_of or options.name)
+    check_folder("--out", folder)
+    path = run_study(
+        options.name,
+        study,
+        options.scale,
+        folder,
+        command=shlex.join(["torch-crl", "study", *arguments]),
+        runs=runs,
+        launcher=options.launcher,
+        address=options.address,
+        parallel=options.parallel or (2 if options.scale == "smoke" else 0),
+        runs_per_gpu=options.runs_per_gpu,
+        retries=options.retries,
+    )
     print(f"report: {path}")
     return 0
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
-from torch_crl.cli.errors import UsageError, check_folder, told_to_user
+from torch_crl.cli.output import check_folder
+from torch_crl.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,12 +61,11 @@ def main(arguments: list[str]) -> int:
         prog="torch-crl sweep",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    with told_to_user():
-        axes, settings = _assignments(options.grid), _assignments(options.set)
-        if wrong := [f"--set {name} takes one value" for name in settings if "," in settings[name]]:
-            raise UsageError("; ".join(wrong) + ", --grid takes several")
-        if options.algo and "algo" in axes:
-            raise UsageError("--algo and --grid algo=... say the same thing; leave one out")
+    axes, settings = _assignments(options.grid), _assignments(options.set)
+    if wrong := [f"--set {name} takes one value" for name in settings if "," in settings[name]]:
+        raise UsageError("; ".join(wrong) + ", --grid takes several")
+    if options.algo and "algo" in axes:
+        raise UsageError("--algo and --grid algo=... say the same thing; leave one out")
     if options.algo:
         axes = {"algo": options.algo} | axes
     # Here, so that --help stays quick.
@@ -76,29 +76,28 @@ def main(arguments: list[str]) -> int:
     from torch_crl.sweep.results import collect, table
     from torch_crl.validation import RecipeError
 
-    with told_to_user(RecipeError):
-        trials = grid(
-            options.tasks,
-            axes={name: values.split(",") for name, values in axes.items()},
-            settings=settings,
-        )
-        if options.dry_run:
-            check_trials(trials)
-            if problems := directory_problems(trials, options.out):
-                raise RecipeError(problems)
-            Console().print(plan(trials))
-            return 0
-        check_folder("--out", options.out)
-        result = run_trials(
-            trials,
-            options.out,
-            launcher=options.launcher,
-            parallel=options.parallel,
-            cpus_per_run=options.cpus_per_run,
-            runs_per_gpu=options.runs_per_gpu,
-            address=options.address,
-            retries=options.retries,
-        )
+    trials = grid(
+        options.tasks,
+        axes={name: values.split(",") for name, values in axes.items()},
+        settings=settings,
+    )
+    if options.dry_run:
+        check_trials(trials)
+        if problems := directory_problems(trials, options.out):
+            raise RecipeError(problems)
+        Console().print(plan(trials))
+        return 0
+    check_folder("--out", options.out)
+    result = run_trials(
+        trials,
+        options.out,
+        launcher=options.launcher,
+        parallel=options.parallel,
+        cpus_per_run=options.cpus_per_run,
+        runs_per_gpu=options.runs_per_gpu,
+        address=options.address,
+        retries=options.retries,
+    )
     Console().print(table(collect(trials, options.out, failed=result.failed)))
     for name, reason in result.failed.items():
         print(f"failed: {name}: {reason}; log: {options.out / name}.log")

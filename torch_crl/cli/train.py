@@ -5,9 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from torch_crl.cli.errors import UsageError, told_to_user
 from torch_crl.cli.runs import read_recipe
-from torch_crl.envs.registry import UnknownTaskError
+from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import Recipe
 
@@ -37,8 +36,7 @@ def main(arguments: list[str]) -> int:
     # A first look for what decides the defaults of all other flags.
     first_look = [argument for argument in arguments if argument not in ("-h", "--help")]
     asked = _parse(first_look, Options(recipe=with_changes(Recipe(), task={"name": ""})))
-    with told_to_user(UnknownTaskError):
-        base = _base_recipe(asked)
+    base = _base_recipe(asked)
     return _run(_parse(arguments, Options(recipe=base)))
 
 
@@ -53,22 +51,17 @@ def _parse(arguments: list[str], defaults: Options) -> Options:
 
 
 def _run(options: Options) -> int:
-    from torch_crl.checkpoint import CheckpointError
-    from torch_crl.envs.simulators import SimulatorError
-    from torch_crl.metrics import DivergenceError
     from torch_crl.plan import print_plan
     from torch_crl.trainer import default_run_dir, find_problems, train
-    from torch_crl.validation import RecipeError
 
     recipe = options.recipe
     named = options.run_dir != _DEFAULT_RUN_DIR
     run_dir = options.run_dir if named else default_run_dir(recipe)
-    with told_to_user(RecipeError, CheckpointError, DivergenceError, SimulatorError):
-        if options.dry_run:
-            find_problems(recipe, run_dir, resume=options.resume, overwrite=options.overwrite)
-            print_plan(recipe)
-            return 0
-        result = train(recipe, run_dir, resume=options.resume, overwrite=options.overwrite)
+    if options.dry_run:
+        find_problems(recipe, run_dir, resume=options.resume, overwrite=options.overwrite)
+        print_plan(recipe)
+        return 0
+    result = train(recipe, run_dir, resume=options.resume, overwrite=options.overwrite)
     reached = result.evaluation
     print(
         f"reached the goal in {reached['success_any']:.0%} of the episodes and stayed for "

@@ -7,7 +7,6 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from torch_crl.cli.errors import told_to_user
 from torch_crl.cli.runs import load_trained, task_env
 
 
@@ -28,16 +27,9 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Open the viewer. Returns the exit status."""
     options = tyro.cli(Options, args=arguments, prog="torch-crl watch")
-    from torch_crl.checkpoint import CheckpointError
-    from torch_crl.envs.registry import UnknownTaskError
-    from torch_crl.envs.simulators import SimulatorError
-    from torch_crl.rendering.gl import RenderError
     from torch_crl.rendering.viewer import watch
 
-    with told_to_user(UnknownTaskError, CheckpointError, SimulatorError, RenderError):
-        trained = load_trained(
-            options.run, task=options.task, episode_length=options.episode_length
-        )
-        with closing(task_env(trained, num_envs=1, seed=options.seed)) as env:
-            watch(trained.policy, env)
+    trained = load_trained(options.run, task=options.task, episode_length=options.episode_length)
+    with closing(task_env(trained, num_envs=1, seed=options.seed)) as env:
+        watch(trained.policy, env)
     return 0

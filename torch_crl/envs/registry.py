@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.tasks.layouts import BALL_LAYOUTS, LAYOUTS, corridor
+from torch_crl.errors import TorchCrlError
 
 if TYPE_CHECKING:
     from torch_crl.envs.task import Task
@@ -17,7 +18,7 @@ GYMNASIUM = "gymnasium:"
 """`gymnasium:ID` or `gymnasium:module:ID` names a Gymnasium goal env; the module is imported."""
 
 
-class UnknownTaskError(ValueError):
+class UnknownTaskError(TorchCrlError, ValueError):
     """No task of that name; the message lists the nearest names."""
 
 

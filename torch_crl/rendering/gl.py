@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import mujoco
 
+from torch_crl.errors import TorchCrlError
+
 _MODULES = {
     "egl": "mujoco.egl",
     "osmesa": "mujoco.osmesa",
@@ -21,7 +23,7 @@ _HOW = (
 )
 
 
-class RenderError(RuntimeError):
+class RenderError(TorchCrlError, RuntimeError):
     """Nothing can be drawn here; the message says what is missing and where to get it."""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch_crl.curves import Curve, read_curve, scored_part
+from torch_crl.errors import TorchCrlError
 from torch_crl.recipe import Recipe
 from torch_crl.study.report import Report, Section, Text, provenance, write_report
 from torch_crl.sweep.grid import Trial
@@ -18,7 +19,7 @@ SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
 _PUBLISHED_SECONDS, _PUBLISHED_SECONDS_A_LAYER = 1.2e-3, 0.23e-3
 
 
-class StudyError(Exception):
+class StudyError(TorchCrlError):
     """A study that has nothing to report; the message says why."""
 
 

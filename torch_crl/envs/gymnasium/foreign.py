@@ -17,12 +17,13 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.errors import TorchCrlError
 
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _SUCCESS_KEYS = ("is_success", "success")
 
 
-class UnsuitableEnvError(ValueError):
+class UnsuitableEnvError(TorchCrlError, ValueError):
     """There is no such Gymnasium env here, or it is not one that can be trained on."""
 
 

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from torch_crl.envs.gymnasium.foreign import EnvGroup, columns, probe
 from torch_crl.envs.vector_env import StepResult
+from torch_crl.errors import TorchCrlError
 from torch_crl.threads import usable_cpus
+
+
+class ForeignEnvError(TorchCrlError, RuntimeError):
+    """A Gymnasium env raised an exception, or its process died; the message names the env."""
 
 
 class GymnasiumVectorEnv:
@@ -34,7 +39,7 @@ class GymnasiumVectorEnv:
     ) -> None:
         """Start the processes (0 is one for every CPU) and begin the first episodes.
 
-        Raises UnsuitableEnvError, or RuntimeError with what an env raised.
+        Raises UnsuitableEnvError, or ForeignEnvError with what an env raised.
         """
         self.spec, env_spec = probe(name)
         self.num_envs = num_envs
@@ -138,13 +143,13 @@ class GymnasiumVectorEnv:
         try:
             yield
         except (EOFError, OSError) as error:
-            raise RuntimeError(f"a process that steps {self.spec.name} died") from error
+            raise ForeignEnvError(f"a process that steps {self.spec.name} died") from error
         self._working = False
 
     def _raise_errors(self, infos: dict[str, Any]) -> None:
         for message in infos.get("error", []):
             if message is not None:
-                raise RuntimeError(f"{self.spec.name} raised {message}")
+                raise ForeignEnvError(f"{self.spec.name} raised {message}")
 
 
 def _start_method(env_spec: EnvSpec) -> str:

@@ -11,8 +11,10 @@ import mujoco
 import torch
 from torch import Tensor
 
+from torch_crl.errors import TorchCrlError
 
-class SimulatorError(RuntimeError):
+
+class SimulatorError(TorchCrlError, RuntimeError):
     """The simulator cannot run this model here, or its physics can no longer be trusted."""
 
 

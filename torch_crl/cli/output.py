@@ -1,16 +1,12 @@
-"""Errors of the user's making end in one message and no traceback."""
+"""What a command tells: errors as one message without a traceback, and folders that it writes."""
 
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-
-class UsageError(Exception):
-    """The command cannot be carried out as it was given; the message says why."""
+from torch_crl.errors import UsageError, exit_status
 
 
 def check_folder(flag: str, folder: Path) -> None:
@@ -26,15 +22,14 @@ def check_folder(flag: str, folder: Path) -> None:
         ) from error
 
 
-@contextmanager
-def told_to_user(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn these exceptions, and those of files and directories, into a message and status 1."""
-    told: tuple[type[Exception], ...] = (UsageError, OSError, *kinds)
-    try:
-        yield
-    except told as error:
+def tell(error: BaseException) -> int:
+    """Print what went wrong, once; returns the exit status of the process."""
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads on; Python would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif not isinstance(error, KeyboardInterrupt):
         print(f"torch-crl: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    return exit_status(error)
 
 
 def wrong_mujoco_gl(error: Exception) -> str:
