@@ -28,9 +28,9 @@ from torch_crl.baselines.run import build_baseline
 from torch_crl.benchmarks.report import report
 from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.gymnasium.registration import gymnasium_id
-from torch_crl.metrics import read_metrics
 from torch_crl.recipe import Recipe
 from torch_crl.run import stream_seed
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.threads import torch_threads
 
 ENVS, TURNS = 64, 5
@@ -126,7 +126,7 @@ def curves() -> list[Row]:
 def _learn_here(recipe: Recipe) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         train(recipe, Path(folder) / "run", show=False)
-        records = read_metrics(Path(folder) / "run", "evaluation")
+        records = RunDirectory(Path(folder) / "run").read_metrics("evaluation")
     return _columns([int(record["env_steps"]) for record in records], records)
 
 

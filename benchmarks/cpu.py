@@ -31,9 +31,9 @@ from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.metrics import read_metrics
 from torch_crl.native_run import build_run
 from torch_crl.presets import preset, with_changes
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.threads import torch_threads
 
 UPDATE_SIZES = [{"depth": depth, "width": 256, "batch_size": 256} for depth in (4, 16)]
@@ -131,7 +131,9 @@ def startup() -> list[dict[str, Any]]:
                 [*_TRAIN, "ant", "--depth", "64", *flags.split(), "--run-dir", str(run_dir)],
                 stderr=subprocess.DEVNULL,
             )
-            while not any(record["updates"] for record in read_metrics(run_dir, "train")):
+            while not any(
+                record["updates"] for record in RunDirectory(run_dir).read_metrics("train")
+            ):
                 if process.poll() is not None:
                     raise RuntimeError("the run ended before its first update")
                 time.sleep(0.01)
@@ -159,7 +161,7 @@ def deep() -> list[dict[str, Any]]:
         if status:
             raise RuntimeError(f"the run ended with wait status {status}")
         seconds = time.perf_counter() - begin
-        records = read_metrics(run_dir, "train")
+        records = RunDirectory(run_dir).read_metrics("train")
     return [
         {
             "scenario": "deep",

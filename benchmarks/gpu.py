@@ -150,9 +150,9 @@ def _learning(folder: Path, seconds: float) -> list[Row]:
     command = [sys.executable, "-m", "torch_crl.cli.main", "train", "reacher"]
     command += ["--device", "cuda", "--run-dir", str(run_dir), "--overwrite"]
     rows = _run_command("learning", command, folder, seconds)
-    from torch_crl.metrics import read_metrics
+    from torch_crl.runs.directory import RunDirectory
 
-    evaluations = read_metrics(run_dir, "evaluation")
+    evaluations = RunDirectory(run_dir).read_metrics("evaluation")
     return [rows[0] | (evaluations[-1] if evaluations else {}) | {"kind": "learning"}]
 
 

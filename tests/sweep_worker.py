@@ -13,12 +13,14 @@ import time
 from pathlib import Path
 
 from torch_crl.recipe import Recipe
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.worker import work
 
 SECONDS = 0.2
 
 
-def train(recipe: Recipe, run_dir: Path, *, resume: bool) -> None:
+def train(recipe: Recipe, directory: RunDirectory, *, resume: bool) -> None:
+    run_dir = directory.path
     trace = run_dir.with_name(run_dir.name + ".trace")
     begun_before = trace.exists()
     note = {"resume": resume, "pid": os.getpid()}

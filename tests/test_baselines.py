@@ -15,10 +15,10 @@ from torch_crl.baselines.problems import baseline_problems
 from torch_crl.baselines.run import BaselineRun, build_baseline
 from torch_crl.baselines.vec_env import LibraryVecEnv
 from torch_crl.envs.make import make_vector_env
-from torch_crl.metrics import read_metrics
 from torch_crl.networks import ResidualTower
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import LIBRARY_ALGOS, Recipe
+from torch_crl.runs.directory import RunDirectory
 
 TINY: dict[str, dict[str, Any]] = {
     "task": {"num_envs": 4, "num_eval_envs": 2, "episode_length": 10},
@@ -56,14 +56,14 @@ def go_on(run: BaselineRun, collections: int) -> None:
 def test_an_algorithm_fills_the_run_directory_of_any_other(algo: str, tmp_path: Path) -> None:
     recipe = tiny(algo, depth=4)
     result = train(recipe, tmp_path / "run", show=False)
-    evaluations = read_metrics(tmp_path / "run", "evaluation")
+    evaluations = RunDirectory(tmp_path / "run").read_metrics("evaluation")
     assert len(evaluations) == 2
     assert evaluations[-1]["env_steps"] == recipe.total_env_steps == 120
     assert evaluations[-1]["updates"] == recipe.total_updates > 0
     finished = json.loads((tmp_path / "run" / "result.json").read_text())
     assert finished["evaluation"] == result.evaluation
     assert result.evaluation["time_at_goal"] == evaluations[-1]["time_at_goal"]
-    losses = read_metrics(tmp_path / "run", "train")[-1]
+    losses = RunDirectory(tmp_path / "run").read_metrics("train")[-1]
     assert {"policy_gradient_loss", "actor_loss"} & set(losses)
     assert {"collected_at_goal", "collected_failures"} <= set(losses)
     assert result.learning_curve.stat().st_size > 1_000

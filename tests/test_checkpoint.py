@@ -10,6 +10,7 @@ import torch
 
 from torch_crl import checkpoint
 from torch_crl.checkpoint import CheckpointError
+from torch_crl.runs.directory import Moment, RunDirectory, folders
 
 TENSORS = {"a/x": torch.arange(1000.0), "b": torch.tensor(7, dtype=torch.int32)}
 META = {"updates": 3, "note": "text"}
@@ -62,39 +63,43 @@ def test_truncated_files_are_noticed(tmp_path: Path, name: str, keep: int) -> No
 
 def test_newest_good_one_is_loaded_and_the_bad_one_named(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        checkpoint.save(checkpoint.step_folder(tmp_path, step, 0), TENSORS, {"step": step})
-    (checkpoint.step_folder(tmp_path, 3, 0) / checkpoint.TENSORS).write_bytes(b"")
-    folder, _, meta, failures = checkpoint.load_newest(tmp_path)
-    assert meta == {"step": 2} and folder == checkpoint.step_folder(tmp_path, 2, 0)
+        checkpoint.save((tmp_path / Moment(step, 0).name), TENSORS, {"step": step})
+    ((tmp_path / Moment(3, 0).name) / checkpoint.TENSORS).write_bytes(b"")
+    folder, _, meta, failures = checkpoint.load_newest(folders(tmp_path))
+    assert meta == {"step": 2} and folder == (tmp_path / Moment(2, 0).name)
     assert len(failures) == 1 and "step_000000000003" in str(failures[0])
 
 
 def test_no_readable_checkpoint_lists_why(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no readable checkpoint in"):
-        checkpoint.load_newest(tmp_path)
-    folder = written(checkpoint.step_folder(tmp_path, 1, 0))
+    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        checkpoint.load_newest(folders(tmp_path))
+    folder = written(tmp_path / Moment(1, 0).name)
     (folder / checkpoint.META).unlink()
     with pytest.raises(
-        CheckpointError, match=r"step_000000000001_update_000000000 is damaged: FileNotFoundError"
+        CheckpointError, match=r"step_000000000001_update_000000000 is damaged: .*No such file"
     ):
-        checkpoint.load_newest(tmp_path)
+        checkpoint.load_newest(folders(tmp_path))
 
 
 def test_half_written_folders_are_never_seen_and_are_removed(tmp_path: Path) -> None:
-    written(checkpoint.step_folder(tmp_path, 1, 0))
-    aside = tmp_path / ".writing-step_000000000002_update_000000000"
+    parent = RunDirectory(tmp_path).checkpoints
+    written(parent / Moment(1, 0).name)
+    aside = parent / ".writing-step_000000000002_update_000000000"
     aside.mkdir()
     (aside / checkpoint.META).write_text("{")
-    assert checkpoint.load_newest(tmp_path)[0] == checkpoint.step_folder(tmp_path, 1, 0)
-    checkpoint.prune(tmp_path, keep=1)
+    assert checkpoint.load_newest(folders(parent))[0] == parent / Moment(1, 0).name
+    RunDirectory(tmp_path).go_back_to(Moment(1, 0))
     assert not aside.exists()
 
 
 def test_prune_keeps_the_newest(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
     for step in (5, 40, 300):
-        checkpoint.save(checkpoint.step_folder(tmp_path, step, 0), TENSORS, META)
-    checkpoint.prune(tmp_path, keep=2)
-    assert [int(path.name[5:17]) for path in checkpoint.folders(tmp_path)] == [300, 40]
+        checkpoint.save(run.checkpoints / Moment(step, 0).name, TENSORS, META)
+        checkpoint.save(run.best_policy(Moment(step, 0)), TENSORS, META)
+    run.prune(checkpoints=2)
+    assert [Moment.of(path) for path in run.saved_checkpoints] == [(300, 0), (40, 0)]
+    assert run.best_policies == [run.best_policy(Moment(300, 0))]
 
 
 def test_a_name_stands_for_one_moment(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch_crl.native_run import NativeRun, build_run
 from torch_crl.overlap import OverlappingCollector, Staging
 from torch_crl.recipe import Recipe
 from torch_crl.replay import Replay
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.threads import torch_threads
 from torch_crl.trainer import train
 from torch_crl.validation import RecipeError, check
@@ -116,7 +117,7 @@ def test_threads_do_not_change_the_result(any_device: None, tmp_path: Path) -> N
         by_hand = lagged_by_hand(recipe).learner.state_dict()
     train(recipe, tmp_path / "run", show=False)
     run = build_run(recipe)
-    _, tensors, _, _ = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    _, tensors, _, _ = checkpoint.load_newest(RunDirectory(tmp_path / "run").saved_checkpoints)
     run.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
     for name, tensor in run.learner.state_dict().items():
         assert torch.equal(tensor, by_hand[name]), name

@@ -22,6 +22,8 @@ PACKAGES = {
 # From the ground up: a module imports only from lines above its own, or from its own line.
 FLOORS = [
     ["errors"],
+    ["fields", "runs.files"],
+    ["runs.lock"],
     ["kernels", "costs", "machine", "threads", "stopping", "envs.spec", "envs.tasks.layouts"],
     ["envs.simulators", "envs.tasks.models", "envs.tasks.sampling"],
     ["envs.task"],
@@ -30,6 +32,7 @@ FLOORS = [
     ["envs.gymnasium.registration", "envs.gymnasium.vector_env", "envs.make"],
     ["envs.gymnasium"],
     ["recipe"],
+    ["runs"],
     ["presets", "compute", "cuda_graph"],
     ["blocks"],
     ["networks"],
@@ -41,7 +44,7 @@ FLOORS = [
     ["overlap"],
     ["metrics"],
     ["run"],
-    ["plots", "plan", "baselines", "validation", "native_run"],
+    ["plots", "plan", "baselines", "validation", "native_run", "saving"],
     ["trainer"],
     ["curves", "sweep.grid", "sweep.worker"],
     ["sweep.launchers", "sweep.progress", "sweep.results"],

@@ -19,6 +19,7 @@ from torch_crl.cli.main import main
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.presets import preset, with_changes
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.driver import SweepResult, run_trials
 from torch_crl.sweep.grid import Trial, check_trials, grid
 from torch_crl.sweep.launchers import LocalLauncher, local_launcher
@@ -209,8 +210,8 @@ def test_only_ours_with_a_checkpoint_are_resumed(tmp_path: Path, algo: str) -> N
     run_dir = tmp_path / trial.name
     seen = []
 
-    def train(recipe: Any, run_dir: Path, *, resume: bool) -> None:
-        seen.append((resume, run_dir.exists()))
+    def train(recipe: Any, directory: RunDirectory, *, resume: bool) -> None:
+        seen.append((resume, directory.path.exists()))
 
     run_dir.mkdir()
     # Killed while it wrote the recipe, then between two checkpoints.

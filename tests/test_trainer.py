@@ -15,16 +15,17 @@ import torch
 
 from tests.test_recipe import tiny
 from torch_crl import checkpoint, evaluate, load_policy
-from torch_crl.metrics import DivergenceError, UpdateMetrics, first_not_finite, read_metrics
+from torch_crl.metrics import DivergenceError, UpdateMetrics, first_not_finite
 from torch_crl.native_run import build_run
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
+from torch_crl.runs.directory import Moment, RunDirectory
 from torch_crl.trainer import default_run_dir, train
 from torch_crl.validation import RecipeError
 
 
 def final_tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    _, tensors, meta, _ = checkpoint.load_newest(run_dir / "checkpoints")
+    _, tensors, meta, _ = checkpoint.load_newest(RunDirectory(run_dir).saved_checkpoints)
     # Wall-clock is the one thing that two runs may differ in.
     return tensors, {name: value for name, value in meta.items() if name != "seconds"}
 
@@ -42,7 +43,10 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
                 {key: value for key, value in record.items() if key not in wall_clock}
                 for record in log
             ]
-            for log in (read_metrics(ours, kind), read_metrics(theirs, kind))
+            for log in (
+                RunDirectory(ours).read_metrics(kind),
+                RunDirectory(theirs).read_metrics(kind),
+            )
         ]
         assert records[0] == records[1]
 
@@ -58,7 +62,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path: Path, parity: str) -> Non
     recipe = ant_recipe(algorithm={"parity": parity})
     train(recipe, tmp_path / "whole", show=False)
     train(recipe, tmp_path / "parts", show=False)
-    newest, older, *_ = checkpoint.folders(tmp_path / "parts" / "checkpoints")
+    newest, older, *_ = RunDirectory(tmp_path / "parts").saved_checkpoints
     # Go back to the checkpoint before the last one: the newest is damaged.
     (newest / checkpoint.TENSORS).write_bytes(b"not a safetensors file")
     assert older.exists()
@@ -234,18 +238,16 @@ def test_a_failed_checkpoint_is_told_and_the_run_goes_on(tmp_path: Path) -> None
 
 
 def test_records_after_the_checkpoint_are_written_again_and_not_twice(tmp_path: Path) -> None:
-    from torch_crl.metrics import RunLog
-
     moments = [(10, 0), (20, 2), (30, 4)]
     lines = [
-        json.dumps({"kind": "train", "env_steps": steps, "updates": updates}) + "\n"
+        json.dumps({"kind": "train", "env_steps": steps, "updates": updates, "seconds": 0}) + "\n"
         for steps, updates in moments
     ]
     # Stopped after one of the two updates that belong to step 30; half a line from a kill.
     (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"kind": "tr')
-    with RunLog(tmp_path, total=100, resumed_at=(30, 3), show=False):
-        pass
-    kept = [(record["env_steps"], record["updates"]) for record in read_metrics(tmp_path, "train")]
+    run = RunDirectory(tmp_path)
+    assert run.drop_metrics_after(Moment(30, 3)) == []
+    kept = [(record["env_steps"], record["updates"]) for record in run.read_metrics("train")]
     assert kept == moments[:2]
 
 
@@ -283,7 +285,9 @@ def test_two_runs_of_one_second_do_not_share_a_directory(
 def test_a_run_goes_on_only_on_the_kind_of_device_it_began_on(tmp_path: Path) -> None:
     recipe = tiny()
     train(recipe, tmp_path / "run", show=False)
-    folder, tensors, meta, _ = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    folder, tensors, meta, _ = checkpoint.load_newest(
+        RunDirectory(tmp_path / "run").saved_checkpoints
+    )
     later = folder.with_name("step_999999999999_update_000000000")
     checkpoint.save(later, tensors, meta | {"device": "cuda"})
     with pytest.raises(checkpoint.CheckpointError, match="written on cuda and this run is on cpu"):
@@ -317,18 +321,19 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
         "policies",
         "learning_curve.png",
         "result.json",
+        "machine.json",
     }
     assert Recipe.from_json((tmp_path / "run" / "recipe.json").read_text()) == recipe
-    evaluations = read_metrics(tmp_path / "run", "evaluation")
+    evaluations = RunDirectory(tmp_path / "run").read_metrics("evaluation")
     assert len(evaluations) == 3
     assert evaluations[-1] == {"kind": "evaluation"} | result.evaluation
     assert evaluations[-1]["env_steps"] == recipe.total_env_steps
     assert evaluations[-1]["updates"] == recipe.total_updates
-    trained = read_metrics(tmp_path / "run", "train")
+    trained = RunDirectory(tmp_path / "run").read_metrics("train")
     assert len(trained) == recipe.prefill_collections + recipe.collections
     assert "critic_loss" not in trained[0] and "critic_loss" in trained[-1]
     assert result.learning_curve.read_bytes().startswith(b"\x89PNG")
-    policies = checkpoint.folders(tmp_path / "run" / "policies")
+    policies = RunDirectory(tmp_path / "run").saved_policies
     assert len(policies) == 2
     size = sum(path.stat().st_size for path in policies[0].iterdir())
     actor = recipe.update_cost.actor.parameters
@@ -356,10 +361,10 @@ def test_policy_takes_one_or_many_and_numpy_or_torch(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(array), actions)
     with pytest.raises(ValueError, match="takes states of 29 and goals of 2 numbers, got 28 and 2"):
         policy(states[:, 1:], goals)
-    folder = checkpoint.folders(tmp_path / "run" / "policies")[0]
+    folder = RunDirectory(tmp_path / "run").saved_policies[0]
     torch.testing.assert_close(load_policy(folder)(states, goals), actions)
     with pytest.raises(checkpoint.CheckpointError, match="give the run directory instead"):
-        load_policy(checkpoint.folders(tmp_path / "run" / "checkpoints")[0])
+        load_policy(RunDirectory(tmp_path / "run").saved_checkpoints[0])
 
 
 def test_learns_a_toy_task_in_seconds(tmp_path: Path) -> None:
@@ -387,6 +392,6 @@ def test_learns_a_toy_task_in_seconds(tmp_path: Path) -> None:
     assert trained["success_any"] >= 0.9
     assert trained["time_at_goal_share"] >= 0.6
     # The critic that made it possible beats chance (1 / 128) by far.
-    record = read_metrics(tmp_path / "run", "train")[-1]
+    record = RunDirectory(tmp_path / "run").read_metrics("train")[-1]
     assert record["categorical_accuracy"] > 10 / 128
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["task"]["num_envs"] == 32

@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,38 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from torch_crl import fields
 from torch_crl.errors import TorchCrlError
+from torch_crl.fields import STRICT
+from torch_crl.runs.files import ASIDE, DamagedFileError, check_regular, read_bytes, sync
 
 TENSORS, META = "tensors.safetensors", "meta.json"
-_ASIDE = ".writing-"
+_MOST_META_BYTES = 1 << 20
+_MOST_BYTES = 1 << 37
 
 
 class CheckpointError(TorchCrlError, RuntimeError):
     """A checkpoint could not be written, or none could be read; the message names the path."""
 
 
-def step_folder(parent: Path, env_steps: int, updates: int) -> Path:
-    """Where the checkpoint of that moment lives; names sort by time."""
-    return parent / f"step_{env_steps:012d}_update_{updates:09d}"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sums:
+    """SHA-256 of both parts."""
+
+    __pydantic_config__ = STRICT
+
+    tensors: str
+    meta: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Document:
+    """What meta.json holds."""
+
+    __pydantic_config__ = STRICT
+
+    meta: dict[str, Any]
+    sha256: _Sums
 
 
 def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -40,7 +61,7 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
     """
     if folder.exists() and _is_intact(folder):
         return
-    aside = folder.with_name(_ASIDE + folder.name)
+    aside = folder.with_name(ASIDE + folder.name)
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -49,36 +70,33 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
         text = json.dumps({"meta": meta, "sha256": sums}, indent=2)
         (aside / META).write_text(text + "\n")
         for path in (aside / TENSORS, aside / META, aside):
-            _sync(path)
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"could not write the checkpoint {folder}: {error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file that is there whole or not at all."""
-    aside = path.with_name(_ASIDE + path.name)
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    aside.rename(path)
-    _sync(path.parent)
-
-
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(
+    folder: Path, *, most_bytes: int = _MOST_BYTES
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and meta of a checkpoint folder.
 
-    Raises CheckpointError if a file is missing, truncated or changed since it was written.
+    Raises CheckpointError if a file is missing, truncated or changed since it was written, or has
+    more than `most_bytes`.
     """
     try:
-        document = json.loads((folder / META).read_text())
-        meta, sums = document["meta"], document["sha256"]
-        intact = sums == {"tensors": _file_sum(folder / TENSORS), "meta": _json_sum(meta)}
-        if not intact:
+        text = read_bytes(folder / META, most=_MOST_META_BYTES)
+        document = fields.read(_Document, text)
+        check_regular(folder / TENSORS, os.stat(folder / TENSORS), most=most_bytes)
+        sums = _Sums(tensors=_file_sum(folder / TENSORS), meta=_json_sum(document.meta))
+        if document.sha256 != sums:
             raise CheckpointError(f"{folder} is damaged: its checksum does not match")
-        return load_file(folder / TENSORS), meta
+        return load_file(folder / TENSORS), document.meta
+    except DamagedFileError as error:
+        raise CheckpointError(f"{folder} is damaged: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
 
@@ -91,34 +109,38 @@ def _is_intact(folder: Path) -> bool:
     return True
 
 
-def folders(parent: Path) -> list[Path]:
-    """Finished checkpoint folders, newest first."""
-    return sorted(parent.glob("step_*"), reverse=True)
-
-
 def load_newest(
-    parent: Path,
+    folders: Sequence[Path], *, most_bytes: int = _MOST_BYTES
 ) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[CheckpointError]]:
-    """The newest readable checkpoint below `parent`, and why newer ones were passed over.
+    """The first readable one of these checkpoints, and why those before it were passed over.
 
     Raises CheckpointError if there is none.
     """
     failures: list[CheckpointError] = []
-    for folder in folders(parent):
+    for folder in folders:
         try:
-            tensors, meta = load(folder)
+            tensors, meta = load(folder, most_bytes=most_bytes)
         except CheckpointError as error:
             failures.append(error)
         else:
             return folder, tensors, meta, failures
-    reasons = "".join(f"\n  {failure}" for failure in failures)
-    raise CheckpointError(f"no readable checkpoint in {parent}{reasons}")
+    raise CheckpointError("\n  ".join(["no readable checkpoint", *map(str, failures)]))
 
 
-def prune(parent: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what a killed run left half written."""
-    for folder in [*folders(parent)[keep:], *parent.glob(f"{_ASIDE}*")]:
-        shutil.rmtree(folder, ignore_errors=True)
+def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless these are tensors of the wanted names, shapes and dtypes."""
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is unknown" for name in tensors if name not in wanted]
+    for name, tensor in tensors.items():
+        like = wanted.get(name)
+        if like is not None and (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
+            problems.append(
+                f"{name} is {list(tensor.shape)} of {tensor.dtype}, needed is {list(like.shape)} "
+                f"of {like.dtype}"
+            )
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError("; ".join(problems[:3]) + more)
 
 
 def flatten(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -145,11 +167,3 @@ def _file_sum(path: Path) -> str:
 
 def _json_sum(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

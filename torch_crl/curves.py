@@ -4,7 +4,7 @@ Legend: E evaluations of one run, X points of a grid.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch_crl.errors import TorchCrlError, listed
-from torch_crl.metrics import RESULT_FILE, read_metrics
 from torch_crl.recipe import Recipe
+from torch_crl.runs.directory import RunDirectory, RunDirectoryError, find_run_directories
+from torch_crl.runs.files import DamagedFileError
 
 Axis = Literal["env_steps", "seconds"]
 Array = NDArray[np.float64]
@@ -70,14 +71,12 @@ class Curve:
 
 def read_curve(run_dir: Path) -> Curve:
     """The curve of one run directory. Raises CurveError if there is none to read."""
-    path = run_dir / "recipe.json"
-    if not path.exists():
-        raise CurveError(f"{run_dir} holds no run (there is no recipe.json in it)")
+    directory = RunDirectory(run_dir)
     try:
-        recipe = Recipe.from_json(path.read_text())
-        records = read_metrics(run_dir, "evaluation")
-    except ValueError as error:
-        raise CurveError(f"{run_dir} cannot be read: {error}") from error
+        recipe = directory.read_recipe()
+        records = directory.read_metrics("evaluation")
+    except (RunDirectoryError, DamagedFileError) as error:
+        raise CurveError(str(error)) from error
     if not records:
         raise CurveError(f"{run_dir} has no evaluation yet; let it train on")
     names = set(records[0]).intersection(*records) - {"kind", *_COUNTERS}
@@ -89,8 +88,7 @@ def read_curve(run_dir: Path) -> Curve:
         updates_E=updates_E,
         seconds_E=seconds_E,
         metrics={name: _column(records, name) for name in sorted(names)},
-        finished=(run_dir / RESULT_FILE).exists()
-        or bool(env_steps_E[-1] >= recipe.budget.env_steps),
+        finished=directory.is_finished or bool(env_steps_E[-1] >= recipe.budget.env_steps),
     )
 
 
@@ -103,7 +101,7 @@ def read_curves(folders: Path | Sequence[Path]) -> list[Curve]:
     run_dirs: list[Path] = []
     problems = []
     for folder in given:
-        found = sorted(_run_dirs(folder))
+        found = sorted(find_run_directories(folder))
         if not found:
             problems.append(f"{folder} holds no run (there is no recipe.json in or below it)")
         run_dirs += found
@@ -188,14 +186,6 @@ def first_reached(curve: Curve, metric: str, level: float, axis: Axis) -> float:
     """Env steps or seconds at the first evaluation that is at least `level`; inf if none is."""
     reached_E = curve.metric(metric) >= level
     return float(curve.axis(axis)[reached_E.argmax()]) if reached_E.any() else float("inf")
-
-
-def _run_dirs(folder: Path) -> Iterator[Path]:
-    if (folder / "recipe.json").exists():
-        yield folder
-    elif folder.is_dir():
-        for below in folder.iterdir():
-            yield from _run_dirs(below)
 
 
 def _column(records: list[dict[str, Any]], name: str) -> Array:

@@ -6,9 +6,7 @@ Updates hand over tensors on the device; the host waits for them once for each c
 import json
 import math
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from rich.console import Console
@@ -18,12 +16,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
 
-from torch_crl import checkpoint
 from torch_crl.errors import TorchCrlError
-
-METRICS_FILE = "metrics.jsonl"
-RESULT_FILE = "result.json"
-"""In a run directory: the run is finished; its last evaluation, and what it was trained on."""
+from torch_crl.runs.directory import Moment, RunDirectory
 
 
 class DivergenceError(TorchCrlError, RuntimeError):
@@ -70,28 +64,20 @@ def first_not_finite(named_tensors: dict[str, Tensor]) -> str | None:
     return next((name for name, good in zip(named_tensors, finite, strict=True) if not good), None)
 
 
-def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind (`train` or `evaluation`) in a run's metrics.jsonl."""
-    return [record for record in _records(run_dir / METRICS_FILE) if record["kind"] == kind]
-
-
 class RunLog:
     """Writes records to metrics.jsonl and TensorBoard, and shows the progress of a run."""
 
     def __init__(
-        self, run_dir: Path, *, total: int, resumed_at: tuple[int, int] | None, show: bool
+        self, run: RunDirectory, *, total: int, resumed_at: Moment | None, show: bool
     ) -> None:
-        """`total` env steps to show progress towards.
-
-        `resumed_at` (env steps, updates) drops later records, which will be written again.
+        """`total` env steps to show progress towards; TensorBoard forgets what it has after
+        `resumed_at`.
         """
-        if resumed_at is not None:
-            _drop_records_after(run_dir / METRICS_FILE, *resumed_at)
-        self._file = (run_dir / METRICS_FILE).open("a")
-        self._tensorboard = EventFileWriter(str(run_dir / "tensorboard"))
+        self._file = run.metrics.open("a")
+        self._tensorboard = EventFileWriter(str(run.tensorboard))
         if resumed_at is not None:
             restart = SessionLog(status=SessionLog.START)
-            self._tensorboard.add_event(Event(step=resumed_at[0] + 1, session_log=restart))
+            self._tensorboard.add_event(Event(step=resumed_at.env_steps + 1, session_log=restart))
         self._console = Console(stderr=True, quiet=not show, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
@@ -162,19 +148,3 @@ class RunLog:
         ]
         event = Event(step=int(record["env_steps"]), summary=Summary(value=values))
         self._tensorboard.add_event(event)
-
-
-def _drop_records_after(path: Path, env_steps: int, updates: int) -> None:
-    kept = [
-        record
-        for record in _records(path)
-        if record["env_steps"] <= env_steps and record["updates"] <= updates
-    ]
-    checkpoint.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        # A killed run may leave half a line at the end; what follows the last newline is dropped.
-        for line in path.read_text().split("\n")[:-1]:
-            yield json.loads(line)

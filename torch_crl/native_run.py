@@ -123,6 +123,36 @@ class NativeRun(Run):
         }
         return tensors, counters
 
+    def check_state(
+        self, tensors: dict[str, Tensor], *, collections_done: int, updates_done: int
+    ) -> None:
+        """Raise ValueError unless this is a state of such a run after so many of both.
+
+        Names, shapes and dtypes are those of this run's own state, but for what grows: rows of the
+        replay, steps that an overlapping collection holds, and Adam's moments after the first
+        update.
+        """
+        wanted, _ = self.state_dict()
+        rows = min(collections_done * self.recipe.budget.unroll_length, self.replay.rows)
+        for name in self.replay.growing:
+            wanted[f"replay/{name}"] = self.replay.storage[name][:rows]
+        if updates_done:
+            for name, parameter in self.named_parameters().items():
+                wanted[f"learner/adam.step.{name}"] = torch.zeros(())
+                wanted |= {
+                    f"learner/adam.{moment}.{name}": parameter
+                    for moment in ("exp_avg", "exp_avg_sq")
+                }
+        if isinstance(self.collector, OverlappingCollector):
+            wanted |= self.collector.staged_like(tensors, "collector/staged")
+        checkpoint.check_tensors(tensors, wanted)
+        next_row = int(tensors["replay/next_row"])
+        if next_row != collections_done * self.recipe.budget.unroll_length:
+            raise ValueError(f"its replay has {next_row} rows after {collections_done} collections")
+        first, last = tensors["replay/last_row"].aminmax()
+        if first < 0 or last >= max(1, next_row) or tensors["replay/trajectory"].lt(0).any():
+            raise ValueError("its replay has rows that were never written")
+
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Go on where the run that wrote this was."""
         if self.update_graph is not None:

@@ -42,7 +42,7 @@ class ResidualTower(nn.Module):
         width: int,
         depth: int,
         activation: str,
-        generator: Generator,
+        generator: Generator | None,
         branch_scale: float = 1.0,
         block: str = "published",
         compute: Compute = PLAIN,

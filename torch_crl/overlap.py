@@ -128,6 +128,12 @@ class OverlappingCollector:
             tensors |= flatten({"staged": self._staging.state_dict()})
         return tensors
 
+    def staged_like(self, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """What a state that has as many steps staged as `tensors` does must look like."""
+        steps = len(tensors.get(f"{prefix}/state", ()))
+        parts = self._staging.tensors() if steps else {}
+        return {f"{prefix}/{name}": part[:steps] for name, part in parts.items()}
+
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         self._wait()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torch_crl.metrics import read_metrics
+from torch_crl.runs.directory import RunDirectory
 
 
 def save_learning_curve(run_dir: Path) -> Path:
@@ -13,7 +13,7 @@ def save_learning_curve(run_dir: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
-    evaluations, updates = (read_metrics(run_dir, kind) for kind in ("evaluation", "train"))
+    evaluations, updates = map(RunDirectory(run_dir).read_metrics, ("evaluation", "train"))
     updates = [record for record in updates if "categorical_accuracy" in record]
     # Baselines have no contrastive critic.
     panels = 2 if updates else 1

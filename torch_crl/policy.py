@@ -1,15 +1,19 @@
 """A trained actor as a plain function of state and goal, saved and loaded on its own."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from torch_crl import checkpoint
+from torch_crl import checkpoint, fields
+from torch_crl.fields import STRICT, Count, Depth, Positive
 from torch_crl.networks import ResidualTower, action_distribution, mlp, mlp_sizes
+from torch_crl.runs.directory import RunDirectory
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -47,6 +51,12 @@ class Policy:
         self.head = head
         self.state_size, self.goal_size = state_size, goal_size
 
+    @property
+    def action_size(self) -> int:
+        """Entries of an action."""
+        *_, bias = self.actor.state_dict().values()
+        return len(bias) // 2 if self.head == "squashed_gaussian" else len(bias)
+
     @torch.no_grad()
     def __call__(self, state: Array, goal: Array) -> Array:
         """Action in [-1, 1] for one state [S] and goal [G], or for batches [N, S] and [N, G].
@@ -81,29 +91,86 @@ class Policy:
         checkpoint.save(folder, self.actor.state_dict(), meta | {"policy": described})
 
 
-def load_policy(path: str | Path) -> Policy:
-    """The policy in a run directory (the newest readable one) or in one policy folder, on the CPU.
+def load_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> Policy:
+    """The policy in a run directory or in one policy folder, on the CPU.
+
+    Args:
+        which: of a run directory, the newest readable policy, or the one that was best when it was
+            evaluated in training.
 
     Raises CheckpointError if there is none.
     """
-    folder = Path(path)
+    return find_policy(path, which=which).policy
+
+
+class FoundPolicy(NamedTuple):
+    """A policy, where it was found, and why newer ones were passed over."""
+
+    policy: Policy
+    folder: Path
+    passed_over: list[checkpoint.CheckpointError]
+
+
+def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> FoundPolicy:
+    """`load_policy` with what a user should be told about it."""
+    folder = Path(path).expanduser()
+    failures: list[checkpoint.CheckpointError] = []
     if (folder / checkpoint.META).exists():
         tensors, meta = checkpoint.load(folder)
     else:
-        _, tensors, meta, _ = checkpoint.load_newest(folder / "policies")
+        run = RunDirectory(folder)
+        saved = run.best_policies if which == "best" else run.saved_policies
+        if not saved:
+            raise checkpoint.CheckpointError(f"{run.policies} holds no {which} policy")
+        folder, tensors, meta, failures = checkpoint.load_newest(saved)
     if "policy" not in meta:
         raise checkpoint.CheckpointError(
             f"{folder} holds a checkpoint and no policy; give the run directory instead"
         )
-    described = meta["policy"]
-    actor = _rebuild(described["network"])
-    actor.load_state_dict(tensors)
-    return Policy(
-        actor,
-        state_size=described["state_size"],
-        goal_size=described["goal_size"],
-        head=described["head"],
-    )
+    try:
+        policy = _rebuild(fields.read(_Description, json.dumps(meta["policy"])), tensors)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{folder} holds no policy: {error}") from error
+    return FoundPolicy(policy, folder, failures)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tower:
+    """What builds a `ResidualTower`."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["tower"]
+    input_size: Count
+    output_size: Count
+    width: Count
+    depth: Depth
+    activation: Literal["swish", "relu"]
+    branch_scale: Positive
+    block: Literal["published", "no_skip", "no_norm", "hyperspherical", "pre_norm"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mlp:
+    """What builds an `mlp`."""
+
+    __pydantic_config__ = STRICT
+
+    kind: Literal["mlp"]
+    layers: list[Count]
+    activation: Literal["relu", "tanh"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Description:
+    """What is saved of a policy beside its weights."""
+
+    __pydantic_config__ = STRICT
+
+    state_size: Count
+    goal_size: Count
+    head: Literal["squashed_gaussian", "tanh", "clip"]
+    network: _Tower | _Mlp
 
 
 def _describe(actor: nn.Module) -> dict[str, Any]:
@@ -113,8 +180,25 @@ def _describe(actor: nn.Module) -> dict[str, Any]:
     return {"kind": "mlp", **mlp_sizes(actor)}
 
 
-def _rebuild(network: dict[str, Any]) -> nn.Module:
-    sizes = {name: value for name, value in network.items() if name != "kind"}
-    if network["kind"] == "tower":
-        return ResidualTower(**sizes, generator=Generator())
-    return mlp(**sizes)
+def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
+    """The policy of these weights. Raises ValueError where they do not fit its description."""
+    sizes = asdict(described.network)
+    kind = sizes.pop("kind")
+    # Without memory: what a description asks for may be larger than any machine.
+    with torch.device("meta"):
+        actor = ResidualTower(**sizes, generator=None) if kind == "tower" else mlp(**sizes)
+    checkpoint.check_tensors(tensors, actor.state_dict())
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    actor.load_state_dict(tensors, assign=True)
+    inputs = described.state_size + described.goal_size
+    ends = tensors["input_weight"] if kind == "tower" else next(iter(tensors.values()))
+    if ends.shape[1] != inputs:
+        raise ValueError(f"its network takes {ends.shape[1]} numbers, a state and a goal {inputs}")
+    return Policy(
+        actor,
+        state_size=described.state_size,
+        goal_size=described.goal_size,
+        head=described.head,
+    )

@@ -8,8 +8,28 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from torch_crl import fields
 from torch_crl.costs import TowerSize, UpdateCost, replay_bytes
 from torch_crl.envs.registry import task_spec
+from torch_crl.fields import (
+    STRICT,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Depth,
+    FieldsError,
+    Positive,
+    PositiveOrZero,
+    Problem,
+    Seed,
+    Steps,
+    TwoOrMore,
+)
+
+FORMAT = 1
+"""Of recipe.json. Raise it with every field that a file of before cannot have."""
+_ADDED: dict[str, dict[str, Any]] = {}
+"""Fields that files of an earlier format lack, with the values that behave as before them."""
 
 LIBRARY_ALGOS = ("ppo", "sac", "td3", "sac_her", "td3_her")
 """What Stable-Baselines3 trains; everything else is ours."""
@@ -19,15 +39,17 @@ LIBRARY_ALGOS = ("ppo", "sac", "td3", "sac_her", "td3_her")
 class TaskRecipe:
     """Which task, and how many episodes of it run side by side."""
 
+    __pydantic_config__ = STRICT
+
     name: Positional[str] = "reacher"
     """Task to train on; `torch-crl envs` lists them."""
     eval_name: str = "reacher"
     """Task to evaluate on, usually the same."""
-    num_envs: int = 512
+    num_envs: Count = 512
     """Environments that collect in parallel."""
-    num_eval_envs: int = 128
+    num_eval_envs: Count = 128
     """Episodes of one evaluation, all in parallel."""
-    episode_length: int = 1000
+    episode_length: TwoOrMore = 1000
     """Control steps until an episode's time limit."""
 
 
@@ -35,14 +57,16 @@ class TaskRecipe:
 class NetworksRecipe:
     """Sizes of the three residual towers."""
 
-    actor_depth: int = 4
+    __pydantic_config__ = STRICT
+
+    actor_depth: Depth = 4
     """Dense layers inside the actor's residual blocks; a multiple of 4. 0 is the library's own
     network, for the algorithms that come from one."""
-    critic_depth: int = 4
+    critic_depth: Depth = 4
     """The same for both encoders of the critic, or for a baseline's critics."""
-    width: int = 256
+    width: Count = 256
     """Units of every layer."""
-    representation_size: int = 64
+    representation_size: Count = 64
     """Entries of an encoder's output."""
     activation: Literal["swish", "relu"] = "swish"
     """After every LayerNorm."""
@@ -60,6 +84,8 @@ class NetworksRecipe:
 class AlgorithmRecipe:
     """What is learned: contrastive RL's objective and optimiser, or which baseline instead."""
 
+    __pydantic_config__ = STRICT
+
     algo: Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"] = "crl"
     """Contrastive RL; goal-conditioned behaviour cloning; or a baseline by Stable-Baselines3, with
     `_her` on hindsight goals."""
@@ -69,19 +95,19 @@ class AlgorithmRecipe:
         "forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"
     ] = "forward_info_nce"
     """How the critic tells true futures from others; binary_nce cannot learn with `cosine`."""
-    logsumexp_penalty: float = 0.1
+    logsumexp_penalty: PositiveOrZero = 0.1
     """Weight of the squared log-sum-exp of a row of logits."""
-    discount: float = 0.99
+    discount: BelowOne = 0.99
     """Goals are drawn k steps ahead with probability proportional to discount**k."""
     target_entropy: float = -0.5
     """Of the policy, in nats for each entry of the action."""
-    actor_learning_rate: float = 3e-4
+    actor_learning_rate: Positive = 3e-4
     """Adam's, constant."""
-    critic_learning_rate: float = 3e-4
+    critic_learning_rate: Positive = 3e-4
     """Adam's, for both encoders, constant."""
-    temperature_learning_rate: float = 3e-4
+    temperature_learning_rate: Positive = 3e-4
     """Adam's, for the logarithm of the entropy coefficient, constant."""
-    batch_size: int = 512
+    batch_size: TwoOrMore = 512
     """Steps in one gradient update; each sees the goals of all others as negatives."""
     parity: Literal["none", "reference"] = "none"
     """`reference`: each env repeats its first start and goal, and goals end with their window."""
@@ -91,10 +117,12 @@ class AlgorithmRecipe:
 class BaselineRecipe:
     """What only the baselines read; all else of them is the default of Stable-Baselines3."""
 
+    __pydantic_config__ = STRICT
+
     reward: Literal["sparse", "dense"] = "sparse"
     """After each control step: 1 within the success radius, else 0; or minus the distance in
     metres."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's, for all networks of the baseline, constant."""
 
 
@@ -102,19 +130,21 @@ class BaselineRecipe:
 class BudgetRecipe:
     """How long, how much data, and how often to look."""
 
-    env_steps: int = 100_000_000
+    __pydantic_config__ = STRICT
+
+    env_steps: Steps = 100_000_000
     """Control steps of all training envs together, the prefill included; rounded up."""
-    unroll_length: int = 62
+    unroll_length: Count = 62
     """Control steps of each env between two rounds of updates."""
-    env_steps_per_update: float = 39.68
+    env_steps_per_update: Positive = 39.68
     """Inverse of the update-to-data ratio; the published 39.68 is 800 updates for 512 x 62."""
-    prefill_rows: int = 1000
+    prefill_rows: CountOrZero = 1000
     """Steps of each env before the first update; 0 for PPO, which keeps no replay."""
-    replay_rows: int = 10_000
+    replay_rows: TwoOrMore = 10_000
     """Steps of each env that the replay keeps."""
-    evaluations: int = 100
+    evaluations: Count = 100
     """Evaluations after the first, evenly spaced; the last is at the end."""
-    checkpoints: int = 20
+    checkpoints: Count = 20
     """Checkpoints, evenly spaced; the last is at the end."""
 
 
@@ -122,7 +152,9 @@ class BudgetRecipe:
 class SystemRecipe:
     """Machine and random numbers."""
 
-    seed: int = 0
+    __pydantic_config__ = STRICT
+
+    seed: Seed = 0
     """Decides every random draw of the run."""
     device: str = "auto"
     """`auto` takes a CUDA device if there is one; or `cpu`, `cuda`, `cuda:1`."""
@@ -133,16 +165,16 @@ class SystemRecipe:
     before the last round of updates."""
     replay_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 halves the replay and rounds a position of 20 m to 0.1 m."""
-    simulator_threads: int = 0
+    simulator_threads: CountOrZero = 0
     """Threads of physics; 0 takes every CPU."""
-    torch_threads: int = 0
+    torch_threads: CountOrZero = 0
     """Threads of the updates on the CPU; 0 takes every CPU, or one for small layers."""
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
     """Of the operands of the inner layers' products, all else is fp32; `auto` is fp16 on CUDA,
     or tf32 for another --block than the published one, whose sums nothing bounds."""
     tower: Literal["auto", "reference", "norm_act", "persistent"] = "auto"
     """Plain torch; one kernel a layer; one kernel for all layers (width 128 or 256)."""
-    recompute: int = 0
+    recompute: CountOrZero = 0
     """Layers between two activations kept for the backward, to save memory; 0 keeps all."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Capture the update once and replay it; `auto` does on CUDA."""
@@ -151,6 +183,8 @@ class SystemRecipe:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """Everything that decides the result of a run."""
+
+    __pydantic_config__ = STRICT
 
     task: TaskRecipe = field(default_factory=TaskRecipe)
     networks: NetworksRecipe = field(default_factory=NetworksRecipe)
@@ -248,18 +282,30 @@ class Recipe:
         )
 
     def to_json(self) -> str:
-        """Indented JSON, a field a line."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Indented JSON, a field a line, and the format that it has."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> "Recipe":
-        """The recipe that `to_json` wrote. Raises ValueError for a missing or unknown field."""
-        parts = json.loads(text)
-        _require_fields("recipe", parts, set(_PARTS))
-        for name, part_type in _PARTS.items():
-            wanted = {field.name for field in dataclasses.fields(part_type)}
-            _require_fields(name, parts[name], wanted)
-        return Recipe(**{name: part_type(**parts[name]) for name, part_type in _PARTS.items()})
+    def from_json(text: str | bytes) -> "Recipe":
+        """The recipe that `to_json` wrote, in this version or an earlier one.
+
+        Raises FieldsError with all that is wrong: fields that are missing or unknown, values out
+        of range.
+        """
+        document = fields.read(dict[str, Any], text)
+        written = document.pop("format", 0)
+        if written not in range(FORMAT + 1):
+            what = (
+                f"must be at most {FORMAT}, got {written!r}: a newer version of torch_crl wrote it"
+            )
+            raise FieldsError([Problem(("format",), what)])
+        for part, added in _ADDED.items():
+            if isinstance(document.get(part), dict):
+                document[part] = added | document[part]
+        problems = [*_missing(document), *fields.check(Recipe, document)]
+        if problems:
+            raise FieldsError(problems)
+        return Recipe(**{name: part(**document[name]) for name, part in _PARTS.items()})
 
     def leaves(self) -> dict[str, Any]:
         """`part.field` to value, for comparing and listing."""
@@ -280,6 +326,19 @@ _PARTS: dict[str, type[Any]] = {
 }
 
 
+def extended(recipe: Recipe, env_steps: int) -> Recipe:
+    """The recipe with more env steps; evaluations and checkpoints stay about as far apart."""
+    budget = recipe.budget
+    longer = dataclasses.replace(recipe, budget=dataclasses.replace(budget, env_steps=env_steps))
+    factor = longer.collections / recipe.collections
+    more = dataclasses.replace(
+        longer.budget,
+        evaluations=max(1, round(factor * budget.evaluations)),
+        checkpoints=max(1, round(factor * budget.checkpoints)),
+    )
+    return dataclasses.replace(longer, budget=more)
+
+
 def differences(ours: Recipe, theirs: Recipe) -> list[str]:
     """One line `part.field: ours -> theirs` for every leaf that differs."""
     other = theirs.leaves()
@@ -290,9 +349,14 @@ def differences(ours: Recipe, theirs: Recipe) -> list[str]:
     ]
 
 
-def _require_fields(where: str, given: dict[str, Any], wanted: set[str]) -> None:
-    missing, unknown = wanted - set(given), set(given) - wanted
-    if missing or unknown:
-        raise ValueError(
-            f"{where}: missing fields {sorted(missing)}, unknown fields {sorted(unknown)}"
-        )
+def _missing(document: dict[str, Any]) -> list[Problem]:
+    """Fields without which a file is no recipe: their defaults are one task's, not this run's."""
+    found = []
+    for name, part in _PARTS.items():
+        given = document.get(name)
+        if given is None:
+            found.append(Problem((name,), "is missing"))
+        elif isinstance(given, dict):
+            names = [field.name for field in dataclasses.fields(part)]
+            found += [Problem((name, field), "is missing") for field in names if field not in given]
+    return found

@@ -129,6 +129,11 @@ class Replay:
             {"state": state_BS, "action": action_BA, "goal": goal_BG}, batch_size=[batch_size]
         )
 
+    @property
+    def growing(self) -> list[str]:
+        """Names of tensors of which `state_dict` holds the filled rows alone."""
+        return [name for name in self.tensors() if name != "last_row"]
+
     def state_dict(self) -> dict[str, Tensor]:
         """The filled part of the ring and its position."""
         tensors = {name: tensor[: self.filled] for name, tensor in self.tensors().items()}

@@ -2,7 +2,6 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,13 +83,15 @@ class Run(ABC):
         """Tensors and counters of a checkpoint, if `resumable`."""
         raise NotImplementedError
 
+    def check_state(
+        self, tensors: dict[str, Tensor], *, collections_done: int, updates_done: int
+    ) -> None:
+        """Raise ValueError unless this is a state of such a run after so many of both."""
+        raise NotImplementedError
+
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Go on where the run that wrote this was, if `resumable`."""
         raise NotImplementedError
-
-    def save_policy(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Write the present policy for `load_policy`."""
-        self.policy.save(folder, meta)
 
     def close(self) -> None:
         """Release what the envs hold."""

@@ -1,38 +1,35 @@
 """Training from the first step to the evaluated policy: `train` reads top to bottom."""
 
 import itertools
-import json
+import math
 import re
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from torch_crl import __version__, checkpoint, validation
+from torch_crl import validation
+from torch_crl.checkpoint import CheckpointError
+from torch_crl.envs.registry import task_files
 from torch_crl.evaluation import evaluate
 from torch_crl.machine import machine
-from torch_crl.metrics import (
-    RESULT_FILE,
-    DivergenceError,
-    RunLog,
-    UpdateMetrics,
-    first_not_finite,
-    read_metrics,
-)
+from torch_crl.metrics import DivergenceError, RunLog, UpdateMetrics, first_not_finite
 from torch_crl.native_run import build_run
 from torch_crl.plots import save_learning_curve
-from torch_crl.recipe import Recipe, differences
+from torch_crl.policy import Policy
+from torch_crl.presets import with_changes
+from torch_crl.recipe import Recipe, differences, extended
 from torch_crl.run import Run, stream_seed
+from torch_crl.runs.directory import RunDirectory
+from torch_crl.saving import commit, moment_of, restore, save_best
 from torch_crl.stability import StabilityWatch
 from torch_crl.stopping import StopSignals
 from torch_crl.threads import torch_threads, usable_cpus
 
-# The newest may be the one that a crash damaged.
-_KEPT_CHECKPOINTS = 2
+_BEST_BY = "time_at_goal_share"
 # Below this a second thread gains nothing; measured in benchmarks/LOG.md.
 _SHARED_LAYER_FLOP = 3e6
 _SECONDS_BETWEEN_DISPLAYS = 0.05
@@ -50,6 +47,40 @@ class Result:
     """A PNG."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What a callback of `train` is told after an evaluation."""
+
+    run_dir: Path
+    recipe: Recipe
+    metrics: Mapping[str, float]
+    """`env_steps`, `updates`, `seconds`, and what `torch_crl.evaluate` returns."""
+    policy: Policy
+    """The policy that was evaluated; it follows the updates."""
+
+
+Callback = Callable[[Evaluated], Mapping[str, float] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """One process's part of a run: what collects, updates, writes and tells."""
+
+    run: Run
+    directory: RunDirectory
+    log: RunLog
+    clock: "_Clock"
+    evaluations: list[dict[str, float]]
+    """Of the whole run so far."""
+    callback: Callback | None
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """Where the run is, as every record has it."""
+        moment = moment_of(self.run)._asdict()
+        return {**moment, "seconds": self.clock.seconds}
+
+
 def default_run_dir(recipe: Recipe) -> Path:
     """`runs/TASK_seedN_DATE-TIME`, with a number behind it where that exists."""
     task = re.sub("[:/]", "_", recipe.task.name)
@@ -60,26 +91,31 @@ def default_run_dir(recipe: Recipe) -> Path:
 
 def train(
     recipe: Recipe,
-    run_dir: str | Path | None = None,
+    run_dir: str | Path | RunDirectory | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
     show: bool = True,
+    callback: Callback | None = None,
 ) -> Result:
     """Train `recipe` into `run_dir` (algorithm of arXiv 2503.14858).
 
-    Writes recipe.json, metrics.jsonl, tensorboard/, checkpoints/, policies/, learning_curve.png,
-    and at its very end result.json: a run is finished if that exists.
+    What it writes is told in `torch_crl.runs.directory`; a run is finished if it has result.json.
+    One process at a time writes in a run directory.
 
     Args:
         run_dir: `default_run_dir` if not given.
         resume: go on from the newest readable checkpoint; on the CPU the result equals that of an
-            uninterrupted run bit for bit.
+            uninterrupted run bit for bit. A recipe with more `env_steps` than the run's makes the
+            run longer, with evaluations and checkpoints as far apart as before.
         overwrite: delete an earlier run in `run_dir` first.
         show: progress on standard error.
+        callback: called after every evaluation with an `Evaluated`; numbers that it returns by
+            name are logged with the evaluation's own.
 
     Raises:
         RecipeError: every problem of the recipe and the directory, before anything is built.
+        DirectoryInUseError: another process began to write in the directory at the same time.
         DivergenceError: a loss or a parameter became NaN or infinite; the last good checkpoint
             stays.
         SimulatorError: the simulator cannot run the task here, or physics diverged too often.
@@ -87,25 +123,55 @@ def train(
         KeyboardInterrupt, SystemExit: after Ctrl-C or a termination signal, once a checkpoint is
             written.
     """
-    run_dir = Path(run_dir or default_run_dir(recipe))
-    find_problems(recipe, run_dir, resume=resume, overwrite=overwrite)
-    run = _build(recipe)
-    if not resume:
-        _start_directory(recipe, run_dir, overwrite=overwrite)
-    notes = _restore(run, run_dir) if resume else []
-    resumed_at = (run.env_steps, run.updates_done) if resume else None
-    log = RunLog(run_dir, total=recipe.total_env_steps, resumed_at=resumed_at, show=show)
-    threads = _thread_count(recipe)
-    with log, closing(run), torch_threads(threads), StopSignals(log.announce) as stop:
+    given = run_dir or default_run_dir(recipe)
+    directory = given if isinstance(given, RunDirectory) else RunDirectory(given)
+    recipe = find_problems(recipe, directory, resume=resume, overwrite=overwrite)
+    with directory.owned() as notes:
+        # Somebody else may have begun here since the check.
+        if problems := directory.problems(resume=resume, overwrite=overwrite):
+            raise validation.RecipeError(problems)
+        # Now, since a run that has come to its end must not fail for want of it.
+        described = machine()
+        with closing(_build(recipe)) as run:
+            if resume:
+                if directory.read_recipe() != recipe:
+                    directory.extend(recipe)
+                notes += restore(run, directory)
+            else:
+                files = task_files([recipe.task.name, recipe.task.eval_name])
+                directory.begin(recipe, machine={"machine": described, "task_files": files})
+            resumed_at = moment_of(run) if resume else None
+            session = _Session(
+                run=run,
+                directory=directory,
+                log=RunLog(
+                    directory, total=recipe.total_env_steps, resumed_at=resumed_at, show=show
+                ),
+                clock=_Clock(run),
+                evaluations=directory.read_metrics("evaluation"),
+                callback=callback,
+            )
+            with session.log, torch_threads(_thread_count(recipe)):
+                _train(session, notes)
+        learning_curve = save_learning_curve(directory.path)
+        (*_, last) = session.evaluations
+        evaluation = {name: value for name, value in last.items() if name != "kind"}
+        directory.finish({"evaluation": evaluation, "machine": described})
+    return Result(run_dir=directory.path, evaluation=evaluation, learning_curve=learning_curve)
+
+
+def _train(session: _Session, notes: list[str]) -> None:
+    """From where the run is to its end, or until a signal asks it to stop."""
+    run, log, clock, recipe = session.run, session.log, session.clock, session.run.recipe
+    metrics = UpdateMetrics()
+    stability = StabilityWatch(run.env)
+    with StopSignals(log.announce) as stop:
         log.announce(
-            f"{recipe.task.name} on {run.device} ({run.description}), run directory {run_dir}",
+            f"{recipe.task.name} on {run.device} ({run.description}), run directory "
+            f"{session.directory}",
             *([_WARP_NOTE] if recipe.system.simulator == "warp" else []),
             *notes,
         )
-        clock = _Clock(run)
-        metrics = UpdateMetrics()
-        stability = StabilityWatch(run.env)
-
         while run.updates_done < recipe.total_updates:
             episodes = {}
             # A run that was stopped between two updates goes on with the updates.
@@ -121,42 +187,59 @@ def train(
                 while run.updates_done < run.updates_due and not stop.requested:
                     metrics.add(run.update())
                     clock.show("training", log)
-                losses = _flush(metrics, run, run_dir, first_update)
+                losses = _flush(session, metrics, first_update)
 
             if run.updates_done == run.updates_due:
-                log.train(clock.counters() | clock.rates() | episodes | losses)
+                log.train(session.counters | clock.rates() | episodes | losses)
                 if _is_due(run, recipe.budget.evaluations):
-                    _evaluate(run, log, clock)
+                    _evaluate(session)
                 if _is_due(run, recipe.budget.checkpoints):
-                    last = run.updates_done == recipe.total_updates
-                    _save(run, run_dir, log, clock, must_succeed=last)
+                    _save(session, must_succeed=run.updates_done == recipe.total_updates)
             if stop.requested:
-                _save(run, run_dir, log, clock, must_succeed=True)
-                log.announce(_after_a_stop(run, run_dir))
+                _save(session, must_succeed=True)
+                log.announce(_after_a_stop(session))
                 stop.leave()
-
-    learning_curve = save_learning_curve(run_dir)
-    record = read_metrics(run_dir, "evaluation")[-1]
-    evaluation = {name: value for name, value in record.items() if name != "kind"}
-    result = {"evaluation": evaluation, "machine": machine()}
-    checkpoint.write_text(run_dir / RESULT_FILE, json.dumps(result, indent=2) + "\n")
-    return Result(run_dir=run_dir, evaluation=evaluation, learning_curve=learning_curve)
+        # The record of a run that goes on at its end may have been damaged.
+        if not session.evaluations or session.evaluations[-1]["env_steps"] != run.env_steps:
+            _evaluate(session)
 
 
-def find_problems(recipe: Recipe, run_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise RecipeError if `train` could not start; nothing is built or written."""
-    problems = validation.run_directory_problems(run_dir, resume=resume, overwrite=overwrite)
+def find_problems(
+    recipe: Recipe, directory: RunDirectory, *, resume: bool, overwrite: bool
+) -> Recipe:
+    """The recipe that `train` would run, which a resumed run may make longer.
+
+    Raises RecipeError if it could not start; nothing is built or written.
+    """
+    problems = directory.problems(resume=resume, overwrite=overwrite)
     if resume and not problems:
-        saved = Recipe.from_json((run_dir / "recipe.json").read_text())
-        changed = "; ".join(differences(saved, recipe))
+        saved = directory.read_recipe()
         if saved.by_library:
             problems = [
                 f"--resume: a run of {saved.algorithm.algo} keeps no checkpoints to go on from; "
                 "--overwrite starts it again"
             ]
-        elif changed:
-            problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
+        elif recipe.budget.env_steps < saved.budget.env_steps:
+            problems = [
+                f"--resume can make a run longer and not shorter: --env-steps is "
+                f"{saved.budget.env_steps}, got {recipe.budget.env_steps}"
+            ]
+        else:
+            longer = extended(saved, recipe.budget.env_steps)
+            asked = with_changes(
+                recipe,
+                budget={
+                    name: getattr(longer.budget, name)
+                    for name in ("evaluations", "checkpoints")
+                    if getattr(recipe.budget, name) == getattr(saved.budget, name)
+                },
+            )
+            changed = "; ".join(differences(longer, asked))
+            if changed:
+                problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
+            recipe = asked
     validation.check(recipe, run_problems=problems)
+    return recipe
 
 
 def _build(recipe: Recipe) -> Run:
@@ -168,9 +251,12 @@ def _build(recipe: Recipe) -> Run:
     return build_run(recipe)
 
 
-def _after_a_stop(run: Run, run_dir: Path) -> str:
+def _after_a_stop(session: _Session) -> str:
+    run = session.run
     if run.resumable:
-        return f"stopped; `torch-crl train --resume --run-dir {run_dir}` goes on from here"
+        return (
+            f"stopped; `torch-crl train --resume --run-dir {session.directory}` goes on from here"
+        )
     return f"stopped; a run of {run.recipe.algorithm.algo} cannot be resumed, only started again"
 
 
@@ -185,50 +271,22 @@ def _thread_count(recipe: Recipe) -> int:
     return recipe.system.torch_threads or automatic
 
 
-def _start_directory(recipe: Recipe, run_dir: Path, *, overwrite: bool) -> None:
-    if overwrite and run_dir.exists():
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    # "x" fails if another run has begun here since the check.
-    with (run_dir / "recipe.json").open("x") as file:
-        file.write(recipe.to_json())
-
-
-def _restore(run: Run, run_dir: Path) -> list[str]:
-    """Load the newest readable checkpoint; returns what to tell the user."""
-    parent = run_dir / "checkpoints"
-    if not checkpoint.folders(parent):
-        return ["no checkpoint was written before; starting from the beginning"]
-    folder, tensors, counters, failures = checkpoint.load_newest(parent)
-    device = run.device.type
-    if counters["device"] != device:
-        raise checkpoint.CheckpointError(
-            f"{folder} was written on {counters['device']} and this run is on {device}; random "
-            "numbers differ between them, so a run goes on where it began"
-        )
-    run.load_state_dict(tensors, counters)
-    skipped = [f"passed over: {failure}" for failure in failures]
-    resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
-    if not run.env.saves_state:
-        resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
-    return [*skipped, resumed]
-
-
 def _is_due(run: Run, times: int) -> bool:
     """Whether one of `times` evenly spaced events falls on the present collection."""
     done, total = run.collections_done - run.recipe.prefill_collections, run.recipe.collections
     return done > 0 and done * times // total > (done - 1) * times // total
 
 
-def _flush(metrics: UpdateMetrics, run: Run, run_dir: Path, first_update: int) -> dict[str, float]:
+def _flush(session: _Session, metrics: UpdateMetrics, first_update: int) -> dict[str, float]:
     """Mean losses of the updates just made. Raises DivergenceError, naming step and tensor."""
+    run = session.run
     try:
         losses = metrics.flush(first_update=first_update)
         name = first_not_finite(run.named_parameters()) if losses else None
         if name is not None:
             raise DivergenceError(f"{name} is not finite after update {run.updates_done}")
     except DivergenceError as error:
-        saved = [str(folder) for folder in checkpoint.folders(run_dir / "checkpoints")[:1]]
+        saved = [str(folder) for folder in session.directory.saved_checkpoints[:1]]
         raise DivergenceError(
             f"{error} ({run.env_steps:,} env steps); the run stops, its last good checkpoint is "
             f"{''.join(saved) or 'none yet'}"
@@ -236,9 +294,9 @@ def _flush(metrics: UpdateMetrics, run: Run, run_dir: Path, first_update: int) -
     return losses
 
 
-def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
-    clock.show("evaluating", log)
-    recipe = run.recipe
+def _evaluate(session: _Session) -> None:
+    run, log, recipe = session.run, session.log, session.run.recipe
+    session.clock.show("evaluating", log)
     result = evaluate(
         run.policy,
         recipe.task.eval_name,
@@ -249,27 +307,35 @@ def _evaluate(run: Run, log: RunLog, clock: "_Clock") -> None:
         num_threads=recipe.system.simulator_threads,
         device=run.device,
     )
-    log.evaluation(clock.counters() | result)
+    record = session.counters | result
+    if session.callback is not None:
+        known = Evaluated(
+            run_dir=session.directory.path, recipe=recipe, metrics=record, policy=run.policy
+        )
+        more = session.callback(known) or {}
+        record |= {name: float(value) for name, value in more.items()}
+    best = max((earlier[_BEST_BY] for earlier in session.evaluations), default=-math.inf)
+    if record[_BEST_BY] > best:
+        with _only_told(log):
+            save_best(run, session.directory, record)
+    log.evaluation(record)
+    session.evaluations.append(record)
 
 
-def _save(run: Run, run_dir: Path, log: RunLog, clock: "_Clock", *, must_succeed: bool) -> None:
+def _save(session: _Session, *, must_succeed: bool) -> None:
     """Write checkpoint and policy; a failure is only told unless it `must_succeed`."""
-    run.seconds = clock.seconds
-    parent = run_dir / "checkpoints"
-    meta = {"task": run.env.spec.name, "env_steps": run.env_steps, "updates": run.updates_done}
-    meta |= {"torch_crl": __version__, "torch": torch.__version__}
-    meta |= {"device": run.device.type}
-    moment = (run.env_steps, run.updates_done)
+    session.run.seconds = session.clock.seconds
+    with nullcontext() if must_succeed else _only_told(session.log):
+        session.log.sync()
+        commit(session.run, session.directory)
+
+
+@contextmanager
+def _only_told(log: RunLog) -> Iterator[None]:
+    """What cannot be written is told, and the run goes on."""
     try:
-        log.sync()
-        if run.resumable:
-            tensors, counters = run.state_dict()
-            checkpoint.save(checkpoint.step_folder(parent, *moment), tensors, meta | counters)
-            checkpoint.prune(parent, keep=_KEPT_CHECKPOINTS)
-        run.policy.save(checkpoint.step_folder(run_dir / "policies", *moment), meta)
-    except (checkpoint.CheckpointError, OSError) as error:
-        if must_succeed:
-            raise
+        yield
+    except (CheckpointError, OSError) as error:
         log.announce(f"warning: {error}; the run goes on, earlier checkpoints are kept")
 
 
@@ -299,10 +365,6 @@ class _Clock:
         yield
         self._update_rate = self._present_update_rate()
         self._updates_begin = None
-
-    def counters(self) -> dict[str, float]:
-        run = self._run
-        return {"env_steps": run.env_steps, "updates": run.updates_done, "seconds": self.seconds}
 
     def show(self, phase: str, log: RunLog) -> None:
         now, run = time.perf_counter(), self._run

@@ -3,13 +3,12 @@
 import dataclasses
 import difflib
 import importlib.util
-import math
 import tempfile
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
+from torch_crl import fields
 from torch_crl.baselines.problems import baseline_problems
 from torch_crl.blocks import BLOCKS
 from torch_crl.compute import compute_problems, resolve_device
@@ -17,7 +16,7 @@ from torch_crl.costs import BLOCK
 from torch_crl.envs.registry import GYMNASIUM, UnknownTaskError, make_task, task_spec
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.errors import TorchCrlError, listed
-from torch_crl.presets import preset
+from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
 
 
@@ -32,15 +31,18 @@ class RecipeError(TorchCrlError, ValueError):
 
 def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     """Raise RecipeError if there is any problem; `run_problems` are listed with the recipe's."""
-    problems = _type_problems(recipe)
-    if not problems:
-        # What follows computes with the values.
-        problems = [
+    wrong = fields.check(Recipe, dataclasses.asdict(recipe))
+    leaves = {".".join(problem.where) for problem in wrong}
+    problems = [f"{_flag(problem.where[-1])} {problem.what}" for problem in wrong]
+    if leaves <= set(Recipe().leaves()):
+        # What follows computes with the values, so those that are wrong are replaced.
+        recipe = _with_defaults(recipe, leaves)
+        problems += [
             *_task_problems(recipe),
-            *_range_problems(recipe),
+            *_prefill_problems(recipe),
             *_depth_problems(recipe),
             *_block_problems(recipe),
-            *_budget_problems(recipe),
+            *([] if leaves & _BUDGET else _budget_problems(recipe)),
             *_algorithm_problems(recipe),
             *(device_problems(recipe.system.device) or compute_problems(recipe)),
             *_simulator_problems(recipe),
@@ -48,6 +50,15 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     problems += run_problems or []
     if problems:
         raise RecipeError(problems)
+
+
+def _with_defaults(recipe: Recipe, leaves: set[str]) -> Recipe:
+    """The recipe with the record's own values in these leaves."""
+    defaults = Recipe().leaves()
+    for leaf in leaves:
+        part, name = leaf.split(".")
+        recipe = with_changes(recipe, **{part: {name: defaults[leaf]}})
+    return recipe
 
 
 def run_directory_problems(run_dir: Path, *, resume: bool, overwrite: bool) -> list[str]:
@@ -71,25 +82,6 @@ def run_directory_problems(run_dir: Path, *, resume: bool, overwrite: bool) -> l
             return []
     except OSError as error:
         return [f"run directory {run_dir} cannot be written: {error.strerror} in {existing}"]
-
-
-def _type_problems(recipe: Recipe) -> list[str]:
-    """Values that no command line lets through, but Python and JSON do."""
-    problems = []
-    for part in dataclasses.fields(recipe):
-        values = getattr(recipe, part.name)
-        for name, kind in get_type_hints(type(values)).items():
-            value, flag = getattr(values, name), _flag(f"{part.name}.{name}")
-            if get_origin(kind) is Literal:
-                if value not in get_args(kind):
-                    choices = ", ".join(map(repr, get_args(kind)))
-                    problems.append(f"{flag} must be one of {choices}, got {value!r}")
-            elif kind is float:
-                if not isinstance(value, int | float) or not math.isfinite(value):
-                    problems.append(f"{flag} must be a finite number, got {value!r}")
-            elif not isinstance(value, kind) or isinstance(value, bool):
-                problems.append(f"{flag} must be of type {kind.__name__}, got {value!r}")
-    return problems
 
 
 def _task_problems(recipe: Recipe) -> list[str]:
@@ -162,57 +154,13 @@ def _own_task_problems(name: str) -> list[str]:
     return problems
 
 
-# Leaf to the lowest value that makes sense.
-_WHOLE_NUMBERS = {
-    "task.num_envs": 1,
-    "task.num_eval_envs": 1,
-    "task.episode_length": 2,
-    "networks.width": 1,
-    "networks.representation_size": 1,
-    "algorithm.batch_size": 2,
-    "budget.env_steps": 1,
-    "budget.unroll_length": 1,
-    "budget.replay_rows": 2,
-    "budget.evaluations": 1,
-    "budget.checkpoints": 1,
-    "system.seed": 0,
-    "system.simulator_threads": 0,
-    "system.torch_threads": 0,
-}
-_POSITIVE_NUMBERS = (
-    "algorithm.actor_learning_rate",
-    "algorithm.critic_learning_rate",
-    "algorithm.temperature_learning_rate",
-    "baseline.learning_rate",
-    "budget.env_steps_per_update",
-)
-
-
-def _range_problems(recipe: Recipe) -> list[str]:
-    leaves = recipe.leaves()
-    problems = [
-        f"{_flag(name)} must be at least {lowest}, got {leaves[name]}"
-        for name, lowest in _WHOLE_NUMBERS.items()
-        if leaves[name] < lowest
-    ]
-    prefill, on_policy = recipe.budget.prefill_rows, recipe.algorithm.algo == "ppo"
-    if prefill < 2 and not on_policy:
-        problems.append(f"--prefill-rows must be at least 2, got {prefill}")
-    if prefill and on_policy:
-        problems.append(f"--prefill-rows must be 0 for PPO, which keeps no replay, got {prefill}")
-    problems += [
-        f"{_flag(name)} must be above 0, got {leaves[name]}"
-        for name in _POSITIVE_NUMBERS
-        if not leaves[name] > 0
-    ]
-    algorithm = recipe.algorithm
-    if not 0.0 < algorithm.discount < 1.0:
-        problems.append(f"--discount must lie between 0 and 1, got {algorithm.discount}")
-    if algorithm.logsumexp_penalty < 0:
-        problems.append(
-            f"--logsumexp-penalty must be at least 0, got {algorithm.logsumexp_penalty}"
-        )
-    return problems
+def _prefill_problems(recipe: Recipe) -> list[str]:
+    prefill = recipe.budget.prefill_rows
+    if recipe.algorithm.algo == "ppo":
+        wrong = f"must be 0 for PPO, which keeps no replay, got {prefill}" if prefill else ""
+    else:
+        wrong = f"must be at least 2, got {prefill}" if prefill < 2 else ""
+    return [f"--prefill-rows {wrong}"] if wrong else []
 
 
 def _depth_problems(recipe: Recipe) -> list[str]:
@@ -245,6 +193,12 @@ def _block_problems(recipe: Recipe) -> list[str]:
     ]
 
 
+# What the next check computes with: it says nothing where one of these is wrong itself.
+_BUDGET = {"task.num_envs", "algorithm.batch_size"}
+_BUDGET |= {f"budget.{name}" for name in ("env_steps", "unroll_length")}
+_BUDGET |= {f"budget.{name}" for name in ("prefill_rows", "replay_rows", "env_steps_per_update")}
+
+
 def _budget_problems(recipe: Recipe) -> list[str]:
     budget, task = recipe.budget, recipe.task
     problems: list[str] = []
@@ -255,7 +209,7 @@ def _budget_problems(recipe: Recipe) -> list[str]:
             f"--replay-rows ({budget.replay_rows}) must be at least --prefill-rows "
             f"({budget.prefill_rows})"
         )
-    if budget.unroll_length < 1 or budget.prefill_rows < 2 or task.num_envs < 1:
+    if budget.prefill_rows < 2:
         return problems
     prefill_steps = recipe.prefill_collections * recipe.steps_per_collection
     if budget.env_steps <= prefill_steps:
@@ -365,4 +319,4 @@ def device_problems(device: str) -> list[str]:
 
 
 def _flag(leaf: str) -> str:
-    return "--" + leaf.split(".")[1].replace("_", "-")
+    return "--" + leaf.rpartition(".")[2].replace("_", "-")

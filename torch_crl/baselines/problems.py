@@ -36,8 +36,6 @@ def ppo_epochs(recipe: Recipe) -> float:
 def _ppo_problems(recipe: Recipe) -> list[str]:
     batch, budget = recipe.algorithm.batch_size, recipe.budget
     problems: list[str] = []
-    if min(batch, budget.env_steps_per_update, recipe.steps_per_collection) <= 0:
-        return problems  # Told by the checks of ranges.
     if recipe.steps_per_collection % batch:
         problems.append(
             f"--batch-size {batch} must divide a rollout of PPO, {recipe.steps_per_collection} "

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import Positional
@@ -16,13 +17,17 @@ class Options:
     """Evaluate a trained policy over fresh episodes."""
 
     run: Positional[Path]
-    """Run directory (its newest policy), or one folder below its policies/."""
+    """Run directory, or one folder below its policies/."""
+    policy: Literal["newest", "best"] = "newest"
+    """Which one of the run's: the newest, or the best by its evaluations in training."""
     task: str = ""
     """Task to evaluate on; the run's own evaluation task if not given."""
     num_envs: int = 128
     """Episodes, all in parallel."""
     episode_length: int = 0
     """Control steps until the time limit; as in training if not given."""
+    trust: bool = False
+    """Run the Python code of a task that only the run's files name."""
     seed: int = 1_000_000
     """Decides starts and goals; training never uses this one."""
     json: bool = False
@@ -45,7 +50,13 @@ def main(arguments: list[str]) -> int:
     )
 
     _check(options)
-    trained = load_trained(options.run, task=options.task, episode_length=options.episode_length)
+    trained = load_trained(
+        options.run,
+        which=options.policy,
+        task=options.task,
+        episode_length=options.episode_length,
+        trust=options.trust,
+    )
     result = _evaluate(trained, options)
     if options.json:
         print(json.dumps({"task": trained.task, **result}))

@@ -42,9 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in _COMMANDS:
         print(f"torch-crl: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
         return 2
-    # `module:function` names a task in the present folder too, as with `python -m`.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
         status: int = importlib.import_module(f"torch_crl.cli.{command}").main(rest)
         sys.stdout.flush()

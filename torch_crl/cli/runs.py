@@ -1,34 +1,17 @@
 """What the commands need to know of a run directory."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from torch_crl.cli.trust import allow_tasks
 from torch_crl.errors import UsageError
-from torch_crl.recipe import Recipe
+from torch_crl.runs.directory import RunDirectory, run_directory_of
 
 if TYPE_CHECKING:
+    from torch_crl.envs.spec import TaskSpec
     from torch_crl.envs.vector_env import VectorEnv
     from torch_crl.policy import Policy
-
-
-def read_recipe(run_dir: Path) -> Recipe:
-    """The recipe of the run. Raises UsageError if there is none that can be read."""
-    path = run_dir / "recipe.json"
-    if not path.exists():
-        raise UsageError(f"{run_dir} holds no run (there is no recipe.json in it)")
-    try:
-        return Recipe.from_json(path.read_text())
-    except ValueError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-
-
-def run_directory_of(path: Path) -> Path:
-    """The run directory itself, or the one that a policy folder belongs to."""
-    path = path.resolve()
-    for folder in (path, *path.parents):
-        if (folder / "recipe.json").exists():
-            return folder
-    raise UsageError(f"{path} is no run directory (there is no recipe.json in it)")
 
 
 class Trained(NamedTuple):
@@ -39,26 +22,56 @@ class Trained(NamedTuple):
     episode_length: int
 
 
-def load_trained(run: Path, *, task: str = "", episode_length: int = 0) -> Trained:
-    """The newest policy of a run; task and time limit are those of its evaluation if not given.
+def load_trained(
+    run: Path,
+    *,
+    which: Literal["newest", "best"] = "newest",
+    task: str = "",
+    episode_length: int = 0,
+    trust: bool = False,
+) -> Trained:
+    """A policy of a run; task and time limit are those of its evaluation if not given.
 
-    Raises UsageError, UnknownTaskError or CheckpointError.
+    Says on standard error which policy it is. A task that only the run's recipe names is loaded if
+    it is one of ours or `trust` says so. Raises UsageError, UnknownTaskError or CheckpointError.
     """
-    from torch_crl.envs.registry import task_spec
-    from torch_crl.policy import load_policy
+    from torch_crl.policy import find_policy
 
     if episode_length < 0:
         raise UsageError(f"--episode-length must be at least 1, got {episode_length}")
-    recipe = read_recipe(run_directory_of(run))
-    policy = load_policy(run)
+    directory = run_directory_of(run)
+    recipe = directory.read_recipe()
+    found = find_policy(run, which=which)
+    policy = found.policy
+    for failure in found.passed_over:
+        print(f"passed over: {failure}", file=sys.stderr)
+    print(f"policy: {found.folder}", file=sys.stderr)
+    typed = [task] if task else []
     task = task or recipe.task.eval_name
-    spec = task_spec(task)
-    if (spec.state_size, spec.goal_size) != (policy.state_size, policy.goal_size):
+    allow_tasks([task], typed=typed, trust=trust, source=directory.recipe)
+    spec = _task_spec(directory, task)
+    sizes = (policy.state_size, policy.goal_size, policy.action_size)
+    if (spec.state_size, spec.goal_size, spec.action_size) != sizes:
         raise UsageError(
-            f"the policy was trained on {recipe.task.name}; {task} has states and goals of "
+            f"the policy was trained on {recipe.task.name}; {task} has states, goals or actions of "
             "other sizes"
         )
     return Trained(policy, task, episode_length or recipe.task.episode_length)
+
+
+def _task_spec(directory: RunDirectory, task: str) -> "TaskSpec":
+    """Raises UnknownTaskError, which says where the module of an own task was in training."""
+    from torch_crl.envs.registry import UnknownTaskError, task_spec
+
+    try:
+        return task_spec(task)
+    except UnknownTaskError as error:
+        file = directory.read_machine().task_files.get(task)
+        if file is None:
+            raise
+        raise UnknownTaskError(
+            f"{error}. The run was trained with {file}: go to that folder, or put it on PYTHONPATH"
+        ) from error
 
 
 def task_env(trained: Trained, *, num_envs: int, seed: int) -> "VectorEnv":

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from torch_crl.cli.runs import read_recipe
+from torch_crl.cli.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import Recipe
+from torch_crl.runs.directory import RunDirectory, read_recipe
 
 # Shown by --help; stands for `trainer.default_run_dir`.
 _DEFAULT_RUN_DIR = Path("runs/TASK_seedN_DATE-TIME")
@@ -19,25 +21,40 @@ class Options:
     """Train a policy to reach the goals of a task."""
 
     recipe: Recipe = field(default_factory=Recipe)
+    recipe_file: Annotated[Path | None, tyro.conf.arg(name="recipe")] = None
+    """Begin with the settings of this recipe.json in place of the task's own; flags change them."""
     depth: int = 0
     """Depth of actor and critic, 0 the preset's own; --actor-depth and --critic-depth beat it."""
     run_dir: Path = _DEFAULT_RUN_DIR
     """Where the run is written."""
     resume: bool = False
-    """Go on from the newest checkpoint in --run-dir; all other flags may be left out."""
+    """Go on from the newest checkpoint in --run-dir; all other flags may be left out. With more
+    --env-steps than before the run becomes longer."""
     overwrite: bool = False
     """Delete an earlier run in --run-dir first."""
     dry_run: bool = False
     """Print what the run would cost, check everything, and stop."""
+    trust: bool = False
+    """Run the Python code of tasks that only a file names: with --resume or --recipe."""
 
 
 def main(arguments: list[str]) -> int:
     """Read the flags, then train or show the plan. Returns the exit status."""
     # A first look for what decides the defaults of all other flags.
     first_look = [argument for argument in arguments if argument not in ("-h", "--help")]
-    asked = _parse(first_look, Options(recipe=with_changes(Recipe(), task={"name": ""})))
-    base = _base_recipe(asked)
-    return _run(_parse(arguments, Options(recipe=base)))
+    nameless = with_changes(Recipe(), task={"name": "", "eval_name": ""})
+    asked = _parse(first_look, Options(recipe=nameless))
+    typed = [name for name in (asked.recipe.task.name, asked.recipe.task.eval_name) if name]
+    allow_tasks(typed, typed=typed)
+    options = _parse(arguments, Options(recipe=_base_recipe(asked)))
+    source = options.recipe_file or options.run_dir
+    names = (options.recipe.task.name, options.recipe.task.eval_name)
+    allow_tasks(names, typed=typed, trust=options.trust or not _reads_file(options), source=source)
+    return _run(options)
+
+
+def _reads_file(options: Options) -> bool:
+    return options.resume or options.recipe_file is not None
 
 
 def _parse(arguments: list[str], defaults: Options) -> Options:
@@ -56,12 +73,14 @@ def _run(options: Options) -> int:
 
     recipe = options.recipe
     named = options.run_dir != _DEFAULT_RUN_DIR
-    run_dir = options.run_dir if named else default_run_dir(recipe)
+    directory = RunDirectory(options.run_dir if named else default_run_dir(recipe))
     if options.dry_run:
-        find_problems(recipe, run_dir, resume=options.resume, overwrite=options.overwrite)
+        recipe = find_problems(
+            recipe, directory, resume=options.resume, overwrite=options.overwrite
+        )
         print_plan(recipe)
         return 0
-    result = train(recipe, run_dir, resume=options.resume, overwrite=options.overwrite)
+    result = train(recipe, directory, resume=options.resume, overwrite=options.overwrite)
     reached = result.evaluation
     print(
         f"reached the goal in {reached['success_any']:.0%} of the episodes and stayed for "
@@ -72,12 +91,18 @@ def _run(options: Options) -> int:
 
 
 def _base_recipe(asked: Options) -> Recipe:
-    """What the flags change: the run's own recipe with --resume, else the task's preset."""
+    """What the flags change: the recipe of a run or a file, else the task's preset."""
     task = asked.recipe.task.name
-    if not asked.resume:
+    if not _reads_file(asked):
         algo = asked.recipe.algorithm.algo
         return preset(task or Recipe().task.name, depth=asked.depth, algo=algo)
-    if asked.run_dir == _DEFAULT_RUN_DIR:
+    if asked.resume and asked.recipe_file is not None:
+        raise UsageError("--resume goes on with the run's own recipe; leave out --recipe")
+    if asked.resume and asked.run_dir == _DEFAULT_RUN_DIR:
         raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
-    recipe = with_depth(read_recipe(asked.run_dir), asked.depth)
+    if asked.recipe_file is not None:
+        recipe = read_recipe(asked.recipe_file)
+    else:
+        recipe = RunDirectory(asked.run_dir).read_recipe()
+    recipe = with_depth(recipe, asked.depth)
     return with_changes(recipe, task={"name": task}) if task else recipe

@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tyro.conf import Positional
@@ -15,21 +16,33 @@ class Options:
     """Watch a trained policy, one episode after the other, until the window is closed."""
 
     run: Positional[Path]
-    """Run directory (its newest policy), or one folder below its policies/."""
+    """Run directory, or one folder below its policies/."""
+    policy: Literal["newest", "best"] = "newest"
+    """Which one of the run's: the newest, or the best by its evaluations in training."""
     task: str = ""
     """Task to show it on; the run's own evaluation task if not given."""
     episode_length: int = 0
     """Control steps until the time limit; as in training if not given."""
+    trust: bool = False
+    """Run the Python code of a task that only the run's files name."""
     seed: int = 1_000_000
     """Decides starts and goals."""
 
 
 def main(arguments: list[str]) -> int:
     """Open the viewer. Returns the exit status."""
-    options = tyro.cli(Options, args=arguments, prog="torch-crl watch")
+    options = tyro.cli(
+        Options, args=arguments, prog="torch-crl watch", config=(tyro.conf.FlagCreatePairsOff,)
+    )
     from torch_crl.rendering.viewer import watch
 
-    trained = load_trained(options.run, task=options.task, episode_length=options.episode_length)
+    trained = load_trained(
+        options.run,
+        which=options.policy,
+        task=options.task,
+        episode_length=options.episode_length,
+        trust=options.trust,
+    )
     with closing(task_env(trained, num_envs=1, seed=options.seed)) as env:
         watch(trained.policy, env)
     return 0

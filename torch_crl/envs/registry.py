@@ -3,7 +3,8 @@
 import difflib
 import importlib
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -216,6 +217,16 @@ def make_task(name: str) -> "Task":
         return _load(name)()
     spec = task_spec(name)
     return _load(spec.build)(spec, **spec.options)
+
+
+def task_files(names: Sequence[str]) -> dict[str, str]:
+    """Tasks of the user's own, by name, to the files of their modules."""
+    found = {}
+    for name in names:
+        module = sys.modules.get(name.partition(":")[0])
+        if ":" in name and not name.startswith(GYMNASIUM) and module is not None:
+            found[name] = str(getattr(module, "__file__", ""))
+    return found
 
 
 def _load(path: str) -> Callable[..., "Task"]:

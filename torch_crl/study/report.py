@@ -12,8 +12,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch_crl import checkpoint
 from torch_crl.machine import machine
+from torch_crl.runs.files import write_text
 from torch_crl.study.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def write_report(report: Report, folder: str | Path) -> Path:
         + (f"<h2>How this came about</h2>\n<dl>{facts}</dl>\n" if facts else "")
         + f"<script>\n{_asset('report.js')}</script>\n</body></html>\n"
     )
-    checkpoint.write_text(folder / "report.json", _json(report))
-    checkpoint.write_text(folder / "report.html", page)
+    write_text(folder / "report.json", _json(report))
+    write_text(folder / "report.html", page)
     return folder / "report.html"
 
 

@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from torch_crl.metrics import METRICS_FILE
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.grid import Trial
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -90,7 +90,7 @@ class SweepProgress:
 def logged_env_steps(run_dir: Path) -> int:
     """Env steps of the last whole record in a run's metrics.jsonl; 0 before the first."""
     try:
-        with (run_dir / METRICS_FILE).open("rb") as file:
+        with RunDirectory(run_dir).metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
             lines = file.read().split(b"\n")
     except FileNotFoundError:

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from torch_crl import checkpoint
 from torch_crl.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
+from torch_crl.runs.files import write_text
 from torch_crl.sweep.grid import Trial
 from torch_crl.sweep.worker import is_finished
 
@@ -46,7 +46,7 @@ def collect(
 
 def write(records: list[dict[str, Any]], path: Path) -> None:
     """As JSON, whole or not at all."""
-    checkpoint.write_text(path, json.dumps({"trials": records}, indent=2) + "\n")
+    write_text(path, json.dumps({"trials": records}, indent=2) + "\n")
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,6 +1,5 @@
 """Which depth is worth its cost, in training and in use?"""
 
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,8 @@ import torch
 
 from torch_crl.curves import Curve
 from torch_crl.machine import machine
-from torch_crl.metrics import RESULT_FILE
 from torch_crl.policy import load_policy
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best, pareto_front
 from torch_crl.study.pictures import Line, Unit, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
@@ -159,9 +158,9 @@ def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
 
 
 def _trained_on(curve: Curve) -> str:
-    result = json.loads((curve.run_dir / RESULT_FILE).read_text())
+    result = RunDirectory(curve.run_dir).read_result()
     # Runs of older versions do not say.
-    where = result.get("machine", {}).get("device", "not known where")
+    where = result.machine.get("device", "not known where")
     return f"--device {curve.recipe.system.device}, {where}"
 
 

@@ -1,0 +1,45 @@
+"""Whose code a command may run: that of tasks which the user has typed, or trusts.
+
+A task of one's own is a Python module, and to load it is to run it. A name that stands only in a
+file, which a stranger may have sent, is therefore not loaded before the user has said --trust.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+
+from torch_crl.envs.registry import GYMNASIUM
+from torch_crl.errors import UsageError
+
+
+def allow_tasks(
+    names: Iterable[str], *, typed: Iterable[str] = (), trust: bool = False, source: object = ""
+) -> None:
+    """Let these tasks be loaded, also from modules in the working directory.
+
+    Args:
+        typed: those of them that stand on the command line.
+        trust: whether the user trusts `source`, the file or folder that names the others.
+
+    Raises UsageError, which shows what would be imported, for names that are neither.
+    """
+    own = [name for name in dict.fromkeys(names) if module_of(name)]
+    named_only = [name for name in own if name not in set(typed)]
+    if named_only and not trust:
+        imports = ", ".join(f"{module_of(name)} (of {name})" for name in named_only)
+        raise UsageError(
+            f"{source} names a task that is Python code, and would import {imports}; give --trust "
+            "if you trust who made it, or type the task's name yourself"
+        )
+    # Last, so that no file lying here is taken for a library.
+    if own and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def module_of(name: str) -> str:
+    """The module that loading this task would import; empty if it imports nothing by name.
+
+    `gymnasium:ID` makes an env of a package that is installed and known to Gymnasium.
+    """
+    module, colon, _ = name.removeprefix(GYMNASIUM).partition(":")
+    return module if colon else ""

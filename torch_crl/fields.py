@@ -1,0 +1,169 @@
+"""What a field of a record may hold: said once, beside the field, and read by checks and help.
+
+A record is a dataclass whose annotations carry bounds, such as `num_envs: Count`. `read` makes one
+of JSON and reports everything that is wrong with it at once; pydantic does the checking, and is
+imported by the first check and not by `--help`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import get_type_hints as hints
+
+from annotated_types import Ge, Gt, Le, Lt
+from tyro.conf import arg
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
+
+# No machine counts further; a number of a damaged file may be anything.
+_MOST = 2**31 - 1
+
+Count = Annotated[int, Ge(1), Le(_MOST), arg(metavar="INT>=1")]
+CountOrZero = Annotated[int, Ge(0), Le(_MOST), arg(metavar="INT>=0")]
+TwoOrMore = Annotated[int, Ge(2), Le(_MOST), arg(metavar="INT>=2")]
+Steps = Annotated[int, Ge(1), Le(2**53), arg(metavar="INT>=1")]
+StepsOrZero = Annotated[int, Ge(0), Le(2**53), arg(metavar="INT>=0")]
+Depth = Annotated[int, Le(2**20), arg(metavar="INT, A MULTIPLE OF 4")]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1), arg(metavar="INT>=0")]
+Positive = Annotated[float, Gt(0.0), arg(metavar="FLOAT>0")]
+PositiveOrZero = Annotated[float, Ge(0.0), arg(metavar="FLOAT>=0")]
+BelowOne = Annotated[float, Gt(0.0), Lt(1.0), arg(metavar="0<FLOAT<1")]
+
+STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+"""The `__pydantic_config__` of a record: no text where a number belongs, no unknown field."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a record."""
+
+    where: tuple[str, ...]
+    """Path of the field's names."""
+    what: str
+    """What it must be and what it is: `must be at least 1, got 0`."""
+
+    def __str__(self) -> str:
+        """`part.field must be at least 1, got 0`."""
+        return " ".join([".".join(self.where), self.what]).strip()
+
+
+class FieldsError(ValueError):
+    """A record that cannot be used; `problems` has all that is wrong with it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        """One line a problem."""
+        self.problems = problems
+        super().__init__("; ".join(map(str, problems)))
+
+
+def read(kind: type[T], text: bytes | str) -> T:
+    """The record of type `kind` that the JSON holds. Raises FieldsError with all problems."""
+    from pydantic import ValidationError
+
+    try:
+        record: T = _adapter(kind).validate_json(text)  # type: ignore[arg-type]
+        return record
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    except RecursionError:
+        raise FieldsError([Problem((), "it is nested too deeply")]) from None
+    raise FieldsError([_problem(kind, detail) for detail in details])
+
+
+def check(kind: type[T], values: Any) -> list[Problem]:
+    """What is wrong with values of a record, given as nested dictionaries."""
+    try:
+        read(kind, json.dumps(values, default=repr))
+    except FieldsError as error:
+        return error.problems
+    return []
+
+
+@cache
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _problem(kind: Any, detail: "ErrorDetails") -> Problem:
+    where, field = [], kind
+    for name in detail["loc"]:
+        where.append(str(name))
+        field = _below(field, name)
+    given = detail["input"]
+    text = f"must {_wanted(detail, field)}, got {_short(given)}"
+    if detail["type"] == "missing":
+        text = "is missing"
+    elif detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        text = "is no field that this version knows"
+    elif detail["type"] == "json_invalid":
+        text = f"it is no JSON ({detail['ctx']['error']})"
+    return Problem(tuple(where), text)
+
+
+def _below(kind: Any, name: int | str) -> Any:
+    """The annotation of a field of a record; None where it has none."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if is_dataclass(plain):
+        return hints(plain, include_extras=True).get(str(name))
+    arguments = get_args(plain)
+    return arguments[-1] if get_origin(plain) in (dict, list, tuple) and arguments else None
+
+
+def _wanted(detail: "ErrorDetails", field: Any) -> str:
+    """What a field must be, from its annotation where that has a bound, else from the error."""
+    bounds = dict(_bounds(field))
+    if {"above", "below"} <= set(bounds):
+        between = f"lie between {bounds['above']:g} and {bounds['below']:g}"
+    else:
+        between = ""
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "greater_than_equal":
+            return f"be at least {context['ge']}"
+        case "less_than_equal":
+            return f"be at most {context['le']}"
+        case "greater_than":
+            return between or f"be above {context['gt']:g}"
+        case "less_than":
+            return between or f"be below {context['lt']:g}"
+        case "literal_error":
+            return "be one of " + ", ".join(map(repr, _choices(field)))
+        case "int_type" | "int_from_float" | "int_parsing" | "int_parsing_size":
+            return "be a whole number"
+        case "float_type":
+            return "be a number"
+        case "finite_number":
+            return "be a finite number"
+        case "string_type":
+            return "be text"
+        case "bool_type":
+            return "be true or false"
+        case "dict_type" | "dataclass_type":
+            return "be an object with named fields"
+        case _:
+            return detail["msg"].replace("Input should be", "be")
+
+
+def _bounds(field: Any) -> Iterator[tuple[str, float]]:
+    for mark in get_args(field)[1:]:
+        if isinstance(mark, Gt):
+            yield "above", float(mark.gt)  # type: ignore[arg-type]
+        if isinstance(mark, Lt):
+            yield "below", float(mark.lt)  # type: ignore[arg-type]
+
+
+def _choices(field: Any) -> tuple[Any, ...]:
+    plain = get_args(field)[0] if get_origin(field) is Annotated else field
+    return get_args(plain) if get_origin(plain) is Literal else ()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
