@@ -1,7 +1,8 @@
 """The library's algorithms here and its own way: `python -m torch_crl.benchmarks.baselines [NAME]`.
 
 speed   PPO on `ant`, 64 envs, against the library's SubprocVecEnv of Ant-v5, equal settings
-curves  SAC on one env of `reacher`, against a plain script on `gymnasium.make`, equal settings
+curves  SAC on one env of `reacher`, against a plain script on `gymnasium.make`, equal settings and
+        equal random numbers: the two must end in the same policy
 
 Ant-v5 has the control step of `ant`, and MuJoCo's RK4, contacts of the whole body and a larger
 observation, as it prescribes. Contenders of `speed` take turns within one run, and the ratio is
@@ -16,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
-from gymnasium.wrappers import FilterObservation, FlattenObservation
+from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import Tensor
 
 from torch_crl import evaluate, preset, train, with_changes
-from torch_crl.baselines.run import build_baseline
+from torch_crl.baselines.run import baseline_seed, build_baseline
 from torch_crl.benchmarks.report import report
 from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.gymnasium.registration import gymnasium_id
@@ -34,7 +38,7 @@ from torch_crl.runs.directory import RunDirectory
 from torch_crl.threads import torch_threads
 
 ENVS, TURNS = 64, 5
-TASK, SEEDS, STEPS, LOOKS = "reacher", 5, 10_000, 10
+TASK, SEEDS, STEPS, LOOKS = "reacher", 3, 10_000, 10
 Row = dict[str, Any]
 
 
@@ -131,33 +135,16 @@ def _learn_here(recipe: Recipe) -> Row:
 
 
 def _learn_plainly(recipe: Recipe) -> Row:
-    """What a user of the library would write."""
-    goal_env = gymnasium.make(
-        gymnasium_id(TASK), reward="dense", max_episode_steps=recipe.task.episode_length
-    )
-    env = FlattenObservation(FilterObservation(goal_env, ["observation", "desired_goal"]))
     prefill, rollout = recipe.budget.prefill_rows, recipe.budget.unroll_length
-    model = SAC(
-        "MlpPolicy",
-        env,
-        learning_starts=prefill,
-        train_freq=rollout,
-        gradient_steps=rollout,
-        buffer_size=STEPS,
-        seed=recipe.system.seed,
-        device="cpu",
-    )
+    model = plain_sac(recipe)
 
     def policy(state_NS: Tensor, goal_NG: Tensor) -> Tensor:
-        # Gymnasium flattens a Dict in the order of its keys.
-        observation = torch.cat([goal_NG, state_NS], dim=-1).numpy()
+        observation = torch.cat([state_NS, goal_NG], dim=-1).numpy()
         return torch.from_numpy(model.predict(observation, deterministic=True)[0])
 
     steps, records = [], []
     for look in range(1, LOOKS + 1):
         wanted = prefill + (STEPS - prefill) * look // LOOKS
-        # The trainer's own, so that both sides are looked at on the same goals.
-        goals = stream_seed(recipe.system.seed, f"evaluation/{wanted // rollout}")
         model.learn(wanted - model.num_timesteps, reset_num_timesteps=False)
         steps.append(model.num_timesteps)
         records.append(
@@ -166,11 +153,41 @@ def _learn_plainly(recipe: Recipe) -> Row:
                 TASK,
                 num_envs=recipe.task.num_eval_envs,
                 episode_length=recipe.task.episode_length,
-                seed=goals,
+                seed=stream_seed(recipe.system.seed, f"evaluation/{wanted // rollout}"),
             )
         )
-    env.close()
     return _columns(steps, records)
+
+
+def plain_sac(recipe: Recipe) -> SAC:
+    """What a user of the library would write for one env, with the random numbers of our run."""
+    task, budget, seed = recipe.task, recipe.budget, recipe.system.seed
+    goal_env = gymnasium.make(
+        gymnasium_id(task.name),
+        reward=recipe.baseline.reward,
+        max_episode_steps=task.episode_length,
+    )
+    parts = ("observation", "desired_goal")
+    size = sum(goal_env.observation_space[part].shape[0] for part in parts)
+    env = TransformObservation(
+        goal_env,
+        lambda observation: np.concatenate([observation[part] for part in parts]),
+        spaces.Box(-np.inf, np.inf, (size,)),
+    )
+    # Not `seed=` of the model, which would give the env's starts the seed of the weights too.
+    env.reset(seed=stream_seed(seed, "starts"))
+    env.action_space.seed(baseline_seed(seed))
+    set_random_seed(baseline_seed(seed))
+    return SAC(
+        "MlpPolicy",
+        env,
+        learning_starts=budget.prefill_rows,
+        train_freq=budget.unroll_length,
+        gradient_steps=recipe.updates_per_collection,
+        batch_size=recipe.algorithm.batch_size,
+        buffer_size=budget.replay_rows,
+        device="cpu",
+    )
 
 
 def _columns(steps: list[int], records: list[dict[str, Any]]) -> Row:

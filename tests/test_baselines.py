@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from torch_crl import load_policy, train, validation
 from torch_crl.baselines.problems import baseline_problems
 from torch_crl.baselines.run import BaselineRun, build_baseline
 from torch_crl.baselines.vec_env import LibraryVecEnv
+from torch_crl.benchmarks.baselines import plain_sac
 from torch_crl.envs.make import make_vector_env
 from torch_crl.networks import ResidualTower
 from torch_crl.presets import preset, with_changes, with_depth
@@ -91,6 +93,31 @@ def test_our_loop_makes_what_the_librarys_own_learn_makes(algo: str) -> None:
         not torch.equal(before[name], part) for name, part in ours.named_parameters().items()
     ]
     assert all(changed)
+
+
+def test_sac_learns_what_a_plain_script_on_gymnasium_make_learns() -> None:
+    recipe = tiny(
+        "sac",
+        task={"num_envs": 1, "episode_length": 7},
+        budget={"env_steps": 60, "prefill_rows": 20, "replay_rows": 60},
+        baseline={"reward": "dense"},
+    )
+    # Global random numbers, so one after the other.
+    ours = build_baseline(recipe)
+    go_on(ours, 12)
+    theirs = plain_sac(recipe)
+    theirs.learn(recipe.total_env_steps)
+    assert ours.updates_done == recipe.total_updates == 8
+    mine: Any = ours.model
+    assert isinstance(mine.replay_buffer, ReplayBuffer)
+    assert isinstance(theirs.replay_buffer, ReplayBuffer)
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        columns = [getattr(model.replay_buffer, name) for model in (mine, theirs)]
+        np.testing.assert_array_equal(*columns, err_msg=name)
+    # Every seventh step ends an episode by its time limit, which is no failure.
+    assert theirs.replay_buffer.timeouts[6::7].all()
+    for name, parameter in theirs.policy.named_parameters():
+        torch.testing.assert_close(ours.named_parameters()[name], parameter, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("depth", [0, 4])

@@ -149,7 +149,7 @@ def build_baseline(recipe: Recipe) -> BaselineRun:
         "learning_rate": recipe.baseline.learning_rate,
         "gamma": recipe.algorithm.discount,
         "batch_size": recipe.algorithm.batch_size,
-        "seed": stream_seed(recipe.system.seed, "baseline") % _LARGEST_SEED,
+        "seed": baseline_seed(recipe.system.seed),
         "device": device,
         "policy_kwargs": {
             "towers": towers,
@@ -157,6 +157,11 @@ def build_baseline(recipe: Recipe) -> BaselineRun:
         },
     }
     return BaselineRun(recipe, _build_model(recipe, common), env)
+
+
+def baseline_seed(seed: int) -> int:
+    """What the library's global random numbers begin with in a run of this seed."""
+    return stream_seed(seed, "baseline") % _LARGEST_SEED
 
 
 def _build_model(recipe: Recipe, common: dict[str, Any]) -> PPO | SAC | TD3:
