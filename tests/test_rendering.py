@@ -174,6 +174,33 @@ def test_gif_is_written_without_the_extra(
     assert film(run_dir, tmp_path / "a.mp4") == 1
 
 
+def test_a_gif_shows_a_goal_in_green_once_it_is_reached(tmp_path: Path) -> None:
+    from PIL import Image as Pillow
+
+    num_envs = 4
+    env = make_vector_env("ant_u_maze", num_envs=num_envs, episode_length=100, seed=0)
+    assert isinstance(env, VectorEnv)
+    steps = 0
+
+    def policy(state_NS: Tensor, goal_NG: Tensor) -> Tensor:
+        # The task asks for where the ant is, from the second frame on.
+        nonlocal steps
+        steps += 1
+        if steps > 1:
+            goal_NG.copy_(state_NS[:, :2])
+        return torch.zeros(num_envs, 8)
+
+    video.record(policy, env, tmp_path / "a.gif", steps=3)
+    with Pillow.open(tmp_path / "a.gif") as movie:
+        shown = []
+        for frame in (0, movie.n_frames - 1):  # type: ignore[attr-defined]
+            movie.seek(frame)
+            shown.append(np.asarray(movie.convert("RGB")))
+    reds, greens = ([colour_mask(image, channel).sum() for image in shown] for channel in (0, 1))
+    assert reds[0] > 10 * num_envs and greens[0] == 0
+    assert greens[1] > 10 * num_envs and reds[1] == 0
+
+
 def told(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     assert main(arguments) == 1
     return capsys.readouterr().err

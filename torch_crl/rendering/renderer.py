@@ -134,16 +134,26 @@ class Renderer:
         row, column = divmod(index, self._grid[0])
         return column * (self._tile[0] + _GAP), row * (self._tile[1] + _GAP)
 
-    def draw_envs(self, env: VectorEnv, indices: list[int] | None = None) -> Image:
-        """These envs, or all, as they are now; goals are green while reached."""
+    def draw_envs(
+        self,
+        env: VectorEnv,
+        indices: list[int] | None = None,
+        *,
+        reached_N: Tensor | None = None,
+    ) -> Image:
+        """These envs, or all, as they are now; goals are green while reached.
+
+        `reached_N` is whose goals to draw as reached instead.
+        """
         chosen = list(range(env.num_envs)) if indices is None else indices
         goal_NG = env.goal_NG[chosen]
-        achieved_NG = self.task.achieved_goal(env.state_NS[chosen])
-        reached = self.task.success(achieved_NG, goal_NG)
+        if reached_N is None:
+            achieved_NG = self.task.achieved_goal(env.state_NS[chosen])
+            reached_N = next(iter(self.task.success(achieved_NG, goal_NG).values()))
         return self.draw(
             env.simulator.data["qpos"][chosen],
             [goal_G[None] for goal_G in goal_NG],
-            next(iter(reached.values())),
+            reached_N,
         )
 
     def _set_scene(self, qpos_Q: Tensor, goal_MG: Tensor, *, reached: bool, overview: bool) -> None:

@@ -60,7 +60,7 @@ def record(
     stride = math.ceil(1.0 / (seconds * _MAX_FPS))
     with (
         Renderer(env.task, columns=columns, rows=rows, tile=_TILES[columns]) as renderer,
-        _writer(path, seconds_per_frame=seconds * stride) as write,
+        _writer(path, seconds_per_frame=seconds * stride, goals=_both_ways(renderer, env)) as write,
     ):
         for step in range(1, steps + 1):
             if (step - 1) % stride == 0:
@@ -71,11 +71,23 @@ def record(
         return renderer.backend
 
 
+def _both_ways(renderer: Renderer, env: VectorEnv) -> tuple[Image, Image]:
+    """The present scene with every goal drawn as not reached, and as reached."""
+    no, yes = (renderer.draw_envs(env, reached_N=torch.full((env.num_envs,), b)) for b in (0, 1))
+    return no, yes
+
+
 @contextmanager
-def _writer(path: Path, *, seconds_per_frame: float) -> Iterator[Callable[[Image], object]]:
+def _writer(
+    path: Path, *, seconds_per_frame: float, goals: tuple[Image, Image]
+) -> Iterator[Callable[[Image], object]]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = _write_gif if path.suffix.lower() == ".gif" else _write_mp4
-    with writing(path, seconds_per_frame) as write:
+    writing = (
+        _write_gif(path, seconds_per_frame, goals)
+        if path.suffix.lower() == ".gif"
+        else _write_mp4(path, seconds_per_frame)
+    )
+    with writing as write:
         yield write
 
 
@@ -103,18 +115,41 @@ def _write_mp4(path: Path, seconds_per_frame: float) -> Iterator[Callable[[Image
 
 
 @contextmanager
-def _write_gif(path: Path, seconds_per_frame: float) -> Iterator[Callable[[Image], object]]:
+def _write_gif(
+    path: Path, seconds_per_frame: float, goals: tuple[Image, Image]
+) -> Iterator[Callable[[Image], object]]:
     from PIL import Image as Pillow
 
     frames: list[Pillow.Image] = []
+    palette = Pillow.new("P", (1, 1))
+    palette.putpalette(shared_palette(*goals))
 
     def write(image: Image) -> None:
+        # Undithered, flat areas stay flat.
         picture = Pillow.fromarray(image)
-        # One palette for all, so that colours do not flicker; flat areas stay flat undithered.
-        palette = frames[0] if frames else None
         frames.append(picture.quantize(dither=Pillow.Dither.NONE, palette=palette))
 
     yield write
     # In hundredths of a second; a browser slows down below two.
     duration = max(20, 10 * round(100 * seconds_per_frame))
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
+
+
+def shared_palette(unreached: Image, reached: Image) -> list[int]:
+    """Red, green and blue of up to 256 colours for all frames, so that colours do not flicker.
+
+    Both pictures show one scene, with its goals not reached and reached. A quarter of the colours
+    is for the places where they differ: a goal is small, and is seldom reached at the beginning.
+    """
+    from PIL import Image as Pillow
+
+    goal = (unreached != reached).any(-1)
+    colours: list[int] = []
+    for pixels, count in (
+        (np.concatenate([unreached, reached]), 192),
+        (np.concatenate([unreached[goal], reached[goal]])[None], 64),
+    ):
+        # No goal may be within the picture.
+        if pixels.size:
+            colours += (Pillow.fromarray(pixels).quantize(count).getpalette() or [])[: 3 * count]
+    return colours
