@@ -24,7 +24,7 @@ from torch_crl.study.compare import (
 )
 from torch_crl.study.compare_report import comparison_report, score_table
 from torch_crl.study.published import published_curves
-from torch_crl.study.report import Text
+from torch_crl.study.report import Text, write_report
 from torch_crl.study.statistics import stratified_bootstrap_interval
 from torch_crl.sweep import driver
 from torch_crl.sweep.driver import SweepResult
@@ -307,10 +307,38 @@ def test_the_command_refuses_other_budgets_and_evaluations(
     assert not (folder.parent / "out").exists()
 
 
+def test_the_command_takes_finished_runs_only_and_names_the_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = write_run(folder / "late", preset("reacher"), [0.1], env_steps=50_000, finished=False)
+    command = ["compare", "--runs", str(folder), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "late is not finished: 50,000 of 200,000 env steps" in capsys.readouterr().err
+    assert main([*command, "--finished-only"]) == 0
+    told = f"{late} (50,000 of 200,000 env steps)"
+    assert told in capsys.readouterr().err
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told in document["findings"][0]
+    assert len(document["data"]["runs"]) == 12
+
+
+def test_names_and_reasons_from_files_are_text_in_the_page(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    recipe = with_changes(preset("reacher"), task={"name": evil, "eval_name": evil})
+    write_run(tmp_path / "run", recipe, [0.1, 0.2])
+    report = comparison_report(
+        compare(read_curves(tmp_path)), command=evil, published=True, failed={evil: evil}
+    )
+    page = write_report(report, tmp_path / "out").read_text()
+    # The page's own script is the only one.
+    assert page.count("<script") == 1 and page.count("alert(1)") > 10
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
         ([], "name tasks to train on"),
+        (["reacher", "--finished-only"], "--finished-only goes with --runs"),
         (["reacher", "--runs", "runs"], "leave out reacher"),
         (["reacher", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["reachr"], "reacher"),

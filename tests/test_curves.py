@@ -15,6 +15,7 @@ from torch_crl.curves import (
     on_grid,
     read_curve,
     read_curves,
+    read_finished_curves,
     score,
     scored_part,
 )
@@ -150,3 +151,20 @@ def test_first_evaluation_at_a_level(tmp_path: Path) -> None:
     assert first_reached(curve, "time_at_goal_share", 0.5, "seconds") == 4.0
     assert first_reached(curve, "time_at_goal_share", 0.6, "env_steps") == 200_000
     assert first_reached(curve, "time_at_goal_share", 0.95, "seconds") == float("inf")
+
+
+def test_only_finished_runs_are_taken_and_the_others_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", REACHER, SHARES)
+    write_run(tmp_path / "b", REACHER, SHARES, env_steps=100_000, finished=False)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "recipe.json").write_text(REACHER.to_json())
+    curves, left_out = read_finished_curves(tmp_path)
+    assert [curve.run_dir.name for curve in curves] == ["a"]
+    assert left_out == {
+        str(tmp_path / "b"): "100,000 of 200,000 env steps",
+        str(tmp_path / "c"): "no evaluation yet",
+    }
+    with pytest.raises(CurveError, match=r"none of the runs is finished:\n  - .*b: 100,000 of"):
+        read_finished_curves(tmp_path / "b")
+    with pytest.raises(CurveError, match="holds no run"):
+        read_finished_curves(tmp_path / "nowhere")

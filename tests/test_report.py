@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 
 from torch_crl.study.pictures import (
     Line,
+    _looks,
     curves_figure,
     duration,
     estimates_figure,
@@ -146,6 +149,33 @@ def test_figures_draw_what_they_are_given() -> None:
     assert ours.get_color() == theirs.get_color() and ours.get_linestyle() != theirs.get_linestyle()
     assert [text.get_text() for text in curves.legends[0].get_texts()] == ["crl", "crl (published)"]
     assert len(curves.axes[0].collections) == 1
+
+
+@pytest.mark.parametrize(
+    ("highest", "top"), [(0.03, 0.05), (0.05, 0.05), (0.06, 0.1), (0.3, 0.5), (0.6, 1.0), (0, 0.05)]
+)
+def test_axes_of_shares_fit_low_scores(highest: float, top: float) -> None:
+    x_X = np.linspace(0.0, 1.0, 5)
+    line = Line(label="crl", x_X=x_X, y_X=0.5 * highest * x_X, band=(0 * x_X, highest * x_X))
+    figure = curves_figure({"a": [line]}, x=("steps", "plain"), y=("at goal", "share"))
+    assert figure.axes[0].get_ylim() == pytest.approx((-0.02 * top, 1.02 * top))
+    row = Estimate(point=highest / 2, interval=(0.0, highest), seeds=(3,))
+    figure = estimates_figure({"a": {"crl": row}}, x=("at goal", "share"))
+    assert figure.axes[0].get_xlim() == pytest.approx((-0.02 * top, 1.02 * top))
+
+
+def test_depths_go_from_dark_to_light_and_their_methods_have_dashes() -> None:
+    looks = _looks(["SAC", "CRL depth 4", "CRL depth 16", "CRL depth 64", "TD3 depth 16", "PPO"])
+    dark, middle, light = (to_rgb(looks[f"CRL depth {depth}"][0]) for depth in (4, 16, 64))
+    assert sum(dark) < sum(middle) < sum(light)
+    # By the logarithm: 16 is in the middle of 4 and 64.
+    assert middle == pytest.approx(to_rgb(colormaps["viridis"](0.425)), abs=0.01)
+    assert len({colour for colour, _ in looks.values()}) == 6
+    two = _looks(["CRL depth 4", "CRL depth 16", "SAC depth 4", "SAC depth 16"])
+    assert two["CRL depth 4"][0] == two["SAC depth 4"][0] != two["SAC depth 16"][0]
+    assert two["CRL depth 4"][1] != two["SAC depth 4"][1]
+    # One depth is no order.
+    assert _looks(["CRL depth 4", "SAC"])["CRL depth 4"] == _looks(["CRL", "SAC"])["CRL"]
 
 
 def open_in_browser(page: Path) -> tuple[str, list[str]]:

@@ -31,7 +31,7 @@ _SETTINGS = {
     "task.episode_length": "--episode-length",
     "system.simulator": "--simulator",
 }
-_REACHED = "env steps at the last evaluation"
+_LAST_STEPS = "env steps at the last evaluation"
 # Runs of one budget end at different steps, each rounding up to whole collections of its own.
 _ROUNDING = 0.05
 
@@ -71,25 +71,10 @@ class Curve:
 
 def read_curve(run_dir: Path) -> Curve:
     """The curve of one run directory. Raises CurveError if there is none to read."""
-    directory = RunDirectory(run_dir)
-    try:
-        recipe = directory.read_recipe()
-        records = directory.read_metrics("evaluation")
-    except (RunDirectoryError, DamagedFileError) as error:
-        raise CurveError(str(error)) from error
+    recipe, records = _read(run_dir)
     if not records:
         raise CurveError(f"{run_dir} has no evaluation yet; let it train on")
-    names = set(records[0]).intersection(*records) - {"kind", *_COUNTERS}
-    env_steps_E, updates_E, seconds_E = (_column(records, name) for name in _COUNTERS)
-    return Curve(
-        run_dir=run_dir,
-        recipe=recipe,
-        env_steps_E=env_steps_E,
-        updates_E=updates_E,
-        seconds_E=seconds_E,
-        metrics={name: _column(records, name) for name in sorted(names)},
-        finished=directory.is_finished or bool(env_steps_E[-1] >= recipe.budget.env_steps),
-    )
+    return _curve(run_dir, recipe, records)
 
 
 def read_curves(folders: Path | Sequence[Path]) -> list[Curve]:
@@ -97,22 +82,40 @@ def read_curves(folders: Path | Sequence[Path]) -> list[Curve]:
 
     Raises CurveError for a folder without runs, and with every run that cannot be read.
     """
-    given = [folders] if isinstance(folders, Path) else folders
-    run_dirs: list[Path] = []
-    problems = []
-    for folder in given:
-        found = sorted(find_run_directories(folder))
-        if not found:
-            problems.append(f"{folder} holds no run (there is no recipe.json in or below it)")
-        run_dirs += found
+    run_dirs, problems = _find(folders)
     curves = []
-    for run_dir in dict.fromkeys(run_dirs):
+    for run_dir in run_dirs:
         try:
             curves.append(read_curve(run_dir))
         except CurveError as error:
             problems.append(str(error))
     _raise_any(problems)
     return curves
+
+
+def read_finished_curves(folders: Path | Sequence[Path]) -> tuple[list[Curve], dict[str, str]]:
+    """Those of `read_curves` that came to their end; the others as run directory to how far it is.
+
+    Raises CurveError as `read_curves` does, and if no run is finished.
+    """
+    run_dirs, problems = _find(folders)
+    curves, left_out = [], {}
+    for run_dir in run_dirs:
+        try:
+            recipe, records = _read(run_dir)
+        except CurveError as error:
+            problems.append(str(error))
+            continue
+        curve = _curve(run_dir, recipe, records) if records else None
+        if curve is not None and curve.finished:
+            curves.append(curve)
+        else:
+            left_out[str(run_dir)] = "no evaluation yet" if curve is None else _reached(curve)
+    if not curves and not problems:
+        told = "".join(f"\n  - {run_dir}: {reason}" for run_dir, reason in left_out.items())
+        problems = [f"none of the runs is finished:{told}"]
+    _raise_any(problems)
+    return curves, left_out
 
 
 def check_comparable(curves: Sequence[Curve], *, varied: Collection[str] = ()) -> None:
@@ -122,8 +125,8 @@ def check_comparable(curves: Sequence[Curve], *, varied: Collection[str] = ()) -
     as `budget.env_steps`, are those that the caller compares on purpose.
     """
     problems = [
-        f"{curve.run_dir} is not finished: {curve.env_steps_E[-1]:,.0f} of "
-        f"{curve.recipe.budget.env_steps:,} env steps"
+        f"{curve.run_dir} is not finished: {_reached(curve)}; `torch-crl compare --finished-only` "
+        "leaves it out"
         for curve in curves
         if not curve.finished
     ]
@@ -188,6 +191,46 @@ def first_reached(curve: Curve, metric: str, level: float, axis: Axis) -> float:
     return float(curve.axis(axis)[reached_E.argmax()]) if reached_E.any() else float("inf")
 
 
+def _read(run_dir: Path) -> tuple[Recipe, list[dict[str, Any]]]:
+    """Recipe and evaluations. Raises CurveError."""
+    directory = RunDirectory(run_dir)
+    try:
+        return directory.read_recipe(), directory.read_metrics("evaluation")
+    except (RunDirectoryError, DamagedFileError) as error:
+        raise CurveError(str(error)) from error
+
+
+def _curve(run_dir: Path, recipe: Recipe, records: list[dict[str, Any]]) -> Curve:
+    names = set(records[0]).intersection(*records) - {"kind", *_COUNTERS}
+    env_steps_E, updates_E, seconds_E = (_column(records, name) for name in _COUNTERS)
+    return Curve(
+        run_dir=run_dir,
+        recipe=recipe,
+        env_steps_E=env_steps_E,
+        updates_E=updates_E,
+        seconds_E=seconds_E,
+        metrics={name: _column(records, name) for name in sorted(names)},
+        finished=RunDirectory(run_dir).is_finished
+        or bool(env_steps_E[-1] >= recipe.budget.env_steps),
+    )
+
+
+def _reached(curve: Curve) -> str:
+    return f"{curve.env_steps_E[-1]:,.0f} of {curve.recipe.budget.env_steps:,} env steps"
+
+
+def _find(folders: Path | Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Run directories at any level of these folders, each once, and the folders without any."""
+    run_dirs: list[Path] = []
+    problems = []
+    for folder in [folders] if isinstance(folders, Path) else folders:
+        found = sorted(find_run_directories(folder))
+        if not found:
+            problems.append(f"{folder} holds no run (there is no recipe.json in or below it)")
+        run_dirs += found
+    return list(dict.fromkeys(run_dirs)), problems
+
+
 def _column(records: list[dict[str, Any]], name: str) -> Array:
     return np.array([record[name] for record in records], dtype=np.float64)
 
@@ -230,7 +273,7 @@ def _reached_differing(task: str, runs: list[Curve]) -> list[str]:
     most = max(runs, key=lambda run: run.env_steps_E[-1])
     if most.env_steps_E[-1] <= (1 + _ROUNDING) * fewest.env_steps_E[-1]:
         return []
-    return _differing(task, _REACHED, [fewest, most], lambda run: int(run.env_steps_E[-1]))
+    return _differing(task, _LAST_STEPS, [fewest, most], lambda run: int(run.env_steps_E[-1]))
 
 
 def _raise_any(problems: list[str]) -> None:

@@ -21,13 +21,18 @@ def save_learning_curve(run_dir: Path) -> Path:
     behaviour, *critic = figure.subplots(1, panels, squeeze=False)[0]
 
     steps = [record["env_steps"] for record in evaluations]
+    highest = 0.0
     for name, label in (
         ("success_any", "episodes that reach the goal"),
         ("time_at_goal_share", "time at goal, share of the episode"),
     ):
-        behaviour.plot(steps, [record[name] for record in evaluations], "o-", ms=4, label=label)
+        shares = [record[name] for record in evaluations]
+        behaviour.plot(steps, shares, "o-", ms=4, label=label)
+        highest = max(highest, *shares)
     minutes = evaluations[-1]["seconds"] / 60
-    behaviour.set(title=f"evaluation ({minutes:.1f} minutes of training)", ylim=(-0.02, 1.02))
+    behaviour.set(
+        title=f"evaluation ({minutes:.1f} minutes of training)", ylim=share_limits(highest)
+    )
     behaviour.legend(loc="best", frameon=False)
 
     steps = [record["env_steps"] for record in updates]
@@ -44,3 +49,9 @@ def save_learning_curve(run_dir: Path) -> Path:
     path = run_dir / "learning_curve.png"
     figure.savefig(path, dpi=120)
     return path
+
+
+def share_limits(highest: float) -> tuple[float, float]:
+    """Ends of an axis of shares: 0 to 1, or to less where all of them are low, with a margin."""
+    top = next((top for top in (0.05, 0.1, 0.2, 0.5) if highest <= top), 1.0)
+    return -0.02 * top, 1.02 * top

@@ -55,7 +55,7 @@ def _bench(
     out.mkdir(parents=True, exist_ok=True)
     scenarios = quick(depths=depths, batch=batch)
     rows: list[dict[str, Any]] = []
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     with Progress(console=console) as progress:
         bar = progress.add_task("measuring", total=len(scenarios))
         for scenario in scenarios:

@@ -42,6 +42,8 @@ class Options:
     """What the baselines see: 1 at the goal, or the negative distance to it."""
     runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER ...")] = ()
     """Only read the runs in or below these folders."""
+    finished_only: bool = False
+    """With --runs: leave out runs that have not come to their end, and name them."""
     published: bool = False
     """Lay the published curves of the same tasks and depths under ours."""
     out: Path = Path("compare")
@@ -69,21 +71,24 @@ def main(arguments: list[str]) -> int:
     # Here, so that --help stays quick.
     from rich.console import Console
 
-    from torch_crl.curves import read_curve, read_curves
+    from torch_crl.curves import read_curve, read_curves, read_finished_curves
     from torch_crl.study.compare import compare
     from torch_crl.study.compare_report import comparison_report, score_table
     from torch_crl.study.report import write_report
     from torch_crl.sweep.grid import check_trials
 
     failed: dict[str, str] = {}
-    console = Console(stderr=True)
+    left_out: dict[str, str] = {}
+    console = Console(stderr=True, markup=False)
     if options.dry_run:
         trials = _trials(options)
         check_trials(trials)
-        Console().print(plan(trials))
+        Console(markup=False).print(plan(trials))
         return 0
     check_folder("--out", options.out)
-    if options.runs:
+    if options.finished_only:
+        curves, left_out = read_finished_curves(options.runs)
+    elif options.runs:
         curves = read_curves(options.runs)
     else:
         run_dirs, failed = _train(options)
@@ -94,12 +99,12 @@ def main(arguments: list[str]) -> int:
         comparison = compare(curves)
         command = shlex.join(["torch-crl", "compare", *arguments])
         report = comparison_report(
-            comparison, command=command, published=options.published, failed=failed
+            comparison, command=command, published=options.published, failed=failed | left_out
         )
         page = write_report(report, options.out)
     _print(score_table(comparison))
     for finding in report.findings:
-        console.print(f"- {finding}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"- {finding}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
@@ -112,6 +117,8 @@ def _check(options: Options) -> None:
         )
     if options.runs and options.dry_run:
         raise UsageError("--dry-run is for training, and --runs only reads")
+    if options.finished_only and not options.runs:
+        raise UsageError("--finished-only goes with --runs; a training compare finishes its runs")
     if not (options.runs or options.tasks):
         raise UsageError(
             "name tasks to train on (`torch-crl envs` lists them) or runs to read with --runs"
@@ -174,4 +181,4 @@ def _print(table: "Table") -> None:
     for row in table.rows:
         drawn.add_row(*map(shown, row))
     # A file or a pipe has no width, and what is folded into 80 columns reads badly.
-    Console(width=None if sys.stdout.isatty() else 120).print(drawn)
+    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(drawn)

@@ -109,7 +109,7 @@ def _film(trained: Trained, options: Options, path: Path) -> None:
 
     from torch_crl.rendering.video import record
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     with (
         closing(task_env(trained, num_envs=options.video_envs, seed=options.seed)) as env,
         Progress(console=console, transient=True) as progress,

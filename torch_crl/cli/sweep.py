@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
         check_trials(trials)
         if problems := directory_problems(trials, options.out):
             raise RecipeError(problems)
-        Console().print(plan(trials))
+        Console(markup=False).print(plan(trials))
         return 0
     check_folder("--out", options.out)
     result = run_trials(
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
         address=options.address,
         retries=options.retries,
     )
-    Console().print(table(collect(trials, options.out, failed=result.failed)))
+    Console(markup=False).print(table(collect(trials, options.out, failed=result.failed)))
     for name, reason in result.failed.items():
         print(f"failed: {name}: {reason}; log: {options.out / name}.log")
     return 1 if result.failed else 0

@@ -45,7 +45,7 @@ def comparison_report(
     Args:
         command: that made it, as the report tells.
         published: lay the authors' curves of the same task and depth under ours.
-        failed: runs that could not be finished, name to reason; told first.
+        failed: runs that are not finished and so left out, name to reason; told first.
     """
     names = ", ".join(comparison.tasks)
     sections = [_scores(comparison), _curves(comparison, published=published)]
@@ -110,7 +110,10 @@ def _scores(comparison: Comparison) -> Section:
         for task in comparison.tasks
     }
     figure = estimates_figure(panels, x=(_AT_GOAL, "share"), order=comparison.methods)
-    caption = "The scores of the table: a dot at the interquartile mean, a bar over its interval."
+    caption = (
+        "The scores of the table: a dot at the interquartile mean, a bar over its interval. "
+        "Axes fit the scores of each task."
+    )
     if comparison.single_seeds():
         caption += " A dot alone has one seed, from which no interval can be given."
     picture = Picture(name="scores", caption=caption, views={"scores": figure})
@@ -165,7 +168,7 @@ def _curves(comparison: Comparison, *, published: bool) -> Section:
     caption = (
         "Interquartile mean over the seeds, with the pointwise 95 % interval where there are two "
         "or more. Wall-clock is what each run measured, its evaluations included; runs that share "
-        "a machine slow each other down."
+        "a machine slow each other down. Axes fit the scores of each task."
     )
     parts: list[Text | Picture] = [Picture(name="curves", caption=caption, views=views)]
     if published:

@@ -3,6 +3,9 @@
 X points of a curve. matplotlib is imported where something is drawn.
 """
 
+import math
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from torch_crl.plots import share_limits
 from torch_crl.study.statistics import Array, Estimate
 
 if TYPE_CHECKING:
@@ -22,6 +26,10 @@ Unit = Literal["env steps", "seconds", "share", "plain"]
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; yellow is too pale for lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B6675", "#882255")
+# Those that are not in the ordered map, which is cut where it becomes too pale for lines.
+_BESIDE_ORDERED = ("#D55E00", "#CC79A7", "#E69F00", "#5B6675", "#882255")
+_ORDERED, _ORDERED_UNTIL = "viridis", 0.85
+_DEPTH = re.compile(r"\bdepth (\d+)")
 _LINES = ("-", "--", "-.", ":")
 _STYLE: dict[Any, Any] = {
     "font.size": 10.0,
@@ -69,15 +77,17 @@ def curves_figure(
 
     Args:
         x, y: what the axis shows and its unit.
-        order: of the labels, which decides their colours; as they come if not given.
+        order: of the labels, which decides their colours; as they come if not given. Labels that
+            differ in their depth alone, as `depth 4` and `depth 16`, are coloured by it.
     """
     labels = order or list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
+    looks = _looks(list(labels))
     scale, x_label = _scale(x, [line.x_X[-1] for lines in panels.values() for line in lines])
     with _figure(len(panels)) as (figure, axes_of_panels):
         handles: dict[str, Artist] = {}
         for (title, lines), axes in zip(panels.items(), axes_of_panels, strict=True):
             for line in lines:
-                colour, dashes = _look(list(labels).index(line.label))
+                colour, dashes = looks[line.label]
                 look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 2.0}
                 if line.published:
                     look |= {"linestyle": ":", "linewidth": 1.4}
@@ -95,7 +105,8 @@ def curves_figure(
             _format(axes.xaxis, x[1])
             _format(axes.yaxis, y[1])
             if y[1] == "share":
-                axes.set_ylim(-0.02, 1.02)
+                ends = [np.max(line.y_X if line.band is None else line.band[1]) for line in lines]
+                axes.set_ylim(share_limits(max(ends, default=0.0)))
         _label_first_column(axes_of_panels, y[0])
         figure.legend(
             handles.values(), handles.keys(), loc="outside upper left", ncols=min(5, len(handles))
@@ -111,13 +122,13 @@ def estimates_figure(
 ) -> "Figure":
     """A row for each label in each panel: a dot at the point and a bar over the interval."""
     labels = list(order or dict.fromkeys(label for rows in panels.values() for label in rows))
+    looks = _looks(labels)
     height = 1.1 + 0.34 * max(map(len, panels.values()))
     with _figure(len(panels), panel_height=height) as (figure, axes_of_panels):
         for (title, rows), axes in zip(panels.items(), axes_of_panels, strict=True):
             present = [label for label in labels if label in rows]
             for row, label in enumerate(present):
-                colour, _ = _look(labels.index(label))
-                estimate = rows[label]
+                colour, estimate = looks[label][0], rows[label]
                 if estimate.interval is not None:
                     axes.plot(
                         estimate.interval,
@@ -134,7 +145,8 @@ def estimates_figure(
             axes.grid(visible=False, axis="y")
             _format(axes.xaxis, x[1])
             if x[1] == "share":
-                axes.set_xlim(-0.02, 1.02)
+                ends = [max([row.point, *(row.interval or ())]) for row in rows.values()]
+                axes.set_xlim(share_limits(max(ends, default=0.0)))
     return figure
 
 
@@ -191,9 +203,43 @@ def _figure(
         yield figure, grid[:count]
 
 
-def _look(index: int) -> tuple[str, str]:
-    """Colour and dashes of the label with this index."""
-    return _COLOURS[index % len(_COLOURS)], _LINES[index // len(_COLOURS) % len(_LINES)]
+def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and dashes of each label.
+
+    Where labels differ in their depth alone, colours go from dark to light by its logarithm, the
+    same for one depth everywhere, and dashes tell the groups of such labels apart.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        groups[_DEPTH.sub("depth", label)].append(label)
+    several = [group for group in groups.values() if len(group) > 1]
+    depth_of = {label: _log_depth(label) for group in several for label in group}
+    shallow, deep = min(depth_of.values(), default=0.0), max(depth_of.values(), default=0.0)
+    looks = {}
+    for index, group in enumerate(several):
+        for label in group:
+            place = (depth_of[label] - shallow) / (deep - shallow)
+            looks[label] = (_ordered_colour(place), _LINES[index % len(_LINES)])
+    others = [label for label in labels if label not in looks]
+    colours = _BESIDE_ORDERED if looks else _COLOURS
+    for index, label in enumerate(others):
+        dashes = _LINES[index // len(colours) % len(_LINES)]
+        looks[label] = (colours[index % len(colours)], dashes)
+    return looks
+
+
+def _log_depth(label: str) -> float:
+    found = _DEPTH.search(label)
+    assert found is not None
+    return math.log(int(found[1]))
+
+
+def _ordered_colour(place: float) -> str:
+    """Of the ordered map, 0 its dark end and 1 its light one."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps[_ORDERED](_ORDERED_UNTIL * place))
 
 
 def _format(axis: "Axis", unit: Unit) -> None:
