@@ -23,6 +23,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import Tensor
@@ -64,6 +65,7 @@ def speed() -> list[Row]:
     theirs: Any = PPO(
         "MlpPolicy", envs, n_steps=steps, batch_size=ENVS, n_epochs=10, device="cpu", seed=0
     )
+    theirs.set_logger(Logger(None, []))
     _, callback = theirs._setup_learn(10**9, None)
 
     def collect_theirs() -> None:
@@ -178,7 +180,7 @@ def plain_sac(recipe: Recipe) -> SAC:
     env.reset(seed=stream_seed(seed, "starts"))
     env.action_space.seed(baseline_seed(seed))
     set_random_seed(baseline_seed(seed))
-    return SAC(
+    model = SAC(
         "MlpPolicy",
         env,
         learning_starts=budget.prefill_rows,
@@ -188,6 +190,9 @@ def plain_sac(recipe: Recipe) -> SAC:
         buffer_size=budget.replay_rows,
         device="cpu",
     )
+    # The library's own would leave a folder in the temporary directory.
+    model.set_logger(Logger(None, []))
+    return model
 
 
 def _columns(steps: list[int], records: list[dict[str, Any]]) -> Row:

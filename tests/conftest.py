@@ -1,9 +1,14 @@
 """Shared by all tests."""
 
+import multiprocessing.util
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 # `own_task:make` names the example's task, as a user in that folder would.
@@ -15,3 +20,25 @@ if not torch.cuda.is_available():
 
 # Threads that wait for each other at every small operation crawl as soon as anything else runs.
 torch.set_num_threads(1)
+
+# What other libraries would leave in the temporary directory of everybody who uses this one.
+_LITTER = ("SB3-*", "ant_maze*.xml")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A temporary directory of the tests' own, in which nobody else's files are counted.
+
+    Its path is short, for the sockets in it.
+    """
+    # What is made here first and removed after the session stays where it was.
+    tmp_path_factory.getbasetemp()
+    multiprocessing.util.get_temp_dir()
+    before, folder = tempfile.gettempdir(), Path(tempfile.mkdtemp(prefix="crl-"))
+    # Of this process, and of those that tests start.
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    yield
+    tempfile.tempdir = os.environ["TMPDIR"] = before
+    left = [path.name for pattern in _LITTER for path in folder.glob(pattern)]
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not left, f"the tests left {left} in the temporary directory"

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import PPO, SAC, TD3, HerReplayBuffer
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
@@ -44,6 +45,8 @@ class BaselineRun(Run):
         super().__init__(recipe)
         self.model = model
         self._vec_env = env
+        # The library's own would leave a folder in the temporary directory.
+        model.set_logger(Logger(None, []))
         # What `learn` would do first; between collections and updates the trainer has its say.
         _, self._callback = model._setup_learn(recipe.total_env_steps, None)
         self._metrics: dict[str, Tensor] = {}

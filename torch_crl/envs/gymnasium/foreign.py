@@ -8,6 +8,7 @@ import signal
 import traceback
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium
@@ -21,6 +22,7 @@ from torch_crl.errors import TorchCrlError
 
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _SUCCESS_KEYS = ("is_success", "success")
+_SHARED_MODEL = "ant_maze.xml"
 
 
 class UnsuitableEnvError(TorchCrlError, ValueError):
@@ -60,7 +62,7 @@ def _make(env_id: str) -> gymnasium.Env[Any, Any]:
         with suppress(ModuleNotFoundError):
             importlib.import_module("gymnasium_robotics")
     try:
-        return gymnasium.make(env_id, disable_env_checker=True)
+        return _made(env_id)
     except Exception as error:
         if env_id.rpartition(":")[2] in gymnasium.registry:
             reason = told(error)
@@ -70,6 +72,16 @@ def _make(env_id: str) -> gymnasium.Env[Any, Any]:
                 "PointMaze, AntMaze and others come with `pip install gymnasium-robotics`"
             )
         raise UnsuitableEnvError(f"Gymnasium env {env_id!r} cannot be made: {reason}") from error
+
+
+def _made(env: str | EnvSpec, **options: Any) -> gymnasium.Env[Any, Any]:
+    made = gymnasium.make(env, disable_env_checker=True, **options)
+    # Mazes of gymnasium-robotics leave their model, which they have read by now, in a file of a
+    # name with the time in it; older ones share one file, which others may be about to read.
+    file = Path(getattr(made.unwrapped, "tmp_xml_file_path", _SHARED_MODEL))
+    if file.name != _SHARED_MODEL:
+        file.unlink(missing_ok=True)
+    return made
 
 
 def _task_spec(name: str, env: gymnasium.Env[Any, Any]) -> TaskSpec:
@@ -198,9 +210,7 @@ class EnvGroup(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         # Ctrl-C reaches the whole group of processes; the training process decides what ends.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._envs = [
-            gymnasium.make(
-                self._env_spec, max_episode_steps=self._episode_length, disable_env_checker=True
-            )
+            _made(self._env_spec, max_episode_steps=self._episode_length)
             for _ in range(self._count)
         ]
         actions = cast(spaces.Box, self._envs[0].action_space)
