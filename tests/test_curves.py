@@ -61,7 +61,9 @@ def test_all_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
         read_curves([tmp_path, tmp_path / "nowhere"])
     message = str(told.value)
     assert message.startswith("3 problems:")
-    assert "young has no evaluation yet" in message and "broken/recipe.json cannot be read" in message
+    assert (
+        "young has no evaluation yet" in message and "broken/recipe.json cannot be read" in message
+    )
     assert "nowhere holds no run" in message
 
 

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Any, Literal, TypeAlias
 
 from tyro.conf import Positional
 
@@ -33,6 +34,7 @@ _ADDED: dict[str, dict[str, Any]] = {}
 
 LIBRARY_ALGOS = ("ppo", "sac", "td3", "sac_her", "td3_her")
 """What Stable-Baselines3 trains; everything else is ours."""
+Algo: TypeAlias = Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +88,7 @@ class AlgorithmRecipe:
 
     __pydantic_config__ = STRICT
 
-    algo: Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"] = "crl"
+    algo: Algo = "crl"
     """Contrastive RL; goal-conditioned behaviour cloning; or a baseline by Stable-Baselines3, with
     `_her` on hindsight goals."""
     energy: Literal["norm", "l2", "dot", "cosine"] = "norm"
@@ -314,6 +316,17 @@ class Recipe:
             for part, values in dataclasses.asdict(self).items()
             for name, value in values.items()
         }
+
+
+def whole_number(text: str) -> int:
+    """The integer that a text means: `1000000`, `1_000_000` or `1e6`. Raises ValueError."""
+    try:
+        number = Decimal(text.strip())
+        if number == number.to_integral_value() and abs(number) < 2**63:
+            return int(number)
+    except ArithmeticError:
+        pass
+    raise ValueError(f"must be a whole number, as 1000000 or 1e6, got {text!r}")
 
 
 _PARTS: dict[str, type[Any]] = {

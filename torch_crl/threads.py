@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from torch_crl.errors import UsageError
+
 THREADS = "TORCH_CRL_THREADS"
 """Environment variable: how many CPUs a run may use where its recipe says "every CPU"."""
 
@@ -27,9 +29,17 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: TORCH_CRL_THREADS where that is set, else all it can."""
-    if THREADS in os.environ:
-        return max(1, int(os.environ[THREADS]))
+    """CPUs that this process may use: TORCH_CRL_THREADS where that is set, else all it can.
+
+    Raises UsageError where that is no whole number of at least 1.
+    """
+    if (asked := os.environ.get(THREADS)) is not None:
+        if not asked.strip().isdecimal() or int(asked) < 1:
+            raise UsageError(
+                f"the environment variable {THREADS} must be a whole number of at least 1, got "
+                f"{asked!r}; unset it to use every CPU"
+            )
+        return int(asked)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -3,8 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
-import tempfile
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 
@@ -32,56 +31,37 @@ class RecipeError(TorchCrlError, ValueError):
 def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     """Raise RecipeError if there is any problem; `run_problems` are listed with the recipe's."""
     wrong = fields.check(Recipe, dataclasses.asdict(recipe))
-    leaves = {".".join(problem.where) for problem in wrong}
-    problems = [f"{_flag(problem.where[-1])} {problem.what}" for problem in wrong]
-    if leaves <= set(Recipe().leaves()):
-        # What follows computes with the values, so those that are wrong are replaced.
-        recipe = _with_defaults(recipe, leaves)
-        problems += [
-            *_task_problems(recipe),
-            *_prefill_problems(recipe),
-            *_depth_problems(recipe),
-            *_block_problems(recipe),
-            *([] if leaves & _BUDGET else _budget_problems(recipe)),
-            *_algorithm_problems(recipe),
-            *(device_problems(recipe.system.device) or compute_problems(recipe)),
-            *_simulator_problems(recipe),
-        ]
+    ranges = {".".join(each.where): f"{_flag(each.where[-1])} {each.what}" for each in wrong}
+    if not set(ranges) <= set(Recipe().leaves()):
+        raise RecipeError([*ranges.values(), *(run_problems or [])])
+    # What follows computes with the values, so those that are wrong are replaced. One mistake is
+    # told once: how values fit together is asked only where each is possible.
+    recipe = _with_defaults(recipe, ranges)
+    ranges |= _prefill_problems(recipe)
+    possible = _SIZES.isdisjoint(ranges)
+    problems = [
+        *_task_problems(recipe),
+        *ranges.values(),
+        *_depth_problems(recipe),
+        *_block_problems(recipe),
+        *(_budget_problems(recipe) if possible else ()),
+        *_unread_problems(recipe).values(),
+        *(baseline_problems(recipe) if recipe.by_library and possible else ()),
+        *(device_problems(recipe.system.device) or compute_problems(recipe)),
+        *_simulator_problems(recipe),
+    ]
     problems += run_problems or []
     if problems:
         raise RecipeError(problems)
 
 
-def _with_defaults(recipe: Recipe, leaves: set[str]) -> Recipe:
+def _with_defaults(recipe: Recipe, leaves: Iterable[str]) -> Recipe:
     """The recipe with the record's own values in these leaves."""
     defaults = Recipe().leaves()
     for leaf in leaves:
         part, name = leaf.split(".")
         recipe = with_changes(recipe, **{part: {name: defaults[leaf]}})
     return recipe
-
-
-def run_directory_problems(run_dir: Path, *, resume: bool, overwrite: bool) -> list[str]:
-    """Why a run cannot be started in, or continued from, this directory."""
-    if resume and overwrite:
-        return ["--resume and --overwrite exclude each other"]
-    if resume and not (run_dir / "recipe.json").exists():
-        return [f"--resume: {run_dir} holds no run (there is no recipe.json in it)"]
-    occupied = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
-    if occupied and not (resume or overwrite):
-        return [
-            f"run directory {run_dir} exists; --resume continues the run in it, --overwrite "
-            "deletes it, --run-dir names another"
-        ]
-    ours = (run_dir / "recipe.json").exists() or not occupied
-    if overwrite and not ours:
-        return [f"--overwrite: {run_dir} holds something that is not a run; it is left alone"]
-    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            return []
-    except OSError as error:
-        return [f"run directory {run_dir} cannot be written: {error.strerror} in {existing}"]
 
 
 def _task_problems(recipe: Recipe) -> list[str]:
@@ -95,15 +75,18 @@ def _task_problems(recipe: Recipe) -> list[str]:
         else:
             found = _foreign_problems(recipe) if _is_foreign(name) else _own_task_problems(name)
             problems += [f"{flag} {name}: {problem}" for problem in found]
-    if len(specs) == 2:
+    if not problems:
         train, evaluated = specs.values()
-        for size in ("state_size", "goal_size", "action_size"):
-            ours, theirs = getattr(train, size), getattr(evaluated, size)
-            if ours != theirs:
-                problems.append(
-                    f"--eval-name {evaluated.name}: its {size} is {theirs}, that of "
-                    f"{train.name} is {ours}; a policy cannot be moved between them"
-                )
+        differing = [
+            f"{size} {getattr(evaluated, size)} and not {getattr(train, size)}"
+            for size in ("state_size", "goal_size", "action_size")
+            if getattr(evaluated, size) != getattr(train, size)
+        ]
+        if differing:
+            problems.append(
+                f"--eval-name {evaluated.name} does not fit {train.name}, a policy cannot be moved "
+                f"between them: {', '.join(differing)}"
+            )
     return problems
 
 
@@ -154,13 +137,27 @@ def _own_task_problems(name: str) -> list[str]:
     return problems
 
 
-def _prefill_problems(recipe: Recipe) -> list[str]:
+# What must be possible, each by itself, before it can be asked how they fit together.
+_SIZES = {
+    "task.num_envs",
+    "algorithm.batch_size",
+    "budget.env_steps",
+    "budget.unroll_length",
+    "budget.env_steps_per_update",
+    "budget.prefill_rows",
+    "budget.replay_rows",
+}
+
+
+def _prefill_problems(recipe: Recipe) -> dict[str, str]:
+    """Leaf to problem."""
     prefill = recipe.budget.prefill_rows
     if recipe.algorithm.algo == "ppo":
-        wrong = f"must be 0 for PPO, which keeps no replay, got {prefill}" if prefill else ""
+        wrong = "0 for PPO, which keeps no replay" if prefill else ""
     else:
-        wrong = f"must be at least 2, got {prefill}" if prefill < 2 else ""
-    return [f"--prefill-rows {wrong}"] if wrong else []
+        wrong = "at least 2" if prefill < 2 else ""
+    told = f"--prefill-rows must be {wrong}, got {prefill}"
+    return {"budget.prefill_rows": told} if wrong else {}
 
 
 def _depth_problems(recipe: Recipe) -> list[str]:
@@ -193,24 +190,16 @@ def _block_problems(recipe: Recipe) -> list[str]:
     ]
 
 
-# What the next check computes with: it says nothing where one of these is wrong itself.
-_BUDGET = {"task.num_envs", "algorithm.batch_size"}
-_BUDGET |= {f"budget.{name}" for name in ("env_steps", "unroll_length")}
-_BUDGET |= {f"budget.{name}" for name in ("prefill_rows", "replay_rows", "env_steps_per_update")}
-
-
 def _budget_problems(recipe: Recipe) -> list[str]:
     budget, task = recipe.budget, recipe.task
     problems: list[str] = []
     if recipe.algorithm.algo == "ppo":
         return problems
     if budget.replay_rows < budget.prefill_rows:
-        problems.append(
+        return [
             f"--replay-rows ({budget.replay_rows}) must be at least --prefill-rows "
             f"({budget.prefill_rows})"
-        )
-    if budget.prefill_rows < 2:
-        return problems
+        ]
     prefill_steps = recipe.prefill_collections * recipe.steps_per_collection
     if budget.env_steps <= prefill_steps:
         problems.append(
@@ -244,32 +233,34 @@ _LIBRARY = (*_CONTRASTIVE, "algorithm.actor_learning_rate", "system.replay_dtype
 _TOWERS = ("networks.width", "networks.activation", "networks.branch", "networks.block")
 
 
-def _algorithm_problems(recipe: Recipe) -> list[str]:
+def _unread_problems(recipe: Recipe) -> dict[str, str]:
+    """Leaf to problem: what was changed although the algorithm does not read it."""
     algo, networks = recipe.algorithm.algo, recipe.networks
     unread = {"crl": _BASELINE, "gcbc": (*_CONTRASTIVE, *_BASELINE)}.get(algo, _LIBRARY)
     if algo == "ppo":
         unread += ("budget.replay_rows",)
-    at = f"--algo {algo}"
     if recipe.by_library and not (networks.actor_depth or networks.critic_depth):
         unread += _TOWERS
-        at += " without --depth"
     try:
-        usual = [Recipe().leaves(), preset(recipe.task.name, algo=algo).leaves()]
+        usual = preset(recipe.task.name, algo=algo).leaves()
     except UnknownTaskError:
-        return []  # Told by the checks of the task.
-    leaves = recipe.leaves()
-    problems = [
-        f"{_flag(name)} is not read by {at}; leave it out, got {leaves[name]!r}"
+        return {}  # Told by the checks of the task.
+    leaves, record = recipe.leaves(), Recipe().leaves()
+    return {
+        name: f"{_flag(name)} is not read by --algo {algo}"
+        + (" without --depth" if name in _TOWERS else "")
+        + f"; leave it out, got {leaves[name]!r} (the preset of {recipe.task.name} has "
+        f"{usual[name]!r})"
         for name in unread
-        if all(leaves[name] != values[name] for values in usual)
-    ]
-    return problems + (baseline_problems(recipe) if recipe.by_library else [])
+        if leaves[name] not in (usual[name], record[name])
+    }
 
 
 def _simulator_problems(recipe: Recipe) -> list[str]:
     system, names = recipe.system, (recipe.task.name, recipe.task.eval_name)
     problems = []
-    if system.overlap == "on":
+    # Of the library's algorithms it is told that they have none.
+    if system.overlap == "on" and not recipe.by_library:
         if system.simulator != "cpu":
             problems.append(f"--overlap on is for --simulator cpu, got {system.simulator}")
         if not device_problems(system.device) and resolve_device(system.device).type == "cpu":

@@ -7,7 +7,10 @@ from torch_crl.recipe import Recipe
 
 
 def baseline_problems(recipe: Recipe) -> list[str]:
-    """Why Stable-Baselines3 cannot train this recipe, each with its flag."""
+    """Why Stable-Baselines3 cannot train this recipe, each with its flag.
+
+    Each value must be possible on its own, as the checks of ranges make sure.
+    """
     algo, system = recipe.algorithm.algo, recipe.system
     problems = []
     if importlib.util.find_spec("stable_baselines3") is None:

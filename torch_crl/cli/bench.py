@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from torch_crl.cli.flags import read_flags
 from torch_crl.errors import UsageError
 
 _UNITS = {
@@ -19,7 +20,7 @@ _UNITS = {
 
 def main(arguments: list[str]) -> int:
     """Measure, print a table, write JSON and a picture."""
-    tyro.cli(_bench, args=arguments, prog="torch-crl bench")
+    read_flags(_bench, arguments, command="bench")
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.cli.sweep import plan
 from torch_crl.errors import UsageError
@@ -64,8 +65,8 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Train what is missing, print the scores and write the report. Returns 1 if a run failed."""
-    options = tyro.cli(
-        Options, args=arguments, prog="torch-crl compare", config=(tyro.conf.FlagCreatePairsOff,)
+    options = read_flags(
+        Options, arguments, command="compare", config=(tyro.conf.FlagCreatePairsOff,)
     )
     _check(options)
     # Here, so that --help stays quick.
@@ -75,14 +76,14 @@ def main(arguments: list[str]) -> int:
     from torch_crl.study.compare import compare
     from torch_crl.study.compare_report import comparison_report, score_table
     from torch_crl.study.report import write_report
-    from torch_crl.sweep.grid import check_trials
+    from torch_crl.sweep.driver import check_plan
 
     failed: dict[str, str] = {}
     left_out: dict[str, str] = {}
     console = Console(stderr=True, markup=False)
     if options.dry_run:
         trials = _trials(options)
-        check_trials(trials)
+        check_plan(trials, options.out / "runs", with_ray=options.launcher == "ray")
         Console(markup=False).print(plan(trials))
         return 0
     check_folder("--out", options.out)

@@ -7,13 +7,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from torch_crl.cli.flags import read_flags
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.errors import UsageError
 
 
 def main(arguments: list[str]) -> int:
     """Print the table, which a word narrows to the names that contain it, or draw one task."""
-    tyro.cli(_envs, args=arguments, prog="torch-crl envs")
+    read_flags(_envs, arguments, command="envs")
     return 0
 
 

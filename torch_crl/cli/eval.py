@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
+from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import Trained, load_trained, task_env
 from torch_crl.errors import UsageError
 
@@ -42,12 +43,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Print the metrics of one evaluation. Returns the exit status."""
-    options = tyro.cli(
-        Options,
-        args=arguments,
-        prog="torch-crl eval",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    options = read_flags(Options, arguments, command="eval", config=(tyro.conf.FlagCreatePairsOff,))
 
     _check(options)
     trained = load_trained(

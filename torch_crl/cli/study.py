@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
+from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.errors import UsageError
 
@@ -41,20 +42,18 @@ class Options:
     yes: bool = False
     """Start scale full without being asked."""
     dry_run: bool = False
-    """Print what the study would cost, and stop."""
+    """Print what the study would cost, check everything, and stop."""
 
 
 def main(arguments: list[str]) -> int:
     """Run a study or list them all. Returns the exit status."""
-    options = tyro.cli(
-        Options,
-        args=arguments,
-        prog="torch-crl study",
-        config=(tyro.conf.FlagCreatePairsOff,),
+    options = read_flags(
+        Options, arguments, command="study", config=(tyro.conf.FlagCreatePairsOff,)
     )
     # Here, so that --help stays quick.
     from torch_crl.study.studies import STUDIES
     from torch_crl.study.study import cost_of, run_study
+    from torch_crl.sweep.driver import check_plan
 
     if not options.name:
         _list({name: study.question for name, study in STUDIES.items()})
@@ -65,11 +64,12 @@ def main(arguments: list[str]) -> int:
     trials = study.trials(options.scale)
     cost = str(cost_of(trials)) if trials else "no runs: networks are measured in this process"
     print(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}", flush=True)
+    folder, runs = _folders(options, study.runs_of or options.name)
     if options.dry_run:
+        check_plan(trials, runs, with_ray=options.launcher == "ray")
         return 0
     if options.scale == "full" and not (options.yes or _agreed()):
         return 1
-    folder, runs = _folders(options, study.runs_of or options.name)
     check_folder("--out", folder)
     path = run_study(
         options.name,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
+from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.errors import UsageError
 
@@ -55,11 +56,8 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Run the sweep or print what it would be. Returns 1 if a trial failed."""
-    options = tyro.cli(
-        Options,
-        args=arguments,
-        prog="torch-crl sweep",
-        config=(tyro.conf.FlagCreatePairsOff,),
+    options = read_flags(
+        Options, arguments, command="sweep", config=(tyro.conf.FlagCreatePairsOff,)
     )
     axes, settings = _assignments(options.grid), _assignments(options.set)
     if wrong := [f"--set {name} takes one value" for name in settings if "," in settings[name]]:
@@ -71,10 +69,9 @@ def main(arguments: list[str]) -> int:
     # Here, so that --help stays quick.
     from rich.console import Console
 
-    from torch_crl.sweep.driver import directory_problems, run_trials
-    from torch_crl.sweep.grid import check_trials, grid
+    from torch_crl.sweep.driver import check_plan, run_trials
+    from torch_crl.sweep.grid import grid
     from torch_crl.sweep.results import collect, table
-    from torch_crl.validation import RecipeError
 
     trials = grid(
         options.tasks,
@@ -82,9 +79,7 @@ def main(arguments: list[str]) -> int:
         settings=settings,
     )
     if options.dry_run:
-        check_trials(trials)
-        if problems := directory_problems(trials, options.out):
-            raise RecipeError(problems)
+        check_plan(trials, options.out, with_ray=options.launcher == "ray")
         Console(markup=False).print(plan(trials))
         return 0
     check_folder("--out", options.out)

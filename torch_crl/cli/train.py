@@ -1,15 +1,19 @@
 """`torch-crl train`: the flags are the fields of the recipe; each task brings its own defaults."""
 
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
+from torch_crl.cli.flags import read_flags
 from torch_crl.cli.trust import allow_tasks
+from torch_crl.envs.registry import TASKS
 from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes, with_depth
-from torch_crl.recipe import Recipe
+from torch_crl.recipe import Algo, Recipe
 from torch_crl.runs.directory import RunDirectory, read_recipe
 
 # Shown by --help; stands for `trainer.default_run_dir`.
@@ -43,10 +47,17 @@ def main(arguments: list[str]) -> int:
     # A first look for what decides the defaults of all other flags.
     first_look = [argument for argument in arguments if argument not in ("-h", "--help")]
     nameless = with_changes(Recipe(), task={"name": "", "eval_name": ""})
-    asked = _parse(first_look, Options(recipe=nameless))
-    typed = [name for name in (asked.recipe.task.name, asked.recipe.task.eval_name) if name]
-    allow_tasks(typed, typed=typed)
-    options = _parse(arguments, Options(recipe=_base_recipe(asked)))
+    typed: list[str] = []
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            asked = _parse(first_look, Options(recipe=nameless))
+        typed = [name for name in (asked.recipe.task.name, asked.recipe.task.eval_name) if name]
+        allow_tasks(typed, typed=typed)
+        base = _base_recipe(asked)
+    except SystemExit:
+        # The second look tells what is wrong, and beside it the defaults of what is recognised.
+        base = _guessed_preset(arguments)
+    options = _parse(arguments, Options(recipe=base))
     source = options.recipe_file or options.run_dir
     names = (options.recipe.task.name, options.recipe.task.eval_name)
     allow_tasks(names, typed=typed, trust=options.trust or not _reads_file(options), source=source)
@@ -57,12 +68,18 @@ def _reads_file(options: Options) -> bool:
     return options.resume or options.recipe_file is not None
 
 
+def _guessed_preset(arguments: list[str]) -> Recipe:
+    words = [word for argument in arguments for word in argument.split("=")]
+    task = next((word for word in words if word in TASKS), Recipe().task.name)
+    return preset(task, algo=next((word for word in words if word in get_args(Algo)), "crl"))
+
+
 def _parse(arguments: list[str], defaults: Options) -> Options:
-    return tyro.cli(
+    return read_flags(
         Options,
+        arguments,
+        command="train",
         default=defaults,
-        args=arguments,
-        prog="torch-crl train",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
+from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import load_trained, task_env
 
 
@@ -31,9 +31,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Open the viewer. Returns the exit status."""
-    options = tyro.cli(
-        Options, args=arguments, prog="torch-crl watch", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    options = read_flags(Options, arguments, command="watch")
     from torch_crl.rendering.viewer import watch
 
     trained = load_trained(

@@ -17,7 +17,7 @@ from torch_crl.stopping import StopSignals
 from torch_crl.sweep.grid import Trial, check_trials
 from torch_crl.sweep.launchers import Job, Launcher, local_launcher
 from torch_crl.sweep.progress import SweepProgress
-from torch_crl.sweep.ray_launcher import ray_launcher
+from torch_crl.sweep.ray_launcher import missing_ray, ray_launcher
 from torch_crl.sweep.results import collect, write
 from torch_crl.sweep.worker import is_finished, log_of, other_run_in
 from torch_crl.validation import RecipeError
@@ -80,7 +80,6 @@ def run_trials(
             saved what can be saved and left.
     """
     folder = Path(folder).absolute()
-    check_trials(trials)
     lowest = {"parallel": (parallel, 0), "cpus-per-run": (cpus_per_run, 0)}
     lowest |= {"runs-per-gpu": (runs_per_gpu, 1), "retries": (retries, 0)}
     problems = [
@@ -88,8 +87,9 @@ def run_trials(
         for flag, (value, least) in lowest.items()
         if value < least
     ]
-    if problems := problems + directory_problems(trials, folder):
+    if problems:
         raise RecipeError(problems)
+    check_plan(trials, folder, with_ray=launcher == "ray")
     unfinished = [trial for trial in trials if not is_finished(folder / trial.name)]
     if isinstance(launcher, str):
         recipes = [trial.recipe for trial in unfinished]
@@ -116,10 +116,16 @@ def run_trials(
     return SweepResult(finished=tuple(finished), failed=sweep.failed)
 
 
-def directory_problems(trials: Sequence[Trial], folder: Path) -> list[str]:
-    """Trials whose run directory holds something else, each with what it is."""
+def check_plan(trials: Sequence[Trial], folder: Path, *, with_ray: bool) -> None:
+    """Raise RecipeError for what keeps these trials from being run, before anything is started.
+
+    That is: any problem of a recipe, a run directory that holds something else, and Ray missing.
+    """
+    check_trials(trials)
     found = [(trial.name, other_run_in(folder / trial.name, trial.recipe)) for trial in trials]
-    return [f"{name}: {problem}" for name, problem in found if problem]
+    problems = [f"{name}: {problem}" for name, problem in found if problem]
+    if problems := problems + (missing_ray() if with_ray else []):
+        raise RecipeError(problems)
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch_crl.envs.registry import UnknownTaskError, task_spec
 from torch_crl.presets import preset, with_changes
-from torch_crl.recipe import Recipe
+from torch_crl.recipe import Recipe, whole_number
 from torch_crl.validation import RecipeError, check
 
 # With the task these choose the preset that a trial starts from.
@@ -151,10 +151,10 @@ def _value(name: str, text: Any, kind: Any) -> Any:
     if kind not in (int, float):
         return text
     try:
-        return kind(text)
-    except ValueError:
-        number = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{name}: must be {number}, got {text!r}") from None
+        return whole_number(text) if kind is int else float(text)
+    except ValueError as error:
+        reason = error if kind is int else f"must be a number, got {text!r}"
+        raise ValueError(f"{name}: {reason}") from None
 
 
 def _recipe(task: str, values: dict[str, Any]) -> Recipe:

@@ -1,5 +1,6 @@
 """Workers wherever Ray finds room: a cluster with a shared file system, or one on this machine."""
 
+import importlib.util
 import os
 import time
 from collections.abc import Sequence
@@ -107,12 +108,10 @@ def ray_launcher(
 
     Raises RecipeError if Ray is missing, there is no cluster, or no node is large enough.
     """
-    if problems := certain_gpu_problems(recipes):
+    if problems := missing_ray() + certain_gpu_problems(recipes):
         raise RecipeError(problems)
-    try:
-        import ray
-    except ImportError:
-        raise RecipeError(["--launcher ray needs Ray: pip install 'torch-crl[study]'"]) from None
+    import ray
+
     cpus = cpus_per_run or 1
     connected = ray.is_initialized()
     if not connected:
@@ -131,6 +130,13 @@ def ray_launcher(
         worker=worker,
         shut_down=not connected,
     )
+
+
+def missing_ray() -> list[str]:
+    """Why there can be no such launcher in this installation."""
+    if importlib.util.find_spec("ray") is not None:
+        return []
+    return ["--launcher ray needs Ray: pip install 'torch_crl[study]'"]
 
 
 def _connect(address: str) -> None:

@@ -1,0 +1,69 @@
+"""Reads the flags of a command: whole numbers such as 1e6, and hints for what needs no flag."""
+
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from torch_crl.errors import UsageError
+from torch_crl.recipe import whole_number
+
+Options = TypeVar("Options")
+
+_TASKS = ("--task", "--tasks", "--task-name", "--env", "--env-name")
+_RUNS = ("--run", "--run-dir")
+# Command to what it takes without a flag, an example, and the flags that people try.
+_BY_ITSELF = {
+    "train": ("the task", "reacher", (*_TASKS, "--name")),
+    "eval": ("the run", "runs/NAME", _RUNS),
+    "watch": ("the run", "runs/NAME", _RUNS),
+    "envs": ("the task", "ant", _TASKS),
+    "compare": ("each task", "reacher", _TASKS),
+    "sweep": ("each task", "reacher", _TASKS),
+    "study": ("the study", "depth", ("--study", "--name")),
+}
+_REGISTRY = ConstructorRegistry()
+
+
+def read_flags(
+    options: Callable[..., Options], arguments: list[str], *, command: str, **tyro_options: Any
+) -> Options:
+    """The options of `torch-crl command`; `tyro_options` as in `tyro.cli`.
+
+    Raises UsageError for a flag that the command does not need, and SystemExit, after telling what
+    is wrong, for all else that cannot be read.
+    """
+    _hint(arguments, command)
+    with _REGISTRY:
+        read: Options = tyro.cli(
+            options, args=arguments, prog=f"torch-crl {command}", **tyro_options
+        )
+    return read
+
+
+def _hint(arguments: list[str], command: str) -> None:
+    what, example, flags = _BY_ITSELF.get(command, ("", "", ()))
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, _, value = argument.partition("=")
+        # `eval` has a flag --task too; it is not among these.
+        if flag in flags:
+            name = value or following
+            name = example if not name or name.startswith("-") else name
+            raise UsageError(
+                f"there is no flag {flag}; {what} is named by itself: torch-crl {command} {name}"
+            )
+
+
+@_REGISTRY.primitive_rule
+def _whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda texts: whole_number(texts[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
