@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 REPRESENTATION = 64
 # Of the ring that batches are drawn from, and of what it holds.
-ROWS, STATE, ACTION = 200, 29, 8
+ROWS, STATE, GOAL, ACTION = 200, 29, 2, 8
 
 
 def kernel_rows(scenario: "Scenario", device: torch.device) -> list[Row]:
@@ -77,17 +77,21 @@ def _sampling_parts(
     normal: Callable[..., Tensor], scenario: "Scenario", implementation: str
 ) -> list[tuple[str, Callable[[], object], int]]:
     """A batch from a full ring, and the actor's action from its output."""
-    state, noise = normal(ROWS, scenario.envs, STATE), normal(scenario.batch, ACTION)
+    noise = normal(scenario.batch, ACTION)
     output = normal(scenario.batch, 2 * ACTION).requires_grad_()
     upstream = (normal(scenario.batch, ACTION), normal(scenario.batch))
-    trajectory = torch.zeros(ROWS, scenario.envs, dtype=torch.int32, device=state.device)
-    last_row = torch.full_like(trajectory, ROWS - 1)
-    ring = Ring(state, normal(ROWS, scenario.envs, ACTION), trajectory, last_row)
-    position = torch.tensor(ROWS, device=state.device)
-    uniform = torch.rand(4, scenario.batch, dtype=torch.float64, device=state.device)
+    device = noise.device
+    trajectory = torch.zeros(ROWS, scenario.envs, dtype=torch.int32, device=device)
+    ring = Ring(
+        *(normal(ROWS, scenario.envs, size) for size in (STATE, ACTION, GOAL)),
+        trajectory=trajectory,
+        last_row=torch.full_like(trajectory, ROWS - 1),
+    )
+    position = torch.tensor(ROWS, device=device)
+    uniform = torch.rand(4, scenario.batch, dtype=torch.float64, device=device)
 
     def batch() -> object:
-        options: dict[str, Any] = {"goal_slice": (0, 2), "discount": 0.99}
+        options: dict[str, Any] = {"goal_slice": (0, GOAL), "discount": 0.99}
         return relabel(uniform, position, ring, implementation=implementation, **options)
 
     def action() -> object:

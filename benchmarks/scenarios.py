@@ -25,6 +25,7 @@ from torch_crl.compute import resolve_device
 from torch_crl.native_run import NativeRun, build_run
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
+from torch_crl.replay import Transition
 from torch_crl.threads import torch_threads
 
 STATE, GOAL, ACTION = 29, 2, 8
@@ -114,7 +115,15 @@ def random_run(recipe: Recipe) -> NativeRun:
 
     trajectory = torch.zeros(recipe.task.num_envs, dtype=torch.int32, device=run.learner.device)
     for _ in range(recipe.budget.replay_rows):
-        run.replay.add(draw(STATE), draw(ACTION).tanh(), trajectory)
+        run.replay.add(
+            Transition(
+                state=draw(STATE),
+                action=draw(ACTION).tanh(),
+                achieved=draw(GOAL),
+                trajectory=trajectory,
+                unstable=torch.zeros_like(trajectory, dtype=torch.bool),
+            )
+        )
     return run
 
 

@@ -228,7 +228,7 @@ def test_a_failure_ends_an_episode_without_a_time_limit() -> None:
             "--batch-size 7 must divide a rollout of PPO, 20",
         ),
         ("ppo", {"budget": {"prefill_rows": 5}}, "--prefill-rows must be 0 for PPO"),
-        ("sac", {"budget": {"prefill_rows": 0}}, "--prefill-rows must be at least 2, got 0"),
+        ("sac", {"budget": {"prefill_rows": 0}}, "--prefill-rows must be at least 1, got 0"),
         ("sac_her", {"budget": {"prefill_rows": 9}}, "at least --episode-length (10), got 9"),
         ("td3_her", {"budget": {"replay_rows": 19}}, "--replay-rows must be at least twice"),
         ("sac", {"algorithm": {"energy": "dot"}}, "--energy is not read by --algo sac"),

@@ -132,7 +132,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (["train", "--depth", "7", "--depth", "10", "ant"], 1, "got 10"),
         (["train", "ant", "--depth", "6"], 1, "multiple of 4"),
         (["train", "ant", "--depth", "deep"], 2, "deep"),
-        (["train", "ant", "--episode-length", "1"], 1, "--episode-length must be at least 2"),
+        (["train", "ant", "--episode-length", "0"], 1, "--episode-length must be at least 1"),
         (["train", "ant", "--device", "cuda:99"], 1, "--device cuda:99"),
         (["train", "--resume"], 1, "--resume needs --run-dir"),
         (["train", "--resume", "--run-dir", "nowhere"], 1, "nowhere holds no run"),

@@ -13,7 +13,7 @@ from torch_crl import checkpoint, validation
 from torch_crl.native_run import NativeRun, build_run
 from torch_crl.overlap import OverlappingCollector, Staging
 from torch_crl.recipe import Recipe
-from torch_crl.replay import Replay
+from torch_crl.replay import Replay, Transition
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.threads import torch_threads
 from torch_crl.trainer import train
@@ -32,12 +32,14 @@ def any_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_staged_steps_enter_the_replay_oldest_first() -> None:
     replay = Replay(rows=8, num_envs=2, state_size=1, action_size=1, goal_slice=(0, 1))
-    staging = Staging(rows=5, num_envs=2, state_size=1, action_size=1)
+    staging = Staging(rows=5, num_envs=2, state_size=1, goal_size=1, action_size=1)
     for turn in range(3):
         for step in range(5):
             number = 10.0 * turn + step
             row = torch.tensor([[number], [-number]])
-            staging.write(row, row / 100, torch.tensor([turn, turn]))
+            diverged = torch.tensor([False, step == 4])
+            step_of_all = Transition(row, row / 100, row + 1, torch.tensor([turn, turn]), diverged)
+            staging.write(step_of_all)
             staging.advance()
         staging.move_to(replay)
         assert staging.filled == 0
@@ -46,6 +48,9 @@ def test_staged_steps_enter_the_replay_oldest_first() -> None:
     assert replay.storage["state"][:, 0, 0].tolist() == expected
     assert replay.storage["state"][:, 1, 0].tolist() == [-number for number in expected]
     assert torch.allclose(replay.storage["action"] * 100, replay.storage["state"])
+    assert torch.equal(replay.storage["achieved"], replay.storage["state"] + 1)
+    # Trajectories 0 to 2; in env 1 the last step of each diverged.
+    assert replay.storage["last_row"][:3].tolist() == [[4, 3], [9, 8], [14, 13]]
 
 
 def test_a_collection_acts_with_the_weights_of_its_start() -> None:

@@ -72,7 +72,7 @@ def test_published_arithmetic() -> None:
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     recipe = tiny(
         networks={"actor_depth": 6, "critic_depth": 0},
-        task={"eval_name": "antt", "episode_length": 1},
+        task={"eval_name": "antt", "episode_length": 0},
         algorithm={"discount": 1.5, "batch_size": 100_000},
         system={"device": "cuda:99"},
     )
@@ -85,8 +85,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         "the nearest are 4 and 8",
         "--critic-depth must be",
         "--eval-name: unknown task 'antt'; nearest: ant",
-        "--episode-length must be at least 2, got 1",
-        "--discount must be between 0 and 1, got 1.5",
+        "--episode-length must be at least 1, got 0",
+        "--discount must lie between 0 and 1, got 1.5",
         "--batch-size 100000 is more than the replay can serve",
         "--device cuda:99",
         "--resume:",
@@ -125,10 +125,22 @@ def test_an_own_task_whose_sizes_do_not_fit_is_told(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_largest_batch_that_the_replay_serves_is_allowed() -> None:
-    # 10 rows after the prefill: 9 of them have a future, in 4 envs.
-    validation.check(tiny(algorithm={"batch_size": 36}))
-    with pytest.raises(validation.RecipeError, match="hold 36 steps with a future"):
-        validation.check(tiny(algorithm={"batch_size": 37}))
+    # 10 rows after the prefill, in 4 envs; the newest row of a published window has no later state.
+    for parity, most in (("none", 40), ("reference", 36)):
+        validation.check(tiny(algorithm={"batch_size": most, "parity": parity}))
+        with pytest.raises(validation.RecipeError, match=f"hold {most} steps with a goal"):
+            validation.check(tiny(algorithm={"batch_size": most + 1, "parity": parity}))
+
+
+def test_one_step_and_one_row_are_enough_but_not_for_published_windows() -> None:
+    parts = {"task": {"episode_length": 1}, "budget": {"prefill_rows": 1, "replay_rows": 1}}
+    smallest = tiny(**parts, algorithm={"batch_size": 4})
+    smallest = with_changes(smallest, budget={"unroll_length": 1})
+    validation.check(smallest)
+    with pytest.raises(validation.RecipeError) as caught:
+        validation.check(with_changes(smallest, algorithm={"parity": "reference"}))
+    for flag in ("--episode-length", "--prefill-rows", "--replay-rows"):
+        assert f"{flag} must be at least 2, got 1" in str(caught.value)
 
 
 @pytest.mark.parametrize(

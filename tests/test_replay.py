@@ -10,11 +10,25 @@ from torch import Generator, Tensor
 
 from tests.watch import LargestTensor
 from torch_crl.costs import replay_bytes
-from torch_crl.kernels.relabel import truncated_geometric
-from torch_crl.replay import Replay
+from torch_crl.kernels.relabel import Ring, relabel, truncated_geometric
+from torch_crl.replay import Replay, Transition
 
 # A state is (env, row, trajectory); the achieved goal is all of it.
 GOAL_SLICE = (0, 3)
+
+
+def transition(state: Tensor, trajectory: Tensor, unstable: Tensor | None = None) -> Transition:
+    """The step from (env, row, trajectory) to (env, row + 1, trajectory)."""
+    if unstable is None:
+        unstable = torch.zeros(len(state), dtype=torch.bool)
+    return Transition(
+        state=state,
+        action=state[:, 1:2] + 0.5 * state[:, :1],
+        # Of no use where physics diverged.
+        achieved=torch.where(unstable[:, None], torch.nan, state + torch.tensor([0, 1, 0])),
+        trajectory=trajectory,
+        unstable=unstable,
+    )
 
 
 def filled_replay(
@@ -24,8 +38,12 @@ def filled_replay(
     lengths: list[list[int]],
     steps: int,
     dtype: torch.dtype = torch.float32,
+    diverging: int = 0,
 ) -> Replay:
-    """A replay after `steps` additions; env n runs through episodes of `lengths[n]`, repeated."""
+    """A replay after `steps` additions; env n runs through episodes of `lengths[n]`, repeated.
+
+    Physics diverges at the end of every episode whose number is a multiple of `diverging`.
+    """
     replay = Replay(
         rows=rows,
         num_envs=num_envs,
@@ -43,20 +61,30 @@ def filled_replay(
                 trajectory[env] += 1
             left[env] -= 1
         state = torch.tensor([[env, row, trajectory[env]] for env in range(num_envs)]).float()
-        replay.add(state, state[:, 1:2] + 0.5 * state[:, :1], torch.tensor(trajectory))
+        unstable = [
+            diverging > 0 and left[env] == 0 and trajectory[env] % diverging == 0
+            for env in range(num_envs)
+        ]
+        replay.add(transition(state, torch.tensor(trajectory), torch.tensor(unstable)))
     return replay
 
 
-def futures(replay: Replay) -> dict[tuple[int, int], list[int]]:
-    """(env, row) to the later rows of the same trajectory, found by looking at every pair."""
-    states = replay.storage["state"][: replay.filled].reshape(-1, 3).tolist()
+def futures(replay: Replay, goals: str) -> dict[tuple[int, int], list[int]]:
+    """(env, row) to the times at which its trajectory had a goal later, by looking at every pair.
+
+    `goals` is `achieved`, which were reached after the steps, or `state`.
+    """
+
+    def stored(name: str) -> list[list[float]]:
+        return replay.storage[name][: replay.filled].reshape(-1, 3).tolist()
+
     found: dict[tuple[int, int], list[int]] = {}
-    for env, row, trajectory in states:
-        found[int(env), int(row)] = [
-            int(other_row)
-            for other_env, other_row, other in states
-            if (other_env, other) == (env, trajectory) and other_row > row
-        ]
+    for env, row, trajectory in stored("state"):
+        found[int(env), int(row)] = sorted(
+            int(time)
+            for other_env, time, other in stored(goals)
+            if (other_env, other) == (env, trajectory) and time > row
+        )
     return found
 
 
@@ -67,13 +95,22 @@ def futures(replay: Replay) -> dict[tuple[int, int], list[int]]:
     steps=st.integers(2, 40),
     discount=st.sampled_from([0.01, 0.5, 0.9, 0.999]),
     window=st.sampled_from([0, 2, 5]),
+    diverging=st.sampled_from([0, 1, 2]),
     seed=st.integers(0, 1000),
 )
 def test_goals_come_from_the_future_of_the_same_episode(
-    rows: int, lengths: list[list[int]], steps: int, discount: float, window: int, seed: int
+    rows: int,
+    lengths: list[list[int]],
+    steps: int,
+    discount: float,
+    window: int,
+    diverging: int,
+    seed: int,
 ) -> None:
-    replay = filled_replay(rows=rows, num_envs=len(lengths), lengths=lengths, steps=steps)
-    future = futures(replay)
+    replay = filled_replay(
+        rows=rows, num_envs=len(lengths), lengths=lengths, steps=steps, diverging=diverging
+    )
+    future = futures(replay, "state" if window else "achieved")
     batch = replay.sample(
         64, discount=discount, generator=Generator().manual_seed(seed), window=window
     )
@@ -84,15 +121,51 @@ def test_goals_come_from_the_future_of_the_same_episode(
         env, row, trajectory = map(int, state)
         # Action and state come from the same step, and that step is in the ring.
         assert action == [row + 0.5 * env]
-        assert steps - replay.filled <= row < newest
+        assert steps - replay.filled <= row <= newest
         goal_env, goal_row, goal_trajectory = map(int, goal)
         assert (goal_env, goal_trajectory) == (env, trajectory)
-        if future[env, row]:
-            reach = row + window - 1 if window else newest
-            assert row <= goal_row <= max(reach, row)
-            assert goal_row > row or (window and goal_row == row)
+        if window:
+            assert row < newest
+            # The window may end with the step itself.
+            assert goal_row == row or goal_row in future[env, row]
+            assert goal_row < row + window
         else:
-            assert goal_row == row
+            assert goal_row in (future[env, row] or [row])
+
+
+@pytest.mark.parametrize("diverging", [0, 1, 2])
+@pytest.mark.parametrize("lengths", [[1], [2], [3], [1, 4, 2], [50]])
+@pytest.mark.parametrize("steps", [1, 5, 6, 7, 15])
+def test_every_step_has_the_closed_form_law(steps: int, lengths: list[int], diverging: int) -> None:
+    replay = filled_replay(rows=6, num_envs=1, lengths=[lengths], steps=steps, diverging=diverging)
+    discount, grid = 0.7, 2000
+    even = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid
+    future = futures(replay, "achieved")
+    if not diverging:
+        # Whatever its length, up to the newest step and the end of its episode.
+        assert all(future.values())
+    oldest = steps - replay.filled
+    for row in range(oldest, steps):
+        uniform = torch.stack([even, 0.0 * even + (row - oldest + 0.5) / replay.filled, even, even])
+        state, _, goal = relabel(
+            uniform,
+            torch.tensor(steps),
+            Ring(**replay.tensors()),
+            goal_slice=GOAL_SLICE,
+            discount=discount,
+            implementation="reference",
+        )
+        assert (state[:, 1] == row).all() and (goal[:, 2] == state[:, 2]).all()
+        horizon = len(future[0, row])
+        assert future[0, row] == list(range(row + 1, row + 1 + horizon))
+        share = torch.bincount((goal - state)[:, 1].long()).double() / grid
+        if horizon == 0:
+            # The only episodes without: those whose physics diverged in this step.
+            assert share.tolist() == [1.0]
+            continue
+        weights = discount ** torch.arange(1, horizon + 1, dtype=torch.float64)
+        expected = torch.cat([torch.zeros(1), weights / weights.sum()])
+        torch.testing.assert_close(share, expected, rtol=0.0, atol=2.0 / grid, check_dtype=False)
 
 
 def test_ring_holds_the_newest_rows_at_every_position_of_the_wrap() -> None:
@@ -107,11 +180,32 @@ def test_ring_holds_the_newest_rows_at_every_position_of_the_wrap() -> None:
             )
 
 
-def test_every_step_but_the_newest_row_is_drawn() -> None:
+@pytest.mark.parametrize(("window", "newest"), [(0, 14), (1000, 13)])
+def test_every_step_with_a_goal_is_drawn_and_every_goal(window: int, newest: int) -> None:
     replay = filled_replay(rows=6, num_envs=3, lengths=[[4], [1], [9]], steps=15)
-    batch = replay.sample(4000, discount=0.9, generator=Generator().manual_seed(0))
-    drawn = {(int(env), int(row)) for env, row, _ in batch["state"].tolist()}
-    assert drawn == {(env, row) for env in range(3) for row in range(9, 14)}
+    generator = Generator().manual_seed(0)
+    batch = replay.sample(8000, discount=0.9, generator=generator, window=window)
+    pairs = zip(batch["state"].tolist(), batch["goal"].tolist(), strict=True)
+    drawn = {(int(env), int(row), int(time)) for (env, row, _), (_, time, _) in pairs}
+    assert drawn == {
+        (env, row, time)
+        for (env, row), times in futures(replay, "state" if window else "achieved").items()
+        for time in times or [row]
+        if row <= newest
+    }
+
+
+def test_published_windows_draw_states_alone() -> None:
+    # Env 0 is in the middle of an episode, env 1 has episodes of one step, which have no later
+    # state. What was achieved after the steps is not looked at.
+    replay = filled_replay(rows=8, num_envs=2, lengths=[[9], [1]], steps=6)
+    replay.storage["achieved"].fill_(torch.nan)
+    generator = Generator().manual_seed(0)
+    batch = replay.sample(500, discount=0.9, generator=generator, window=6)
+    ahead = (batch["goal"] - batch["state"])[:, 1]
+    first = batch["state"][:, 0] == 0
+    assert (ahead[first] >= 1).all() and (ahead[~first] == 0).all()
+    assert batch["goal"][:, 1].max() == 5
 
 
 @pytest.mark.parametrize("discount", [0.3, 0.9, 0.99])
@@ -147,7 +241,7 @@ def test_sampled_goals_have_the_closed_form_distribution() -> None:
     ahead = (batch["goal"][:, 1] - batch["state"][:, 1]).long()
     row = batch["state"][:, 1].long()
     for start in (0, 10, 18):
-        horizon = 19 - start
+        horizon = 20 - start
         share = torch.bincount(ahead[row == start], minlength=horizon + 1).double()
         share /= share.sum()
         weights = discount ** torch.arange(1, horizon + 1, dtype=torch.float64)
@@ -178,17 +272,13 @@ def test_sampling_makes_no_tensor_of_window_by_window(window: int) -> None:
     assert watch.numel <= 3 * 1000
 
 
-def test_bytes_are_what_the_arithmetic_says() -> None:
-    replay = Replay(rows=100, num_envs=7, state_size=29, action_size=8, goal_slice=(0, 2))
-    assert replay.num_bytes == replay_bytes(
-        rows=100, num_envs=7, state_size=29, action_size=8, bytes_per_number=4
-    )
-    half = Replay(
-        rows=100, num_envs=7, state_size=29, action_size=8, goal_slice=(0, 2), dtype=torch.bfloat16
-    )
-    assert half.num_bytes == replay_bytes(
-        rows=100, num_envs=7, state_size=29, action_size=8, bytes_per_number=2
-    )
+@pytest.mark.parametrize(("dtype", "bytes_per_number"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_bytes_are_what_the_arithmetic_says(dtype: torch.dtype, bytes_per_number: int) -> None:
+    sizes = {"rows": 100, "num_envs": 7, "state_size": 29, "action_size": 8}
+    replay = Replay(**sizes, goal_slice=(1, 3), dtype=dtype)
+    expected = replay_bytes(**sizes, goal_size=2, bytes_per_number=bytes_per_number)
+    # 29 + 8 + 2 numbers and 2 int32 a step.
+    assert replay.num_bytes == expected == 700 * (39 * bytes_per_number + 8)
 
 
 def test_bfloat16_storage_returns_float32() -> None:
@@ -198,10 +288,15 @@ def test_bfloat16_storage_returns_float32() -> None:
     assert (batch["goal"][:, 0] == batch["state"][:, 0]).all()
 
 
-def test_one_row_has_no_future() -> None:
+def test_a_goal_needs_one_row_and_a_later_state_two() -> None:
     replay = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=1)
-    with pytest.raises(ValueError, match="holds 1 rows; a hindsight goal needs 2"):
-        replay.sample(4, discount=0.9, generator=Generator())
+    batch = replay.sample(4, discount=0.9, generator=Generator())
+    assert (batch["goal"] - batch["state"]).tolist() == [[0.0, 1.0, 0.0]] * 4
+    with pytest.raises(ValueError, match="holds 1 rows; a goal needs 2"):
+        replay.sample(4, discount=0.9, generator=Generator(), window=5)
+    empty = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=0)
+    with pytest.raises(ValueError, match="holds 0 rows; a goal needs 1"):
+        empty.sample(4, discount=0.9, generator=Generator())
 
 
 @pytest.mark.parametrize("steps", [3, 11])
@@ -215,7 +310,7 @@ def test_state_dict_round_trip_goes_on_the_same(steps: int) -> None:
     for replay in (ours, theirs):
         for row in range(steps, steps + 9):
             state = torch.tensor([[0.0, row, 90.0], [1.0, row, 90.0]])
-            replay.add(state, state[:, 1:2], torch.full((2,), 90))
+            replay.add(transition(state, torch.full((2,), 90)))
     draws = [
         replay.sample(64, discount=0.9, generator=Generator().manual_seed(5))
         for replay in (ours, theirs)

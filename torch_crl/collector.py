@@ -12,13 +12,14 @@ from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.networks import ResidualTower
+from torch_crl.replay import Transition
 from torch_crl.threads import torch_threads
 
 
 class Rows(Protocol):
     """Where steps of N envs are written, such as the replay."""
 
-    def write(self, state_NS: Tensor, action_NA: Tensor, trajectory_N: Tensor) -> None:
+    def write(self, step: Transition) -> None:
         """Write one step of every env; a CUDA graph may hold the call."""
 
     def advance(self) -> None:
@@ -91,10 +92,16 @@ class Collector:
     def step(self) -> dict[str, Tensor]:
         """One control step of every env, written down; nothing is returned under any name."""
         env = self.env
-        inputs_NI = torch.cat([env.state_NS, env.goal_NG], dim=-1).to(self._device)
+        first, stop = env.spec.goal_slice
+        # `env.step` writes what comes next into its own tensors.
+        state_NS, trajectory_N = env.state_NS.clone(), env.trajectory_N.clone()
+        inputs_NI = torch.cat([state_NS, env.goal_NG], dim=-1).to(self._device)
         action_NA = (self.act_graph or self.act)(inputs_NI)["action"]
-        self._rows.write(env.state_NS, action_NA, env.trajectory_N)
         result = env.step(action_NA.to(env.state_NS.device))
+        achieved_NG = result.final_state_NS[:, first:stop]
+        self._rows.write(
+            Transition(state_NS, action_NA, achieved_NG, trajectory_N, result.unstable_N)
+        )
         self._at_goal_N += result.success["success"]
         self._failures_N += result.terminated_N
         return {}

@@ -97,7 +97,14 @@ class UpdateCost:
 
 
 def replay_bytes(
-    *, rows: int, num_envs: int, state_size: int, action_size: int, bytes_per_number: int
+    *,
+    rows: int,
+    num_envs: int,
+    state_size: int,
+    goal_size: int,
+    action_size: int,
+    bytes_per_number: int,
 ) -> int:
-    """Of the replay: states, actions, and two int32 a step that say which trajectory it is in."""
-    return rows * num_envs * (bytes_per_number * (state_size + action_size) + 2 * 4)
+    """Of the replay: state, action and achieved goal a step, and two int32 for its trajectory."""
+    numbers = state_size + action_size + goal_size
+    return rows * num_envs * (bytes_per_number * numbers + 2 * 4)

@@ -20,25 +20,28 @@ from torch_crl.collector import Collector
 from torch_crl.cuda_graph import Recorder
 from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.networks import ResidualTower
-from torch_crl.replay import Replay
+from torch_crl.replay import Replay, Transition
 
 
 class Staging:
     """The steps of one collection, on the CPU, until the replay may take them."""
 
-    def __init__(self, *, rows: int, num_envs: int, state_size: int, action_size: int) -> None:
+    def __init__(
+        self, *, rows: int, num_envs: int, state_size: int, goal_size: int, action_size: int
+    ) -> None:
         """Room for `rows` steps of N envs."""
         self.filled = 0
-        self._parts = {
-            "state": torch.zeros(rows, num_envs, state_size),
-            "action": torch.zeros(rows, num_envs, action_size),
-            "trajectory": torch.zeros(rows, num_envs, dtype=torch.int32),
-        }
+        self._parts = Transition(
+            state=torch.zeros(rows, num_envs, state_size),
+            action=torch.zeros(rows, num_envs, action_size),
+            achieved=torch.zeros(rows, num_envs, goal_size),
+            trajectory=torch.zeros(rows, num_envs, dtype=torch.int32),
+            unstable=torch.zeros(rows, num_envs, dtype=torch.bool),
+        )._asdict()
 
-    def write(self, state_NS: Tensor, action_NA: Tensor, trajectory_N: Tensor) -> None:
+    def write(self, step: Transition) -> None:
         """See `Rows`; the row is chosen on the host, so no CUDA graph can hold this."""
-        rows = (state_NS, action_NA, trajectory_N)
-        for part, row in zip(self._parts.values(), rows, strict=True):
+        for part, row in zip(self._parts.values(), step, strict=True):
             part[self.filled].copy_(row)
 
     def advance(self) -> None:
@@ -53,7 +56,7 @@ class Staging:
         """Add all steps to the replay, oldest first, and forget them."""
         parts = [part[: self.filled].to(replay.device) for part in self._parts.values()]
         for row in zip(*parts, strict=True):
-            replay.add(*row)
+            replay.add(Transition(*row))
         self.filled = 0
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -86,6 +89,7 @@ class OverlappingCollector:
             rows=rows,
             num_envs=env.num_envs,
             state_size=env.spec.state_size,
+            goal_size=env.spec.goal_size,
             action_size=env.spec.action_size,
         )
         self._collector = Collector(env, self._acting, self._staging, generator=generator)

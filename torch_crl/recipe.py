@@ -51,7 +51,7 @@ class TaskRecipe:
     """Environments that collect in parallel."""
     num_eval_envs: Count = 128
     """Episodes of one evaluation, all in parallel."""
-    episode_length: TwoOrMore = 1000
+    episode_length: Count = 1000
     """Control steps until an episode's time limit."""
 
 
@@ -142,7 +142,7 @@ class BudgetRecipe:
     """Inverse of the update-to-data ratio; the published 39.68 is 800 updates for 512 x 62."""
     prefill_rows: CountOrZero = 1000
     """Steps of each env before the first update; 0 for PPO, which keeps no replay."""
-    replay_rows: TwoOrMore = 10_000
+    replay_rows: Count = 10_000
     """Steps of each env that the replay keeps."""
     evaluations: Count = 100
     """Evaluations after the first, evenly spaced; the last is at the end."""
@@ -249,6 +249,7 @@ class Recipe:
             rows=self.budget.replay_rows,
             num_envs=self.task.num_envs,
             state_size=spec.state_size,
+            goal_size=spec.goal_size,
             action_size=spec.action_size,
             bytes_per_number=2 if self.system.replay_dtype == "bfloat16" else 4,
         )

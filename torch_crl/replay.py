@@ -7,12 +7,21 @@
     slot 3      [r=4 r=4 r=4]
     slot 4      [r=5 r=5 r=5]
 
+A row is one control step of every env: the state acted on, the action, and the goal achieved
+after it. That one is also part of the next row's state, but for the last step of an episode, after
+which the next row begins another:
+
+    state[r] --action[r]--> achieved[r] = goal of state[r + 1] --action[r + 1]--> achieved[r + 1]
+                            a goal 1 step ahead of row r                          2 steps ahead
+
 A column's trajectories are numbered upwards, so at most `rows` of them are in the ring and their
 numbers differ modulo `rows`: `last_row` holds, for each, the newest row that it reaches. With it
-the horizon of a hindsight goal is one subtraction.
+the horizon of a hindsight goal is one subtraction: last_row - r + 1.
 
 B batch, N envs, S state, G goal, A action.
 """
+
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -21,11 +30,26 @@ from torch import Generator, Tensor
 from torch_crl.kernels.relabel import Ring, relabel
 
 
+class Transition(NamedTuple):
+    """One control step of N envs, as the replay takes it."""
+
+    state: Tensor
+    """[N, S], which was acted on."""
+    action: Tensor
+    """[N, A]"""
+    achieved: Tensor
+    """[N, G], the achieved goal after the step; of the last state where the episode ended."""
+    trajectory: Tensor
+    """[N] whole numbers: which trajectory of its env the step is in, counted upwards."""
+    unstable: Tensor
+    """bool [N]: physics diverged in the step, so that nothing was achieved after it."""
+
+
 class Replay:
     """The newest `rows` steps of N envs.
 
-    `storage` is a TensorDict of [rows, N, ...] tensors: `state`, `action`, and the trajectory
-    number of each step. Goals are not stored: a goal is a slice of a later state.
+    `storage` is a TensorDict of [rows, N, ...] tensors: `state`, `action`, the goal `achieved`
+    after the step, its `trajectory`, and `last_row` of each trajectory.
     """
 
     def __init__(
@@ -58,6 +82,7 @@ class Replay:
             {
                 "state": ring(state_size, of=dtype),
                 "action": ring(action_size, of=dtype),
+                "achieved": ring(goal_slice[1] - goal_slice[0], of=dtype),
                 "trajectory": ring(of=torch.int32),
                 "last_row": ring(of=torch.int32),
             },
@@ -77,41 +102,43 @@ class Replay:
         """Bytes of the storage."""
         return sum(int(tensor.nbytes) for tensor in self.tensors().values())
 
-    def add(self, state_NS: Tensor, action_NA: Tensor, trajectory_N: Tensor) -> None:
+    def add(self, step: Transition) -> None:
         """Write one step of every env over the oldest one."""
-        self.write(state_NS, action_NA, trajectory_N)
+        self.write(step)
         self.advance()
 
     def advance(self) -> None:
         """What `add` does on the host, for a caller whose CUDA graph holds the `write`."""
         self.next_row += 1
 
-    def write(self, state_NS: Tensor, action_NA: Tensor, trajectory_N: Tensor) -> None:
+    def write(self, step: Transition) -> None:
         """What `add` does on the device."""
         slot_1 = (self._position % self.rows)[None]
-        row_1N = self._position.int().expand(1, self.num_envs)
-        parts = {"state": state_NS, "action": action_NA, "trajectory": trajectory_N}
-        for name, part in parts.items():
-            ring = self.storage[name]
+        for name in ("state", "action", "achieved", "trajectory"):
+            ring, part = self.storage[name], getattr(step, name)
             ring.index_copy_(0, slot_1, part.to(ring.device, ring.dtype)[None])
-        key_1N = (trajectory_N.to(self.device, torch.int64) % self.rows)[None]
-        self.storage["last_row"].scatter_(0, key_1N, row_1N)
+        key_1N = (step.trajectory.to(self.device, torch.int64) % self.rows)[None]
+        # A step in which physics diverged achieved nothing: the trajectory ends before it.
+        last_1N = (self._position - step.unstable.to(self.device, torch.int64)).int()[None]
+        self.storage["last_row"].scatter_(0, key_1N, last_1N)
         self._position += 1
 
     def sample(
         self, batch_size: int, *, discount: float, generator: Generator, window: int = 0
     ) -> TensorDict:
-        """Steps drawn uniformly from all but the newest row, each with a goal from its future.
+        """Steps drawn uniformly from all rows, each with a goal from its future.
 
-        The goal of a step is achieved `truncated_geometric` steps later in its trajectory, or in
-        the step itself where the ring holds no later one. A `window` above 0 draws each step in a
-        window of that many rows which also ends the reach of goals: the reference's procedure.
+        The goal of a step was achieved `truncated_geometric` steps after its state, in the same
+        trajectory; the state's own goal stands in where physics diverged in the step. A `window`
+        above 0 draws each step in a window of that many rows, and its goal from the later states
+        of that window: the published procedure.
 
         Returns:
             TensorDict of float32 `state` [B, S], `action` [B, A], `goal` [B, G].
         """
-        if self.filled < 2:
-            raise ValueError(f"the replay holds {self.filled} rows; a hindsight goal needs 2")
+        needed = 2 if window else 1
+        if self.filled < needed:
+            raise ValueError(f"the replay holds {self.filled} rows; a goal needs {needed}")
         # Nothing below is a number of the host: the ring's position is read on the device.
         uniform_4B = torch.rand(
             4, batch_size, generator=generator, device=self.device, dtype=torch.float64

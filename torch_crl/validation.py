@@ -37,7 +37,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     # What follows computes with the values, so those that are wrong are replaced. One mistake is
     # told once: how values fit together is asked only where each is possible.
     recipe = _with_defaults(recipe, ranges)
-    ranges |= _prefill_problems(recipe)
+    ranges |= _least_problems(recipe)
     possible = _SIZES.isdisjoint(ranges)
     problems = [
         *_task_problems(recipe),
@@ -149,15 +149,23 @@ _SIZES = {
 }
 
 
-def _prefill_problems(recipe: Recipe) -> dict[str, str]:
-    """Leaf to problem."""
+# In a published window lie a step and at least one later state, which is its goal.
+_WITH_WINDOWS = ("task.episode_length", "budget.prefill_rows", "budget.replay_rows")
+
+
+def _least_problems(recipe: Recipe) -> dict[str, str]:
+    """Leaf to problem: what is possible for some algorithms and not for this one."""
+    least = dict.fromkeys(_WITH_WINDOWS, 2) if recipe.algorithm.parity == "reference" else {}
     prefill = recipe.budget.prefill_rows
     if recipe.algorithm.algo == "ppo":
-        wrong = "0 for PPO, which keeps no replay" if prefill else ""
-    else:
-        wrong = "at least 2" if prefill < 2 else ""
-    told = f"--prefill-rows must be {wrong}, got {prefill}"
-    return {"budget.prefill_rows": told} if wrong else {}
+        told = f"--prefill-rows must be 0 for PPO, which keeps no replay, got {prefill}"
+        return {"budget.prefill_rows": told} if prefill else {}
+    leaves = recipe.leaves()
+    return {
+        name: f"{_flag(name)} must be at least {lowest}, got {leaves[name]}"
+        for name, lowest in ({"budget.prefill_rows": 1} | least).items()
+        if leaves[name] < lowest
+    }
 
 
 def _depth_problems(recipe: Recipe) -> list[str]:
@@ -208,12 +216,13 @@ def _budget_problems(recipe: Recipe) -> list[str]:
             "it, or lower --prefill-rows or --num-envs"
         )
     rows = min(recipe.prefill_collections * budget.unroll_length, budget.replay_rows)
-    served = (rows - 1) * task.num_envs
+    # The newest row of a published window is no step to draw: no state of it is later.
+    served = (rows - (recipe.algorithm.parity == "reference")) * task.num_envs
     if recipe.algorithm.batch_size > served:
         problems.append(
             f"--batch-size {recipe.algorithm.batch_size} is more than the replay can serve at the "
             f"first update: {rows} rows of {task.num_envs} envs hold {served} steps with a "
-            "future; raise --prefill-rows or --num-envs"
+            "goal; raise --prefill-rows or --num-envs"
         )
     return problems
 

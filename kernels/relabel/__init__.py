@@ -20,19 +20,24 @@ def relabel(
     window: int = 0,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps drawn uniformly from all but the newest row, each with a goal from its future.
+    """Steps drawn uniformly from the ring, each with a goal from its future.
 
-    The goal of a step is achieved `truncated_geometric` steps later in its trajectory, or in the
-    step itself where the ring holds no later one.
+    The goal of a step is what its trajectory had achieved `truncated_geometric` steps after its
+    state: after the step itself for one, at the end of the trajectory for the most. Where physics
+    diverged in the step there is nothing after it, and its own state is its goal.
+
+    With a window, which is the published procedure, goals are states of the ring: the one after
+    the last step of a trajectory is not among them, and the newest row has none and is not drawn.
 
     Args:
         uniform_4B: float64 draws from U[0, 1): of the column, the row, the goal, the window.
-        position: int64 scalar on the device, the number of rows written so far; at least 2.
+        position: int64 scalar on the device, the number of rows written so far; at least 1, with
+            a window 2.
         ring: what has been written.
         goal_slice: first and stop of the achieved goal in a state.
         discount: in (0, 1).
         window: above 0, each step is drawn in a window of that many rows (at least 2), which also
-            ends the reach of goals: the published procedure.
+            ends the reach of goals.
         implementation: "reference" is plain torch; "triton" one kernel, on a CUDA device or under
             Triton's interpreter.
 
@@ -54,6 +59,11 @@ def relabel(
         raise ValueError(
             f"the goal is [{first}:{stop}] of a state of {ring.state.shape[-1]} numbers; it must "
             "be a slice of at least one of them, with 0 <= first < stop"
+        )
+    if ring.achieved.shape[-1] != stop - first:
+        raise ValueError(
+            f"the achieved goals have {ring.achieved.shape[-1]} numbers; the goal [{first}:{stop}] "
+            f"of a state has {stop - first}"
         )
     if implementation == "reference":
         return reference.relabel(

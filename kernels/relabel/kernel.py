@@ -61,7 +61,7 @@ def _copy_rows(p_from, p_to, o_from, o_to, m_m, size: tl.constexpr, padded: tl.c
 @triton.jit
 def relabel_kernel(
     # inputs
-    p_uniform, p_position, p_state, p_action, p_trajectory, p_last_row,
+    p_uniform, p_position, p_state, p_action, p_achieved, p_trajectory, p_last_row,
     # outputs
     p_batch_state, p_batch_action, p_batch_goal,
     # sizes
@@ -78,28 +78,38 @@ def relabel_kernel(
     position = tl.load(p_position)
     filled = tl.minimum(position, ROWS)
     b_first = tl.zeros([BM], tl.int64) + (position - filled)
-    reach = filled
+    drawn = filled
     if WINDOW:
         reach = tl.minimum(filled, WINDOW)
+        drawn = reach - 1
         b_window_draw = tl.load(p_uniform + 3 * B + o_m, mask=m_m, other=0.0)
         spare = tl.maximum(filled - reach, 1)
         b_first += (b_window_draw * spare.to(tl.float64)).to(tl.int64)
-    b_row = b_first + (b_row_draw * (reach - 1).to(tl.float64)).to(tl.int64)
+    b_row = b_first + (b_row_draw * drawn.to(tl.float64)).to(tl.int64)
     b_column = (b_column_draw * N).to(tl.int64)
 
     o_step = (b_row % ROWS) * N + b_column
     b_key = tl.load(p_trajectory + o_step, mask=m_m, other=0).to(tl.int64) % ROWS
     b_last = tl.load(p_last_row + b_key * N + b_column, mask=m_m, other=0).to(tl.int64)
     if WINDOW:
-        b_last = tl.minimum(b_last, b_first + (reach - 1))
+        # Below 0 where physics diverged in the step drawn.
+        b_horizon = tl.maximum(tl.minimum(b_last, b_first + (reach - 1)) - b_row, 0)
+    else:
+        b_horizon = b_last - b_row + 1
     # What the mask filled in may lie before its row.
-    b_horizon = tl.where(m_m, b_last - b_row, 0)
-    b_future = b_row + _truncated_geometric(b_goal_draw, b_horizon, LOG_DISCOUNT)
+    b_horizon = tl.where(m_m, b_horizon, 0)
+    b_steps = _truncated_geometric(b_goal_draw, b_horizon, LOG_DISCOUNT)
 
     _copy_rows(p_state, p_batch_state, o_step * S, o_m * S, m_m, S, BS)
     _copy_rows(p_action, p_batch_action, o_step * A, o_m * A, m_m, A, BA)
-    o_goal = ((b_future % ROWS) * N + b_column) * S + FIRST
-    _copy_rows(p_state, p_batch_goal, o_goal, o_m * G, m_m, G, BG)
+    if WINDOW:
+        o_goal = (((b_row + b_steps) % ROWS) * N + b_column) * S + FIRST
+        _copy_rows(p_state, p_batch_goal, o_goal, o_m * G, m_m, G, BG)
+    else:
+        o_goal = (((b_row + b_steps - 1) % ROWS) * N + b_column) * G
+        _copy_rows(p_achieved, p_batch_goal, o_goal, o_m * G, m_m & (b_steps > 0), G, BG)
+        m_own = m_m & (b_steps == 0)
+        _copy_rows(p_state, p_batch_goal, o_step * S + FIRST, o_m * G, m_own, G, BG)
 
 
 def constants_of(
@@ -127,6 +137,7 @@ def relabel_forward(
     position: Tensor,
     state: Tensor,
     action: Tensor,
+    achieved: Tensor,
     trajectory: Tensor,
     last_row: Tensor,
     first: int,
@@ -152,7 +163,7 @@ def relabel_forward(
     )
     with torch.cuda.device_of(state):
         relabel_kernel[(triton.cdiv(batch, constants["BM"]),)](
-            uniform_4B, position, state, action, trajectory, last_row,
+            uniform_4B, position, state, action, achieved, trajectory, last_row,
             state_BS, action_BA, goal_BG,
             batch, **constants,
             # A fused 1 - uniform * mass would round differently from the reference's.
@@ -167,6 +178,7 @@ def _(
     position: Tensor,
     state: Tensor,
     action: Tensor,
+    achieved: Tensor,
     trajectory: Tensor,
     last_row: Tensor,
     first: int,

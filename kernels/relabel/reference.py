@@ -18,10 +18,13 @@ class Ring(NamedTuple):
     """[rows, N, S] in float32 or bfloat16."""
     action: Tensor
     """[rows, N, A], of the state's dtype."""
+    achieved: Tensor
+    """[rows, N, G], of the state's dtype: the achieved goal after each step."""
     trajectory: Tensor
     """[rows, N] int32: the number of each step's trajectory, counted upwards in each column."""
     last_row: Tensor
-    """[rows, N] int32: at [i % rows, n], the newest row of column n's trajectory i."""
+    """[rows, N] int32: at [i % rows, n], the newest row of column n's trajectory i whose achieved
+    goal counts; the row before its first one where there is none."""
 
 
 def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float) -> Tensor:
@@ -29,7 +32,7 @@ def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float
 
     Args:
         uniform_B: float draws from U[0, 1).
-        horizon_B: int64 number of later rows in the same trajectory.
+        horizon_B: int64 number of goals to choose from, all in the future of the same trajectory.
         discount: in (0, 1).
 
     Returns:
@@ -64,16 +67,26 @@ def relabel(
         row_B = first_B + (uniform_4B[1] * (reach - 1)).long()
         end_B = first_B + reach - 1
     else:
-        row_B = oldest + (uniform_4B[1] * (filled - 1)).long()
+        row_B = oldest + (uniform_4B[1] * filled).long()
     slot_B = row_B % rows
     key_B = ring.trajectory[slot_B, column_B].long() % rows
     last_B = ring.last_row[key_B, column_B].long()
-    if end_B is not None:
-        last_B = torch.minimum(last_B, end_B)
-    future_B = row_B + truncated_geometric(uniform_4B[2], last_B - row_B, discount=discount)
+    if end_B is None:
+        horizon_B = last_B - row_B + 1
+    else:
+        # Below 0 where physics diverged in the step drawn.
+        horizon_B = (torch.minimum(last_B, end_B) - row_B).clamp(min=0)
+    steps_B = truncated_geometric(uniform_4B[2], horizon_B, discount=discount)
+    future_B = row_B + steps_B
     first, stop = goal_slice
+    if window:
+        goal_BG = ring.state[future_B % rows, column_B, first:stop]
+    else:
+        own_BG = ring.state[slot_B, column_B, first:stop]
+        reached_BG = ring.achieved[(future_B - 1) % rows, column_B]
+        goal_BG = torch.where((steps_B > 0)[:, None], reached_BG, own_BG)
     return (
         ring.state[slot_B, column_B].float(),
         ring.action[slot_B, column_B].float(),
-        ring.state[future_B % rows, column_B, first:stop].float(),
+        goal_BG.float(),
     )

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from tests.kernels.check import DEVICE, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
 from torch_crl.kernels.relabel import Ring, relabel, truncated_geometric
-from torch_crl.replay import Replay
+from torch_crl.replay import Replay, Transition
 
 NEXT_TO_ONE = 1.0 - 2.0**-53
 
@@ -25,23 +25,32 @@ def filled(
     ends: float,
     state_size: int = 4,
     action_size: int = 2,
+    goal_slice: tuple[int, int] = (0, 2),
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Ring, Tensor]:
-    """A ring after `written` rows whose trajectories end at every step with probability `ends`."""
+    """A ring after `written` rows whose trajectories end at every step with probability `ends`.
+
+    At some of these ends physics diverged.
+    """
     replay = Replay(
         rows=rows,
         num_envs=num_envs,
         state_size=state_size,
         action_size=action_size,
-        goal_slice=(0, 1),
+        goal_slice=goal_slice,
         dtype=dtype,
     )
     generator = Generator().manual_seed(written)
     trajectory = torch.zeros(num_envs, dtype=torch.int64)
     for _ in range(written):
-        state = torch.randn(num_envs, state_size, generator=generator)
-        replay.add(state, torch.randn(num_envs, action_size, generator=generator), trajectory)
-        trajectory += torch.rand(num_envs, generator=generator) < ends
+        state, action, achieved = (
+            torch.randn(num_envs, size, generator=generator)
+            for size in (state_size, action_size, goal_slice[1] - goal_slice[0])
+        )
+        ended, unstable = torch.rand(2, num_envs, generator=generator)
+        unstable = (ended < ends) & (unstable < 0.3)
+        replay.add(Transition(state, action, achieved, trajectory, unstable))
+        trajectory += ended < ends
     ring = Ring(**{name: x.to(DEVICE) for name, x in replay.tensors().items()})
     return ring, torch.tensor(written, device=DEVICE)
 
@@ -82,7 +91,7 @@ def assert_same(uniform: Tensor, position: Tensor, ring: Ring, **options: Any) -
 def test_every_ring_gives_the_same_batches(
     written: int, ends: float, discount: float, window: int
 ) -> None:
-    ring, position = filled(rows=30, num_envs=3, written=written, ends=ends)
+    ring, position = filled(rows=30, num_envs=3, written=written, ends=ends, goal_slice=(1, 3))
     options = {"goal_slice": (1, 3), "discount": discount, "window": window}
     uniform = torch.cat([uniforms(256, seed=written), ends_of_the_range()], 1)
     assert_same(uniform, position, ring, **options)
@@ -110,6 +119,7 @@ def test_sizes(
         ends=0.1,
         state_size=state_size,
         action_size=action_size,
+        goal_slice=goal_slice,
         dtype=dtype,
     )
     assert_same(uniforms(77), position, ring, goal_slice=goal_slice, discount=0.9)
@@ -118,18 +128,23 @@ def test_sizes(
 @pytest.mark.parametrize("num_envs", [1, 512])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_few_samples_of_few_or_many_envs(batch: int, num_envs: int) -> None:
-    ring, position = filled(rows=3, num_envs=num_envs, written=4, ends=0.3)
-    assert_same(uniforms(batch), position, ring, goal_slice=(0, 2), discount=0.9)
+    for written in (1, 4):
+        ring, position = filled(rows=3, num_envs=num_envs, written=written, ends=0.3)
+        assert_same(uniforms(batch), position, ring, goal_slice=(0, 2), discount=0.9)
+
+
+def one_trajectory(rows: int) -> Ring:
+    """States are the numbers of their rows, and goals those after: they tell how far they are."""
+    state = torch.arange(rows, dtype=torch.float32, device=DEVICE).view(rows, 1, 1)
+    numbers = torch.zeros(rows, 1, dtype=torch.int32, device=DEVICE)
+    return Ring(state, state, state + 1, numbers, torch.full_like(numbers, rows - 1))
 
 
 @pytest.mark.parametrize("discount", [1e-4, 0.3, 0.5, 0.9, 0.99, 0.999, 1.0 - 1e-7])
 @pytest.mark.usefixtures("many_samples_a_program")
 def test_steps_are_those_of_the_definition(discount: float) -> None:
-    # One trajectory, whose states are the numbers of their rows: a goal tells how far it is.
     rows = 2000
-    state = torch.arange(rows, dtype=torch.float32, device=DEVICE).view(rows, 1, 1)
-    numbers = torch.zeros(rows, 1, dtype=torch.int32, device=DEVICE)
-    ring = Ring(state, state, numbers, torch.full_like(numbers, rows - 1))
+    ring = one_trajectory(rows)
     size = 8192
     uniform = uniforms(2 * size).cpu()
     # An even grid, none of whose numbers is the edge of a step, zero, and the neighbours of one.
@@ -140,7 +155,7 @@ def test_steps_are_those_of_the_definition(discount: float) -> None:
     position = torch.tensor(rows, device=DEVICE)
     drawn, _, goal = relabel(uniform.to(DEVICE), position, ring, implementation="triton", **options)
     row = drawn[:, 0].cpu().long()
-    expected = truncated_geometric(uniform[2], rows - 1 - row, discount=discount)
+    expected = truncated_geometric(uniform[2], rows - row, discount=discount)
     assert torch.equal(goal[:, 0].cpu().long() - row, expected)
 
 
@@ -153,15 +168,13 @@ def test_draws_beside_a_step_fall_on_either_side_of_it(discount: float) -> None:
     edge = -torch.expm1(k * math.log(discount)) / mass
     inside = edge < 1.0 - 1e-9
     edge, k = edge[inside], k[inside]
-    state = torch.arange(horizon + 1, dtype=torch.float32, device=DEVICE).view(-1, 1, 1)
-    numbers = torch.zeros(horizon + 1, 1, dtype=torch.int32, device=DEVICE)
-    ring = Ring(state, state, numbers, torch.full_like(numbers, horizon))
+    ring = one_trajectory(horizon)
     for factor, steps in ((1.0 - 1e-12, k), (1.0 + 1e-12, k + 1)):
         uniform = torch.zeros(4, len(k), dtype=torch.float64)
         uniform[2] = edge * factor
         goal = relabel(
             uniform.to(DEVICE),
-            torch.tensor(horizon + 1, device=DEVICE),
+            torch.tensor(horizon, device=DEVICE),
             ring,
             goal_slice=(0, 1),
             discount=discount,
@@ -173,13 +186,18 @@ def test_draws_beside_a_step_fall_on_either_side_of_it(discount: float) -> None:
 def test_nan_in_the_ring_is_not_swallowed() -> None:
     ring, position = filled(rows=8, num_envs=1, written=8, ends=0.0)
     ring.state[3] = torch.nan
-    options: dict[str, Any] = {"goal_slice": (0, 2), "discount": 0.5}
-    found = [
-        [x.isnan() for x in relabel(uniforms(64), position, ring, implementation=name, **options)]
-        for name in ("triton", "reference")
-    ]
-    assert found[0][0].any() and found[0][2].any()
-    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+    ring.achieved[5] = torch.nan
+    for window in (0, 8):
+        options: dict[str, Any] = {"goal_slice": (0, 2), "discount": 0.5, "window": window}
+        found = [
+            [
+                x.isnan()
+                for x in relabel(uniforms(64), position, ring, implementation=name, **options)
+            ]
+            for name in ("triton", "reference")
+        ]
+        assert found[0][0].any() and found[0][2].any()
+        assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("window", [0, 5])
@@ -197,7 +215,11 @@ def test_replay_draws_with_either(window: int) -> None:
         )
         for row in range(33):
             state = torch.arange(12.0).view(2, 6) + 100 * row
-            replay.add(state, state[:, :3], torch.tensor([row // 7, row // 4]))
+            trajectory, unstable = (
+                torch.tensor([row // 7, row // 4]),
+                torch.tensor([False, row == 31]),
+            )
+            replay.add(Transition(state, state[:, :3], -state[:, 2:4], trajectory, unstable))
         generator = Generator(DEVICE).manual_seed(0)
         batches.append(replay.sample(300, discount=0.9, generator=generator, window=window))
     assert (batches[0] == batches[1]).all()
@@ -219,6 +241,7 @@ def test_torch_library_sees_one_op() -> None:
         ({"uniform_4B": torch.rand(4, 5)}, "of torch.float32; .* of torch.float64"),
         ({"goal_slice": (2, 9)}, r"the goal is \[2:9\] of a state of 4 numbers"),
         ({"goal_slice": (2, 2)}, "at least one"),
+        ({"goal_slice": (1, 4)}, r"achieved goals have 2 numbers; the goal \[1:4\] .* has 3"),
         ({"implementation": "fast"}, "'fast' is unknown; choose one of reference, triton"),
         ({"position": torch.tensor(9, device="meta")}, "position is on meta"),
         ({"uniform_4B": torch.rand(5, 4).double().T}, r"uniform .* strides \(1, 4\)"),
@@ -241,7 +264,8 @@ def test_triton_is_imported_only_where_it_is_asked_for() -> None:
         "import sys, torch\n"
         "from torch_crl.kernels.relabel import Ring, relabel\n"
         "x, i = torch.ones(2, 1, 1), torch.ones(2, 1, dtype=torch.int32)\n"
-        "relabel(torch.zeros(4, 1, dtype=torch.float64), torch.tensor(2), Ring(x, x, 0 * i, i),\n"
+        "ring = Ring(x, x, x, 0 * i, i)\n"
+        "relabel(torch.zeros(4, 1, dtype=torch.float64), torch.tensor(2), ring,\n"
         "        goal_slice=(0, 1), discount=0.5, implementation='reference')\n"
         "assert 'triton' not in sys.modules\n"
     )
@@ -270,7 +294,7 @@ def test_compiles_without_spills() -> None:
         )
         types = {name: "*fp32" for name in kernel.relabel_kernel.arg_names if name not in constants}
         types |= {"p_uniform": "*fp64", "p_position": "*i64", "B": "i32"}
-        types |= dict.fromkeys(("p_state", "p_action"), storage)
+        types |= dict.fromkeys(("p_state", "p_action", "p_achieved"), storage)
         types |= dict.fromkeys(("p_trajectory", "p_last_row"), "*i32")
         options = {"num_warps": kernel.NUM_WARPS, "enable_fp_fusion": False}
         jobs += [

@@ -27,6 +27,8 @@ class StepResult:
     """The episode ended because it failed, or because its physics became unstable."""
     truncated_N: Tensor
     """The episode ended at the time limit, without failing."""
+    unstable_N: Tensor
+    """bool: physics diverged in this step; `final_state_NS` is then the state before it."""
 
 
 class VectorEnv:
@@ -107,6 +109,7 @@ class VectorEnv:
             success=success,
             terminated_N=terminated_N,
             truncated_N=truncated_N,
+            unstable_N=unstable_N,
         )
         ended_N = terminated_N | truncated_N
         if self.capturable or ended_N.any():

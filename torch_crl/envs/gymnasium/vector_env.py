@@ -106,6 +106,7 @@ class GymnasiumVectorEnv:
             success={"success": parts["success"][:, 0] > 0},
             terminated_N=terminated_N,
             truncated_N=truncated_N,
+            unstable_N=torch.zeros_like(ended_N),
         )
 
     def check(self) -> None:
