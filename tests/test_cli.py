@@ -119,7 +119,7 @@ def test_train_eval_and_resume(tmp_path: Path) -> None:
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     result = torch_crl("train", "ant", "--depth", "64", "--dry-run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    for quantity in ("12,787,600", "31,744", "2,507,200", "GFLOP", "798.7 MB"):
+    for quantity in ("12,787,600", "31,744", "2,507,200", "GFLOP", "839.7 MB"):
         assert quantity in result.stdout
     assert list(tmp_path.iterdir()) == []
 
