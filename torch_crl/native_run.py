@@ -150,7 +150,7 @@ class NativeRun(Run):
         if next_row != collections_done * self.recipe.budget.unroll_length:
             raise ValueError(f"its replay has {next_row} rows after {collections_done} collections")
         first, last = tensors["replay/last_row"].aminmax()
-        if first < 0 or last >= max(1, next_row) or tensors["replay/trajectory"].lt(0).any():
+        if first < -1 or last >= max(1, next_row) or tensors["replay/trajectory"].lt(0).any():
             raise ValueError("its replay has rows that were never written")
 
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
