@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torch_crl.benchmarks.report import write_report
 from torch_crl.native_run import NativeRun, build_run
+from torch_crl.plots import load_matplotlib
 from torch_crl.presets import preset, with_changes
 
 # Beyond these the slope of tanh is below 2 % of its largest.
@@ -82,6 +83,7 @@ def deep_run(*, depth: int, width: int, batch: int, branch: str, device: str) ->
 
 def save_picture(rows: list[dict[str, Any]], path: Path) -> None:
     """Losses, entropy and stuck outputs, and gradient norms, by update."""
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6), layout="constrained")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from torch_crl.costs import TowerSize, UpdateCost
+from torch_crl.plots import load_matplotlib
 
 # Hours for 100 M env steps of `humanoid` on an A100, simulation included (arXiv 2503.14858,
 # table 3); one update for 39.68 env steps.
@@ -39,6 +40,7 @@ def floor_milliseconds(depth: int, *, batch: int, width: int) -> float:
 
 def save_time_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) -> None:
     """Log-log PNG of the `update` rows, one line for each implementation and size."""
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row["kind"] == "update" and "ms_p50" in row]

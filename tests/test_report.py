@@ -12,11 +12,11 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
+from torch_crl.costs import duration
 from torch_crl.study.pictures import (
     Line,
     _looks,
     curves_figure,
-    duration,
     estimates_figure,
     heat_map_figure,
 )

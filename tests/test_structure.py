@@ -21,7 +21,7 @@ PACKAGES = {
 
 # From the ground up: a module imports only from lines above its own, or from its own line.
 FLOORS = [
-    ["errors"],
+    ["errors", "terminal", "append_file"],
     ["fields", "runs.files"],
     ["runs.lock"],
     ["kernels", "costs", "machine", "threads", "stopping", "envs.spec", "envs.tasks.layouts"],

@@ -6,8 +6,6 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from torch_crl.envs.gymnasium.registration import register_tasks
-
 __version__ = "0.1.0"
 
 # Loaded at first use, so that `torch-crl --help` does not wait for torch.
@@ -41,5 +39,7 @@ if os.environ.get("MUJOCO_GL", "").lower().strip() == "osmesa" and "mujoco" not 
     with suppress(ImportError):
         importlib.import_module("triton")
 
-# As with every package of Gymnasium envs, importing it is what registers them.
-register_tasks()
+# As with every package of Gymnasium envs, importing it is what registers them. The command does so
+# by itself: until it runs, nothing would tell Ctrl-C from an error.
+if os.path.basename(next(iter(sys.argv), "")) != "torch-crl":
+    importlib.import_module("torch_crl.envs.gymnasium.registration").register_tasks()

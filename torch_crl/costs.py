@@ -1,9 +1,12 @@
-"""What a run costs, as arithmetic on sizes: parameters, floating-point operations, bytes."""
+"""What a run costs, as arithmetic on sizes: parameters, floating-point operations, bytes, time."""
 
 from dataclasses import dataclass
 
 # Dense layers in a residual block. Depth counts dense layers inside blocks.
 BLOCK = 4
+
+UNITS_OF_TIME = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
+"""Seconds and name of each, largest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,3 +111,12 @@ def replay_bytes(
     """Of the replay: state, action and achieved goal a step, and two int32 for its trajectory."""
     numbers = state_size + action_size + goal_size
     return rows * num_envs * (bytes_per_number * numbers + 2 * 4)
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `1.5 min`, `2 h`: the largest unit of which there are two or more."""
+    for size, name in UNITS_OF_TIME:
+        if abs(seconds) >= 2 * size:
+            count = seconds / size
+            return f"{count:,.0f} {name}" if count >= 1000 else f"{count:.3g} {name}"
+    return f"{seconds:.3g} s"

@@ -1,10 +1,10 @@
 """What a recipe means in numbers, as a table: which settings fit together and what they cost."""
 
-from rich.console import Console
 from rich.table import Table
 
 from torch_crl.compute import choose_compute
 from torch_crl.recipe import Recipe
+from torch_crl.terminal import console
 
 
 def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
@@ -86,7 +86,7 @@ def print_plan(recipe: Recipe) -> None:
     table.add_column(style="dim")
     for row in plan_rows(recipe):
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)
 
 
 def megabytes(number: int) -> str:

@@ -1,15 +1,29 @@
 """Pictures of a run, as PNG files."""
 
+import logging
 from pathlib import Path
 
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.terminal import plain
+
+
+def load_matplotlib() -> None:
+    """Import matplotlib, which takes a while and says so, and where it may write no cache."""
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        import matplotlib.font_manager  # noqa: F401
+    finally:
+        log.setLevel(level)
 
 
 def save_learning_curve(run_dir: Path) -> Path:
     """Draw success, time at goal and the critic's accuracy, if it has one, into learning_curve.png.
 
-    Returns the path of the picture. matplotlib is imported here, at the end of a run.
+    Returns the path of the picture. Whatever goes wrong with matplotlib is raised as it comes.
     """
+    load_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
@@ -19,6 +33,9 @@ def save_learning_curve(run_dir: Path) -> Path:
     panels = 2 if updates else 1
     figure = Figure(figsize=(5.0 * panels, 4.0), layout="constrained")
     behaviour, *critic = figure.subplots(1, panels, squeeze=False)[0]
+    recipe = RunDirectory(run_dir).read_recipe()
+    title = f"{recipe.task.name}, {recipe.algorithm.algo}, seed {recipe.system.seed}"
+    figure.suptitle(plain(title), parse_math=False)
 
     steps = [record["env_steps"] for record in evaluations]
     highest = 0.0

@@ -43,8 +43,8 @@ class Result:
     run_dir: Path
     evaluation: dict[str, float]
     """The last evaluation, see `torch_crl.evaluate`."""
-    learning_curve: Path
-    """A PNG."""
+    learning_curve: Path | None
+    """A PNG; None if it could not be drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +120,8 @@ def train(
             stays.
         SimulatorError: the simulator cannot run the task here, or physics diverged too often.
         CheckpointError: nothing to resume from, or the last checkpoint could not be written.
-        KeyboardInterrupt, SystemExit: after Ctrl-C or a termination signal, once a checkpoint is
-            written.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or another signal of `StopSignals`, once a
+            checkpoint is written or, on a full disk, told to be missing.
     """
     given = run_dir or default_run_dir(recipe)
     directory = given if isinstance(given, RunDirectory) else RunDirectory(given)
@@ -130,9 +130,9 @@ def train(
         # Somebody else may have begun here since the check.
         if problems := directory.problems(resume=resume, overwrite=overwrite):
             raise validation.RecipeError(problems)
-        # Now, since a run that has come to its end must not fail for want of it.
-        described = machine()
         with closing(_build(recipe)) as run:
+            # Now, since a run that has come to its end must not fail for want of it.
+            described = machine(run.device)
             if resume:
                 if directory.read_recipe() != recipe:
                     directory.extend(recipe)
@@ -153,7 +153,7 @@ def train(
             )
             with session.log, torch_threads(_thread_count(recipe)):
                 _train(session, notes)
-        learning_curve = save_learning_curve(directory.path)
+        learning_curve = _draw(directory, session.log)
         (*_, last) = session.evaluations
         evaluation = {name: value for name, value in last.items() if name != "kind"}
         directory.finish({"evaluation": evaluation, "machine": described})
@@ -196,7 +196,7 @@ def _train(session: _Session, notes: list[str]) -> None:
                 if _is_due(run, recipe.budget.checkpoints):
                     _save(session, must_succeed=run.updates_done == recipe.total_updates)
             if stop.requested:
-                _save(session, must_succeed=True)
+                _save(session, must_succeed=False)
                 log.announce(_after_a_stop(session))
                 stop.leave()
         # The record of a run that goes on at its end may have been damaged.
@@ -336,7 +336,16 @@ def _only_told(log: RunLog) -> Iterator[None]:
     try:
         yield
     except (CheckpointError, OSError) as error:
-        log.announce(f"warning: {error}; the run goes on, earlier checkpoints are kept")
+        log.announce(f"warning: {error}; earlier checkpoints are kept")
+
+
+def _draw(directory: RunDirectory, log: RunLog) -> Path | None:
+    try:
+        return save_learning_curve(directory.path)
+    # The picture is made of what is on the disk; whatever keeps it from being drawn ends no run.
+    except Exception as error:
+        log.announce(f"warning: no learning curve was drawn: {type(error).__name__}: {error}")
+        return None
 
 
 class _Clock:
@@ -372,7 +381,13 @@ class _Clock:
         if phase == self._shown_phase and now - self._shown_at < _SECONDS_BETWEEN_DISPLAYS:
             return
         self._shown_phase, self._shown_at = phase, now
-        log.progress(phase, completed=run.progress, updates=run.updates_done, rates=self.rates())
+        log.progress(
+            phase,
+            completed=run.progress,
+            updates=run.updates_done,
+            seconds=self.seconds,
+            rates=self.rates(),
+        )
 
     def rates(self) -> dict[str, float]:
         return {

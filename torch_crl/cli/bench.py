@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.errors import UsageError
+from torch_crl.terminal import console, print_line
 
 _UNITS = {
     "tflop_per_second": "TFLOP/s",
@@ -56,18 +56,17 @@ def _bench(
     out.mkdir(parents=True, exist_ok=True)
     scenarios = quick(depths=depths, batch=batch)
     rows: list[dict[str, Any]] = []
-    console = Console(stderr=True, markup=False)
-    with Progress(console=console) as progress:
+    with Progress(console=console(stderr=True)) as progress:
         bar = progress.add_task("measuring", total=len(scenarios))
         for scenario in scenarios:
             what = f"{scenario.kind}, depth {scenario.depth}, {scenario.implementation}"
             progress.update(bar, description=what)
             rows += run_scenario(scenario, device=device)
             progress.advance(bar)
-    Console().print(_table(rows))
+    console().print(_table(rows))
     write_report(rows, out / "bench.json")
     save_time_by_depth(rows, out / "bench.png", machine=machine()["device"])
-    console.print(f"written: {out / 'bench.json'}, {out / 'bench.png'}", highlight=False)
+    print_line(f"written: {out / 'bench.json'}, {out / 'bench.png'}", stderr=True)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

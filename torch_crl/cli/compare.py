@@ -1,7 +1,6 @@
 """`torch-crl compare`: methods beside each other, trained here or read from their runs."""
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +13,10 @@ from torch_crl.cli.output import check_folder
 from torch_crl.cli.sweep import plan
 from torch_crl.errors import UsageError
 from torch_crl.recipe import LIBRARY_ALGOS
+from torch_crl.terminal import NameCell, console, plain, print_line
+
+# Columns that the table of scores takes with every row on one line.
+_WIDE = 110
 
 if TYPE_CHECKING:
     from torch_crl.study.report import Table
@@ -70,8 +73,6 @@ def main(arguments: list[str]) -> int:
     )
     _check(options)
     # Here, so that --help stays quick.
-    from rich.console import Console
-
     from torch_crl.curves import read_curve, read_curves, read_finished_curves
     from torch_crl.study.compare import compare
     from torch_crl.study.compare_report import comparison_report, score_table
@@ -80,11 +81,10 @@ def main(arguments: list[str]) -> int:
 
     failed: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    console = Console(stderr=True, markup=False)
     if options.dry_run:
         trials = _trials(options)
         check_plan(trials, options.out / "runs", with_ray=options.launcher == "ray")
-        Console(markup=False).print(plan(trials))
+        console().print(plan(trials))
         return 0
     check_folder("--out", options.out)
     if options.finished_only:
@@ -94,9 +94,9 @@ def main(arguments: list[str]) -> int:
     else:
         run_dirs, failed = _train(options)
         for name, reason in failed.items():
-            print(f"failed: {name}: {reason}", file=sys.stderr)
+            print_line(f"failed: {name}: {reason}", stderr=True)
         curves = [read_curve(run_dir) for run_dir in run_dirs]
-    with console.status("bootstrapping and drawing"):
+    with console(stderr=True).status("bootstrapping and drawing"):
         comparison = compare(curves)
         command = shlex.join(["torch-crl", "compare", *arguments])
         report = comparison_report(
@@ -105,8 +105,8 @@ def main(arguments: list[str]) -> int:
         page = write_report(report, options.out)
     _print(score_table(comparison))
     for finding in report.findings:
-        console.print(f"- {finding}", highlight=False, soft_wrap=True)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        print_line(f"- {finding}", stderr=True)
+    print_line(f"report: {page}", stderr=True)
     return 1 if failed else 0
 
 
@@ -171,15 +171,29 @@ def _trials(options: Options) -> "list[Trial]":
 
 
 def _print(table: "Table") -> None:
-    from rich.console import Console
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as Shown
 
     from torch_crl.study.report import shown
 
-    drawn = Shown(title=table.caption, title_justify="left")
+    screen = console()
+    # Intervals below their estimates and headings over several lines leave all numbers whole.
+    narrow = screen.width < _WIDE
+    drawn = Shown(
+        title=table.caption,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in table.columns:
-        drawn.add_column(column)
-    for row in table.rows:
-        drawn.add_row(*map(shown, row))
-    # A file or a pipe has no width, and what is folded into 80 columns reads badly.
-    Console(width=None if sys.stdout.isatty() else 120, markup=False).print(drawn)
+        name = column in ("task", "method")
+        heading = column.replace(" ", "\n") if narrow else column
+        drawn.add_column(heading, justify="left" if name else "right", no_wrap=not name)
+    for task, *cells in table.rows:
+        texts = [plain(shown(cell)) for cell in cells]
+        drawn.add_row(
+            NameCell(shown(task)),
+            *(text.replace(" [", "\n[") if narrow else text for text in texts),
+        )
+    screen.print(drawn)

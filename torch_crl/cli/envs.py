@@ -4,12 +4,12 @@ import difflib
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.errors import UsageError
+from torch_crl.terminal import console, print_line
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +26,7 @@ def _envs(contains: tyro.conf.Positional[str] = "", png: Path | None = None) -> 
         png: draw the task's start and its goals into this file.
     """
     if png is None:
-        Console().print(_table(contains))
+        console().print(_table(contains))
     else:
         _draw(contains, png)
 
@@ -56,4 +56,4 @@ def _draw(name: str, path: Path) -> None:
         raise UsageError(f"--png writes .png or .jpg, got {path.name!r}")
     image, backend = task_picture(make_task(name))
     save_image(image, path)
-    print(f"{path} ({name}, drawn with {backend})")
+    print_line(f"{path} ({name}, drawn with {backend})")

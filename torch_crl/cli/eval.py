@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import Trained, load_trained, task_env
 from torch_crl.errors import UsageError
+from torch_crl.terminal import console, print_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +56,11 @@ def main(arguments: list[str]) -> int:
     )
     result = _evaluate(trained, options)
     if options.json:
-        print(json.dumps({"task": trained.task, **result}))
+        print_line(json.dumps({"task": trained.task, **result}))
     else:
-        print(f"{trained.task}, {options.num_envs} episodes")
+        print_line(f"{trained.task}, {options.num_envs} episodes")
         for name, value in result.items():
-            print(f"  {name:<20} {value:10.3f}")
+            print_line(f"  {name:<20} {value:10.3f}")
     if options.video is not None:
         _film(trained, options, options.video)
     return 0
@@ -79,13 +80,12 @@ def _check(options: Options) -> None:
 
 
 def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
-    from rich.console import Console
     from rich.progress import Progress
 
     from torch_crl.evaluation import evaluate
 
     # Gone when the numbers come; nothing at all where standard error is no terminal.
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"{options.num_envs} episodes", total=trained.episode_length)
         return evaluate(
             trained.policy,
@@ -100,15 +100,13 @@ def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
 def _film(trained: Trained, options: Options, path: Path) -> None:
     from contextlib import closing
 
-    from rich.console import Console
     from rich.progress import Progress
 
     from torch_crl.rendering.video import record
 
-    console = Console(stderr=True, markup=False)
     with (
         closing(task_env(trained, num_envs=options.video_envs, seed=options.seed)) as env,
-        Progress(console=console, transient=True) as progress,
+        Progress(console=console(stderr=True), transient=True) as progress,
     ):
         seconds_per_step = env.task.model.opt.timestep * env.task.substeps
         steps = max(1, round(options.video_seconds / seconds_per_step))
@@ -120,4 +118,4 @@ def _film(trained: Trained, options: Options, path: Path) -> None:
             steps=steps,
             on_step=lambda step: progress.update(bar, completed=step),
         )
-    console.print(f"video: {path} (drawn with {backend})", highlight=False, soft_wrap=True)
+    print_line(f"video: {path} (drawn with {backend})", stderr=True)

@@ -5,6 +5,7 @@ import sys
 
 from torch_crl.cli.output import tell, wrong_mujoco_gl
 from torch_crl.errors import TorchCrlError, UsageError
+from torch_crl.terminal import print_line, safe_streams
 
 _COMMANDS = {
     "train": "train on a task, or resume a run",
@@ -22,35 +23,43 @@ _USAGE = (
     "Self-supervised reinforcement learning with very deep networks.\n\n"
     + "".join(f"  torch-crl {name:<7} {purpose}\n" for name, purpose in _COMMANDS.items())
     + """
-`torch-crl COMMAND --help` explains the flags of a command.
-"""
+`torch-crl COMMAND --help` explains the flags of a command."""
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with safe_streams():
+        try:
+            status = _run(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
+        except (TorchCrlError, OSError, KeyboardInterrupt) as error:
+            return tell(error)
+        except Exception as error:
+            if message := wrong_mujoco_gl(error):
+                return tell(UsageError(message))
+            raise
+        return status
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_USAGE, end="")
+        print_line(_USAGE)
         return 0 if arguments else 2
     command, *rest = arguments
     if command == "--version":
         from torch_crl import __version__
 
-        print(__version__)
+        print_line(__version__)
         return 0
     if command not in _COMMANDS:
-        print(f"torch-crl: unknown command {command!r}\n\n{_USAGE}", end="", file=sys.stderr)
+        print_line(f"torch-crl: unknown command {command!r}\n\n{_USAGE}", stderr=True)
         return 2
-    try:
-        status: int = importlib.import_module(f"torch_crl.cli.{command}").main(rest)
-        sys.stdout.flush()
-    except (TorchCrlError, OSError, KeyboardInterrupt) as error:
-        return tell(error)
-    except Exception as error:
-        if message := wrong_mujoco_gl(error):
-            return tell(UsageError(message))
-        raise
+    # Here, where Ctrl-C while Gymnasium is imported is answered.
+    from torch_crl.envs.gymnasium.registration import register_tasks
+
+    register_tasks()
+    status: int = importlib.import_module(f"torch_crl.cli.{command}").main(rest)
     return status
 
 

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from torch_crl.errors import UsageError, exit_status
+from torch_crl.terminal import print_line
 
 
 def check_folder(flag: str, folder: Path) -> None:
@@ -24,11 +25,8 @@ def check_folder(flag: str, folder: Path) -> None:
 
 def tell(error: BaseException) -> int:
     """Print what went wrong, once; returns the exit status of the process."""
-    if isinstance(error, BrokenPipeError):
-        # Nobody reads on; Python would complain when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    elif not isinstance(error, KeyboardInterrupt):
-        print(f"torch-crl: {error}", file=sys.stderr)
+    if not isinstance(error, KeyboardInterrupt | BrokenPipeError):
+        print_line(f"torch-crl: {error}", stderr=True)
     return exit_status(error)
 
 

@@ -1,12 +1,12 @@
 """What the commands need to know of a run directory."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch_crl.cli.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.runs.directory import RunDirectory, run_directory_of
+from torch_crl.terminal import print_line
 
 if TYPE_CHECKING:
     from torch_crl.envs.spec import TaskSpec
@@ -44,8 +44,8 @@ def load_trained(
     found = find_policy(run, which=which)
     policy = found.policy
     for failure in found.passed_over:
-        print(f"passed over: {failure}", file=sys.stderr)
-    print(f"policy: {found.folder}", file=sys.stderr)
+        print_line(f"passed over: {failure}", stderr=True)
+    print_line(f"policy: {found.folder}", stderr=True)
     typed = [task] if task else []
     task = task or recipe.task.eval_name
     allow_tasks([task], typed=typed, trust=trust, source=directory.recipe)

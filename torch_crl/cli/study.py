@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.errors import UsageError
+from torch_crl.terminal import console, print_line
 
 # Shown by --help; stands for `studies/NAME_SCALE`, so that a study goes on where it stopped.
 _DEFAULT_OUT = Path("studies/NAME_SCALE")
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> int:
     study = STUDIES[options.name]
     trials = study.trials(options.scale)
     cost = str(cost_of(trials)) if trials else "no runs: networks are measured in this process"
-    print(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}", flush=True)
+    print_line(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}")
     folder, runs = _folders(options, study.runs_of or options.name)
     if options.dry_run:
         check_plan(trials, runs, with_ray=options.launcher == "ray")
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> int:
         runs_per_gpu=options.runs_per_gpu,
         retries=options.retries,
     )
-    print(f"report: {path}")
+    print_line(f"report: {path}")
     return 0
 
 
@@ -106,7 +107,6 @@ def _agreed() -> bool:
 
 
 def _list(questions: dict[str, str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="torch-crl study NAME", title_justify="left", show_header=False)
@@ -114,4 +114,4 @@ def _list(questions: dict[str, str]) -> None:
     table.add_column()
     for name, question in questions.items():
         table.add_row(name, question)
-    Console().print(table)
+    console().print(table)

@@ -10,6 +10,7 @@ from tyro.conf import Positional, UseAppendAction
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.errors import UsageError
+from torch_crl.terminal import console, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,8 +68,6 @@ def main(arguments: list[str]) -> int:
     if options.algo:
         axes = {"algo": options.algo} | axes
     # Here, so that --help stays quick.
-    from rich.console import Console
-
     from torch_crl.sweep.driver import check_plan, run_trials
     from torch_crl.sweep.grid import grid
     from torch_crl.sweep.results import collect, table
@@ -80,7 +79,7 @@ def main(arguments: list[str]) -> int:
     )
     if options.dry_run:
         check_plan(trials, options.out, with_ray=options.launcher == "ray")
-        Console(markup=False).print(plan(trials))
+        console().print(plan(trials))
         return 0
     check_folder("--out", options.out)
     result = run_trials(
@@ -93,9 +92,9 @@ def main(arguments: list[str]) -> int:
         address=options.address,
         retries=options.retries,
     )
-    Console(markup=False).print(table(collect(trials, options.out, failed=result.failed)))
+    console().print(table(collect(trials, options.out, failed=result.failed)))
     for name, reason in result.failed.items():
-        print(f"failed: {name}: {reason}; log: {options.out / name}.log")
+        print_line(f"failed: {name}: {reason}; log: {options.out / name}.log")
     return 1 if result.failed else 0
 
 

@@ -15,6 +15,7 @@ from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import Algo, Recipe
 from torch_crl.runs.directory import RunDirectory, read_recipe
+from torch_crl.terminal import print_line
 
 # Shown by --help; stands for `trainer.default_run_dir`.
 _DEFAULT_RUN_DIR = Path("runs/TASK_seedN_DATE-TIME")
@@ -99,10 +100,11 @@ def _run(options: Options) -> int:
         return 0
     result = train(recipe, directory, resume=options.resume, overwrite=options.overwrite)
     reached = result.evaluation
-    print(
+    picture = f"learning curve: {result.learning_curve}; " if result.learning_curve else ""
+    print_line(
         f"reached the goal in {reached['success_any']:.0%} of the episodes and stayed for "
         f"{reached['time_at_goal_share']:.0%} of the time on {recipe.task.eval_name}; "
-        f"learning curve: {result.learning_curve}; evaluate it: torch-crl eval {result.run_dir}"
+        f"{picture}evaluate it: torch-crl eval {result.run_dir}"
     )
     return 0
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch_crl.costs import duration
 from torch_crl.curves import SCORED_EVALUATIONS, Axis, first_reached
 from torch_crl.study.compare import (
     METRIC,
@@ -18,7 +19,7 @@ from torch_crl.study.compare_text import (
     making,
     seeds_text,
 )
-from torch_crl.study.pictures import Line, Unit, curves_figure, duration, estimates_figure
+from torch_crl.study.pictures import Line, Unit, curves_figure, estimates_figure
 from torch_crl.study.published import EPISODE_LENGTH, published_curves
 from torch_crl.study.report import Picture, Report, Section, Table, Text, provenance
 from torch_crl.study.statistics import Estimate

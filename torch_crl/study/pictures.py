@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from torch_crl.plots import share_limits
+from torch_crl.costs import UNITS_OF_TIME
+from torch_crl.plots import load_matplotlib, share_limits
 from torch_crl.study.statistics import Array, Estimate
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": "#5b6675",
     "ytick.color": "#5b6675",
 }
-_DURATIONS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.6, 3.2
 
 
@@ -188,6 +188,7 @@ def _figure(
     count: int, *, panel_height: float = _PANEL_HEIGHT
 ) -> "Iterator[tuple[Figure, list[Axes]]]":
     """A figure with `count` panels, up to three in a row, in the style of all our pictures."""
+    load_matplotlib()
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -256,17 +257,9 @@ def _scale(x: tuple[str, Unit], ends: Sequence[float]) -> tuple[float, str]:
     if x[1] != "seconds":
         return 1.0, x[0]
     size, name = next(
-        (size, name) for size, name in _DURATIONS if max(ends) >= 2 * size or size == 1.0
+        (size, name) for size, name in UNITS_OF_TIME if max(ends) >= 2 * size or size == 1.0
     )
     return size, f"{x[0]}, {name}"
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `1.5 min`, `2 h`: the largest unit of which there is more than one."""
-    for size, name in _DURATIONS:
-        if abs(seconds) >= 2 * size:
-            return f"{seconds / size:.3g} {name}"
-    return f"{seconds:.3g} s"
 
 
 def _label_first_column(axes_of_panels: "Sequence[Axes]", label: str) -> None:

@@ -111,7 +111,11 @@ def run_trials(
                 progress.announce("stopped; the same command goes on from here")
                 stop.leave()
     finally:
-        write(collect(trials, folder, failed=sweep.failed), folder / RESULTS)
+        try:
+            write(collect(trials, folder, failed=sweep.failed), folder / RESULTS)
+        # All that is in it lies in the run directories.
+        except OSError as error:
+            progress.announce(f"warning: {folder / RESULTS} cannot be written ({error.strerror})")
     finished = [folder / trial.name for trial in trials if trial.name not in sweep.failed]
     return SweepResult(finished=tuple(finished), failed=sweep.failed)
 
@@ -170,7 +174,12 @@ class _Sweep:
         run_dir = self.folder / trial.name
         log = log_of(run_dir)
         log_begin = log.stat().st_size if log.exists() else 0
-        job = self.launcher.start(run_dir, trial.recipe)
+        try:
+            job = self.launcher.start(run_dir, trial.recipe)
+        # No room for its log, say. Those that run already go on.
+        except OSError as error:
+            self._fail(trial, number, reason=f"could not be started: {error}")
+            return
         self._running.append(_Attempt(trial=trial, number=number, job=job, log_begin=log_begin))
         self.progress.started(trial)
 
@@ -189,8 +198,11 @@ class _Sweep:
         self.progress.announce(
             f"{trial.name}: {_ending(status)}; {log_of(run_dir)}:", *(f"  {line}" for line in lines)
         )
-        if attempt.number <= self.retries:
-            self._waiting.append((trial, attempt.number + 1))
+        self._fail(trial, attempt.number, reason=reason)
+
+    def _fail(self, trial: Trial, number: int, *, reason: str) -> None:
+        if number <= self.retries:
+            self._waiting.append((trial, number + 1))
             self.progress.ended(trial, outcome="to retry")
         else:
             self.failed[trial.name] = reason
@@ -207,7 +219,10 @@ def _ending(status: int) -> str:
 
 def _last_lines(log: Path, *, begin: int) -> list[str]:
     """The end of what was printed since the log had `begin` bytes."""
-    with log.open("rb") as file:
-        file.seek(max(begin, file.seek(0, 2) - _TOLD_BYTES))
-        text = file.read().decode(errors="replace")
+    try:
+        with log.open("rb") as file:
+            file.seek(max(begin, file.seek(0, 2) - _TOLD_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError as error:
+        return [f"{log} cannot be read ({error.strerror})"]
     return [line for line in text.splitlines() if line.strip()][-_TOLD_LINES:]

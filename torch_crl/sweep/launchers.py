@@ -4,8 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -162,18 +162,20 @@ def start_worker(
     It works in `folder` (the present one if not given), where tasks of the user's own are, and in
     a session of its own: Ctrl-C in the terminal reaches the driver alone, which passes it on once.
     """
-    with tempfile.TemporaryFile() as given, log_of(run_dir).open("ab") as log:
-        given.write(recipe.encode())
-        given.seek(0)
-        return subprocess.Popen(
+    with log_of(run_dir).open("ab") as log:
+        process = subprocess.Popen(
             [sys.executable, *worker, str(run_dir)],
-            stdin=given,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
             start_new_session=True,
             cwd=folder,
         )
+    # A recipe is smaller than what a pipe holds. Of a worker that reads nothing its end will tell.
+    with suppress(BrokenPipeError), process.stdin as given:  # type: ignore[union-attr]
+        given.write(recipe.encode())
+    return process
 
 
 def _wants_gpu(recipe: Recipe) -> bool:

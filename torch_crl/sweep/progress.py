@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.grid import Trial
+from torch_crl.terminal import console, plain
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_OF_SILENCE = 60.0
 _TAIL_BYTES = 4096
 
 
@@ -23,21 +24,22 @@ class SweepProgress:
         """`finished` of the `trials` were so before."""
         self._folder, self._trials = folder, trials
         self._finished, self._failed = finished, 0
-        self._console = Console(stderr=True, quiet=not show, highlight=False)
+        self._console = console(stderr=True, quiet=not show)
+        on_terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeRemainingColumn(compact=True),
             TextColumn("left{task.fields[note]}"),
             console=self._console,
-            disable=not (show and self._console.is_terminal),
+            disable=not (show and on_terminal),
         )
         # Only what is done now says how long the rest takes.
         self._total = self._progress.add_task("sweep", total=trials - finished, note="")
         self._bars: dict[str, TaskID] = {}
         self._done = 0.0
-        self._looked_at = 0.0
+        self._looked_at = self._spoke_at = time.monotonic()
 
     def __enter__(self) -> Self:
         """Start the display."""
@@ -51,40 +53,55 @@ class SweepProgress:
     def announce(self, *lines: str) -> None:
         """Show lines above the bars."""
         for line in lines:
-            self._console.print(line, soft_wrap=True, markup=False)
+            self._spoke_at = time.monotonic()
+            self._console.print(plain(line), soft_wrap=True)
 
     def started(self, trial: Trial) -> None:
         """A worker of this trial runs."""
-        self._bars[trial.name] = self._progress.add_task(f"  {trial.name}", total=1.0, note="")
-        if not self._console.is_terminal:
+        self._bars[trial.name] = self._progress.add_task(
+            f"  {plain(trial.name)}", total=1.0, note=""
+        )
+        if self._progress.disable:
             self.announce(f"started   {trial.name}")
 
     def ended(self, trial: Trial, *, outcome: str) -> None:
         """Its worker has ended; `outcome` is finished, failed or another word for the line."""
-        self._progress.remove_task(self._bars.pop(trial.name))
+        if trial.name in self._bars:
+            self._progress.remove_task(self._bars.pop(trial.name))
         self._finished += outcome == "finished"
         self._failed += outcome == "failed"
         self._done += outcome in ("finished", "failed")
-        self._looked_at = 0.0
+        self._looked_at = -_SECONDS_BETWEEN_LOOKS
         failed = f", {self._failed} failed" if self._failed else ""
         self.announce(
             f"{outcome:<9} {trial.name} ({self._finished} of {self._trials} finished{failed})"
         )
 
     def look(self, running: Iterable[Trial]) -> None:
-        """Move the bars to what the runs have logged, at most once a second."""
-        if self._progress.disable or time.monotonic() - self._looked_at < _SECONDS_BETWEEN_LOOKS:
+        """Move the bars to what the runs have logged, at most once a second.
+
+        Without a terminal this is a line once a minute in which nothing else was said.
+        """
+        now = time.monotonic()
+        since, pause = self._looked_at, _SECONDS_BETWEEN_LOOKS
+        if self._progress.disable:
+            since, pause = self._spoke_at, _SECONDS_OF_SILENCE
+        if now - since < pause:
             return
-        self._looked_at = time.monotonic()
+        self._looked_at = now
         done = self._done
+        shares = []
         for trial in running:
             steps = logged_env_steps(self._folder / trial.name)
             share = min(1.0, steps / trial.recipe.total_env_steps)
             self._progress.update(self._bars[trial.name], completed=share)
             done += share
+            shares.append(f"{trial.name} {share:.0%}")
         failed = f", {self._failed} failed" if self._failed else ""
-        note = f"   {self._finished} of {self._trials} finished{failed}"
-        self._progress.update(self._total, completed=done, note=note)
+        note = f"{self._finished} of {self._trials} finished{failed}"
+        self._progress.update(self._total, completed=done, note=f"   {note}")
+        if self._progress.disable:
+            self.announce(f"{note}; {', '.join(shares)}")
 
 
 def logged_env_steps(run_dir: Path) -> int:
@@ -93,7 +110,7 @@ def logged_env_steps(run_dir: Path) -> int:
         with RunDirectory(run_dir).metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
             lines = file.read().split(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return 0
     # What follows the last newline is half a line, and so may be the first.
     for line in reversed(lines[:-1]):

@@ -12,6 +12,7 @@ from torch_crl.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
 from torch_crl.runs.files import write_text
 from torch_crl.sweep.grid import Trial
 from torch_crl.sweep.worker import is_finished
+from torch_crl.terminal import NameCell
 
 
 def collect(
@@ -57,11 +58,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
     )
     for heading in ("trial", "score", "success_any", "minutes"):
         left = heading == "trial"
-        found.add_column(heading, justify="left" if left else "right", overflow="fold")
+        found.add_column(heading, justify="left" if left else "right", no_wrap=not left)
     for record in records:
         if record["status"] == "finished" and "score" in record:
             cells = (f"{record['score']:.3f}", f"{record['success_any']:.3f}")
-            found.add_row(record["trial"], *cells, f"{record['seconds'] / 60:.1f}")
+            found.add_row(NameCell(record["trial"]), *cells, f"{record['seconds'] / 60:.1f}")
         else:
-            found.add_row(record["trial"], record["status"], "", "")
+            found.add_row(NameCell(record["trial"]), record["status"], "", "")
     return found

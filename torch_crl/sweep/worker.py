@@ -14,6 +14,7 @@ from torch_crl.errors import TorchCrlError, exit_status
 from torch_crl.recipe import Recipe, differences
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
 from torch_crl.runs.files import DamagedFileError, read_bytes
+from torch_crl.terminal import print_line
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -49,7 +50,7 @@ def work(recipe: Recipe, run_dir: Path, *, train: Callable[..., object] | None =
     Raises RunDirectoryError if the directory holds a run of another recipe, and what `train` does.
     """
     directory = RunDirectory(run_dir)
-    with directory.owned(wait=partial(print, flush=True)):
+    with directory.owned(wait=partial(print_line, stderr=True)):
         if directory.is_finished:
             return
         if problem := other_run_in(run_dir, recipe):
@@ -75,7 +76,7 @@ def main() -> None:
     try:
         work(Recipe.from_json(sys.stdin.read()), Path(sys.argv[1]))
     except (TorchCrlError, OSError, KeyboardInterrupt) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print_line(f"{type(error).__name__}: {error}", stderr=True)
         sys.exit(exit_status(error))
 
 

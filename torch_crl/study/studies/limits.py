@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from torch_crl.study.pictures import Line, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.sweep.grid import Trial
+from torch_crl.terminal import console
 from torch_crl.threads import torch_threads
 
 TASK = "ant"
@@ -114,12 +114,12 @@ def report(sizes: Sizes) -> Answer:
 
 def _shown(cells: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
     """The same branches and depths, with progress on standard error."""
-    console = Console(stderr=True, highlight=False)
+    shown = console(stderr=True)
     for branch, depth in track(
-        cells, description="measuring", console=console, disable=not console.is_terminal
+        cells, description="measuring", console=shown, disable=not shown.is_terminal
     ):
-        if not console.is_terminal:
-            console.print(f"measuring branch {branch}, depth {depth}")
+        if not shown.is_terminal:
+            shown.print(f"measuring branch {branch}, depth {depth}")
         yield branch, depth
 
 
