@@ -178,4 +178,11 @@ def test_own_task_by_name_trains_and_evaluates(tmp_path: Path) -> None:
         "train", "own_task:make", *TINY_FLAGS, "--run-dir", str(run_dir), cwd=examples
     )
     assert result.returncode == 0, result.stderr
-    assert torch_crl("eval", str(run_dir), "--num-envs", "4", cwd=examples).returncode == 0
+    evaluate = ("eval", str(run_dir), "--num-envs", "4")
+    # Only the run's files name the module, and they may be anybody's.
+    refused = torch_crl(*evaluate, cwd=examples)
+    assert refused.returncode == 1 and "would import own_task (of own_task:make)" in refused.stderr
+    assert torch_crl(*evaluate, "--task", "own_task:make", cwd=examples).returncode == 0
+    elsewhere = torch_crl(*evaluate, "--trust", cwd=tmp_path)
+    assert elsewhere.returncode == 1
+    assert f"trained with {examples / 'own_task.py'}: go to that folder" in elsewhere.stderr

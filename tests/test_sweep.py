@@ -114,7 +114,7 @@ def test_problems_of_recipes_are_told_with_their_trials(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         sweep(trials, tmp_path)
     told = caught.value.problems
-    assert told[0].startswith("all 4 trials: --discount must be between 0 and 1")
+    assert told[0].startswith("all 4 trials: --discount must lie between 0 and 1")
     assert told[1].startswith("reacher_crl_depth6_seed0, reacher_crl_depth6_seed1: --actor-depth")
     with pytest.raises(RecipeError, match="two trials have this name"):
         check_trials([*fakes(0), *fakes(0)])
@@ -267,7 +267,7 @@ def test_killed_driver_and_workers_repeat_nothing_and_lose_nothing(tmp_path: Pat
 
     # The orphan goes on, and the second driver's worker waits for it.
     second = drive(tmp_path, trials)
-    wait_until(lambda: "waiting for the process" in (tmp_path / f"{holds.name}.log").read_text())
+    wait_until(lambda: "waiting for process" in (tmp_path / f"{holds.name}.log").read_text())
     assert len(trace(tmp_path, holds)) == 1
     # The lock goes with the orphan, so the trial begins again.
     os.kill(orphan, signal.SIGKILL)

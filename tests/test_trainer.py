@@ -19,8 +19,8 @@ from torch_crl.metrics import DivergenceError, UpdateMetrics, first_not_finite
 from torch_crl.native_run import build_run
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
-from torch_crl.runs.directory import Moment, RunDirectory
-from torch_crl.trainer import default_run_dir, train
+from torch_crl.runs.directory import Moment, RunDirectory, default_run_dir
+from torch_crl.trainer import train
 from torch_crl.validation import RecipeError
 
 

@@ -1,8 +1,6 @@
 """Training from the first step to the evaluated policy: `train` reads top to bottom."""
 
-import itertools
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -23,7 +21,7 @@ from torch_crl.policy import Policy
 from torch_crl.presets import with_changes
 from torch_crl.recipe import Recipe, differences, extended
 from torch_crl.run import Run, stream_seed
-from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.directory import RunDirectory, default_run_dir
 from torch_crl.saving import commit, moment_of, restore, save_best
 from torch_crl.stability import StabilityWatch
 from torch_crl.stopping import StopSignals
@@ -79,14 +77,6 @@ class _Session:
         """Where the run is, as every record has it."""
         moment = moment_of(self.run)._asdict()
         return {**moment, "seconds": self.clock.seconds}
-
-
-def default_run_dir(recipe: Recipe) -> Path:
-    """`runs/TASK_seedN_DATE-TIME`, with a number behind it where that exists."""
-    task = re.sub("[:/]", "_", recipe.task.name)
-    name = f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 def train(

@@ -14,7 +14,7 @@ from torch_crl.envs.registry import TASKS
 from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import Algo, Recipe
-from torch_crl.runs.directory import RunDirectory, read_recipe
+from torch_crl.runs.directory import RunDirectory, default_run_dir, read_recipe
 from torch_crl.terminal import print_line
 
 # Shown by --help; stands for `trainer.default_run_dir`.
@@ -87,7 +87,7 @@ def _parse(arguments: list[str], defaults: Options) -> Options:
 
 def _run(options: Options) -> int:
     from torch_crl.plan import print_plan
-    from torch_crl.trainer import default_run_dir, find_problems, train
+    from torch_crl.trainer import find_problems, train
 
     recipe = options.recipe
     named = options.run_dir != _DEFAULT_RUN_DIR
