@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from torch_crl.cli import envs
+from torch_crl.cli.main import main
 from torch_crl.envs.registry import TASKS
 
 TINY_FLAGS = [
@@ -152,6 +153,33 @@ def test_wrong_input_is_told_without_a_traceback(
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["train", "--task", "ant"], "the task is named by itself: torch-crl train ant"),
+        (["train", "--depth", "8", "--task"], "torch-crl train reacher"),
+        (["eval", "--run-dir=runs/a"], "the run is named by itself: torch-crl eval runs/a"),
+        (["sweep", "--task", "ant"], "each task is named by itself: torch-crl sweep ant"),
+        (["study", "--name", "depth"], "the study is named by itself: torch-crl study depth"),
+    ],
+)
+def test_what_needs_no_flag_is_told(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    assert hint in capsys.readouterr().err
+
+
+def test_wrong_values_are_told_beside_the_defaults_of_the_preset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "reacher", "--env-steps", "1.5"])
+    told = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
+    assert told.count("must be a whole number, as 1000000 or 1e6, got '1.5'") == 1
+    assert "(default: 200000)" in told
 
 
 def test_flags_may_stand_before_the_task(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch_crl.metrics import UpdateMetrics
 from torch_crl.native_run import build_run
 from torch_crl.plan import plan_rows
 from torch_crl.presets import preset, with_changes
-from torch_crl.recipe import Recipe, differences
+from torch_crl.recipe import Recipe, differences, whole_number
 
 TINY: dict[str, dict[str, Any]] = {
     "task": {"num_envs": 4, "num_eval_envs": 2, "episode_length": 10},
@@ -93,6 +93,56 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     ):
         assert fragment in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("algo", "part", "changes", "message"),
+    [
+        ("crl", "task", {"name": "reachr"}, "task: unknown task 'reachr'"),
+        ("crl", "task", {"num_envs": -1}, "--num-envs must be at least 1, got -1"),
+        ("sac", "task", {"num_envs": 0}, "--num-envs must be at least 1, got 0"),
+        ("sac_her", "budget", {"prefill_rows": -1}, "--prefill-rows must be at least 2, got -1"),
+        ("crl", "budget", {"replay_rows": -1}, "--replay-rows must be at least 2, got -1"),
+        ("crl", "budget", {"env_steps": 0}, "--env-steps must be at least 1, got 0"),
+        ("ppo", "algorithm", {"batch_size": 0}, "--batch-size must be at least 2, got 0"),
+        ("sac", "system", {"overlap": "on"}, "--overlap on is for crl and gcbc, got --algo sac"),
+        (
+            "crl",
+            "task",
+            {"eval_name": "ant"},
+            "--eval-name ant does not fit reacher, a policy cannot be moved between them: "
+            "state_size 29 and not 10, goal_size 2 and not 3, action_size 8 and not 2",
+        ),
+        (
+            "sac",
+            "networks",
+            {"width": -1},
+            "--width is not read by --algo sac without --depth; leave it out, got -1 (the preset "
+            "of reacher has 64)",
+        ),
+    ],
+)
+def test_one_mistake_is_told_once(
+    algo: str, part: str, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(validation.RecipeError) as caught:
+        validation.check(with_changes(preset("reacher", algo=algo), **{part: changes}))
+    (problem,) = caught.value.problems
+    assert problem.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e6", 10**6), (" 12 ", 12), ("1_000", 1000), ("-3", -3), ("2.5e3", 2500), ("1e18", 10**18)],
+)
+def test_whole_numbers_may_have_exponents(text: str, number: int) -> None:
+    assert whole_number(text) == number and type(whole_number(text)) is int
+
+
+@pytest.mark.parametrize("text", ["1.5", "", "six", "nan", "inf", "1e400000000", "1e-3", "1e19"])
+def test_what_is_no_whole_number_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a whole number, as 1000000 or 1e6, got"):
+        whole_number(text)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torch_crl.cli import sweep as command
 from torch_crl.cli.main import main
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
+from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.driver import SweepResult, run_trials
@@ -61,7 +62,7 @@ def wait_until(condition: Any, seconds: float = 60.0) -> None:
 
 def test_a_grid_is_the_product_on_top_of_each_preset() -> None:
     axes = {"depth": ["4", "8"], "actor-learning-rate": ["1e-3"], "system.seed": [0, 1]}
-    trials = grid(["reacher", "ant"], axes=axes, settings={"env_steps": "5_000_000"})
+    trials = grid(["reacher", "ant"], axes=axes, settings={"env_steps": "5e6"})
     assert [trial.name for trial in trials[:3]] == [
         "reacher_crl_depth4_actor_learning_rate0.001_seed0",
         "reacher_crl_depth4_actor_learning_rate0.001_seed1",
@@ -100,7 +101,7 @@ def test_everything_wrong_with_a_grid_is_told_at_once() -> None:
         "dpeth: no field of a recipe has this name; nearest: depth",
         "got 'binarynce'; nearest: binary_nce",
         "seed: 0 given twice",
-        "width: must be a whole number, got 'w'",
+        "width: must be a whole number, as 1000000 or 1e6, got 'w'",
         "task: tasks are named by themselves",
         "discount: must be a number, got 'x'",
         "nearest: ant_big_maze",
@@ -395,8 +396,31 @@ def test_what_ray_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="--cpus-per-run 3 is more than any node"):
         ray_launcher([], cpus_per_run=3)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RecipeError, match=r"pip install 'torch-crl\[study\]'"):
+    with pytest.raises(RecipeError, match=r"pip install 'torch_crl\[study\]'"):
         ray_launcher([])
+
+
+@pytest.mark.parametrize(
+    "command", [["sweep", "reacher"], ["compare", "reacher"], ["study", "depth"]]
+)
+def test_a_dry_run_with_ray_checks_for_ray(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*command, "--out", str(tmp_path / "out"), "--dry-run"]
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(arguments) == 0
+    assert main([*arguments, "--launcher", "ray"]) == 1
+    assert "--launcher ray needs Ray: pip install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", ["abc", "0", "-1", "1.5", ""])
+def test_a_wrong_number_of_cpus_is_told(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CRL_THREADS", asked)
+    with pytest.raises(UsageError, match=f"TORCH_CRL_THREADS must be .* at least 1, got '{asked}'"):
+        usable_cpus()
 
 
 def test_every_cpu_of_a_recipe_is_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
