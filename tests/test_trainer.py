@@ -282,15 +282,18 @@ def test_two_runs_of_one_second_do_not_share_a_directory(
     assert default_run_dir(tiny()) == Path("runs/reacher_seed0_20260101-000000_2")
 
 
-def test_a_run_goes_on_only_on_the_kind_of_device_it_began_on(tmp_path: Path) -> None:
+def test_a_run_goes_on_only_where_and_with_what_it_began(tmp_path: Path) -> None:
     recipe = tiny()
     train(recipe, tmp_path / "run", show=False)
-    folder, tensors, meta, _ = checkpoint.load_newest(
-        RunDirectory(tmp_path / "run").saved_checkpoints
-    )
-    later = folder.with_name("step_999999999999_update_000000000")
-    checkpoint.save(later, tensors, meta | {"device": "cuda"})
+    saved = RunDirectory(tmp_path / "run").saved_checkpoints
+    folder, tensors, meta, _ = checkpoint.load_newest(saved)
+    later = [folder.with_name(f"step_{number}_update_0") for number in (10**12 - 2, 10**12 - 1)]
+    checkpoint.save(later[0], tensors, meta | {"device": "cuda"})
     with pytest.raises(checkpoint.CheckpointError, match="written on cuda and this run is on cpu"):
+        train(recipe, tmp_path / "run", resume=True, show=False)
+    del tensors["replay/achieved"]
+    checkpoint.save(later[1], tensors, meta)
+    with pytest.raises(checkpoint.CheckpointError, match="replay/achieved is missing"):
         train(recipe, tmp_path / "run", resume=True, show=False)
 
 

@@ -112,7 +112,8 @@ class AlgorithmRecipe:
     batch_size: TwoOrMore = 512
     """Steps in one gradient update; each sees the goals of all others as negatives."""
     parity: Literal["none", "reference"] = "none"
-    """`reference`: each env repeats its first start and goal, and goals end with their window."""
+    """`reference`: each env repeats its first start and goal, goals end with their window, and the
+    last state of an episode is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
