@@ -34,8 +34,9 @@ class Simulator(ABC):
     """N simulations. The tensors are live: they change with `step`, and may be written.
 
     `data[name]` is the [N, ...] tensor of an MjData field: `qpos`, `qvel`, `ctrl`, and the
-    derived fields asked for at construction, which are current after `step` and `reset`. They
-    live on `device` and are floating-point numbers of the simulator's own precision.
+    derived fields asked for at construction, which are current after `step`, `reset` and
+    `set_state`: what `mj_forward` makes of state and `ctrl` as they are. They live on `device`
+    and are floating-point numbers of the simulator's own precision, in MjData's shapes.
     """
 
     capturable: bool

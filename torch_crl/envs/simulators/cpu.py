@@ -11,14 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_crl.envs.simulators import Simulator, SimulatorError
+from torch_crl.envs.simulators.fields import Fields, stage_for
 from torch_crl.threads import usable_cpus
 
-# Derived fields are one substep behind after a plain step; a stage makes them current.
 _STATE_ONLY = int(mujoco.mjtStage.mjSTAGE_NONE)
-_POSITIONS = int(mujoco.mjtStage.mjSTAGE_POS)
-_VELOCITIES = int(mujoco.mjtStage.mjSTAGE_VEL)
-_POSITION_FIELDS = {"xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat"}
-_POSITION_FIELDS |= {"site_xpos", "site_xmat", "subtree_com", "cinert"}
 # At each of these warnings MuJoCo resets the simulation to the model's defaults and goes on.
 _DIVERGED = [
     int(mujoco.mjtWarning.mjWARN_BADQPOS),
@@ -44,19 +40,22 @@ class CpuSimulator(Simulator):
         fields: Sequence[str] = (),
         num_threads: int = 0,
     ) -> None:
-        """`num_threads` 0 takes every CPU this process may use."""
+        """`num_threads` 0 takes every CPU this process may use.
+
+        Raises SimulatorError for fields that MuJoCo does not keep current for this model.
+        """
         self.model = model
         self.num_envs = num_envs
         self.device = torch.device("cpu")
         self._batch = Batch(model, num_envs, num_threads or usable_cpus())
         self._past_warnings = 0
         self._fresh_state = self._batch.state[0].copy()
-        self._stage = _STATE_ONLY
-        if fields:
-            self._stage = _POSITIONS if _POSITION_FIELDS.issuperset(fields) else _VELOCITIES
-        self.data = {
-            name: _live_tensor(self._batch.bind(name)) for name in ("qpos", "qvel", "ctrl", *fields)
-        }
+        # A plain step leaves derived fields one substep behind; a stage makes them current.
+        self._stage = stage_for(model, fields)
+        self.data = Fields(
+            (name, _live_tensor(self._batch.bind(name)))
+            for name in ("qpos", "qvel", "ctrl", *fields)
+        )
 
     @property
     def num_warnings(self) -> int:

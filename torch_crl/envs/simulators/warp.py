@@ -1,6 +1,7 @@
 """MuJoCo Warp: the physics of all simulations on a GPU, or slowly on Warp's CPU device."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,17 +9,26 @@ from typing import Any
 
 import mujoco
 import mujoco_warp
+import numpy as np
 import torch
 import warp
 from mujoco_warp import OverflowType
 from torch import Tensor
 
 from torch_crl.envs.simulators import DEFAULT_CAPACITY, Capacity, Simulator, SimulatorError
+from torch_crl.envs.simulators.fields import Fields, stage_for
+from torch_crl.errors import listed
 
 # No banner, and no line for each of the hundred kernels that are compiled at first use.
 warp.config.log_level = max(warp.config.log_level, warp.LOG_ERROR)
 # MuJoCo's own bound on what is still a position or velocity.
 _LARGEST = 1e10
+# What decides the next step. A reset sets the first two and clears the others.
+_STATE = ("qpos", "qvel", "ctrl", "act", "qacc_warmstart", "time")
+# Current after `fwd_kinematics` and `com_vel`; all else takes a whole `forward`.
+_KINEMATIC = {"xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "geom_xpos"}
+_KINEMATIC |= {"geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos"}
+_KINEMATIC |= {"light_xdir", "subtree_com", "cdof", "cinert", "cvel", "cdof_dot"}
 # A solver that uses up its iterations has lost no contact: the task asked for so many.
 _HARMLESS = OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS
 
@@ -41,27 +51,22 @@ class WarpSimulator(Simulator):
     ) -> None:
         """Reserve all memory now.
 
-        Raises SimulatorError if Warp cannot run the model or the memory does not suffice.
+        Raises SimulatorError if Warp cannot run the model, or keep a field current, or the memory
+        does not suffice.
         """
         self.model = model
         self.num_envs = num_envs
         self.device = torch.device(device)
         self._capacity = capacity
-        self._has_fields = bool(fields)
+        derived = set(fields).difference(_STATE)
+        self._has_derived, self._needs_forward = bool(derived), bool(derived - _KINEMATIC)
         if problem := model_problem(model):
             raise SimulatorError(problem)
         with self._on_torch_stream():
             self._model = _put_model(model)
             self._data = self._make_data()
-        self.data = {
-            name: self._tensor(name) for name in dict.fromkeys(("qpos", "qvel", "ctrl", *fields))
-        }
-        # All that decides the next step. A reset sets the first two and clears the others.
-        self._state = [
-            *(self.data[name] for name in ("qpos", "qvel", "ctrl")),
-            *(self._tensor(name) for name in ("act", "qacc_warmstart")),
-            self._tensor("time")[:, None],
-        ]
+        self.data = self._make_fields(fields)
+        self._state = [self._tensor(name).view(num_envs, -1) for name in _STATE]
         self._overflow = self._tensor("overflow")
 
     def step(self, substeps: int) -> None:
@@ -108,13 +113,31 @@ class WarpSimulator(Simulator):
 
     def _refresh(self) -> None:
         """Bring derived fields up to the positions and velocities; a step leaves them behind."""
-        if self._has_fields:
+        if self._needs_forward:
+            mujoco_warp.forward(self._model, self._data)
+        elif self._has_derived:
             mujoco_warp.fwd_kinematics(self._model, self._data)
             mujoco_warp.com_vel(self._model, self._data)
 
     def _tensor(self, name: str) -> Tensor:
         tensor: Tensor = warp.to_torch(getattr(self._data, name))
         return tensor
+
+    def _make_fields(self, fields: Sequence[str]) -> Fields:
+        """Live tensors in the shapes that MjData has."""
+        stage_for(self.model, fields)
+        template, data, problems = mujoco.MjData(self.model), Fields(), []
+        for name in ("qpos", "qvel", "ctrl", *fields):
+            shape = (self.num_envs, *np.shape(getattr(template, name)))
+            tensor = self._tensor(name) if hasattr(self._data, name) else torch.empty(0, 1)
+            cleared = name in _STATE or stage_for(self.model, [name])
+            if cleared and tensor.numel() == math.prod(shape):
+                data[name] = tensor.view(shape)
+            else:
+                problems.append(f"{name!r} is kept current by --simulator cpu only")
+        if problems:
+            raise SimulatorError(f"Task.fields, {listed(problems)}")
+        return data
 
     def _make_data(self) -> Any:
         def make(count: int) -> Any:
