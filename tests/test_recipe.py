@@ -2,13 +2,16 @@
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from torch_crl import trainer, validation
-from torch_crl.envs.registry import TASKS, make_task
+from torch_crl.envs.registry import TASKS
+from torch_crl.machine import available_bytes
 from torch_crl.metrics import UpdateMetrics
 from torch_crl.native_run import build_run
 from torch_crl.plan import plan_rows
@@ -37,7 +40,11 @@ def tiny(of: str = "reacher", **parts: dict[str, Any]) -> Recipe:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_preset_is_valid_and_survives_json(task: str) -> None:
+def test_every_preset_is_valid_and_survives_json(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever this machine has.
+    monkeypatch.setattr(validation, "available_bytes", lambda _: None)
     recipe = preset(task)
     validation.check(recipe)
     assert Recipe.from_json(recipe.to_json()) == recipe
@@ -164,14 +171,22 @@ def test_values_that_only_python_lets_through(
         validation.check(tiny(**{part: {field: value}}))
 
 
-def test_an_own_task_whose_sizes_do_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = make_task("own_task:make")
-    spec = dataclasses.replace(good.spec, state_size=5, success_radius={"easy": 1.0})
-    monkeypatch.setattr(validation, "make_task", lambda _: dataclasses.replace(good, spec=spec))
-    with pytest.raises(validation.RecipeError) as caught:
-        validation.check(tiny("own_task:make"))
-    assert "state must have shape [2, 5] for 2 envs, got [2, 4]" in str(caught.value)
-    assert "success_radius needs the level 'success'" in str(caught.value)
+def test_a_replay_larger_than_memory_says_how_many_rows_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tiny(budget={"replay_rows": 1000})
+    monkeypatch.setattr(validation, "available_bytes", lambda _: recipe.replay_bytes)
+    validation.check(recipe)
+    monkeypatch.setattr(validation, "available_bytes", lambda _: recipe.replay_bytes // 4)
+    message = "--replay-rows 1000 takes .* at most 250 rows of 4 envs fit"
+    with pytest.raises(validation.RecipeError, match=message):
+        validation.check(recipe)
+
+
+def test_memory_that_is_left_is_known_on_linux() -> None:
+    available = available_bytes(torch.device("cpu"))
+    assert available is None or 1e6 < available < 1e15
+    assert (available is None) == (sys.platform != "linux")
 
 
 def test_the_largest_batch_that_the_replay_serves_is_allowed() -> None:

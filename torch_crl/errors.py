@@ -1,6 +1,9 @@
 """The one root of all errors that are meant for people, and the exit status that each ends with."""
 
+import os
 import signal
+import sysconfig
+import traceback
 
 
 class TorchCrlError(Exception):
@@ -28,3 +31,18 @@ def listed(problems: list[str]) -> str:
     """`2 problems:` and a line for each."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return f"{count}:" + "".join(f"\n  - {problem}" for problem in problems)
+
+
+def in_one_line(error: BaseException) -> str:
+    """What a user's own code raised: kind, message, and the line of theirs that it came from."""
+    message = (str(error).splitlines() or [""])[0]
+    said = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    if isinstance(error, SyntaxError):
+        return said  # Names file and line itself.
+    installed = (os.path.dirname(__file__), *map(sysconfig.get_path, ("stdlib", "purelib")))
+    theirs = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*installed, "<frozen"))
+    ]
+    return f"{said} ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else said

@@ -1,5 +1,6 @@
 """Deterministic episodes on envs of their own. N envs, S state, G goal, A action."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
@@ -8,12 +9,15 @@ import torch
 from torch import Tensor
 
 from torch_crl.cuda_graph import CudaRecorder, GraphedFunction
+from torch_crl.defaults import torch_defaults
+from torch_crl.envs.finite import NotFiniteError
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.policy import Policy
 from torch_crl.threads import torch_threads
 
 
+@torch_defaults()
 @torch_threads(1)
 @torch.no_grad()
 def evaluate(
@@ -44,6 +48,10 @@ def evaluate(
         `episode_length` in `time_at_goal_share`; `success_any` share of episodes that were there
         at least once; `final_distance` and `mean_distance` in metres; `episode_length` in control
         steps. Tasks with other success levels add `time_at_goal_easy` and the like.
+
+    Raises:
+        NotFiniteError: the task or the policy gave NaN or infinity: no metric is ever NaN.
+        SimulatorError: the simulator cannot run the task here, or its physics is wrong.
     """
     vector_env = make_vector_env(
         task_name,
@@ -76,7 +84,11 @@ def evaluate(
             if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
                 break
         env.check()
-    return tally.means(episode_length)
+    metrics = tally.means(episode_length)
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise NotFiniteError(f"{task_name}: {', '.join(wrong)} of the evaluation are not finite")
+    return metrics
 
 
 class _Tally:

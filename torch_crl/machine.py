@@ -1,4 +1,4 @@
-"""What a measurement was made on and with."""
+"""The machine: what a measurement was made on and with, and how much memory is left."""
 
 import os
 import platform
@@ -12,6 +12,8 @@ from torch_crl import __version__
 
 if TYPE_CHECKING:
     import torch
+_MEMORY = Path("/proc/meminfo")
+
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,3 +76,16 @@ def _version(package: str) -> str | None:
     # Files of a half removed package are missing in more than one way.
     except Exception:
         return None
+
+
+def available_bytes(device: "torch.device") -> int | None:
+    """Memory that can still be taken on a device; None where the system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    if not _MEMORY.exists():
+        return None
+    # Unlike the free pages of `os.sysconf`, this counts what files occupy and would give up.
+    lines = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+    return 1024 * int(lines["MemAvailable"].split()[0])

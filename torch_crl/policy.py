@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_crl import checkpoint, fields
+from torch_crl.defaults import torch_defaults
 from torch_crl.fields import STRICT, Count, Depth, Positive
 from torch_crl.networks import ResidualTower, action_distribution, mlp, mlp_sizes
 from torch_crl.runs.directory import RunDirectory
@@ -57,6 +58,7 @@ class Policy:
         *_, bias = self.actor.state_dict().values()
         return len(bias) // 2 if self.head == "squashed_gaussian" else len(bias)
 
+    @torch_defaults()
     @torch.no_grad()
     def __call__(self, state: Array, goal: Array) -> Array:
         """Action in [-1, 1] for one state [S] and goal [G], or for batches [N, S] and [N, G].
@@ -91,6 +93,7 @@ class Policy:
         checkpoint.save(folder, self.actor.state_dict(), meta | {"policy": described})
 
 
+@torch_defaults()
 def load_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> Policy:
     """The policy in a run directory or in one policy folder, on the CPU.
 

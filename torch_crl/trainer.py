@@ -11,6 +11,7 @@ import torch
 
 from torch_crl import validation
 from torch_crl.checkpoint import CheckpointError
+from torch_crl.defaults import torch_defaults
 from torch_crl.envs.registry import task_files
 from torch_crl.evaluation import evaluate
 from torch_crl.machine import machine
@@ -79,6 +80,8 @@ class _Session:
         return {**moment, "seconds": self.clock.seconds}
 
 
+@torch_defaults()
+@torch.enable_grad()
 def train(
     recipe: Recipe,
     run_dir: str | Path | RunDirectory | None = None,

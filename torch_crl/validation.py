@@ -13,8 +13,8 @@ from torch_crl.blocks import BLOCKS
 from torch_crl.compute import compute_problems, resolve_device
 from torch_crl.costs import BLOCK
 from torch_crl.envs.registry import GYMNASIUM, UnknownTaskError, make_task, task_spec
-from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.errors import TorchCrlError, listed
+from torch_crl.machine import available_bytes
 from torch_crl.presets import preset, with_changes
 from torch_crl.recipe import Recipe
 
@@ -47,7 +47,10 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
         *(_budget_problems(recipe) if possible else ()),
         *_unread_problems(recipe).values(),
         *(baseline_problems(recipe) if recipe.by_library and possible else ()),
-        *(device_problems(recipe.system.device) or compute_problems(recipe)),
+        *(
+            device_problems(recipe.system.device)
+            or [*compute_problems(recipe), *_memory_problems(recipe)]
+        ),
         *_simulator_problems(recipe),
     ]
     problems += run_problems or []
@@ -67,15 +70,16 @@ def _with_defaults(recipe: Recipe, leaves: Iterable[str]) -> Recipe:
 def _task_problems(recipe: Recipe) -> list[str]:
     problems = []
     specs = {}
-    for flag, name in (("task", recipe.task.name), ("--eval-name", recipe.task.eval_name)):
+    names = {recipe.task.eval_name: "--eval-name", recipe.task.name: "task"}
+    for name, flag in reversed(names.items()):
         try:
             specs[flag] = task_spec(name)
         except UnknownTaskError as error:
             problems.append(f"{flag}: {error}")
         else:
-            found = _foreign_problems(recipe) if _is_foreign(name) else _own_task_problems(name)
+            found = _foreign_problems(recipe) if _is_foreign(name) else []
             problems += [f"{flag} {name}: {problem}" for problem in found]
-    if not problems:
+    if len(specs) == 2 and not problems:
         train, evaluated = specs.values()
         differing = [
             f"{size} {getattr(evaluated, size)} and not {getattr(train, size)}"
@@ -101,39 +105,6 @@ def _foreign_problems(recipe: Recipe) -> list[str]:
         problems.append("brings its own physics and needs --simulator cpu")
     if recipe.algorithm.parity != "none":
         problems.append("draws its own starts, so --parity reference cannot repeat them")
-    return problems
-
-
-def _own_task_problems(name: str) -> list[str]:
-    """Sizes that do not fit together in a task of the user's own: one trial start of it."""
-    if ":" not in name:
-        return []
-    task = make_task(name)
-    spec, model = task.spec, task.model
-    start = task.sample_start(2, torch.Generator())
-    shapes = {
-        "sample_start's qpos": (start.qpos_NQ.shape, (2, model.nq)),
-        "sample_start's qvel": (start.qvel_NV.shape, (2, model.nv)),
-        "sample_start's goal": (start.goal_NG.shape, (2, spec.goal_size)),
-    }
-    if all(given == wanted for given, wanted in shapes.values()):
-        simulator = CpuSimulator(model, num_envs=2, fields=task.fields, num_threads=1)
-        simulator.reset(torch.ones(2, dtype=torch.bool), start.qpos_NQ, start.qvel_NV)
-        action = torch.zeros(2, spec.action_size)
-        shapes["state"] = (task.state(simulator).shape, (2, spec.state_size))
-        shapes["control"] = (task.control(action, simulator).shape, (2, model.nu))
-    problems = [
-        f"{what} must have shape {list(wanted)} for 2 envs, got {list(given)}"
-        for what, (given, wanted) in shapes.items()
-        if given != wanted
-    ]
-    first, stop = spec.goal_slice
-    if not 0 <= first < stop <= spec.state_size:
-        problems.append(
-            f"goal_slice {spec.goal_slice} is no slice of a state of {spec.state_size} numbers"
-        )
-    if "success" not in spec.success_radius:
-        problems.append(f"success_radius needs the level 'success', got {spec.success_radius}")
     return problems
 
 
@@ -225,6 +196,24 @@ def _budget_problems(recipe: Recipe) -> list[str]:
             "goal; raise --prefill-rows or --num-envs"
         )
     return problems
+
+
+def _memory_problems(recipe: Recipe) -> list[str]:
+    """Whether the replay, all of which is reserved at the start, fits beside what runs already."""
+    device = resolve_device(recipe.system.device)
+    try:
+        wanted = 0 if recipe.by_library else recipe.replay_bytes
+    except UnknownTaskError:
+        return []  # Told by the checks of the task.
+    available = available_bytes(device)
+    if available is None or wanted <= available:
+        return []
+    rows = recipe.budget.replay_rows
+    return [
+        f"--replay-rows {rows} takes {wanted / 1e9:,.1f} GB on {device}, where "
+        f"{available / 1e9:,.1f} GB are free: at most {rows * available // wanted:,} rows of "
+        f"{recipe.task.num_envs} envs fit; lower it or --num-envs, or take --replay-dtype bfloat16"
+    ]
 
 
 # What an algorithm leaves unread beside what all read. `--depth` sets both depths for any of them.

@@ -5,6 +5,7 @@ from typing import TypeAlias
 import torch
 from torch import Generator
 
+from torch_crl.defaults import torch_defaults
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
 from torch_crl.envs.registry import GYMNASIUM, make_task
 from torch_crl.envs.simulators import make_simulator
@@ -13,6 +14,7 @@ from torch_crl.envs.vector_env import VectorEnv
 AnyVectorEnv: TypeAlias = VectorEnv | GymnasiumVectorEnv
 
 
+@torch_defaults()
 def make_vector_env(
     name: str,
     *,

@@ -6,11 +6,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.tasks.layouts import BALL_LAYOUTS, LAYOUTS, corridor
-from torch_crl.errors import TorchCrlError
+from torch_crl.errors import TorchCrlError, in_one_line, listed
 
 if TYPE_CHECKING:
     from torch_crl.envs.task import Task
@@ -20,7 +20,7 @@ GYMNASIUM = "gymnasium:"
 
 
 class UnknownTaskError(TorchCrlError, ValueError):
-    """No task of that name; the message lists the nearest names."""
+    """No task of that name, with the nearest ones, or one of the user's own that is no task."""
 
 
 # Success level to distance in metres.
@@ -210,13 +210,21 @@ def task_spec(name: str) -> TaskSpec:
 
 @cache
 def make_task(name: str) -> "Task":
-    """Build the task: compile its model. Tasks hold no state, so equal names share one object."""
+    """Build the task: compile its model. Tasks hold no state, so equal names share one object.
+
+    Raises UnknownTaskError, see `task_spec`.
+    """
     if name.startswith(GYMNASIUM):
         raise UnknownTaskError(f"{name} is stepped by Gymnasium; there is no task object for it")
-    if ":" in name:
-        return _load(name)()
-    spec = task_spec(name)
-    return _load(spec.build)(spec, **spec.options)
+    # Here, because names and specs are read without torch.
+    from torch_crl.defaults import torch_defaults
+
+    with torch_defaults():
+        if ":" in name:
+            return _make_own_task(name)
+        spec = task_spec(name)
+        task: Task = _load(spec.build)(spec, **spec.options)
+        return task
 
 
 def task_files(names: Sequence[str]) -> dict[str, str]:
@@ -229,12 +237,31 @@ def task_files(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _load(path: str) -> Callable[..., "Task"]:
-    module_name, _, function_name = path.partition(":")
+def _make_own_task(name: str) -> "Task":
+    """What the user's function returns, where that is a task that works."""
+    from torch_crl.envs.trial import task_problems
+
     try:
-        function: Callable[..., Task] = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+        function = _load(name)
+    # A module may raise, or leave, whatever it likes while it is imported.
+    except (Exception, SystemExit) as error:
         raise UnknownTaskError(
-            f"task {path!r} was read as module:function and could not be loaded: {error}"
+            f"task {name!r} was read as module:function and could not be loaded: "
+            f"{in_one_line(error)}"
         ) from error
+    try:
+        task = function()
+    except (Exception, SystemExit) as error:
+        raise UnknownTaskError(
+            f"{name} must make a torch_crl.Task without arguments, and raised {in_one_line(error)}"
+        ) from error
+    if problems := task_problems(task):
+        raise UnknownTaskError(f"{name}: {listed(problems)}")
+    made: Task = task
+    return made
+
+
+def _load(path: str) -> Callable[..., Any]:
+    module_name, _, function_name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
     return function

@@ -41,8 +41,16 @@ def height_outside(low: float, high: float) -> Callable[[Tensor], Tensor]:
     return failed
 
 
+def scaled_control(action_NA: Tensor, simulator: Simulator) -> Tensor:
+    """[-1, 1] stretched to the `ctrlrange` of each actuator; unchanged for one without limits."""
+    if simulator.control_range is None:
+        return action_NA
+    middle_U, half_U = simulator.control_range
+    return middle_U + half_U * action_NA
+
+
 def direct_control(action_NA: Tensor, simulator: Simulator) -> Tensor:  # noqa: ARG001
-    """The action is the actuators' control, unchanged."""
+    """The action is the actuators' control, unchanged, whatever their `ctrlrange`."""
     return action_NA
 
 
@@ -78,8 +86,9 @@ class Task:
     """Simulator to float32 state [N, S], a new tensor."""
     fields: tuple[str, ...] = ()
     """Derived MjData fields that `state` or `control` read, such as `xpos`."""
-    control: Callable[[Tensor, Simulator], Tensor] = direct_control
-    """(action [N, A], simulator) to actuator controls [N, nu]."""
+    control: Callable[[Tensor, Simulator], Tensor] = scaled_control
+    """(action [N, A], simulator) to actuator controls [N, nu]. By default -1 and 1 are the ends of
+    each actuator's `ctrlrange`, and of one without limits -1 and 1."""
     failed: Callable[[Tensor], Tensor] = never_failed
     """State [N, S] to bool [N]."""
     distance: Callable[[Tensor, Tensor], Tensor] = euclidean_distance

@@ -1,6 +1,6 @@
 """N parallel episodes of one task: the only place that knows where an episode begins and ends.
 
-N envs, S state, G goal, A action.
+N envs, S state, G goal, A action, U actuators.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.defaults import torch_defaults
+from torch_crl.envs.finite import FiniteWatch
 from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.task import Start, Task
 
@@ -72,14 +74,17 @@ class VectorEnv:
             self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
             self.unstable_N = torch.zeros(num_envs, dtype=torch.int32)
             self.unstable_step_N = torch.zeros(num_envs, dtype=torch.int32)
+        self._finite = self._make_finite_watch()
         self.reset()
 
+    @torch_defaults()
     def reset(self) -> None:
         """Begin a fresh episode in every env."""
         with self._device_context():
             self._begin_episodes(torch.ones(self.num_envs, dtype=torch.bool))
             self.state_NS.copy_(self.task.state(self.simulator))
 
+    @torch_defaults()
     def step(self, action_NA: Tensor) -> StepResult:
         """Apply float32 actions in [-1, 1], shape [N, A], for one control step."""
         with self._device_context():
@@ -87,7 +92,8 @@ class VectorEnv:
 
     def _step(self, action_NA: Tensor) -> StepResult:
         task, simulator = self.task, self.simulator
-        simulator.data["ctrl"].copy_(task.control(action_NA, simulator))
+        control_NU = task.control(action_NA, simulator)
+        simulator.data["ctrl"].copy_(control_NU)
         simulator.step(task.substeps)
         self.steps_N += 1
         state_NS = task.state(simulator)
@@ -103,6 +109,10 @@ class VectorEnv:
         terminated_N = task.failed(state_NS) | unstable_N
         truncated_N = (self.steps_N >= self.episode_length) & ~terminated_N
         distance_N, success = task.outcome(task.achieved_goal(state_NS), self.goal_NG)
+        self._finite.look(
+            *(self.state_NS, self.goal_NG, action_NA, control_NU, state_NS, distance_N[:, None]),
+            steps_N=self.steps_N,
+        )
         result = StepResult(
             final_state_NS=state_NS,
             distance_N=distance_N,
@@ -119,7 +129,13 @@ class VectorEnv:
         return result
 
     def check(self) -> None:
-        """Raise SimulatorError if physics can no longer be trusted. Waits for the device."""
+        """Raise if what was told since construction cannot be trusted. Waits for the device.
+
+        Raises:
+            NotFiniteError: an action, or what a function of the task returned, was not finite.
+            SimulatorError: physics is wrong.
+        """
+        self._finite.check(self.spec.name)
         self.simulator.check()
 
     def close(self) -> None:
@@ -162,6 +178,19 @@ class VectorEnv:
         device = self.simulator.device
         # The mode costs some time at every call of torch.
         return nullcontext() if device.type == "cpu" else device
+
+    def _make_finite_watch(self) -> FiniteWatch:
+        spec = self.spec
+        # A state that is acted on was looked at in the step before, unless it began an episode.
+        sizes = {
+            "what `state` returned at the start of the episode": spec.state_size,
+            "the goal, by `sample_start` or `moved_goal`,": spec.goal_size,
+            "the action that was given": spec.action_size,
+            "what `control` returned": self.simulator.model.nu,
+            "what `state` returned": spec.state_size,
+            "what `distance` returned": 1,
+        }
+        return FiniteWatch(sizes, capturable=self.capturable, device=self.simulator.device)
 
     def _sample_start(self) -> Start:
         return self.task.sample_start(self.num_envs, self.generator)

@@ -5,9 +5,11 @@ Tasks and the vector env see a `Simulator` and do not know which one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +48,20 @@ class Simulator(ABC):
     device: torch.device
     data: dict[str, Tensor]
 
+    @cached_property
+    def control_range(self) -> tuple[Tensor, Tensor] | None:
+        """Middle and half width [U] of what each of the U actuators takes, on `device`.
+
+        An actuator without limits counts as one of [-1, 1]; None if all are such.
+        """
+        model = self.model
+        unlimited = ~model.actuator_ctrllimited.astype(bool)[:, None]
+        low_U, high_U = torch.tensor(np.where(unlimited, (-1.0, 1.0), model.actuator_ctrlrange)).T
+        middle_U, half_U = ((high_U + low_U) / 2).float(), ((high_U - low_U) / 2).float()
+        if not middle_U.any() and (half_U == 1.0).all():
+            return None
+        return middle_U.to(self.device), half_U.to(self.device)
+
     @abstractmethod
     def step(self, substeps: int) -> None:
         """Advance every simulation by `substeps` physics steps with the present `ctrl`."""
@@ -64,7 +80,10 @@ class Simulator(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise SimulatorError if contacts were lost since construction. Waits for the device."""
+        """Raise SimulatorError if contacts were lost, or controls refused, since construction.
+
+        Waits for the device.
+        """
 
     @abstractmethod
     def get_state(self) -> Tensor:

@@ -21,6 +21,7 @@ _DIVERGED = [
     int(mujoco.mjtWarning.mjWARN_BADQVEL),
     int(mujoco.mjtWarning.mjWARN_BADQACC),
 ]
+_BAD_CONTROL = int(mujoco.mjtWarning.mjWARN_BADCTRL)
 _FULL = {
     "contacts": int(mujoco.mjtWarning.mjWARN_CONTACTFULL),
     "constraints": int(mujoco.mjtWarning.mjWARN_CNSTRFULL),
@@ -84,6 +85,12 @@ class CpuSimulator(Simulator):
             raise SimulatorError(
                 f"MuJoCo had no room for all of its {' and '.join(lost)}, so physics is wrong from "
                 "here on; give the model a larger <size memory>"
+            )
+        ids = np.flatnonzero(self._batch.warning[:, _BAD_CONTROL, 1])
+        if len(ids):
+            raise SimulatorError(
+                f"a control of env {ids[0]} was NaN or beyond 1e10, so MuJoCo took 0 for all of "
+                "them; scale what the task's `control` returns to the actuators"
             )
 
     def reset(self, mask_N: Tensor, qpos_NQ: Tensor, qvel_NV: Tensor) -> None:

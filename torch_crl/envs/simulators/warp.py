@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch_crl.envs.simulators import DEFAULT_CAPACITY, Capacity, Simulator, SimulatorError
 from torch_crl.envs.simulators.fields import Fields, stage_for
 from torch_crl.errors import listed
+from torch_crl.machine import available_bytes
 
 # No banner, and no line for each of the hundred kernels that are compiled at first use.
 warp.config.log_level = max(warp.config.log_level, warp.LOG_ERROR)
@@ -149,7 +149,8 @@ class WarpSimulator(Simulator):
             )
 
         one, two = (_num_bytes(make(count)) for count in (1, 2))
-        fit = int((_free_bytes(self.device) - one) / (two - one)) + 1
+        available = available_bytes(self.device)
+        fit = self.num_envs if available is None else int((available - one) / (two - one)) + 1
         if self.num_envs > fit:
             raise SimulatorError(
                 f"{self.num_envs} envs do not fit into the free memory of {self.device}: each "
@@ -201,9 +202,3 @@ def _num_bytes(data: Any) -> int:
         for value in values
         if isinstance(value, warp.array) or dataclasses.is_dataclass(value)
     )
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -64,7 +64,7 @@ from torch import Generator, Tensor
 
 from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
-from torch_crl.envs.task import Start, Task
+from torch_crl.envs.task import Start, Task, direct_control
 from torch_crl.envs.tasks.models import add_slides, gymnasium_model, set_physics
 from torch_crl.envs.tasks.sampling import at_height, first_of, uniform
 
@@ -116,6 +116,7 @@ def make(spec: TaskSpec, *, scene: str) -> Task:
         sample_start=sample_start,
         state=_state_reader(model),
         fields=("xipos",),
+        control=direct_control,
         distance=_farthest,
         reached=_reached(spec),
     )
@@ -145,6 +146,7 @@ def make_reacher(spec: TaskSpec) -> Task:
         sample_start=sample_start,
         state=state,
         fields=("xipos",),
+        control=direct_control,
     )
 
 
