@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torch_crl.defaults import torch_defaults
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
@@ -38,9 +39,11 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     That is Gymnasium's `AutoresetMode.SAME_STEP`: where an episode ended, `infos["final_obs"]` and
     `infos["final_info"]` hold its end. Infos of a step are `is_success` (and `is_success_easy`
     and the like, for tasks that have more levels), `distance` to the goal, and `failed`.
-    A failure at the time limit is `terminated` and not `truncated`.
+    A failure at the time limit is `terminated` and not `truncated`. A copy, by `copy.deepcopy` or
+    in another process, goes on from the same episodes with the same random numbers.
     """
 
+    @torch_defaults()
     def __init__(
         self,
         task: str,
@@ -62,6 +65,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         """
         if reward not in ("sparse", "dense"):
             raise ValueError(f"reward must be 'sparse' or 'dense', got {reward!r}")
+        self._task_name = task
         self.task = make_task(task)
         self.num_envs = num_envs
         self.reward = reward
@@ -71,15 +75,9 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         self.single_observation_space, self.single_action_space = spaces_of(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        episodes = make_vector_env(
-            task,
-            num_envs=num_envs,
-            episode_length=max_episode_steps or self.task.spec.episode_length,
-            seed=int(self.np_random.integers(2**62)),
-            num_threads=num_threads,
-        )
-        assert isinstance(episodes, VectorEnv)
-        self.episodes = episodes
+        self._num_threads = num_threads
+        self._episode_length = max_episode_steps or self.task.spec.episode_length
+        self.episodes = self._make_episodes(seed=int(self.np_random.integers(2**62)))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -94,7 +92,10 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         return self._observation(self.episodes.state_NS, self.episodes.goal_NG), {}
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
-        """Apply actions [N, A] in [-1, 1]; see Gymnasium's VectorEnv."""
+        """Apply actions [N, A] in [-1, 1]; see Gymnasium's VectorEnv.
+
+        Raises NotFiniteError where an action, or what the task makes of it, is NaN or infinite.
+        """
         final, reward_N, terminated_N, truncated_N, info = self.step_to_end(actions)
         ended_N = terminated_N | truncated_N
         observation = self._observation(self.episodes.state_NS, self.episodes.goal_NG)
@@ -107,11 +108,13 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             infos |= {"final_info": _masked(info, ended_N), "_final_info": ended_N.copy()}
         return observation, reward_N.astype(np.float64), terminated_N, truncated_N, infos
 
+    @torch_defaults()
     def step_to_end(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         """Like `step`, with the last observation of an episode that ended, and unmasked infos."""
         episodes, task = self.episodes, self.task
         goal_NG = episodes.goal_NG.clone()
         result = episodes.step(torch.as_tensor(actions, dtype=torch.float32))
+        episodes.check()
         if task.moved_goal is not None:
             goal_NG = task.moved_goal(goal_NG, result.final_state_NS)
         info = {f"is_{level}": part.numpy() for level, part in result.success.items()}
@@ -121,6 +124,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         ends = result.terminated_N.numpy(), result.truncated_N.numpy()
         return final, reward_N.astype(np.float32), *ends, info
 
+    @torch_defaults()
     def compute_reward(self, achieved_goal: Array, desired_goal: Array) -> Array:
         """Reward of any batch of achieved goals [..., G] for desired goals; float32 [...]."""
         *leading, goal_size = np.broadcast_shapes(np.shape(achieved_goal), np.shape(desired_goal))
@@ -136,6 +140,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         reward: Array = reward_N.numpy().reshape(leading)
         return reward
 
+    @torch_defaults()
     def render(self) -> tuple[Array, ...] | None:
         """One picture an env with its goal, uint8 [480, 640, 3]; None without a render mode.
 
@@ -155,6 +160,31 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         if self._renderer is not None:
             self._renderer.close()
         self.episodes.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All that a copy is made of: what lives in MuJoCo and OpenGL is made anew there."""
+        remade = ("task", "episodes", "_renderer")
+        kept = {name: part for name, part in self.__dict__.items() if name not in remade}
+        return kept | {"episodes": self.episodes.state_dict()}
+
+    @torch_defaults()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.task = make_task(self._task_name)
+        self._renderer = None
+        self.episodes = self._make_episodes(seed=0)
+        self.episodes.load_state_dict(state["episodes"])
+
+    def _make_episodes(self, *, seed: int) -> VectorEnv:
+        episodes = make_vector_env(
+            self._task_name,
+            num_envs=self.num_envs,
+            episode_length=self._episode_length,
+            seed=seed,
+            num_threads=self._num_threads,
+        )
+        assert isinstance(episodes, VectorEnv)
+        return episodes
 
     def _observation(self, state_NS: Tensor, goal_NG: Tensor) -> Observation:
         """Copies: the tensors change with the next step."""
@@ -195,7 +225,7 @@ class GoalEnv(gymnasium.Env[Observation, Array]):
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, Info]:
         """Apply an action [A] in [-1, 1]; see Gymnasium's Env."""
-        final, reward, terminated, _, info = self.envs.step_to_end(action[None])
+        final, reward, terminated, _, info = self.envs.step_to_end(np.asarray(action)[None])
         observation = {key: part[0] for key, part in final.items()}
         info = {key: part[0].item() for key, part in info.items()}
         return observation, float(reward[0]), bool(terminated[0]), False, info
