@@ -77,7 +77,11 @@ def evaluate(
                 fixed=env.live_tensors,
             )
         for step in range(1, episode_length + 1):
-            advance()
+            try:
+                advance()
+            except NotFiniteError as error:
+                env.check()
+                raise NotFiniteError(f"{task_name}, control step {step}: {error}") from None
             if on_step is not None:
                 on_step(step)
             # A look at another device waits for it.

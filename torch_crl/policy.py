@@ -1,6 +1,7 @@
 """A trained actor as a plain function of state and goal, saved and loaded on its own."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from torch_crl import checkpoint, fields
 from torch_crl.defaults import torch_defaults
+from torch_crl.envs.finite import NotFiniteError
 from torch_crl.fields import STRICT, Count, Depth, Positive
 from torch_crl.networks import ResidualTower, action_distribution, mlp, mlp_sizes
 from torch_crl.runs.directory import RunDirectory
@@ -63,24 +65,42 @@ class Policy:
     def __call__(self, state: Array, goal: Array) -> Array:
         """Action in [-1, 1] for one state [S] and goal [G], or for batches [N, S] and [N, G].
 
-        Torch tensors give a tensor on the same device, NumPy arrays an array; both float32.
-        Raises ValueError for other sizes.
+        One goal goes with many states, and one state with many goals. Torch tensors give a tensor
+        on the same device; NumPy arrays of any kind of number, and lists, an array; both float32.
+        Raises ValueError for other sizes, and for NaN or infinity, where they are on the CPU: a
+        look at another device would wait for it, and NaN gives a NaN action there.
         """
-        state_tensor, goal_tensor = (
-            torch.as_tensor(part, dtype=torch.float32) for part in (state, goal)
-        )
-        sizes = (state_tensor.shape[-1], goal_tensor.shape[-1])
-        if sizes != (self.state_size, self.goal_size):
-            raise ValueError(
-                f"this policy takes states of {self.state_size} and goals of {self.goal_size} "
-                f"numbers, got {sizes[0]} and {sizes[1]}"
-            )
         device = next(self.actor.parameters()).device
-        inputs = torch.cat([state_tensor, goal_tensor], dim=-1).to(device)
-        action = HEADS[self.head](self.actor(inputs))
+        state_tensor, goal_tensor = map(_as_tensor, (state, goal))
+        leading = self._leading(state_tensor, goal_tensor)
+        for name, part in (("state", state_tensor), ("goal", goal_tensor)):
+            _require_finite(name, part)
+        parts = [part.to(device).expand(*leading, -1) for part in (state_tensor, goal_tensor)]
+        inputs = torch.cat(parts, dim=-1)
+        # The actor takes at least one row.
+        output = self.actor(inputs if inputs.numel() else inputs.new_zeros(1, inputs.shape[-1]))
+        action = HEADS[self.head](output)
+        if not inputs.numel():
+            action = action[:0].reshape(*leading, action.shape[-1])
         if isinstance(state, Tensor):
             return action.to(state.device)
         return action.cpu().numpy()
+
+    def _leading(self, state: Tensor, goal: Tensor) -> torch.Size:
+        """The leading axes of the action. Raises ValueError for sizes that do not fit."""
+        shapes = f"got shapes {list(state.shape)} and {list(goal.shape)}"
+        if (state.shape[-1:], goal.shape[-1:]) != ((self.state_size,), (self.goal_size,)):
+            raise ValueError(
+                f"this policy takes states of {self.state_size} and goals of {self.goal_size} "
+                f"numbers, along the last axis; {shapes}"
+            )
+        try:
+            leading: torch.Size = torch.broadcast_shapes(state.shape[:-1], goal.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"there must be as many states as goals, or one of either; {shapes}"
+            ) from None
+        return leading
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write the actor's weights and all that `load_policy` needs to rebuild it."""
@@ -174,6 +194,23 @@ class _Description:
     goal_size: Count
     head: Literal["squashed_gaussian", "tanh", "clip"]
     network: _Tower | _Mlp
+
+
+def _as_tensor(part: Any) -> Tensor:
+    if isinstance(part, Tensor):
+        return part.float()
+    # A copy where the array runs backwards or has another byte order, which torch does not take.
+    return torch.from_numpy(np.array(part, dtype=np.float32))
+
+
+def _require_finite(name: str, part: Tensor) -> None:
+    # A sum of finite numbers is finite, and costs less than a look at each of them.
+    if not part.is_cpu or math.isfinite(part.sum()) or part.isfinite().all():
+        return
+    *row, entry = (~part.isfinite()).nonzero()[0].tolist()
+    where = f" of row {', '.join(map(str, row))}" if row else ""
+    value = float(part[*row, entry])
+    raise NotFiniteError(f"the policy was given a {name} whose entry {entry}{where} is {value}")
 
 
 def _describe(actor: nn.Module) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_crl.errors import TorchCrlError
 
 
-class NotFiniteError(TorchCrlError, RuntimeError):
+class NotFiniteError(TorchCrlError, ValueError):
     """A task or a policy gave NaN or infinity; the message says which function, env and step."""
 
 

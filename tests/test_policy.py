@@ -1,0 +1,80 @@
+"""What a policy takes: one or many states and goals, in any kind of array, and never NaN."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator
+
+from torch_crl.envs.finite import NotFiniteError
+from torch_crl.networks import ResidualTower
+from torch_crl.policy import Policy
+
+
+@pytest.fixture
+def policy() -> Policy:
+    sizes = {"input_size": 5, "output_size": 4, "width": 8, "depth": 4, "activation": "swish"}
+    actor = ResidualTower(**sizes, generator=Generator().manual_seed(0))
+    return Policy(actor, state_size=3, goal_size=2)
+
+
+STATES = np.arange(12, dtype=np.float32).reshape(4, 3) / 12
+GOALS = np.arange(8, dtype=np.float32).reshape(4, 2) / 8
+
+
+def test_one_goal_goes_with_many_states_and_one_state_with_many_goals(policy: Policy) -> None:
+    wanted = policy(STATES, np.stack([GOALS[1]] * 4))
+    np.testing.assert_array_equal(policy(STATES, GOALS[1]), wanted)
+    np.testing.assert_array_equal(policy(STATES, GOALS[1:2]), wanted)
+    wanted = policy(np.stack([STATES[2]] * 4), GOALS)
+    np.testing.assert_array_equal(policy(STATES[2], GOALS), wanted)
+    deep = policy(STATES.reshape(2, 2, 3), GOALS.reshape(2, 2, 2))
+    np.testing.assert_array_equal(deep.reshape(4, 2), policy(STATES, GOALS))
+
+
+@pytest.mark.parametrize("kind", [">f8", "<f4", "f2", "f8"])
+def test_any_kind_of_array_gives_the_same_action(policy: Policy, kind: str) -> None:
+    states, goals = np.float16(STATES), np.float16(GOALS)
+    wanted = policy(np.float32(states), np.float32(goals))
+    got = policy(states.astype(kind), goals.astype(kind))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_views_lists_and_integers(policy: Policy) -> None:
+    wanted = policy(STATES[::-1].copy(), GOALS[::-1].copy())
+    np.testing.assert_array_equal(policy(STATES[::-1], GOALS[::-1]), wanted)
+    np.testing.assert_array_equal(policy(STATES.tolist(), GOALS.tolist()), policy(STATES, GOALS))
+    whole = policy(np.ones(3, int), np.zeros(2, int))
+    np.testing.assert_array_equal(whole, policy(np.ones(3), np.zeros(2)))
+
+
+def test_an_empty_batch_has_no_actions(policy: Policy) -> None:
+    assert policy(np.zeros((0, 3)), np.zeros((0, 2))).shape == (0, 2)
+    assert policy(torch.zeros(3, 0, 3), torch.zeros(3, 0, 2)).shape == (3, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "goal", "message"),
+    [
+        (np.zeros((4, 3)), np.zeros((5, 2)), r"as many states as goals.* \[4, 3\] and \[5, 2\]"),
+        (np.zeros(4), np.zeros(2), "states of 3 and goals of 2 numbers"),
+        (np.float64(0), np.zeros(2), r"states of 3 and goals of 2 numbers.* shapes \[\] and \[2\]"),
+        (np.full((2, 3), np.nan), np.zeros(2), "a state whose entry 0 of row 0 is nan"),
+        (np.zeros((2, 3)), np.array([0, np.inf]), "a goal whose entry 1 is inf"),
+        (torch.zeros(3), torch.tensor([0.0, torch.nan]), "a goal whose entry 1 is nan"),
+    ],
+)
+def test_what_gives_no_action_is_refused(
+    policy: Policy, state: np.ndarray, goal: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        policy(state, goal)
+
+
+def test_numbers_whose_sum_overflows_are_finite(policy: Policy) -> None:
+    huge = np.full(3, 3e38, np.float32)
+    assert np.isfinite(policy(huge / 1e30, np.zeros(2))).all()
+    try:
+        policy(huge, np.zeros(2))
+    except NotFiniteError as error:
+        pytest.fail(str(error))
