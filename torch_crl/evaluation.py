@@ -30,6 +30,7 @@ def evaluate(
     simulator: str = "cpu",
     num_threads: int = 0,
     device: torch.device | str = "cpu",
+    env_timeout: float = 300.0,
     on_step: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
     """One episode of `policy` in each of `num_envs` fresh envs.
@@ -39,15 +40,19 @@ def evaluate(
         task_name: a registered task or `module:function`.
         episode_length: control steps until the time limit.
         seed: decides starts and goals.
-        simulator, num_threads, device: where physics runs, see `make_vector_env`.
+        simulator, num_threads, device, env_timeout: see `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
 
     Returns:
         Means over the episodes, each counted until it first ends:
         `time_at_goal` control steps within the success radius (more is better), and as a share of
-        `episode_length` in `time_at_goal_share`; `success_any` share of episodes that were there
+        the time limit in `time_at_goal_share`; `success_any` share of episodes that were there
         at least once; `final_distance` and `mean_distance` in metres; `episode_length` in control
         steps. Tasks with other success levels add `time_at_goal_easy` and the like.
+
+        The time limit of an episode is `episode_length`, or where a Gymnasium env truncates it
+        earlier, that step. An episode that terminates has lost the rest of its time, so where an
+        env terminates at the goal, `success_any` tells more than `time_at_goal_share`.
 
     Raises:
         NotFiniteError: the task or the policy gave NaN or infinity: no metric is ever NaN.
@@ -61,9 +66,10 @@ def evaluate(
         simulator=simulator,
         num_threads=num_threads,
         device=device,
+        env_timeout=env_timeout,
     )
     with closing(vector_env) as env:
-        tally = _Tally(num_envs, env.state_NS.device)
+        tally = _Tally(num_envs, episode_length, env.state_NS.device)
 
         def act_and_step() -> dict[str, Tensor]:
             tally.add(env.step(policy(env.state_NS, env.goal_NG)))
@@ -88,7 +94,7 @@ def evaluate(
             if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
                 break
         env.check()
-    metrics = tally.means(episode_length)
+    metrics = tally.means()
     wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         raise NotFiniteError(f"{task_name}: {', '.join(wrong)} of the evaluation are not finite")
@@ -98,10 +104,12 @@ def evaluate(
 class _Tally:
     """Sums over the first episode of each env, written in place."""
 
-    def __init__(self, num_envs: int, device: torch.device) -> None:
+    def __init__(self, num_envs: int, episode_length: int, device: torch.device) -> None:
         def zeros() -> Tensor:
             return torch.zeros(num_envs, device=device)
 
+        self.episode_length = episode_length
+        self.limit_N = torch.full((num_envs,), float(episode_length), device=device)
         self.alive_N = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.length_N, self.distance_sum_N, self.final_distance_N = zeros(), zeros(), zeros()
         self.at_goal = defaultdict[str, Tensor](zeros)
@@ -113,15 +121,21 @@ class _Tally:
         self.final_distance_N.copy_(torch.where(alive_N, result.distance_N, self.final_distance_N))
         for level, success_N in result.success.items():
             self.at_goal[level] += alive_N & success_N
+        ends_N = alive_N & result.truncated_N
+        self.limit_N.copy_(torch.where(ends_N, self.length_N, self.limit_N))
         alive_N &= ~(result.terminated_N | result.truncated_N)
 
-    def means(self, episode_length: int) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
+        # Exactly 1 for episodes with the whole time, which keeps the last bit of their share.
+        weight_N = self.episode_length / self.limit_N
         metrics = {
             f"time_at_goal{level.removeprefix('success')}": steps_N.mean()
             for level, steps_N in self.at_goal.items()
         }
         metrics |= {
-            "time_at_goal_share": metrics["time_at_goal"] / episode_length,
+            "time_at_goal_share": (
+                (self.at_goal["success"] * weight_N).mean() / self.episode_length
+            ),
             "success_any": (self.at_goal["success"] > 0).float().mean(),
             "final_distance": self.final_distance_N.mean(),
             "mean_distance": (self.distance_sum_N / self.length_N).mean(),

@@ -29,7 +29,7 @@ from torch_crl.fields import (
 
 FORMAT = 1
 """Of recipe.json. Raise it with every field that a file of before cannot have."""
-_ADDED: dict[str, dict[str, Any]] = {}
+_ADDED: dict[str, dict[str, Any]] = {"system": {"env_timeout": 300.0}}
 """Fields that files of an earlier format lack, with the values that behave as before them."""
 
 LIBRARY_ALGOS = ("ppo", "sac", "td3", "sac_her", "td3_her")
@@ -170,6 +170,9 @@ class SystemRecipe:
     """bfloat16 halves the replay and rounds a position of 20 m to 0.1 m."""
     simulator_threads: CountOrZero = 0
     """Threads of physics; 0 takes every CPU."""
+    env_timeout: PositiveOrZero = 300.0
+    """Seconds that a Gymnasium env may take for a step or a reset before it counts as hung, found
+    after at most twice as long; 0 waits for ever."""
     torch_threads: CountOrZero = 0
     """Threads of the updates on the CPU; 0 takes every CPU, or one for small layers."""
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"

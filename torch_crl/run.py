@@ -109,6 +109,7 @@ def make_training_env(recipe: Recipe, device: torch.device) -> AnyVectorEnv:
         num_threads=recipe.system.simulator_threads,
         device=device,
         cached_starts=recipe.algorithm.parity == "reference",
+        env_timeout=recipe.system.env_timeout,
     )
 
 

@@ -300,6 +300,7 @@ def _evaluate(session: _Session) -> None:
         simulator=recipe.system.simulator,
         num_threads=recipe.system.simulator_threads,
         device=run.device,
+        env_timeout=recipe.system.env_timeout,
     )
     record = session.counters | result
     if session.callback is not None:

@@ -25,6 +25,7 @@ def make_vector_env(
     num_threads: int = 0,
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
+    env_timeout: float = 300.0,
 ) -> AnyVectorEnv:
     """`num_envs` parallel episodes of a task; `close` it at the end.
 
@@ -37,6 +38,7 @@ def make_vector_env(
             physics; 0 is every CPU.
         device: of Warp; everything else is on the CPU.
         cached_starts: each env repeats its first start and goal; not for Gymnasium envs.
+        env_timeout: seconds that a Gymnasium env may take for a step or a reset, 0 for any time.
 
     Raises:
         ValueError: there is no such task, or it cannot be trained on.
@@ -49,6 +51,7 @@ def make_vector_env(
             episode_length=episode_length,
             seed=seed,
             num_processes=num_threads,
+            env_timeout=env_timeout,
         )
     task = make_task(name)
     physics = make_simulator(

@@ -188,10 +188,11 @@ def task_spec(name: str) -> TaskSpec:
     Raises UnknownTaskError with the nearest names, or what is wrong with the import or the env.
     """
     if name.startswith(GYMNASIUM):
-        from torch_crl.envs.gymnasium.foreign import UnsuitableEnvError, probe
+        from torch_crl.envs.gymnasium.errors import UnsuitableEnvError
+        from torch_crl.envs.gymnasium.foreign import probe
 
         try:
-            return probe(name)[0]
+            return probe(name).spec
         except UnsuitableEnvError as error:
             raise UnknownTaskError(str(error)) from error
     if ":" in name:

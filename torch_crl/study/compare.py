@@ -59,6 +59,7 @@ _NOT_IN_NAME = {
     "system.seed",
     "system.device",
     "system.simulator_threads",
+    "system.env_timeout",
     "system.torch_threads",
 }
 _POINTS = 60

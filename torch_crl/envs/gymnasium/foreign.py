@@ -1,13 +1,18 @@
-"""A Gymnasium goal env as a task: what it is, and many of them stepped in one process.
+"""A Gymnasium goal env as a task: whether it is one, and what its numbers mean.
 
-Worker processes import this module, hence no torch. N envs of a group, S state, G goal, A action.
+Worker processes import this module, hence no torch. N envs, S state, G goal, A action.
 """
 
 import importlib
-import signal
+import itertools
+import time
 import traceback
+import warnings
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,39 +22,112 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
+from torch_crl.envs.gymnasium.errors import UnsuitableEnvError, told
+from torch_crl.envs.gymnasium.success import SparseReward, find_sparse_reward, told_success
 from torch_crl.envs.spec import TaskSpec
-from torch_crl.errors import TorchCrlError
+
+Array = NDArray[np.float64]
 
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
-_SUCCESS_KEYS = ("is_success", "success")
 _SHARED_MODEL = "ant_maze.xml"
+# Of the trial: the rest of the episode too if the env has not told success by then.
+_TRIAL_STEPS = 20
+_TRIAL_SECONDS = 20.0
+# As Gymnasium's own recorder of videos takes it, for envs that do not say.
+_USUAL_FPS = 30
 
 
-class UnsuitableEnvError(TorchCrlError, ValueError):
-    """There is no such Gymnasium env here, or it is not one that can be trained on."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Foreign:
+    """What the trial of an env has shown."""
+
+    spec: TaskSpec
+    """Its sizes; the state is concat(observation, achieved_goal)."""
+    env_spec: EnvSpec
+    """What to make copies of it from."""
+    reward: SparseReward | None
+    """Tells success where the info of a step does not."""
+    render_modes: tuple[str, ...]
+    seconds_per_step: float
+    """Of its pictures, when they are shown in real time."""
 
 
 @cache
-def probe(name: str) -> tuple[TaskSpec, EnvSpec]:
-    """Sizes of `gymnasium:ID`, and what to make copies of it from, found by making and trying one.
+def probe(name: str) -> Foreign:
+    """Make `gymnasium:ID` and try it: a few steps, or an episode if it takes that to see success.
 
-    The state is concat(observation, achieved_goal). Raises UnsuitableEnvError with the reason.
+    Raises UnsuitableEnvError with the reason.
     """
     env_id = _env_id(name)
     env = _make(env_id)
     try:
         spec = _task_spec(name, env)
-        problem = _trial_problem(env)
-    except UnsuitableEnvError:
-        raise
-    except Exception as error:
-        problem = f"it raised {told(error)}"
+        reward = _trial(env, spec)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, UnsuitableEnvError) and env_id in str(error):
+            raise
+        raise UnsuitableEnvError(
+            f"Gymnasium env {env_id!r} cannot be trained on: it {told(error)}"
+        ) from error
     finally:
-        env.close()
-    if problem:
-        raise UnsuitableEnvError(f"Gymnasium env {env_id!r} cannot be trained on: {problem}")
+        with suppress(Exception):
+            env.close()
     assert env.spec is not None
-    return spec, env.spec
+    return Foreign(
+        spec=spec,
+        env_spec=env.spec,
+        reward=reward,
+        render_modes=tuple(env.metadata.get("render_modes") or ()),
+        seconds_per_step=1.0 / (env.metadata.get("render_fps") or _USUAL_FPS),
+    )
+
+
+class Controls:
+    """From actions in [-1, 1] to those of a bounded Box; integers are rounded to the nearest."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        """For actions of this space."""
+        self._dtype = space.dtype
+        self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self._half_range = (self._high - self._low) / 2
+
+    def __call__(self, action_NA: NDArray[Any]) -> NDArray[Any]:
+        """Rescaled, shape [N, A], in the type of the space."""
+        control_NA = self._low + (action_NA + 1.0) * self._half_range
+        np.clip(control_NA, self._low, self._high, out=control_NA)
+        if np.issubdtype(self._dtype, np.integer):
+            np.rint(control_NA, out=control_NA)
+        return control_NA.astype(self._dtype)
+
+
+def read(observation: Any, into: tuple[Array, Array, Array]) -> None:
+    """Write observation, achieved goal [G] and goal [G] as float64, whatever type they come in.
+
+    Differences of integers would wrap around. Raises UnsuitableEnvError where a shape is not the
+    one that the observation space promises.
+    """
+    try:
+        for key, part in zip(_GOAL_KEYS, into, strict=True):
+            given = np.asarray(observation[key], np.float64)
+            if given.shape != part.shape:
+                raise UnsuitableEnvError(
+                    f"gave {key} of shape {given.shape} where its observation space says "
+                    f"{part.shape}"
+                )
+            part[:] = given
+    except (LookupError, TypeError, ValueError) as error:
+        if isinstance(error, UnsuitableEnvError):
+            raise
+        raise UnsuitableEnvError(
+            f"gave an observation that is not a dict of numbers for {', '.join(_GOAL_KEYS)} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def parts_of(row: Array, spec: TaskSpec) -> tuple[Array, Array, Array]:
+    """Where `read` writes in a row that begins with the state and the goal."""
+    first, stop = spec.goal_slice
+    return row[:first], row[first:stop], row[stop : stop + spec.goal_size]
 
 
 def _env_id(name: str) -> str:
@@ -62,10 +140,10 @@ def _make(env_id: str) -> gymnasium.Env[Any, Any]:
         with suppress(ModuleNotFoundError):
             importlib.import_module("gymnasium_robotics")
     try:
-        return _made(env_id)
-    except Exception as error:
+        return made(env_id)
+    except (Exception, SystemExit) as error:
         if env_id.rpartition(":")[2] in gymnasium.registry:
-            reason = told(error)
+            reason = _robotics_problem(error) or f"it {told(error)}"
         else:
             reason = (
                 f"{error} `gymnasium:module:ID` imports the module that registers an env first; "
@@ -74,14 +152,29 @@ def _make(env_id: str) -> gymnasium.Env[Any, Any]:
         raise UnsuitableEnvError(f"Gymnasium env {env_id!r} cannot be made: {reason}") from error
 
 
-def _made(env: str | EnvSpec, **options: Any) -> gymnasium.Env[Any, Any]:
-    made = gymnasium.make(env, disable_env_checker=True, **options)
+def made(env: str | EnvSpec, **options: Any) -> gymnasium.Env[Any, Any]:
+    """An env as Gymnasium makes it, which leaves nothing in the temporary directory."""
+    new = gymnasium.make(env, disable_env_checker=True, **options)
     # Mazes of gymnasium-robotics leave their model, which they have read by now, in a file of a
     # name with the time in it; older ones share one file, which others may be about to read.
-    file = Path(getattr(made.unwrapped, "tmp_xml_file_path", _SHARED_MODEL))
+    file = Path(getattr(new.unwrapped, "tmp_xml_file_path", _SHARED_MODEL))
     if file.name != _SHARED_MODEL:
         file.unlink(missing_ok=True)
-    return made
+    return new
+
+
+def _robotics_problem(error: BaseException) -> str:
+    """Whether it is this: MuJoCo 3.12 ended `number in (mjJNT_HINGE, mjJNT_SLIDE)`."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    asks_for_joint_types = "gymnasium_robotics" in place and place.endswith("mujoco_utils.py")
+    if not (asks_for_joint_types and isinstance(error, AssertionError) and not str(error)):
+        return ""
+    return (
+        f"gymnasium-robotics {version('gymnasium-robotics')} and mujoco {version('mujoco')} do not "
+        "fit together. Up to 1.4.2 the Fetch, Hand and Kitchen envs need mujoco 3.11 or older, and "
+        "torch_crl needs 3.17; what fits is gymnasium-robotics from its repository, of 2026-09-05 "
+        "or newer: pip install git+https://github.com/Farama-Foundation/Gymnasium-Robotics"
+    )
 
 
 def _task_spec(name: str, env: gymnasium.Env[Any, Any]) -> TaskSpec:
@@ -115,137 +208,50 @@ def _task_spec(name: str, env: gymnasium.Env[Any, Any]) -> TaskSpec:
     )
 
 
-def _trial_problem(env: gymnasium.Env[Any, Any]) -> str:
-    """What one step shows that the spaces do not; empty if nothing."""
-    env.reset(seed=0)
-    actions = cast(spaces.Box, env.action_space)
-    middle = (actions.low + actions.high) / 2
-    *_, info = env.step(middle.astype(actions.dtype))
-    if any(key in info for key in _SUCCESS_KEYS) or env.has_wrapper_attr("compute_reward"):
-        return ""
-    return f"it tells success neither by info[{_SUCCESS_KEYS[0]!r}] nor by compute_reward"
+def _trial(env: gymnasium.Env[Any, Any], spec: TaskSpec) -> SparseReward | None:
+    """Take random steps, until it is known what tells success; None if the infos do.
 
-
-def told(error: BaseException) -> str:
-    """Type, message and place of an exception, on one line."""
-    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    place = traceback.extract_tb(error.__traceback__)[-1:]
-    return " ".join([message, *(f"({frame.filename}:{frame.lineno})" for frame in place)])
-
-
-def columns(spec: TaskSpec) -> dict[str, slice]:
-    """Where each part of a step stands in a row of an `EnvGroup`'s table."""
-    sizes = {
-        "state": spec.state_size,
-        "goal": spec.goal_size,
-        "final_state": spec.state_size,
-        "distance": 1,
-        "success": 1,
-        "terminated": 1,
-        "truncated": 1,
-    }
-    stops = np.cumsum(list(sizes.values())).tolist()
-    return {
-        part: slice(stop - size, stop)
-        for (part, size), stop in zip(sizes.items(), stops, strict=True)
-    }
-
-
-class EnvGroup(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """Several envs, stepped one after another, as one whose observation is a table: a row an env.
-
-    `columns` says what stands in a row. An env whose episode ended has begun the next one: `state`
-    and `goal` are of that one, everything else is of the step. For `gymnasium.vector`'s processes:
-    one message a group and step instead of one an env takes light envs several times as far.
+    Raises UnsuitableEnvError with the rest of a sentence about what the env does wrong.
     """
+    steps = _one_episode(env, spec)
+    visited = list(itertools.islice(steps, _TRIAL_STEPS))
+    told_at = [told_success(info) is not None for *_, info in visited]
+    if all(told_at):
+        return None
+    try:
+        return find_sparse_reward(env, visited)
+    except UnsuitableEnvError as problem:
+        told_later = (told_success(info) is not None for *_, info in steps)
+        if not any(told_at) and not any(told_later):
+            raise UnsuitableEnvError(
+                "tells success neither by info['is_success'] nor by compute_reward, which would "
+                f"have two values, the better one at the goal: it {problem}. Let `step` return "
+                "info['is_success'], for instance by a wrapper"
+            ) from problem
+    warnings.warn(
+        f"{spec.name} says only at some steps whether it is at its goal, perhaps the last of an "
+        "episode; the others count as not at the goal, so read success_any, not time_at_goal",
+        stacklevel=2,
+    )
+    return None
 
-    def __init__(
-        self, spec: TaskSpec, env_spec: EnvSpec, *, count: int, rows: int, episode_length: int
-    ) -> None:
-        """`count` envs in the first of `rows` rows; they are made at the first reset."""
-        self._columns = columns(spec)
-        width = self._columns["truncated"].stop
-        self.observation_space = spaces.Box(-np.inf, np.inf, (rows, width))
-        self.action_space = spaces.Box(-1.0, 1.0, (rows, spec.action_size))
-        self._table = np.zeros((rows, width), dtype=np.float32)
-        self._env_spec = env_spec
-        self._episode_length = episode_length
-        self._count = count
-        self._envs: list[gymnasium.Env[Any, Any]] = []
 
-    def reset(
-        self,
-        *,
-        seed: int | None = None,
-        options: dict[str, Any] | None = None,  # noqa: ARG002
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an episode in every env: the first with this seed, the next with the one after."""
-        try:
-            if not self._envs:
-                self._make_envs()
-            for index, env in enumerate(self._envs):
-                observation, _ = env.reset(seed=None if seed is None else seed + index)
-                self._write_next(index, observation)
-        except Exception as error:
-            return self._table, {"error": told(error)}
-        return self._table, {}
-
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Apply actions in [-1, 1], a row an env, rescaled to the bounds of the envs."""
-        try:
-            control_NA = self._low + (action + 1.0) * self._half_range
-            for index, env in enumerate(self._envs):
-                self._step_one(index, env, control_NA[index].astype(self._dtype))
-        except Exception as error:
-            return self._table, 0.0, False, False, {"error": told(error)}
-        return self._table, 0.0, False, False, {}
-
-    def close(self) -> None:
-        for env in self._envs:
-            env.close()
-
-    def _make_envs(self) -> None:
-        # Ctrl-C reaches the whole group of processes; the training process decides what ends.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._envs = [
-            _made(self._env_spec, max_episode_steps=self._episode_length)
-            for _ in range(self._count)
-        ]
-        actions = cast(spaces.Box, self._envs[0].action_space)
-        self._dtype = actions.dtype
-        self._low = actions.low.astype(np.float64)
-        self._half_range = (actions.high - self._low) / 2
-
-    def _step_one(
-        self, index: int, env: gymnasium.Env[Any, Any], control_A: NDArray[np.float64]
-    ) -> None:
-        row, places = self._table[index], self._columns
-        observation, reward, terminated, truncated, info = env.step(control_A)
-        achieved_G, goal_G = observation["achieved_goal"], observation["desired_goal"]
-        row[places["final_state"]] = np.concatenate([observation["observation"], achieved_G])
-        row[places["distance"]] = np.linalg.norm(achieved_G - goal_G)
-        row[places["success"]] = _success(env, goal_G, float(reward), info)
-        row[places["terminated"]], row[places["truncated"]] = terminated, truncated
+def _one_episode(
+    env: gymnasium.Env[Any, Any], spec: TaskSpec
+) -> Iterator[tuple[Array, Array, dict[str, Any]]]:
+    """Achieved goal, goal and info of each step, until the episode ends or takes too long."""
+    controls = Controls(cast(spaces.Box, env.action_space))
+    draws = np.random.default_rng(0)
+    deadline = time.monotonic() + _TRIAL_SECONDS
+    parts = parts_of(np.zeros(spec.state_size + spec.goal_size), spec)
+    read(env.reset(seed=0)[0], into=parts)
+    for _ in range(spec.episode_length):
+        control_A = controls(draws.uniform(-1.0, 1.0, (1, spec.action_size)))[0]
+        observation, _, terminated, truncated, info = env.step(control_A)
+        read(observation, into=parts)
+        yield parts[1].copy(), parts[2].copy(), info
         if terminated or truncated:
-            observation, _ = env.reset()
-        self._write_next(index, observation)
-
-    def _write_next(self, index: int, observation: dict[str, NDArray[Any]]) -> None:
-        row, places = self._table[index], self._columns
-        row[places["state"]] = np.concatenate(
-            [observation["observation"], observation["achieved_goal"]]
-        )
-        row[places["goal"]] = observation["desired_goal"]
-
-
-def _success(
-    env: gymnasium.Env[Any, Any], goal_G: NDArray[Any], reward: float, info: dict[str, Any]
-) -> bool:
-    for key in _SUCCESS_KEYS:
-        if key in info:
-            return bool(info[key])
-    # The best reward that there is for this goal.
-    best: float = env.get_wrapper_attr("compute_reward")(goal_G, goal_G, info)
-    return reward >= best
+            read(env.reset()[0], into=parts)
+            return
+        if time.monotonic() > deadline:
+            return

@@ -1,27 +1,19 @@
 """N parallel episodes of a Gymnasium goal env, in processes. N envs, S state, G goal, A action."""
 
 import multiprocessing
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
-from types import ModuleType
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch import Tensor
 
-from torch_crl.envs.gymnasium.foreign import EnvGroup, columns, probe
+from torch_crl.envs.gymnasium.errors import UnsuitableEnvError
+from torch_crl.envs.gymnasium.foreign import probe
+from torch_crl.envs.gymnasium.group import EnvGroup, columns
+from torch_crl.envs.gymnasium.workers import Workers
 from torch_crl.envs.vector_env import StepResult
-from torch_crl.errors import TorchCrlError
 from torch_crl.threads import usable_cpus
-
-
-class ForeignEnvError(TorchCrlError, RuntimeError):
-    """A Gymnasium env raised an exception, or its process died; the message names the env."""
 
 
 class GymnasiumVectorEnv:
@@ -35,15 +27,39 @@ class GymnasiumVectorEnv:
     saves_state = False
 
     def __init__(
-        self, name: str, *, num_envs: int, episode_length: int, seed: int, num_processes: int = 0
+        self,
+        name: str,
+        *,
+        num_envs: int,
+        episode_length: int,
+        seed: int,
+        num_processes: int = 0,
+        env_timeout: float = 300.0,
+        render_mode: str | None = None,
     ) -> None:
         """Start the processes (0 is one for every CPU) and begin the first episodes.
 
-        Raises UnsuitableEnvError, or ForeignEnvError with what an env raised.
+        Where no process can be started, as in the workers of a `multiprocessing.Pool`, the envs
+        are stepped in this one, and so are those that draw themselves.
+
+        Args:
+            env_timeout: seconds that an env may take for a step or a reset, 0 for any time.
+            render_mode: of the envs, for `render`.
+
+        Raises:
+            UnsuitableEnvError: there is no such env, or none that can be trained on or drawn.
+            ForeignEnvError: an env went wrong; every method that steps raises it.
         """
-        self.spec, env_spec = probe(name)
+        foreign = probe(name)
+        if render_mode is not None and render_mode not in foreign.render_modes:
+            raise UnsuitableEnvError(
+                f"{name} draws itself only as {', '.join(foreign.render_modes) or 'nothing'} (its "
+                f"render modes); needed is {render_mode}"
+            )
+        self.spec = foreign.spec
         self.num_envs = num_envs
         self.episode_length = episode_length
+        self.seconds_per_step = foreign.seconds_per_step
         self.state_NS = torch.zeros(num_envs, self.spec.state_size)
         self.goal_NG = torch.zeros(num_envs, self.spec.goal_size)
         self.steps_N = torch.zeros(num_envs, dtype=torch.int32)
@@ -52,23 +68,29 @@ class GymnasiumVectorEnv:
         self.unstable_N, self.unstable_step_N = torch.zeros(2, num_envs, dtype=torch.int32)
         # More bits than this are an error to some random number generators.
         self._seed = seed % 2**31
-        self._rows = -(-num_envs // min(num_envs, num_processes or usable_cpus()))
-        firsts = range(0, num_envs, self._rows)
-        make_group = partial(
-            EnvGroup, self.spec, env_spec, rows=self._rows, episode_length=episode_length
-        )
-        self._action = np.zeros((len(firsts), self._rows, self.spec.action_size), dtype=np.float32)
-        self._working = False
-        with self._at_work(), _main_module_hidden():
-            self._workers = AsyncVectorEnv(
-                [partial(make_group, count=min(self._rows, num_envs - first)) for first in firsts],
-                copy=False,
-                context=_start_method(env_spec),
-                autoreset_mode=AutoresetMode.DISABLED,
+        self._group: EnvGroup | Workers
+        if render_mode is not None or _no_children(name):
+            table = np.zeros((num_envs, columns(self.spec)["action"].stop), np.float32)
+            self._group = EnvGroup(
+                foreign,
+                episode_length=episode_length,
+                first=0,
+                table=table,
+                at_work=np.zeros(1, np.int64),
+                render_mode=render_mode,
             )
+        else:
+            self._group = Workers(
+                foreign,
+                episode_length=episode_length,
+                num_envs=num_envs,
+                num_processes=num_processes or usable_cpus(),
+                timeout=env_timeout,
+            )
+            table = self._group.table
         # The memory that the processes write to.
-        table = torch.from_numpy(self._workers.observations).flatten(0, 1)[:num_envs]
-        self._parts = {part: table[:, place] for part, place in columns(self.spec).items()}
+        memory = torch.from_numpy(table)
+        self._parts = {part: memory[:, place] for part, place in columns(self.spec).items()}
         try:
             self.reset()
         except BaseException:
@@ -77,22 +99,16 @@ class GymnasiumVectorEnv:
 
     def reset(self) -> None:
         """Begin a fresh episode in every env; equal seeds and episode numbers give equal ones."""
-        first = self._seed + int(self.trajectory_N.sum())
-        seeds: list[int | None] = [first + self._rows * group for group in range(len(self._action))]
-        with self._at_work():
-            *_, infos = self._workers.reset(seed=seeds)
-        self._raise_errors(infos)
+        self._group.reset(self._seed + int(self.trajectory_N.sum()))
         self._read_next()
         self.steps_N.zero_()
         self.trajectory_N += 1
 
     def step(self, action_NA: Tensor) -> StepResult:
         """Apply float32 actions in [-1, 1], shape [N, A], for one control step."""
-        self._action.reshape(-1, self.spec.action_size)[: self.num_envs] = action_NA.numpy()
-        with self._at_work():
-            *_, infos = self._workers.step(self._action)
-        self._raise_errors(infos)
         parts = self._parts
+        parts["action"].copy_(action_NA)
+        self._group.step()
         terminated_N = parts["terminated"][:, 0] > 0
         truncated_N = (parts["truncated"][:, 0] > 0) & ~terminated_N
         ended_N = terminated_N | truncated_N
@@ -112,18 +128,14 @@ class GymnasiumVectorEnv:
     def check(self) -> None:
         """Nothing to find: what goes wrong in an env is raised by `step`."""
 
+    def render(self) -> list[Any]:
+        """A picture of each env. Raises ForeignEnvError where it cannot be drawn."""
+        assert isinstance(self._group, EnvGroup), "made without a render_mode"
+        return self._group.render()
+
     def close(self) -> None:
         """Close the envs and end their processes; twice is once."""
-        workers = self._workers
-        if not self._working:
-            with suppress(EOFError, OSError):
-                workers.close()
-        # Who died, or was interrupted in the middle of a step, cannot be asked to leave.
-        if not workers.closed:
-            for process in workers.processes:
-                process.terminate()
-                process.join()
-            workers.closed = True
+        self._group.close()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The numbers of the episodes: all that can be saved."""
@@ -138,43 +150,15 @@ class GymnasiumVectorEnv:
         self.state_NS.copy_(self._parts["state"])
         self.goal_NG.copy_(self._parts["goal"])
 
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        self._working = True
-        try:
-            yield
-        except (EOFError, OSError) as error:
-            raise ForeignEnvError(f"a process that steps {self.spec.name} died") from error
-        self._working = False
 
-    def _raise_errors(self, infos: dict[str, Any]) -> None:
-        for message in infos.get("error", []):
-            if message is not None:
-                raise ForeignEnvError(f"{self.spec.name} raised {message}")
-
-
-def _start_method(env_spec: EnvSpec) -> str:
-    """Processes come from a small server where there is one, and it has imported what they need.
-
-    A fork of this process would inherit locks that its other threads hold.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    entry = env_spec.entry_point
-    module = entry.partition(":")[0] if isinstance(entry, str) else entry.__module__
-    multiprocessing.set_forkserver_preload([EnvGroup.__module__, module])
-    return "forkserver"
-
-
-@contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Inside, new processes do not import the user's script: it costs seconds, or trains again.
-
-    What a script defines reaches them all the same: Gymnasium sends it by value.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+def _no_children(name: str) -> bool:
+    """Whether this process may not start any; says so."""
+    daemonic = multiprocessing.current_process().daemon
+    if daemonic:
+        warnings.warn(
+            f"{name}: a daemonic process, such as a worker of multiprocessing.Pool, may have no "
+            "processes of its own; the envs are stepped in it, one after another, and one that "
+            "hangs is not found",
+            stacklevel=3,
+        )
+    return daemonic

@@ -1,0 +1,179 @@
+"""Several Gymnasium goal envs, stepped one after another in one process.
+
+Worker processes import this module, hence no torch. N envs of the group, G goal, A action.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from torch_crl.envs.gymnasium.errors import ForeignEnvError, told
+from torch_crl.envs.gymnasium.foreign import Controls, Foreign, made, parts_of, read
+from torch_crl.envs.gymnasium.success import told_success
+from torch_crl.envs.spec import TaskSpec
+
+LARGEST = 1e10
+"""Numbers beyond that, which is also where MuJoCo draws the line, soon overflow in float32."""
+
+
+def columns(spec: TaskSpec) -> dict[str, slice]:
+    """Where each part of a step stands in the row of an env."""
+    sizes = {
+        "state": spec.state_size,
+        "goal": spec.goal_size,
+        "final_state": spec.state_size,
+        "distance": 1,
+        "success": 1,
+        "terminated": 1,
+        "truncated": 1,
+        "action": spec.action_size,
+    }
+    stops = np.cumsum(list(sizes.values())).tolist()
+    return {
+        part: slice(stop - size, stop)
+        for (part, size), stop in zip(sizes.items(), stops, strict=True)
+    }
+
+
+class EnvGroup:
+    """Envs that read their actions from a table and write what came of them into it.
+
+    `columns` says what stands in a row. An env whose episode ended has begun the next one: `state`
+    and `goal` are of that one, everything else is of the step. Every problem is a ForeignEnvError
+    that names the env and the step of its episode.
+    """
+
+    def __init__(
+        self,
+        foreign: Foreign,
+        *,
+        episode_length: int,
+        first: int,
+        table: NDArray[np.float32],
+        at_work: NDArray[np.int64],
+        render_mode: str | None = None,
+    ) -> None:
+        """An env for each row of the table; they are made at the first reset.
+
+        Args:
+            first: the number of the first env among all.
+            table: shape [N, columns], shared with whoever gives the actions.
+            at_work: shape [1]; gets the number of the env that is about to be stepped or reset.
+        """
+        self._foreign, self._spec = foreign, foreign.spec
+        self._episode_length = episode_length
+        self._render_mode = render_mode
+        self._first = first
+        self._table = table
+        self._at_work = at_work
+        self._places = columns(foreign.spec)
+        # In float64, so that what does not fit into float32 is found here.
+        self._rows = np.zeros((len(table), self._places["truncated"].stop))
+        self._parts = [parts_of(row, foreign.spec) for row in self._rows]
+        self._outcomes = [(False, False, False)] * len(table)
+        self._steps = [0] * len(table)
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+        self._seed = 0
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode in every env; the one with number i is given seed + i."""
+        self._seed = seed
+        self._for_each(range(len(self._rows)), self._begin_first)
+        self._check_numbers()
+        self._publish()
+
+    def step(self) -> None:
+        """Apply the actions in the table, in [-1, 1] and rescaled to the bounds of the envs."""
+        rows, places = self._rows, self._places
+        self._controls = self._scale(self._table[:, places["action"]])
+        self._for_each(range(len(rows)), self._step_one)
+        self._check_numbers()
+        rows[:, places["success"].start :] = self._outcomes
+        rows[:, places["final_state"]] = rows[:, places["state"]]
+        first, stop = self._spec.goal_slice
+        away_NG = rows[:, first:stop] - rows[:, places["goal"]]
+        np.sqrt((away_NG * away_NG).sum(1, keepdims=True), out=rows[:, places["distance"]])
+        ends_N2 = rows[:, places["terminated"].start : places["truncated"].stop]
+        if ends_N2.any():
+            self._for_each(np.flatnonzero(ends_N2.any(1)).tolist(), self._begin_next)
+            self._check_numbers()
+        self._publish()
+
+    def render(self) -> list[Any]:
+        """A picture of each env, as its render mode makes it."""
+        pictures: list[Any] = []
+        self._for_each(
+            range(len(self._envs)), lambda index: pictures.append(self._envs[index].render())
+        )
+        return pictures
+
+    def close(self) -> None:
+        """Close the envs."""
+        for env in self._envs:
+            with suppress(Exception, SystemExit):
+                env.close()
+
+    def _for_each(self, indices: Iterable[int], act: Callable[[int], object]) -> None:
+        for index in indices:
+            self._at_work[0] = self._first + index
+            try:
+                act(index)
+            except (Exception, SystemExit) as error:
+                raise ForeignEnvError(f"{self._named(index)} {told(error)}") from error
+
+    def _named(self, index: int) -> str:
+        number, step = self._first + index, self._steps[index]
+        return f"{self._spec.name}: env {number}, at step {step} of its episode,"
+
+    def _begin_first(self, index: int) -> None:
+        self._steps[index] = 0
+        if index == len(self._envs):
+            self._envs.append(self._make())
+            self._scale = Controls(cast(spaces.Box, self._envs[0].action_space))
+        observation, _ = self._envs[index].reset(seed=self._seed + self._first + index)
+        read(observation, into=self._parts[index])
+
+    def _begin_next(self, index: int) -> None:
+        self._steps[index] = 0
+        read(self._envs[index].reset()[0], into=self._parts[index])
+
+    def _make(self) -> gymnasium.Env[Any, Any]:
+        # Not every constructor knows the word.
+        drawn = {} if self._render_mode is None else {"render_mode": self._render_mode}
+        return made(self._foreign.env_spec, max_episode_steps=self._episode_length, **drawn)
+
+    def _step_one(self, index: int) -> None:
+        env = self._envs[index]
+        self._steps[index] += 1
+        observation, _, terminated, truncated, info = env.step(self._controls[index])
+        read(observation, into=self._parts[index])
+        success, reward = told_success(info), self._foreign.reward
+        if success is None and reward is not None:
+            _, achieved_G, goal_G = self._parts[index]
+            success = reward.reached(env, achieved_G.copy(), goal_G.copy(), info)
+        self._outcomes[index] = (success or False, bool(terminated), bool(truncated))
+
+    def _check_numbers(self) -> None:
+        numbers = self._rows[:, : self._places["goal"].stop]
+        # False for NaN too.
+        if np.abs(numbers).max() <= LARGEST:
+            return
+        index, column = np.argwhere(~(np.abs(numbers) <= LARGEST))[0].tolist()
+        first, stop = self._spec.goal_slice
+        entries = [
+            *(f"observation[{entry}]" for entry in range(first)),
+            *(f"achieved_goal[{entry}]" for entry in range(stop - first)),
+            *(f"desired_goal[{entry}]" for entry in range(stop - first)),
+        ]
+        raise ForeignEnvError(
+            f"{self._named(index)} gave {entries[column]} = {numbers[index, column]:g}; needed are "
+            f"finite numbers of at most {LARGEST:g}"
+        )
+
+    def _publish(self) -> None:
+        self._table[:, : self._rows.shape[1]] = self._rows

@@ -1,0 +1,228 @@
+"""Groups of Gymnasium envs in processes of their own, over a table in shared memory. N envs."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import connection, resource_tracker, util
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector.utils import CloudpickleWrapper
+
+from torch_crl.envs.gymnasium.errors import ForeignEnvError
+from torch_crl.envs.gymnasium.foreign import Foreign
+from torch_crl.envs.gymnasium.group import EnvGroup, columns
+
+# They may reach a whole group of processes; the training process alone decides what ends.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_SECONDS_TO_LEAVE = 5.0
+
+
+class Workers:
+    """Like one `EnvGroup`, whose rows are shared out to processes; a message each and step.
+
+    A process that dies or hangs is a ForeignEnvError, which names the env that it was at.
+    """
+
+    def __init__(
+        self,
+        foreign: Foreign,
+        *,
+        episode_length: int,
+        num_envs: int,
+        num_processes: int,
+        timeout: float,
+    ) -> None:
+        """Start the processes; `timeout` is in seconds for one env, 0 waits for ever."""
+        self._name = foreign.spec.name
+        self._timeout = timeout or None
+        rows = -(-num_envs // min(num_envs, num_processes))
+        self._groups = [
+            range(first, min(first + rows, num_envs)) for first in range(0, num_envs, rows)
+        ]
+        context: Any = multiprocessing.get_context(_start_method(foreign.env_spec))
+        width = columns(foreign.spec)["action"].stop
+        memory = context.RawArray("f", num_envs * width)
+        at_work = context.RawArray("q", len(self._groups))
+        self.table = np.frombuffer(memory, np.float32).reshape(num_envs, width)
+        """What all groups read from and write to, shape [N, columns]."""
+        self._at_work = np.frombuffer(at_work, np.int64)
+        self._pipes: list[connection.Connection] = []
+        self._processes: list[BaseProcess] = []
+        # Also when this object is forgotten, and before an exit waits for the processes.
+        self.close = util.Finalize(self, _end, args=(self._pipes, self._processes), exitpriority=10)
+        make_group: Any = partial(EnvGroup, foreign, episode_length=episode_length)
+        with _signals_blocked(), _main_module_hidden():
+            for number, group in enumerate(self._groups):
+                pipe, theirs = context.Pipe()
+                process = context.Process(
+                    target=_serve,
+                    args=(
+                        theirs,
+                        CloudpickleWrapper(make_group),
+                        group,
+                        (memory, self.table.shape),
+                        (at_work, number),
+                    ),
+                    name=f"{self._name} {group.start} to {group.stop - 1}",
+                )
+                process.start()
+                theirs.close()
+                self._pipes.append(pipe)
+                self._processes.append(process)
+
+    def reset(self, seed: int) -> None:
+        """See `EnvGroup.reset`."""
+        self._call("reset", seed)
+
+    def step(self) -> None:
+        """See `EnvGroup.step`."""
+        self._call("step")
+
+    def _call(self, *command: Any) -> None:
+        for pipe in self._pipes:
+            # Who is dead is found below.
+            with suppress(OSError):
+                pipe.send(command)
+        problems = [self._answer(group) for group in range(len(self._groups))]
+        if any(problems):
+            raise ForeignEnvError(next(filter(None, problems)))
+
+    def _answer(self, group: int) -> str:
+        """What went wrong in a group, empty if nothing."""
+        pipe, before = self._pipes[group], None
+        try:
+            while not pipe.poll(self._timeout):
+                # It may be slow because it has many envs, of which none hangs.
+                now = int(self._at_work[group])
+                if now == before:
+                    self._processes[group].kill()
+                    raise ForeignEnvError(
+                        f"{self._name}: env {now} has not come back for {self._timeout:g} s "
+                        f"(--env-timeout); the process of {self._envs(group)} was ended"
+                    )
+                before = now
+            problem: str = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise ForeignEnvError(
+                f"{self._name}: the process of {self._envs(group)} died "
+                f"({_end_of(self._processes[group])}) at env {self._at_work[group]}"
+            ) from error
+        return problem
+
+    def _envs(self, group: int) -> str:
+        envs = self._groups[group]
+        return f"envs {envs.start} to {envs.stop - 1}" if len(envs) > 1 else f"env {envs.start}"
+
+
+def _serve(
+    pipe: connection.Connection,
+    make_group: Any,
+    envs: range,
+    table: tuple[Any, tuple[int, int]],
+    at_work: tuple[Any, int],
+) -> None:
+    """Step a group of envs until the other end of the pipe is closed: what a process runs."""
+    # Not SIG_IGN, which programs that an env may start would inherit.
+    for one in _SIGNALS:
+        signal.signal(one, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    memory, shape = table
+    at_work_of_all, number = at_work
+    group: EnvGroup = make_group.fn(
+        first=envs.start,
+        table=np.frombuffer(memory, np.float32).reshape(shape)[envs.start : envs.stop],
+        at_work=np.frombuffer(at_work_of_all, np.int64)[number : number + 1],
+    )
+    with suppress(EOFError, OSError):
+        while True:
+            command, *arguments = pipe.recv()
+            problem = ""
+            try:
+                getattr(group, command)(*arguments)
+            except ForeignEnvError as error:
+                problem = str(error)
+            pipe.send(problem)
+    group.close()
+
+
+def _leave_with_parent() -> None:
+    """End a process whose env hangs and whom nobody can end any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    time.sleep(_SECONDS_TO_LEAVE)
+    os._exit(1)
+
+
+def _end(pipes: list[connection.Connection], processes: list[BaseProcess]) -> None:
+    """A process that is done with its step leaves by itself when its pipe is closed."""
+    for pipe in pipes:
+        pipe.close()
+    deadline = time.monotonic() + _SECONDS_TO_LEAVE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+
+
+def _end_of(process: BaseProcess) -> str:
+    process.join(1.0)
+    code = process.exitcode
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    return f"by {signal.Signals(-code).name}"
+
+
+def _start_method(env_spec: EnvSpec) -> str:
+    """Processes come from a small server where there is one, and it has imported what they need.
+
+    A fork of this process would inherit locks that its other threads hold.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    entry = env_spec.entry_point
+    module = entry.partition(":")[0] if isinstance(entry, str) else entry.__module__
+    multiprocessing.set_forkserver_preload([EnvGroup.__module__, module])
+    return "forkserver"
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Inside, new processes begin with the signals blocked, so that none ends them or the server.
+
+    This process gets what came meanwhile afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        # A part of multiprocessing, which would lift the block when it is started.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Inside, new processes do not import the user's script: it costs seconds, or trains again.
+
+    What a script defines reaches them all the same: it is sent by value.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
