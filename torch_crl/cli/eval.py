@@ -9,7 +9,7 @@ import tyro
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import Trained, load_trained, task_env
+from torch_crl.cli.runs import Trained, film_env, load_trained
 from torch_crl.errors import UsageError
 from torch_crl.terminal import console, print_line
 
@@ -102,14 +102,13 @@ def _film(trained: Trained, options: Options, path: Path) -> None:
 
     from rich.progress import Progress
 
-    from torch_crl.rendering.video import record
+    from torch_crl.rendering.video import record, seconds_per_step
 
     with (
-        closing(task_env(trained, num_envs=options.video_envs, seed=options.seed)) as env,
+        closing(film_env(trained, num_envs=options.video_envs, seed=options.seed)) as env,
         Progress(console=console(stderr=True), transient=True) as progress,
     ):
-        seconds_per_step = env.task.model.opt.timestep * env.task.substeps
-        steps = max(1, round(options.video_seconds / seconds_per_step))
+        steps = max(1, round(options.video_seconds / seconds_per_step(env)))
         bar = progress.add_task(f"filming {path.name}", total=steps)
         backend = record(
             trained.policy,

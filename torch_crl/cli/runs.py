@@ -9,6 +9,7 @@ from torch_crl.runs.directory import RunDirectory, run_directory_of
 from torch_crl.terminal import print_line
 
 if TYPE_CHECKING:
+    from torch_crl.envs.make import AnyVectorEnv
     from torch_crl.envs.spec import TaskSpec
     from torch_crl.envs.vector_env import VectorEnv
     from torch_crl.policy import Policy
@@ -75,16 +76,36 @@ def _task_spec(directory: RunDirectory, task: str) -> "TaskSpec":
 
 
 def task_env(trained: Trained, *, num_envs: int, seed: int) -> "VectorEnv":
-    """Envs of the task that can be drawn. Raises UsageError for a Gymnasium env."""
+    """Envs of one of our tasks. Raises UsageError for a Gymnasium env."""
     from torch_crl.envs.make import make_vector_env
+    from torch_crl.envs.registry import GYMNASIUM
     from torch_crl.envs.vector_env import VectorEnv
 
+    if trained.task.startswith(GYMNASIUM):
+        raise UsageError(
+            f"{trained.task} has no model that MuJoCo's viewer could show; `torch-crl eval RUN "
+            "--video out.mp4` films it by its own render"
+        )
     env = make_vector_env(
         trained.task, num_envs=num_envs, episode_length=trained.episode_length, seed=seed
     )
-    if not isinstance(env, VectorEnv):
-        env.close()
-        raise UsageError(
-            f"{trained.task} draws itself, by its own render modes; torch_crl draws its own tasks"
-        )
+    assert isinstance(env, VectorEnv)
     return env
+
+
+def film_env(trained: Trained, *, num_envs: int, seed: int) -> "AnyVectorEnv":
+    """Envs that can be filmed. Raises UnsuitableEnvError for one that draws no pictures."""
+    from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
+    from torch_crl.envs.registry import GYMNASIUM
+    from torch_crl.rendering.gl import draw_without_display
+
+    if not trained.task.startswith(GYMNASIUM):
+        return task_env(trained, num_envs=num_envs, seed=seed)
+    draw_without_display()
+    return GymnasiumVectorEnv(
+        trained.task,
+        num_envs=num_envs,
+        episode_length=trained.episode_length,
+        seed=seed,
+        render_mode="rgb_array",
+    )

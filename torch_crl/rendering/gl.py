@@ -82,6 +82,16 @@ def load_triton_first() -> None:
             importlib.import_module("triton")
 
 
+def draw_without_display() -> None:
+    """Let others that draw with MuJoCo, such as Gymnasium's envs, do so where no display is.
+
+    Their own choice would be a window's context; MUJOCO_GL still says otherwise.
+    """
+    load_triton_first()
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
 def _described(name: str) -> str:
     """`EGL (llvmpipe ...)`: the API and who draws."""
     title = {"egl": "EGL", "osmesa": "OSMesa", "": "OpenGL"}.get(name, name)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,21 @@ _MAX_FPS = 34.0
 _TILES = {1: (640, 480), 2: (400, 300), 3: (320, 240), 4: (240, 180)}
 
 
+class DrawsItself(Protocol):
+    """Envs that bring pictures of their own, as those of Gymnasium do."""
+
+    num_envs: int
+    state_NS: Tensor
+    goal_NG: Tensor
+    seconds_per_step: float
+
+    def step(self, action_NA: Tensor) -> object:
+        """Apply actions for one control step."""
+
+    def render(self) -> list[Any]:
+        """A picture of each env, uint8 [height, width, 3]."""
+
+
 def check_ending(path: Path) -> None:
     """Raise RenderError unless videos can be written to files with this ending, here."""
     if path.suffix.lower() not in ENDINGS:
@@ -38,7 +53,7 @@ def check_ending(path: Path) -> None:
 @torch.no_grad()
 def record(
     policy: Callable[[Tensor, Tensor], Tensor],
-    env: VectorEnv,
+    env: VectorEnv | DrawsItself,
     path: Path,
     *,
     steps: int,
@@ -55,20 +70,62 @@ def record(
     Returns what drew it. Raises RenderError.
     """
     check_ending(path)
-    columns, rows = grid_of(env.num_envs)
-    seconds = env.task.model.opt.timestep * env.task.substeps
+    seconds = seconds_per_step(env)
     stride = math.ceil(1.0 / (seconds * _MAX_FPS))
     with (
-        Renderer(env.task, columns=columns, rows=rows, tile=_TILES[columns]) as renderer,
-        _writer(path, seconds_per_frame=seconds * stride, goals=_both_ways(renderer, env)) as write,
+        _pictures(env) as (draw, goals, backend),
+        _writer(path, seconds_per_frame=seconds * stride, goals=goals) as write,
     ):
         for step in range(1, steps + 1):
             if (step - 1) % stride == 0:
-                write(renderer.draw_envs(env))
+                write(draw())
             env.step(policy(env.state_NS, env.goal_NG))
             if on_step is not None:
                 on_step(step)
-        return renderer.backend
+        return backend
+
+
+def seconds_per_step(env: VectorEnv | DrawsItself) -> float:
+    """How long a control step takes in real time."""
+    if isinstance(env, VectorEnv):
+        return float(env.task.model.opt.timestep * env.task.substeps)
+    return env.seconds_per_step
+
+
+@contextmanager
+def _pictures(
+    env: VectorEnv | DrawsItself,
+) -> Iterator[tuple[Callable[[], Image], tuple[Image, Image], str]]:
+    """What draws all envs as they are now, pictures with all the colours to come, and its name."""
+    columns, rows = grid_of(env.num_envs)
+    if isinstance(env, VectorEnv):
+        task_env = env
+        with Renderer(env.task, columns=columns, rows=rows, tile=_TILES[columns]) as renderer:
+            goals = _both_ways(renderer, task_env)
+            yield lambda: renderer.draw_envs(task_env), goals, renderer.backend
+    else:
+        own = env
+        first = _side_by_side(own.render(), columns)
+        yield lambda: _side_by_side(own.render(), columns), (first, first), "the env's own render"
+
+
+def _side_by_side(pictures: list[Any], columns: int) -> Image:
+    tiles = np.stack([_checked(picture) for picture in pictures])
+    empty = -len(tiles) % columns
+    tiles = np.concatenate([tiles, np.full((empty, *tiles.shape[1:]), 255, np.uint8)])
+    _, height, width, colours = tiles.shape
+    grid = tiles.reshape(-1, columns, height, width, colours).swapaxes(1, 2)
+    return np.ascontiguousarray(grid.reshape(-1, columns * width, colours))
+
+
+def _checked(picture: Any) -> Image:
+    image = np.asarray(picture)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise RenderError(
+            f"the env's render gave {type(picture).__name__} of shape {image.shape} and type "
+            f"{image.dtype}; a picture is uint8 of shape (height, width, 3)"
+        )
+    return image
 
 
 def _both_ways(renderer: Renderer, env: VectorEnv) -> tuple[Image, Image]:

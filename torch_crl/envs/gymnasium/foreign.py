@@ -171,9 +171,9 @@ def _robotics_problem(error: BaseException) -> str:
         return ""
     return (
         f"gymnasium-robotics {version('gymnasium-robotics')} and mujoco {version('mujoco')} do not "
-        "fit together. Up to 1.4.2 the Fetch, Hand and Kitchen envs need mujoco 3.11 or older, and "
-        "torch_crl needs 3.17; what fits is gymnasium-robotics from its repository, of 2026-09-05 "
-        "or newer: pip install git+https://github.com/Farama-Foundation/Gymnasium-Robotics"
+        "fit together: up to 1.4.2 the Fetch, Hand and Kitchen envs need mujoco 3.11 or older, and "
+        "torch_crl needs 3.17. What fits is a gymnasium-robotics with its pull request 330 (from "
+        "September 2026): pip install git+https://github.com/Farama-Foundation/Gymnasium-Robotics"
     )
 
 

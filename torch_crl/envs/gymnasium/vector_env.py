@@ -53,8 +53,8 @@ class GymnasiumVectorEnv:
         foreign = probe(name)
         if render_mode is not None and render_mode not in foreign.render_modes:
             raise UnsuitableEnvError(
-                f"{name} draws itself only as {', '.join(foreign.render_modes) or 'nothing'} (its "
-                f"render modes); needed is {render_mode}"
+                f"{name} cannot be drawn: its metadata has the render modes "
+                f"{list(foreign.render_modes)}, and {render_mode!r} is needed"
             )
         self.spec = foreign.spec
         self.num_envs = num_envs
