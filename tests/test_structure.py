@@ -50,6 +50,7 @@ FLOORS = [
     ["run"],
     ["plots", "plan", "baselines", "validation", "native_run", "saving"],
     ["trainer"],
+    ["calibration"],
     ["curves", "sweep.grid", "sweep.worker"],
     ["sweep.launchers", "sweep.progress", "sweep.results"],
     ["sweep.ray_launcher"],

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -94,11 +95,20 @@ def load(
         sums = _Sums(tensors=_file_sum(folder / TENSORS), meta=_json_sum(document.meta))
         if document.sha256 != sums:
             raise CheckpointError(f"{folder} is damaged: its checksum does not match")
-        return load_file(folder / TENSORS), document.meta
+        return _tensors(folder / TENSORS), document.meta
     except DamagedFileError as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        str(path).encode()
+    # safetensors opens no path that is not UTF-8.
+    except UnicodeEncodeError:
+        return load_bytes(path.read_bytes())
+    return load_file(path)
 
 
 def _is_intact(folder: Path) -> bool:

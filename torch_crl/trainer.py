@@ -124,7 +124,7 @@ def train(
         # Somebody else may have begun here since the check.
         if problems := directory.problems(resume=resume, overwrite=overwrite):
             raise validation.RecipeError(problems)
-        with closing(_build(recipe)) as run:
+        with closing(build(recipe)) as run:
             # Now, since a run that has come to its end must not fail for want of it.
             described = machine(run.device)
             if resume:
@@ -145,7 +145,7 @@ def train(
                 evaluations=directory.read_metrics("evaluation"),
                 callback=callback,
             )
-            with session.log, torch_threads(_thread_count(recipe)):
+            with session.log, torch_threads(thread_count(recipe)):
                 _train(session, notes)
         learning_curve = _draw(directory, session.log)
         (*_, last) = session.evaluations
@@ -236,7 +236,8 @@ def find_problems(
     return recipe
 
 
-def _build(recipe: Recipe) -> Run:
+def build(recipe: Recipe) -> Run:
+    """The run at its beginning, whoever's algorithm it is."""
     if recipe.by_library:
         # Here, because the library is an extra and takes a second to import.
         from torch_crl.baselines.run import build_baseline
@@ -254,7 +255,7 @@ def _after_a_stop(session: _Session) -> str:
     return f"stopped; a run of {run.recipe.algorithm.algo} cannot be resumed, only started again"
 
 
-def _thread_count(recipe: Recipe) -> int:
+def thread_count(recipe: Recipe) -> int:
     """As asked; else every CPU, or one where a layer is too small for sharing to pay.
 
     Threads that wait for each other at every operation crawl as soon as something else runs.

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
@@ -12,6 +11,9 @@ from torch_crl.terminal import print_line
 
 def check_folder(flag: str, folder: Path) -> None:
     """Raise UsageError, which names the flag, if the folder is not there and cannot be made."""
+    # Here, since Ctrl-C finds no answer until all that this module imports is there.
+    import tempfile
+
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
