@@ -6,6 +6,7 @@ What `--dry-run` tells. Nothing is written, and a run that cannot be built is to
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -75,6 +76,30 @@ def estimate(recipes: Sequence[Recipe]) -> list[Estimate]:
         except Exception as error:
             problems[kind] = f"it cannot be tried here: {type(error).__name__}: {error}"
     return [_estimate(recipe, measured, problems) for recipe in recipes]
+
+
+def summary(estimates: Sequence[Estimate]) -> list[str]:
+    """Lines for people: the time of all together, where it comes from, and what it warns of."""
+    known = [found for found in estimates if found.pace]
+    counts = Counter(found.how for found in known)
+    sources = ", ".join(f"{count} {how}" for how, count in counts.items())
+    total = duration(sum(found.seconds for found in known))
+    lines = [f"time: {total} on this machine, one run after the other ({sources})"] if known else []
+    return [*lines, *warnings(estimates)]
+
+
+def warnings(estimates: Sequence[Estimate]) -> list[str]:
+    """Lines for people: runs whose time is not known, and many hours."""
+    unknown = Counter(found.how for found in estimates if not found.pace)
+    lines = [f"time: not known of {_runs(count)}: {how}" for how, count in unknown.items()]
+    hours = sum(found.seconds for found in estimates if found.pace) / 3600
+    if hours > MANY_HOURS:
+        lines.append(f"warning: about {hours:,.0f} hours on this machine")
+    return lines
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def measure(recipe: Recipe) -> Pace:

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from torch_crl.compute import choose_compute
 from torch_crl.recipe import Recipe
-from torch_crl.terminal import console
+from torch_crl.terminal import console, plain
 
 
 def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
@@ -78,14 +78,14 @@ def _work_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
     ]
 
 
-def print_plan(recipe: Recipe) -> None:
-    """Print the table on standard output."""
+def print_plan(recipe: Recipe, *more_rows: tuple[str, str, str]) -> None:
+    """Print the table on standard output, with more rows at its end."""
     table = Table(title="plan", title_justify="left", show_header=False)
     table.add_column(style="bold")
-    table.add_column(justify="right")
+    table.add_column(justify="right", overflow="fold")
     table.add_column(style="dim")
-    for row in plan_rows(recipe):
-        table.add_row(*row)
+    for row in (*plan_rows(recipe), *more_rows):
+        table.add_row(*map(plain, row))
     console().print(table)
 
 

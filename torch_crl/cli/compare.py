@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
-from torch_crl.cli.sweep import plan
+from torch_crl.cli.sweep import print_plan
 from torch_crl.errors import UsageError
 from torch_crl.recipe import LIBRARY_ALGOS
 from torch_crl.terminal import NameCell, console, plain, print_line
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         trials = _trials(options)
         check_plan(trials, options.out / "runs", with_ray=options.launcher == "ray")
-        console().print(plan(trials))
+        print_plan(trials)
         return 0
     check_folder("--out", options.out)
     if options.finished_only:

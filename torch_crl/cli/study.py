@@ -68,6 +68,12 @@ def main(arguments: list[str]) -> int:
     folder, runs = _folders(options, study.runs_of or options.name)
     if options.dry_run:
         check_plan(trials, runs, with_ray=options.launcher == "ray")
+    if trials and (options.dry_run or options.scale == "full"):
+        from torch_crl.calibration import estimate, summary
+
+        for line in summary(estimate([trial.recipe for trial in trials])):
+            print_line(line, stderr=True)
+    if options.dry_run:
         return 0
     if options.scale == "full" and not (options.yes or _agreed()):
         return 1

@@ -9,13 +9,12 @@ from tyro.conf import Positional, UseAppendAction
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
+from torch_crl.costs import duration
 from torch_crl.errors import UsageError
-from torch_crl.terminal import console, print_line
+from torch_crl.terminal import NameCell, console, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.table import Table
 
     from torch_crl.sweep.grid import Trial
 
@@ -79,7 +78,7 @@ def main(arguments: list[str]) -> int:
     )
     if options.dry_run:
         check_plan(trials, options.out, with_ray=options.launcher == "ray")
-        console().print(plan(trials))
+        print_plan(trials)
         return 0
     check_folder("--out", options.out)
     result = run_trials(
@@ -111,19 +110,28 @@ def _assignments(texts: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def plan(trials: "Sequence[Trial]") -> "Table":
-    """Every trial with its env steps and the work of its updates, and the sums."""
+def print_plan(trials: "Sequence[Trial]") -> None:
+    """Every trial with its env steps, the work of its updates and its time, and the sums."""
     from rich.table import Table
 
+    from torch_crl.calibration import estimate, summary
+
+    with console(stderr=True).status("measuring how long such runs take"):
+        estimates = estimate([trial.recipe for trial in trials])
     found = Table(title="trials", title_justify="left", show_footer=True)
     recipes = [trial.recipe for trial in trials]
     steps = sum(recipe.total_env_steps for recipe in recipes)
     known = [recipe.petaflop for recipe in recipes if recipe.petaflop is not None]
-    found.add_column("trial", overflow="fold", footer=f"{len(trials)} in all")
-    found.add_column("env steps", footer=f"{steps:,}", justify="right")
-    rest = "" if len(known) == len(recipes) else f" in {len(known)} of them"
-    found.add_column("PFLOP of updates", footer=f"{sum(known):,.3g}{rest}", justify="right")
-    for trial, recipe in zip(trials, recipes, strict=True):
+    found.add_column("trial", footer=f"{len(trials)} in all")
+    found.add_column("env steps", footer=f"{steps:,}", justify="right", no_wrap=True)
+    rest = "" if len(known) == len(recipes) else f"\nin {len(known)} of them"
+    work = f"{sum(known):,.3g}{rest}"
+    found.add_column("PFLOP of\nupdates", footer=work, justify="right", no_wrap=True)
+    hours = duration(sum(time.seconds for time in estimates if time.pace))
+    found.add_column("time here", footer=hours, justify="right", no_wrap=True)
+    for trial, recipe, time in zip(trials, recipes, estimates, strict=True):
         work = "not known" if recipe.petaflop is None else f"{recipe.petaflop:,.3g}"
-        found.add_row(trial.name, f"{recipe.total_env_steps:,}", work)
-    return found
+        found.add_row(NameCell(trial.name), f"{recipe.total_env_steps:,}", work, time.shown)
+    console().print(found)
+    for line in summary(estimates):
+        print_line(line, stderr=True)

@@ -93,10 +93,15 @@ def _run(options: Options) -> int:
     named = options.run_dir != _DEFAULT_RUN_DIR
     directory = RunDirectory(options.run_dir if named else default_run_dir(recipe))
     if options.dry_run:
+        from torch_crl.calibration import estimate, warnings
+
         recipe = find_problems(
             recipe, directory, resume=options.resume, overwrite=options.overwrite
         )
-        print_plan(recipe)
+        found = estimate([recipe])
+        print_plan(recipe, ("time on this machine", found[0].shown, found[0].how))
+        for line in warnings(found):
+            print_line(line, stderr=True)
         return 0
     result = train(recipe, directory, resume=options.resume, overwrite=options.overwrite)
     reached = result.evaluation

@@ -75,12 +75,7 @@ class Cost:
         if self.published_runs:
             lines.append(
                 f"{self.published_hours:,.0f} hours for the published system on one A100, in "
-                f"{self.published_runs} of the runs, by its speed on humanoid; this machine's "
-                "speed: torch-crl bench"
-            )
-        else:
-            lines.append(
-                "hours: no rate is known for these sizes; measure one with torch-crl bench"
+                f"{self.published_runs} of the runs, by its speed on humanoid"
             )
         return "\n".join(lines)
 
