@@ -63,8 +63,10 @@ def restore(run: Run, directory: RunDirectory) -> list[str]:
     """
     saved = directory.saved_checkpoints
     if not saved:
-        directory.go_back_to(Moment(-1, -1))
-        return ["no checkpoint was written before; starting from the beginning"]
+        before_all = Moment(-1, -1)
+        directory.go_back_to(before_all)
+        dropped = directory.drop_metrics_after(before_all)
+        return ["no checkpoint was written before; starting from the beginning", *dropped]
     most_bytes = 4 * (run.recipe.replay_bytes + run.recipe.update_cost.training_bytes) + (1 << 30)
     folder, tensors, meta, failures = checkpoint.load_newest(saved, most_bytes=most_bytes)
     if "format" not in meta:
