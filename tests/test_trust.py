@@ -1,0 +1,91 @@
+"""Code that only a file names, or that lies in the working directory, is not run unasked."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.test_compatibility import OLD
+from torch_crl.cli.main import main
+from torch_crl.envs.registry import make_task
+
+# Importing it leaves a mark, and so does making a task of it.
+MODULE = """
+from pathlib import Path
+Path("ran").touch()
+def make():
+    raise ValueError("nothing to make")
+"""
+
+
+@pytest.fixture
+def received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run from a stranger, whose task is a module that lies beside its files."""
+    run = tmp_path / "received"
+    shutil.copytree(OLD, run)
+    (run / "strange.py").write_text(MODULE)
+    monkeypatch.chdir(run)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    name_task(run, "strange:make")
+    yield run
+    sys.modules.pop("strange", None)
+    make_task.cache_clear()
+
+
+def name_task(run: Path, name: str) -> None:
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["task"]["name"] = recipe["task"]["eval_name"] = name
+    (run / "recipe.json").write_text(json.dumps(recipe))
+
+
+COMMANDS = [
+    ["eval", "."],
+    ["watch", "."],
+    ["train", "--resume", "--run-dir", "."],
+    ["train", "--resume", "--run-dir", ".", "--dry-run"],
+    ["train", "--recipe", "recipe.json", "--run-dir", "new"],
+    ["train", "--recipe", "recipe.json", "--dry-run"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("name", ["strange:make", "gymnasium:strange:Env-v0"])
+def test_a_task_that_only_a_file_names_needs_trust(
+    received: Path, command: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name_task(received, name)
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert f"would import strange (of {name})" in told and "--trust" in told
+    assert not (received / "ran").exists() and "strange" not in sys.modules
+    # Then it is imported, and what it does wrong is told.
+    assert main([*command, "--trust"]) == 1
+    assert (received / "ran").exists()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_task_that_was_typed_may_run(received: Path) -> None:
+    assert main(["eval", ".", "--task", "strange:make"]) == 1
+    assert (received / "ran").exists()
+    # Last, so that nothing there is taken for a library.
+    assert sys.path[-1] == str(received)
+
+
+def test_comparing_runs_nothing(received: Path) -> None:
+    main(["compare", "--runs", ".", "--out", "out"])
+    assert not (received / "ran").exists()
+
+
+@pytest.mark.parametrize("arguments", [["eval", "."], ["envs"], ["--version"]], ids=" ".join)
+def test_files_in_the_working_directory_are_no_libraries(
+    received: Path, arguments: list[str]
+) -> None:
+    for library in ("tyro", "rich", "numpy", "torch_crl", "json"):
+        (received / f"{library}.py").write_text(MODULE)
+    command = Path(sys.executable).with_name("torch-crl")
+    subprocess.run([command, *arguments], capture_output=True, check=False)
+    assert not (received / "ran").exists()
