@@ -2,7 +2,7 @@
 
 speed   PPO on `ant`, 64 envs, against the library's SubprocVecEnv of Ant-v5, equal settings
 curves  SAC on one env of `reacher`, against a plain script on `gymnasium.make`, equal settings and
-        equal random numbers: the two curves must be the same
+        equal random numbers: the two curves must be the same, but for the evaluation's rounding
 
 Ant-v5 has the control step of `ant`, and MuJoCo's RK4, contacts of the whole body and a larger
 observation, as it prescribes. Contenders of `speed` take turns within one run, and the ratio is
