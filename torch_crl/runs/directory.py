@@ -1,0 +1,395 @@
+"""A run directory: where everything lies, who may write there, and how it is read.
+
+    RUN/recipe.json        every setting
+    RUN/machine.json       what the run was started on, and where its own task's module lies
+    RUN/metrics.jsonl      a record a line: `train` after each collection, `evaluation`
+    RUN/tensorboard/       the same for TensorBoard
+    RUN/checkpoints/       the newest states, each a folder of tensors
+    RUN/policies/          the actor at each checkpoint, and the best by evaluation
+    RUN/learning_curve.png
+    RUN/result.json        the run is finished; its last evaluation
+    .RUN.lock              beside it, held by the process that writes; survives --overwrite
+
+A run moves on by commits: the policy is written first and the checkpoint after it, so that a
+checkpoint, which appears by one rename, stands for both. Whatever is newer than the checkpoint that
+a run resumes from was never committed, and is written again.
+"""
+
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from typing_extensions import TypedDict  # Python's own cannot be checked before 3.12.
+
+from torch_crl import fields
+from torch_crl.errors import TorchCrlError
+from torch_crl.fields import PositiveOrZero, StepsOrZero
+from torch_crl.recipe import Recipe
+from torch_crl.runs.files import ASIDE, DamagedFileError, make_folder, read_bytes, sync, write_text
+from torch_crl.runs.lock import holder, is_locked, locked
+
+T = TypeVar("T")
+
+_DELETING = ".deleting-"
+_BEST = "best_"
+
+
+class RunDirectoryError(TorchCrlError, ValueError):
+    """A folder is no run directory, or one that cannot be used like this; the message says why."""
+
+
+class Moment(NamedTuple):
+    """A moment of a run; names of folders made of it sort by time."""
+
+    env_steps: int
+    updates: int
+
+    @property
+    def name(self) -> str:
+        """Of a folder that holds what a run was at this moment."""
+        return f"step_{self.env_steps:012d}_update_{self.updates:09d}"
+
+    @staticmethod
+    def of(folder: Path) -> "Moment | None":
+        """The moment that a folder is named after; None for other folders."""
+        parts = folder.name.removeprefix(_BEST).split("_")
+        if len(parts) != 4 or parts[::2] != ["step", "update"]:
+            return None
+        if not all(part.isdecimal() and part.isascii() for part in parts[1::2]):
+            return None
+        return Moment(int(parts[1]), int(parts[3]))
+
+
+class Record(TypedDict):
+    """What every line of metrics.jsonl has, beside its metrics, which are numbers."""
+
+    kind: Literal["train", "evaluation"]
+    env_steps: StepsOrZero
+    updates: StepsOrZero
+    seconds: PositiveOrZero
+
+
+Record.__pydantic_config__ = {"extra": "allow", "allow_inf_nan": False}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultFile:
+    """What result.json holds."""
+
+    __pydantic_config__ = {"extra": "ignore"}
+
+    evaluation: dict[str, float] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineFile:
+    """What machine.json holds."""
+
+    __pydantic_config__ = {"extra": "ignore"}
+
+    machine: dict[str, Any] = field(default_factory=dict)
+    task_files: dict[str, str] = field(default_factory=dict)
+    """Name of a task of the user's own to the file of its module."""
+
+
+class RunDirectory:
+    """One run's folder. Nothing is read or written until it is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        """The folder need not exist; `~` is the user's home."""
+        self.path = Path(path).expanduser()
+        self.recipe = self.path / "recipe.json"
+        self.machine = self.path / "machine.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.result = self.path / "result.json"
+        self.tensorboard = self.path / "tensorboard"
+        self.learning_curve = self.path / "learning_curve.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.policies = self.path / "policies"
+        self._is_owned = False
+
+    def __str__(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @cached_property
+    def lock(self) -> Path:
+        """The file beside the directory that its writer locks."""
+        absolute = Path(os.path.abspath(self.path))
+        return absolute.with_name(f".{absolute.name}.lock")
+
+    @property
+    def log(self) -> Path:
+        """The file beside the directory that takes what a sweep's worker prints."""
+        return self.path.with_name(self.path.name + ".log")
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.recipe.exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training came to its end here."""
+        return self.result.exists()
+
+    @property
+    def is_occupied(self) -> bool:
+        """Whether something lies here, a run or not."""
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    # Who may write.
+
+    def problems(self, *, resume: bool, overwrite: bool) -> list[str]:
+        """Why a run cannot be started in, or continued from, this directory."""
+        if resume and overwrite:
+            return ["--resume and --overwrite exclude each other"]
+        if resume and not self.holds_run:
+            return [f"--resume: {self} holds no run (there is no recipe.json in it)"]
+        occupied = self.is_occupied
+        if occupied and not (resume or overwrite):
+            return [
+                f"run directory {self} exists; --resume continues the run in it, --overwrite "
+                "deletes it, --run-dir names another"
+            ]
+        if overwrite and occupied and not self.holds_run:
+            return [f"--overwrite: {self} holds something that is not a run; it is left alone"]
+        if not self._is_owned and is_locked(self.lock):
+            return [
+                f"run directory {self} is in use by {holder(self.lock)}; wait for it or stop it, "
+                "or name another with --run-dir"
+            ]
+        existing = next(path for path in (self.path, *self.lock.parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                return []
+        except OSError as error:
+            return [f"run directory {self} cannot be written: {error.strerror} in {existing}"]
+
+    @contextmanager
+    def owned(self, *, wait: Callable[[str], object] | None = None) -> Iterator[list[str]]:
+        """Be the only process that writes here. Yields lines to tell the user.
+
+        `wait` is told whom it waits for; without it a directory in use raises DirectoryInUseError.
+        An owner may enter again.
+        """
+        if self._is_owned:
+            yield []
+            return
+        make_folder(self.lock.parent)
+        with locked(self.lock, f"run directory {self}", wait=wait) as note:
+            self._is_owned = True
+            try:
+                yield [note] if note else []
+            finally:
+                self._is_owned = False
+
+    # Writing: for the owner alone.
+
+    def begin(self, recipe: Recipe, *, machine: Mapping[str, Any]) -> None:
+        """Begin an empty run in the place of what is here.
+
+        It appears whole, by a rename, and all that resume needs is then safe from a power cut.
+        """
+        self.remove()
+        new = RunDirectory(self.path.with_name(ASIDE + self.path.name))
+        _remove(new.path)
+        for folder in (new.checkpoints, new.policies):
+            make_folder(folder)
+        write_text(new.machine, json.dumps(machine, indent=2) + "\n")
+        write_text(new.metrics, "")
+        write_text(new.recipe, recipe.to_json())
+        new.path.rename(self.path)
+        sync(self.lock.parent)
+
+    def extend(self, recipe: Recipe) -> None:
+        """Let a run go on to the end of a longer recipe."""
+        self.result.unlink(missing_ok=True)
+        sync(self.path)
+        write_text(self.recipe, recipe.to_json())
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """The run has come to its end."""
+        write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+    def remove(self) -> None:
+        """Delete the run: by a rename, so that a kill leaves all of it or none."""
+        aside = self.path.with_name(_DELETING + self.path.name)
+        _remove(aside)
+        if self.is_occupied:
+            self.path.rename(aside)
+            sync(self.lock.parent)
+            _remove(aside)
+
+    def go_back_to(self, moment: Moment) -> None:
+        """Forget what is newer than a checkpoint, and what a killed process left half written."""
+        for parent in (self.path, self.checkpoints, self.policies):
+            for left in parent.glob(f"{ASIDE}*"):
+                _remove(left)
+        for policy in [*folders(self.policies), *folders(self.policies, _BEST)]:
+            written = Moment.of(policy)
+            if written is not None and written > moment:
+                _remove(policy)
+
+    def best_policy(self, moment: Moment) -> Path:
+        """Where the policy lives that was the best one when it was evaluated at this moment."""
+        return self.policies / (_BEST + moment.name)
+
+    def prune(self, *, checkpoints: int) -> None:
+        """Keep the newest checkpoints, and of the best policies the newest, which is the best."""
+        for folder in [*folders(self.checkpoints)[checkpoints:], *self.best_policies[1:]]:
+            _remove(folder)
+
+    # Reading: by anybody, from anybody.
+
+    @property
+    def saved_checkpoints(self) -> list[Path]:
+        """Folders of checkpoints, newest first."""
+        return folders(self.checkpoints)
+
+    @property
+    def saved_policies(self) -> list[Path]:
+        """Folders of policies, newest first."""
+        return folders(self.policies)
+
+    @property
+    def best_policies(self) -> list[Path]:
+        """Folders of policies that were the best so far, the best first."""
+        return folders(self.policies, _BEST)
+
+    def read_recipe(self) -> Recipe:
+        """Raises RunDirectoryError if there is none, DamagedFileError if it cannot be read."""
+        if not self.holds_run:
+            raise RunDirectoryError(f"{self} holds no run (there is no recipe.json in it)")
+        return read_recipe(self.recipe)
+
+    def read_result(self) -> ResultFile:
+        """Raises DamagedFileError."""
+        return _read(self.result, lambda text: fields.read(ResultFile, text))
+
+    def read_machine(self) -> MachineFile:
+        """Empty for a run that has none, or a damaged one: nothing depends on it."""
+        try:
+            return _read(self.machine, lambda text: fields.read(MachineFile, text))
+        except DamagedFileError:
+            return MachineFile()
+
+    def read_metrics(self, kind: str) -> list[dict[str, Any]]:
+        """The records of one kind, `train` or `evaluation`, in metrics.jsonl.
+
+        Raises DamagedFileError, naming the line, if one of either kind cannot be read.
+        """
+        records, damaged = self.scan_metrics()
+        if damaged:
+            raise DamagedFileError(f"{self.metrics} cannot be read: {damaged[0]}")
+        return [record for record in records if record["kind"] == kind]
+
+    def scan_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """All records that can be read, and why the other lines cannot."""
+        if not self.metrics.exists():
+            return [], []
+        records, damaged = [], []
+        # A killed run may leave half a line at the end; what follows the last newline is dropped.
+        lines = read_bytes(self.metrics).split(b"\n")[:-1]
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(_record(line))
+            except ValueError as error:
+                damaged.append(f"line {number}: {error}")
+        return records, damaged
+
+    def drop_metrics_after(self, moment: Moment) -> list[str]:
+        """Forget records that will be written again; returns a line for what could not be read."""
+        records, damaged = self.scan_metrics()
+        kept = [
+            record
+            for record in records
+            if record["env_steps"] <= moment.env_steps and record["updates"] <= moment.updates
+        ]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        return [f"{self.metrics}: {line}; left out" for line in damaged]
+
+
+def default_run_dir(recipe: Recipe) -> Path:
+    """`runs/TASK_seedN_DATE-TIME`, with a number behind it where that exists."""
+    task = re.sub("[:/]", "_", recipe.task.name)
+    name = f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file of any name. Raises DamagedFileError."""
+    return _read(path, Recipe.from_json)
+
+
+def run_directory_of(path: Path) -> RunDirectory:
+    """The run directory itself, or the one that a policy folder in it belongs to.
+
+    Raises RunDirectoryError if the path is neither.
+    """
+    path = path.expanduser().resolve()
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / "recipe.json").exists():
+            return RunDirectory(folder)
+    raise RunDirectoryError(f"{path} is no run directory (there is no recipe.json in it)")
+
+
+def find_run_directories(folder: Path) -> Iterator[Path]:
+    """All run directories at any level of a folder. A link may be one, and is followed no further:
+    it may lead back up.
+    """
+    if (folder / "recipe.json").exists():
+        yield folder
+    elif folder.is_dir():
+        for below in folder.iterdir():
+            if below.is_symlink() and not (below / "recipe.json").exists():
+                continue
+            if below.is_dir() and not below.name.startswith("."):
+                yield from find_run_directories(below)
+
+
+def _read(path: Path, parse: Callable[[bytes], T]) -> T:
+    try:
+        return parse(read_bytes(path))
+    except DamagedFileError:
+        raise
+    except ValueError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = {**fields.read(Record, line)}
+    for name, value in record.items():
+        if name == "kind":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+        if record["kind"] == "evaluation" and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return record
+
+
+def folders(parent: Path, prefix: str = "") -> list[Path]:
+    """Folders that are named after moments of a run, the newest first."""
+    found = [folder for folder in parent.glob(f"{prefix}step_*") if Moment.of(folder)]
+    return sorted(found, key=lambda folder: folder.name, reverse=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""Files written whole or not at all, and read with care: a stranger may have made them."""
+
+import os
+import stat
+from pathlib import Path
+
+from torch_crl.errors import TorchCrlError
+
+ASIDE = ".writing-"
+"""What the name of a file or folder begins with until it is whole."""
+_MOST_BYTES = 1 << 28
+
+
+class DamagedFileError(TorchCrlError, ValueError):
+    """A file is missing, or holds something else than it should; the message names it."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file that is there whole or not at all, whenever the power fails."""
+    aside = path.with_name(ASIDE + path.name)
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    aside.rename(path)
+    sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each of which is there after a power cut."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_bytes(path: Path, *, most: int = _MOST_BYTES) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises DamagedFileError for anything else: a missing file, a folder, a device, a pipe that would
+    never end.
+    """
+    try:
+        # Without O_NONBLOCK the opening of a named pipe waits for somebody to write into it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            check_regular(path, os.fstat(descriptor), most=most)
+            return file.read(most + 1)
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def check_regular(path: Path, status: os.stat_result, *, most: int) -> None:
+    """Raise DamagedFileError unless this is a regular file of at most `most` bytes."""
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedFileError(f"{path} cannot be read: it is no regular file")
+    if status.st_size > most:
+        raise DamagedFileError(
+            f"{path} cannot be read: it has {status.st_size:,} bytes, and at most {most:,} are read"
+        )

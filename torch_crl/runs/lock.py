@@ -1,0 +1,77 @@
+"""One living writer in a run directory, by a lock that ends with its process, however it ends."""
+
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+from torch_crl.errors import TorchCrlError
+from torch_crl.runs.files import DamagedFileError, read_bytes
+
+
+class DirectoryInUseError(TorchCrlError, RuntimeError):
+    """Another process writes in the run directory; the message names it."""
+
+
+@contextmanager
+def locked(path: Path, what: str, *, wait: Callable[[str], object] | None = None) -> Iterator[str]:
+    """Hold the lock file `path` inside, which says who holds it: process and host.
+
+    Yields what to tell the user, which is empty unless the file system has no locks: then there is
+    none, and the work goes on.
+
+    Args:
+        what: what is locked, for messages.
+        wait: is told once whom it waits for; not given: a lock that is held raises
+            DirectoryInUseError.
+    """
+    lock = FileLock(path)
+    note = ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                if wait is None:
+                    raise DirectoryInUseError(f"{what} is in use by {holder(path)}") from None
+                wait(f"waiting for {holder(path)}, which works in {what}")
+                lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            note = f"{what} cannot be locked ({error}); do not start two runs in it"
+    if caught:
+        note = f"{what} has a file system without locks; a file stands for one, which a crash leaves"
+    # Where there is no flock, filelock turns its object into this kind, which writes the same.
+    if lock.is_locked and type(lock).__name__ != SoftFileLock.__name__:
+        with suppress(OSError):
+            path.write_text(f"{os.getpid()}\n{platform.node()}\n", encoding="utf-8")
+    try:
+        yield note
+    finally:
+        lock.release()
+
+
+def holder(path: Path) -> str:
+    """Who holds a lock file, as it says itself: `process 4711 on host`."""
+    try:
+        process, host = read_bytes(path, most=4096).decode(errors="replace").split()[:2]
+    except (DamagedFileError, ValueError):
+        return "another process"
+    return f"process {process} on {host}"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock file now."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
