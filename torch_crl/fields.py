@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, 
 from typing import get_type_hints as hints
 
 from annotated_types import Ge, Gt, Le, Lt
+from typing_extensions import is_typeddict
 from tyro.conf import arg
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _problem(kind: Any, detail: "ErrorDetails") -> Problem:
 def _below(kind: Any, name: int | str) -> Any:
     """The annotation of a field of a record; None where it has none."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    if is_dataclass(plain):
+    if is_dataclass(plain) or is_typeddict(plain):
         return hints(plain, include_extras=True).get(str(name))
     arguments = get_args(plain)
     return arguments[-1] if get_origin(plain) in (dict, list, tuple) and arguments else None

@@ -44,7 +44,9 @@ def locked(path: Path, what: str, *, wait: Callable[[str], object] | None = None
         except (OSError, NotImplementedError) as error:
             note = f"{what} cannot be locked ({error}); do not start two runs in it"
     if caught:
-        note = f"{what} has a file system without locks; a file stands for one, which a crash leaves"
+        note = (
+            f"{what} has a file system without locks; a file stands for one, which a crash leaves"
+        )
     # Where there is no flock, filelock turns its object into this kind, which writes the same.
     if lock.is_locked and type(lock).__name__ != SoftFileLock.__name__:
         with suppress(OSError):
