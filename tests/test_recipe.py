@@ -205,7 +205,7 @@ def test_one_step_and_one_row_are_enough_but_not_for_published_windows() -> None
     with pytest.raises(validation.RecipeError) as caught:
         validation.check(with_changes(smallest, algorithm={"parity": "reference"}))
     for flag in ("--episode-length", "--prefill-rows", "--replay-rows"):
-        assert f"{flag} must be at least 2, got 1" in str(caught.value)
+        assert f"{flag} must be at least 2 with --parity reference" in str(caught.value)
 
 
 @pytest.mark.parametrize(

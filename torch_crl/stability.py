@@ -74,7 +74,7 @@ def check_numbers(replay: Replay, env: AnyVectorEnv, *, newest: int) -> None:
     good_goal = env.goal_NG.abs() < LARGEST
     if bool(good.all() & good_goal.all().to(replay.device)):
         return
-    task, rule = env.spec.name, f"numbers must be finite and below {LARGEST:g}"
+    task, rule = env.spec.name, f"numbers must be finite and below {LARGEST:g} in magnitude"
     for index, entry in (~good_goal).nonzero().tolist():
         found = f"goal[{entry}] of env {index} is {float(env.goal_NG[index, entry]):g}"
         raise BadNumberError(f"{task}: {found}; the env commanded it, and {rule}")

@@ -120,22 +120,25 @@ _SIZES = {
 }
 
 
-# In a published window lie a step and at least one later state, which is its goal.
 _WITH_WINDOWS = ("task.episode_length", "budget.prefill_rows", "budget.replay_rows")
 
 
 def _least_problems(recipe: Recipe) -> dict[str, str]:
     """Leaf to problem: what is possible for some algorithms and not for this one."""
-    least = dict.fromkeys(_WITH_WINDOWS, 2) if recipe.algorithm.parity == "reference" else {}
     prefill = recipe.budget.prefill_rows
     if recipe.algorithm.algo == "ppo":
         told = f"--prefill-rows must be 0 for PPO, which keeps no replay, got {prefill}"
         return {"budget.prefill_rows": told} if prefill else {}
     leaves = recipe.leaves()
+    if prefill < 1:
+        return {"budget.prefill_rows": f"--prefill-rows must be at least 1, got {prefill}"}
+    if recipe.algorithm.parity != "reference":
+        return {}
     return {
-        name: f"{_flag(name)} must be at least {lowest}, got {leaves[name]}"
-        for name, lowest in ({"budget.prefill_rows": 1} | least).items()
-        if leaves[name] < lowest
+        name: f"{_flag(name)} must be at least 2 with --parity reference, whose windows hold a step "
+        f"and a later state as its goal; got {leaves[name]}"
+        for name in _WITH_WINDOWS
+        if leaves[name] == 1
     }
 
 
