@@ -39,6 +39,7 @@ def filled_replay(
     steps: int,
     dtype: torch.dtype = torch.float32,
     diverging: int = 0,
+    window: int = 0,
 ) -> Replay:
     """A replay after `steps` additions; env n runs through episodes of `lengths[n]`, repeated.
 
@@ -50,6 +51,7 @@ def filled_replay(
         state_size=3,
         action_size=1,
         goal_slice=GOAL_SLICE,
+        window=window,
         dtype=dtype,
     )
     left = [0] * num_envs
@@ -108,12 +110,15 @@ def test_goals_come_from_the_future_of_the_same_episode(
     seed: int,
 ) -> None:
     replay = filled_replay(
-        rows=rows, num_envs=len(lengths), lengths=lengths, steps=steps, diverging=diverging
+        rows=rows,
+        num_envs=len(lengths),
+        lengths=lengths,
+        steps=steps,
+        diverging=diverging,
+        window=window,
     )
     future = futures(replay, "state" if window else "achieved")
-    batch = replay.sample(
-        64, discount=discount, generator=Generator().manual_seed(seed), window=window
-    )
+    batch = replay.sample(64, discount=discount, generator=Generator().manual_seed(seed))
     newest = steps - 1
     for state, action, goal in zip(
         batch["state"].tolist(), batch["action"].tolist(), batch["goal"].tolist(), strict=True
@@ -180,11 +185,20 @@ def test_ring_holds_the_newest_rows_at_every_position_of_the_wrap() -> None:
             )
 
 
+@pytest.mark.parametrize("diverging", [0, 2])
 @pytest.mark.parametrize(("window", "newest"), [(0, 14), (1000, 13)])
-def test_every_step_with_a_goal_is_drawn_and_every_goal(window: int, newest: int) -> None:
-    replay = filled_replay(rows=6, num_envs=3, lengths=[[4], [1], [9]], steps=15)
-    generator = Generator().manual_seed(0)
-    batch = replay.sample(8000, discount=0.9, generator=generator, window=window)
+def test_every_step_with_a_goal_is_drawn_and_every_goal(
+    window: int, newest: int, diverging: int
+) -> None:
+    replay = filled_replay(
+        rows=6,
+        num_envs=3,
+        lengths=[[4], [1], [9]],
+        steps=15,
+        diverging=diverging,
+        window=window,
+    )
+    batch = replay.sample(8000, discount=0.9, generator=Generator().manual_seed(0))
     pairs = zip(batch["state"].tolist(), batch["goal"].tolist(), strict=True)
     drawn = {(int(env), int(row), int(time)) for (env, row, _), (_, time, _) in pairs}
     assert drawn == {
@@ -198,10 +212,9 @@ def test_every_step_with_a_goal_is_drawn_and_every_goal(window: int, newest: int
 def test_published_windows_draw_states_alone() -> None:
     # Env 0 is in the middle of an episode, env 1 has episodes of one step, which have no later
     # state. What was achieved after the steps is not looked at.
-    replay = filled_replay(rows=8, num_envs=2, lengths=[[9], [1]], steps=6)
+    replay = filled_replay(rows=8, num_envs=2, lengths=[[9], [1]], steps=6, window=6)
     replay.storage["achieved"].fill_(torch.nan)
-    generator = Generator().manual_seed(0)
-    batch = replay.sample(500, discount=0.9, generator=generator, window=6)
+    batch = replay.sample(500, discount=0.9, generator=Generator().manual_seed(0))
     ahead = (batch["goal"] - batch["state"])[:, 1]
     first = batch["state"][:, 0] == 0
     assert (ahead[first] >= 1).all() and (ahead[~first] == 0).all()
@@ -252,22 +265,18 @@ def test_sampled_goals_have_the_closed_form_distribution() -> None:
         assert ((share[1:] - expected).abs() <= 5 * sigma + 1e-9).all()
 
 
-def test_window_ends_the_reach_of_goals() -> None:
-    replay = filled_replay(rows=50, num_envs=1, lengths=[[1000]], steps=50)
-    draw = {"discount": 0.999, "generator": Generator().manual_seed(0)}
-    ahead = [
-        (batch["goal"] - batch["state"])[:, 1].max()
-        for batch in (replay.sample(20_000, window=window, **draw) for window in (5, 0))
-    ]
-    assert ahead[0] == 4
-    assert ahead[1] > 40
+@pytest.mark.parametrize(("window", "furthest"), [(5, 4), (0, 50)])
+def test_window_ends_the_reach_of_goals(window: int, furthest: int) -> None:
+    replay = filled_replay(rows=50, num_envs=1, lengths=[[1000]], steps=50, window=window)
+    batch = replay.sample(20_000, discount=0.999, generator=Generator().manual_seed(0))
+    assert (batch["goal"] - batch["state"])[:, 1].max() == furthest
 
 
 @pytest.mark.parametrize("window", [0, 1000])
 def test_sampling_makes_no_tensor_of_window_by_window(window: int) -> None:
-    replay = filled_replay(rows=1000, num_envs=1, lengths=[[1000]], steps=1000)
+    replay = filled_replay(rows=1000, num_envs=1, lengths=[[1000]], steps=1000, window=window)
     with LargestTensor() as watch:
-        replay.sample(64, discount=0.99, generator=Generator().manual_seed(0), window=window)
+        replay.sample(64, discount=0.99, generator=Generator().manual_seed(0))
     # Views of the storage pass by (3 numbers a row); nothing of 1000 x 1000 does.
     assert watch.numel <= 3 * 1000
 
@@ -292,8 +301,9 @@ def test_a_goal_needs_one_row_and_a_later_state_two() -> None:
     replay = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=1)
     batch = replay.sample(4, discount=0.9, generator=Generator())
     assert (batch["goal"] - batch["state"]).tolist() == [[0.0, 1.0, 0.0]] * 4
+    windowed = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=1, window=5)
     with pytest.raises(ValueError, match="holds 1 rows; a goal needs 2"):
-        replay.sample(4, discount=0.9, generator=Generator(), window=5)
+        windowed.sample(4, discount=0.9, generator=Generator())
     empty = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=0)
     with pytest.raises(ValueError, match="holds 0 rows; a goal needs 1"):
         empty.sample(4, discount=0.9, generator=Generator())

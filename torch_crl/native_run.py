@@ -108,7 +108,6 @@ class NativeRun(Run):
             algorithm.batch_size,
             discount=algorithm.discount,
             generator=self.sampler,
-            window=self.recipe.task.episode_length if algorithm.parity == "reference" else 0,
         )
         return self.learner.update(batch)
 
@@ -197,6 +196,7 @@ def build_run(
         state_size=spec.state_size,
         action_size=spec.action_size,
         goal_slice=spec.goal_slice,
+        window=recipe.task.episode_length if recipe.algorithm.parity == "reference" else 0,
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
         implementation=compute.other_kernels,

@@ -60,6 +60,7 @@ class Replay:
         state_size: int,
         action_size: int,
         goal_slice: tuple[int, int],
+        window: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         implementation: str = "reference",
@@ -67,11 +68,12 @@ class Replay:
         """Reserve all memory now.
 
         Args:
+            window: above 0, draw by the published procedure, in windows of that many rows.
             dtype: float32, or bfloat16 for half the bytes.
             implementation: of the draws, see `torch_crl.kernels.relabel.relabel`.
         """
         self.rows, self.num_envs = rows, num_envs
-        self.goal_slice = goal_slice
+        self.goal_slice, self.window = goal_slice, window
         self.device = torch.device(device)
         self.implementation = implementation
 
@@ -118,25 +120,24 @@ class Replay:
             ring, part = self.storage[name], getattr(step, name)
             ring.index_copy_(0, slot_1, part.to(ring.device, ring.dtype)[None])
         key_1N = (step.trajectory.to(self.device, torch.int64) % self.rows)[None]
-        # A step in which physics diverged achieved nothing: the trajectory ends before it.
-        last_1N = (self._position - step.unstable.to(self.device, torch.int64)).int()[None]
-        self.storage["last_row"].scatter_(0, key_1N, last_1N)
+        row_1N = self._position.int().expand(1, self.num_envs)
+        if not self.window:
+            # A step in which physics diverged achieved nothing; its state, a window's goal, stays.
+            row_1N = row_1N - step.unstable.to(self.device, torch.int32)
+        self.storage["last_row"].scatter_(0, key_1N, row_1N)
         self._position += 1
 
-    def sample(
-        self, batch_size: int, *, discount: float, generator: Generator, window: int = 0
-    ) -> TensorDict:
+    def sample(self, batch_size: int, *, discount: float, generator: Generator) -> TensorDict:
         """Steps drawn uniformly from all rows, each with a goal from its future.
 
         The goal of a step was achieved `truncated_geometric` steps after its state, in the same
-        trajectory; the state's own goal stands in where physics diverged in the step. A `window`
-        above 0 draws each step in a window of that many rows, and its goal from the later states
-        of that window: the published procedure.
+        trajectory; the state's own goal stands in where physics diverged in the step. With a
+        window each step is drawn in one, and its goal from the later states in it.
 
         Returns:
             TensorDict of float32 `state` [B, S], `action` [B, A], `goal` [B, G].
         """
-        needed = 2 if window else 1
+        needed = 2 if self.window else 1
         if self.filled < needed:
             raise ValueError(f"the replay holds {self.filled} rows; a goal needs {needed}")
         # Nothing below is a number of the host: the ring's position is read on the device.
@@ -149,7 +150,7 @@ class Replay:
             Ring(**self.tensors()),
             goal_slice=self.goal_slice,
             discount=discount,
-            window=window,
+            window=self.window,
             implementation=self.implementation,
         )
         return TensorDict(

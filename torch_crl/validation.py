@@ -135,8 +135,8 @@ def _least_problems(recipe: Recipe) -> dict[str, str]:
     if recipe.algorithm.parity != "reference":
         return {}
     return {
-        name: f"{_flag(name)} must be at least 2 with --parity reference, whose windows hold a step "
-        f"and a later state as its goal; got {leaves[name]}"
+        name: f"{_flag(name)} must be at least 2 with --parity reference, whose windows hold a "
+        f"step and a later state as its goal; got {leaves[name]}"
         for name in _WITH_WINDOWS
         if leaves[name] == 1
     }

@@ -91,11 +91,9 @@ def relabel_kernel(
     o_step = (b_row % ROWS) * N + b_column
     b_key = tl.load(p_trajectory + o_step, mask=m_m, other=0).to(tl.int64) % ROWS
     b_last = tl.load(p_last_row + b_key * N + b_column, mask=m_m, other=0).to(tl.int64)
+    b_horizon = b_last - b_row + 1
     if WINDOW:
-        # Below 0 where physics diverged in the step drawn.
-        b_horizon = tl.maximum(tl.minimum(b_last, b_first + (reach - 1)) - b_row, 0)
-    else:
-        b_horizon = b_last - b_row + 1
+        b_horizon = tl.minimum(b_last, b_first + (reach - 1)) - b_row
     # What the mask filled in may lie before its row.
     b_horizon = tl.where(m_m, b_horizon, 0)
     b_steps = _truncated_geometric(b_goal_draw, b_horizon, LOG_DISCOUNT)

@@ -23,8 +23,9 @@ class Ring(NamedTuple):
     trajectory: Tensor
     """[rows, N] int32: the number of each step's trajectory, counted upwards in each column."""
     last_row: Tensor
-    """[rows, N] int32: at [i % rows, n], the newest row of column n's trajectory i whose achieved
-    goal counts; the row before its first one where there is none."""
+    """[rows, N] int32: at [i % rows, n], the newest row of column n's trajectory i. Without a
+    window a row in which physics diverged, after which nothing was achieved, does not count: that
+    is then the row before."""
 
 
 def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float) -> Tensor:
@@ -71,11 +72,7 @@ def relabel(
     slot_B = row_B % rows
     key_B = ring.trajectory[slot_B, column_B].long() % rows
     last_B = ring.last_row[key_B, column_B].long()
-    if end_B is None:
-        horizon_B = last_B - row_B + 1
-    else:
-        # Below 0 where physics diverged in the step drawn.
-        horizon_B = (torch.minimum(last_B, end_B) - row_B).clamp(min=0)
+    horizon_B = last_B - row_B + 1 if end_B is None else torch.minimum(last_B, end_B) - row_B
     steps_B = truncated_geometric(uniform_4B[2], horizon_B, discount=discount)
     future_B = row_B + steps_B
     first, stop = goal_slice

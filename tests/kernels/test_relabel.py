@@ -26,6 +26,7 @@ def filled(
     state_size: int = 4,
     action_size: int = 2,
     goal_slice: tuple[int, int] = (0, 2),
+    window: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Ring, Tensor]:
     """A ring after `written` rows whose trajectories end at every step with probability `ends`.
@@ -38,6 +39,7 @@ def filled(
         state_size=state_size,
         action_size=action_size,
         goal_slice=goal_slice,
+        window=window,
         dtype=dtype,
     )
     generator = Generator().manual_seed(written)
@@ -91,8 +93,9 @@ def assert_same(uniform: Tensor, position: Tensor, ring: Ring, **options: Any) -
 def test_every_ring_gives_the_same_batches(
     written: int, ends: float, discount: float, window: int
 ) -> None:
-    ring, position = filled(rows=30, num_envs=3, written=written, ends=ends, goal_slice=(1, 3))
-    options = {"goal_slice": (1, 3), "discount": discount, "window": window}
+    options: dict[str, Any] = {"goal_slice": (1, 3), "window": window}
+    ring, position = filled(rows=30, num_envs=3, written=written, ends=ends, **options)
+    options["discount"] = discount
     uniform = torch.cat([uniforms(256, seed=written), ends_of_the_range()], 1)
     assert_same(uniform, position, ring, **options)
 
@@ -210,6 +213,7 @@ def test_replay_draws_with_either(window: int) -> None:
             state_size=6,
             action_size=3,
             goal_slice=(2, 4),
+            window=window,
             device=DEVICE,
             implementation=implementation,
         )
@@ -221,7 +225,7 @@ def test_replay_draws_with_either(window: int) -> None:
             )
             replay.add(Transition(state, state[:, :3], -state[:, 2:4], trajectory, unstable))
         generator = Generator(DEVICE).manual_seed(0)
-        batches.append(replay.sample(300, discount=0.9, generator=generator, window=window))
+        batches.append(replay.sample(300, discount=0.9, generator=generator))
     assert (batches[0] == batches[1]).all()
 
 
