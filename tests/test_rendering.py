@@ -254,6 +254,35 @@ def program(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
     )
 
 
+def test_closing_one_renderer_leaves_the_others() -> None:
+    env = make_vector_env("reacher", num_envs=1, episode_length=10, seed=0)
+    assert isinstance(env, VectorEnv)
+    first, second = (Renderer(env.task, tile=TILE) for _ in range(2))
+    with second:
+        before = second.draw_envs(env)
+        first.close()
+        np.testing.assert_array_equal(second.draw_envs(env), before)
+
+
+FORGETS_TO_CLOSE = """
+import threading, weakref, gymnasium, torch_crl
+# Whoever makes the first finalizer decides when weakref's own exit comes.
+weakref.finalize(threading, print)
+env = gymnasium.make("torch_crl/Reacher-v0", render_mode="rgb_array")
+env.reset(seed=0)
+assert env.render().shape == (480, 640, 3)
+many = gymnasium.make_vec("torch_crl/Reacher-v0", num_envs=1, render_mode="rgb_array")
+thread = threading.Thread(target=many.render)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_script_that_forgets_to_close_ends_in_silence() -> None:
+    result = program("-c", FORGETS_TO_CLOSE)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_without_opengl_the_message_says_what_to_install(tmp_path: Path) -> None:
     draw = ("-m", "torch_crl.cli.main", "envs", "reacher", "--png", str(tmp_path / "a.png"))
     # A display server that is not there.

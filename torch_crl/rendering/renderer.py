@@ -1,7 +1,9 @@
 """Pictures of simulations of a task, with their goals. N envs, G goal, Q positions, P points."""
 
+import atexit
 import math
 import weakref
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import mujoco
@@ -84,8 +86,11 @@ class Renderer:
         canvas = make_canvas(self._stage)
         self.backend = canvas.backend
         self._canvas = canvas
-        # Before MuJoCo's own end of OpenGL, which would otherwise come first at the exit.
         self.close = weakref.finalize(self, _free, canvas)
+        # At the exit MuJoCo ends OpenGL; what was registered later comes first there. The exit of
+        # weakref itself was registered whenever somebody made the first finalizer.
+        self.close.atexit = False
+        atexit.register(self.close)
 
     def __enter__(self) -> "Renderer":
         return self
@@ -241,7 +246,11 @@ def add_spheres(
 
 
 def _free(canvas: Canvas) -> None:
-    canvas.mjr.free()
+    # OpenGL has many ways to say that a context is current in a thread that drew and is gone.
+    with suppress(Exception):
+        # MuJoCo deletes by number, in whatever context is current.
+        canvas.gl.make_current()
+        canvas.mjr.free()
     canvas.gl.free()
 
 
