@@ -85,7 +85,8 @@ class Task:
     state: Callable[[Simulator], Tensor]
     """Simulator to float32 state [N, S], a new tensor."""
     fields: tuple[str, ...] = ()
-    """Derived MjData fields that `state` or `control` read, such as `xpos`."""
+    """Derived MjData fields that `state` or `control` read, such as `xpos`. They are current: what
+    `mj_forward` makes of the state, and of the control of the step before."""
     control: Callable[[Tensor, Simulator], Tensor] = scaled_control
     """(action [N, A], simulator) to actuator controls [N, nu]. By default -1 and 1 are the ends of
     each actuator's `ctrlrange`, and of one without limits -1 and 1."""
