@@ -25,6 +25,10 @@ class FiniteWatch:
         # Index among the numbers of all envs, and control step. Written in place, never rebound.
         self._first = torch.full((2,), -1, dtype=torch.int64, device=device)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self._first.fill_(-1)
+
     def look(self, *parts: Tensor, steps_N: Tensor) -> None:
         """Look at the parts of one control step, the `steps_N`-th of each env's episode."""
         # A sum of finite numbers is finite, and costs less than a look at each of them.

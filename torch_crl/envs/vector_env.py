@@ -79,7 +79,8 @@ class VectorEnv:
 
     @torch_defaults()
     def reset(self) -> None:
-        """Begin a fresh episode in every env."""
+        """Begin a fresh episode in every env. What `check` would raise for is forgotten."""
+        self._finite.forget()
         with self._device_context():
             self._begin_episodes(torch.ones(self.num_envs, dtype=torch.bool))
             self.state_NS.copy_(self.task.state(self.simulator))
@@ -129,7 +130,7 @@ class VectorEnv:
         return result
 
     def check(self) -> None:
-        """Raise if what was told since construction cannot be trusted. Waits for the device.
+        """Raise if what was told since `reset` cannot be trusted. Waits for the device.
 
         Raises:
             NotFiniteError: an action, or what a function of the task returned, was not finite.

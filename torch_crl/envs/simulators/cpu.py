@@ -97,6 +97,9 @@ class CpuSimulator(Simulator):
         ids = np.flatnonzero(mask_N.numpy()).astype(np.int32)
         if len(ids) == 0:
             return
+        if len(ids) == self.num_envs:
+            # All begin anew; a control that was refused decides nothing any more.
+            self._batch.warning[:, _BAD_CONTROL, 1] = 0
         # Batch.reset would do the same and wake its threads for it; torch's indexing of a few
         # rows takes ten times as long as NumPy's.
         self._batch.state[ids] = self._fresh_state
