@@ -4,12 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.goal_envs import register
 from torch_crl.envs.registry import make_task
 from torch_crl.evaluation import evaluate
 
 
 def hold_still(state: Tensor, goal: Tensor) -> Tensor:
     return torch.zeros(len(state), 2)
+
+
+def stay(state: Tensor, goal: Tensor) -> Tensor:
+    """What the Gymnasium puck understands as 0."""
+    return torch.tensor([[1.0 / 3.0, -1.0]]).expand(len(state), 2)
 
 
 def go_to_goal(state: Tensor, goal: Tensor) -> Tensor:
@@ -53,6 +59,29 @@ def test_an_episode_counts_until_it_first_ends() -> None:
     for name in set(long) - {"time_at_goal_share"}:
         assert long[name] == longer[name]
     assert {"time_at_goal_easy", "time_at_goal"} <= set(long)
+
+
+def test_shares_are_of_an_envs_own_time_limit() -> None:
+    name = register("OwnLimit", own_limit=5)
+    metrics = evaluate(stay, name, num_envs=32, episode_length=20, seed=2, num_threads=1)
+    assert metrics["episode_length"] == 5
+    assert metrics["time_at_goal"] == 5 * metrics["success_any"] > 0
+    assert metrics["time_at_goal_share"] == pytest.approx(metrics["success_any"])
+
+
+def test_an_episode_that_terminates_loses_the_rest_of_its_time() -> None:
+    # Pucks that go far to the right fail after some steps.
+    name = register("Puck")
+    metrics = evaluate(
+        lambda state, goal: torch.tensor([[1.0, -1.0]]).expand(len(state), 2),
+        name,
+        num_envs=32,
+        episode_length=20,
+        seed=2,
+        num_threads=1,
+    )
+    assert metrics["episode_length"] < 15 and metrics["time_at_goal"] > 0
+    assert metrics["time_at_goal_share"] == pytest.approx(metrics["time_at_goal"] / 20)
 
 
 def test_equal_seeds_give_equal_numbers_at_any_thread_count() -> None:
