@@ -23,7 +23,12 @@ from torch_crl.envs.gymnasium.foreign import Foreign
 from torch_crl.envs.gymnasium.group import EnvGroup, columns
 
 # They may reach a whole group of processes; the training process alone decides what ends.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    # Not on every system.
+    if hasattr(signal, name)
+]
 _SECONDS_TO_LEAVE = 5.0
 
 
