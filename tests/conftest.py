@@ -3,6 +3,7 @@
 import multiprocessing.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ import torch
 
 # `own_task:make` names the example's task, as a user in that folder would.
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+# A shell without job control starts what runs in its background with Ctrl-C ignored, and what is
+# ignored stays so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Decided when Triton is first imported: without a GPU its kernels run in the interpreter.
 if not torch.cuda.is_available():

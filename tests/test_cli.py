@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from torch_crl import calibration
 from torch_crl.cli import envs
 from torch_crl.cli.main import main
 from torch_crl.envs.registry import TASKS
@@ -117,11 +118,27 @@ def test_train_eval_and_resume(tmp_path: Path) -> None:
     assert "networks.actor_depth: 4 -> 8" in changed.stderr
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
-    result = torch_crl("train", "ant", "--depth", "64", "--dry-run", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    for quantity in ("12,787,600", "31,744", "2,507,200", "GFLOP", "839.7 MB"):
-        assert quantity in result.stdout
+def dry_run(
+    *arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[str, str]:
+    """What `train --dry-run` tells of a run of 0.1 s an update, on a terminal of 80 columns."""
+    pace = calibration.Pace(env_step=0.0, update=0.1)
+    monkeypatch.setattr(calibration, "measure", lambda recipe: pace)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", *arguments, "--dry-run"]) == 0
+    return capsys.readouterr()
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, err = dry_run("ant", "--depth", "64", monkeypatch=monkeypatch, capsys=capsys)
+    # 2,507,200 updates of 0.1 s each are 69.6 hours.
+    for quantity in ("12,787,600", "31,744", "2,507,200", "GFLOP", "839.7 MB", "69.6 h"):
+        assert quantity in out
+    assert err == "warning: about 70 hours on this machine\n"
+    assert max(map(len, out.splitlines())) <= 80
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,15 +199,17 @@ def test_wrong_values_are_told_beside_the_defaults_of_the_preset(
     assert "(default: 200000)" in told
 
 
-def test_flags_may_stand_before_the_task(tmp_path: Path) -> None:
+def test_flags_may_stand_before_the_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     texts = [
-        torch_crl("train", *arguments, "--dry-run", cwd=tmp_path).stdout
+        dry_run(*arguments, monkeypatch=monkeypatch, capsys=capsys)[0]
         for arguments in (["ant", "--depth", "8"], ["--depth", "8", "ant"], ["--depth=8", "ant"])
     ]
     assert texts[0] == texts[1] == texts[2]
     assert "8 / 8" in texts[0]
-    overridden = torch_crl("train", "ant", "--critic-depth", "16", "--depth", "8", "--dry-run")
-    assert "8 / 16" in overridden.stdout
+    overridden = ["ant", "--critic-depth", "16", "--depth", "8"]
+    assert "8 / 16" in dry_run(*overridden, monkeypatch=monkeypatch, capsys=capsys)[0]
 
 
 def test_help_shows_the_defaults_of_the_task() -> None:

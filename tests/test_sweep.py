@@ -285,7 +285,9 @@ def test_killed_driver_and_workers_repeat_nothing_and_lose_nothing(tmp_path: Pat
 
 
 @FORKS
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_signals_reach_the_workers_and_the_driver_leaves(
     tmp_path: Path, number: signal.Signals, status: int
 ) -> None:

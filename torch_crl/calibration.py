@@ -200,6 +200,8 @@ def _estimate(
         return Estimate(how="nothing like it was measured")
     nearest = min(near, key=lambda other: (other != kind, *_distance(kind, other)))
     pace, how = measured[nearest], "measured just now"
+    if _small(kind).update_cost != kind.update_cost:
+        how = "measured with smaller networks or batches"
     if nearest != kind:
         pace, how = _scaled(pace, of=nearest, to=kind), "scaled from a similar run"
     task = recipe.task
