@@ -11,6 +11,7 @@ import pytest
 from rich.table import Table
 
 from torch_crl.cli.main import main
+from torch_crl.envs.gymnasium import registration
 from torch_crl.metrics import RunLog
 from torch_crl.terminal import NameCell, console, plain, print_line
 
@@ -123,3 +124,22 @@ def test_names_wrap_at_underscores_and_numbers_stay_whole(
         "rate0.001_seed0",
     ]
     assert lines[0][2].strip() == "100,025,344"
+
+
+def test_ctrl_c_while_the_command_imports_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What takes long is imported where Ctrl-C is answered.
+    program = (
+        "import sys; sys.argv = ['/bin/torch-crl']; import torch_crl.cli.main\n"
+        "assert not {'gymnasium', 'numpy', 'rich', 'tyro', 'tempfile'} & set(sys.modules)\n"
+        "assert torch_crl.cli.main.main(['envs', 'reacher']) == 0 and 'gymnasium' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registration, "register_tasks", interrupted)
+    assert main(["envs"]) == 130
+    assert capsys.readouterr() == ("", "")

@@ -60,6 +60,7 @@ def save_learning_curve(run_dir: Path) -> Path:
 
     for axes in (behaviour, *critic):
         axes.set_xlabel("env steps")
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))

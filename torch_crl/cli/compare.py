@@ -183,6 +183,7 @@ def _print(table: "Table") -> None:
         title=table.caption,
         title_justify="left",
         box=SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         collapse_padding=True,
     )

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from torch_crl.errors import UsageError, exit_status
@@ -38,6 +37,8 @@ def wrong_mujoco_gl(error: Exception) -> str:
     MuJoCo loads the library that the variable names even where nothing is drawn, and what is then
     raised, of whatever kind, does not mention the variable.
     """
+    import traceback
+
     asked = os.environ.get("MUJOCO_GL", "")
     frames = traceback.walk_tb(error.__traceback__)
     at_import = any(frame.f_globals.get("__name__") == "mujoco" for frame, _ in frames)
