@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.run_directories import write_run
+from torch_crl.cli import compare as command
 from torch_crl.cli.main import main
 from torch_crl.curves import CurveError, read_curves
 from torch_crl.presets import preset, with_changes
@@ -210,6 +211,17 @@ def test_the_report_says_seeds_rewards_settings_and_what_is_missing(folder: Path
     assert {"command", "commit", "date", "report written on"} <= set(report.facts)
     assert [row[2] for row in score_table(comparison).rows] == [3, 3, 3, 3]
     assert {run["reward"] for run in report.data["runs"]} == {None, "sparse"}
+
+
+def test_the_table_of_scores_is_whole_at_80_columns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command.print_scores(score_table(compare(read_curves(folder))))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    for number in ("0.700", "200,000", "[0.600, 0.800]", "60 s"):
+        assert number in out, number
 
 
 def test_one_seed_gives_no_interval_and_the_report_says_so(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
             comparison, command=command, published=options.published, failed=failed | left_out
         )
         page = write_report(report, options.out)
-    _print(score_table(comparison))
+    print_scores(score_table(comparison))
     for finding in report.findings:
         print_line(f"- {finding}", stderr=True)
     print_line(f"report: {page}", stderr=True)
@@ -170,7 +170,8 @@ def _trials(options: Options) -> "list[Trial]":
     )
 
 
-def _print(table: "Table") -> None:
+def print_scores(table: "Table") -> None:
+    """Print the table, with every number whole from 80 columns on."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Shown
 
