@@ -1,10 +1,15 @@
 """What a policy takes: one or many states and goals, in any kind of array, and never NaN."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
+from torch_crl import checkpoint, load_policy
+from torch_crl.checkpoint import CheckpointError
 from torch_crl.envs.finite import NotFiniteError
 from torch_crl.networks import ResidualTower
 from torch_crl.policy import Policy
@@ -78,3 +83,52 @@ def test_numbers_whose_sum_overflows_are_finite(policy: Policy) -> None:
         policy(huge, np.zeros(2))
     except NotFiniteError as error:
         pytest.fail(str(error))
+
+
+def nan_in_a_weight(tensors: dict[str, Tensor], described: dict) -> None:
+    tensors["weight"][1, 2, 3] = float("nan")
+
+
+def a_tensor_too_few(tensors: dict[str, Tensor], described: dict) -> None:
+    del tensors["ln_bias"]
+
+
+def another_type(tensors: dict[str, Tensor], described: dict) -> None:
+    tensors["bias"] = tensors["bias"].double()
+
+
+def a_depth_for_no_machine(tensors: dict[str, Tensor], described: dict) -> None:
+    described["network"] |= {"depth": 2**20, "width": 2**20}
+
+
+def another_goal(tensors: dict[str, Tensor], described: dict) -> None:
+    described["goal_size"] = 7
+
+
+def an_unknown_head(tensors: dict[str, Tensor], described: dict) -> None:
+    described["head"] = "softmax"
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (nan_in_a_weight, "weight has numbers that are not finite"),
+        (a_tensor_too_few, "ln_bias is missing"),
+        (another_type, r"bias is \[4, 8\] of torch.float64, needed is \[4, 8\] of torch.float32"),
+        (a_depth_for_no_machine, r"needed is \[1048576, 1048576\]"),
+        (another_goal, "its network takes 5 numbers, a state and a goal 10"),
+        (an_unknown_head, "head must be one of 'squashed_gaussian', 'tanh', 'clip', got 'softmax'"),
+    ],
+)
+def test_weights_that_are_no_policy_are_refused_before_memory_is_taken(
+    policy: Policy, tmp_path: Path, damage: Callable, told: str
+) -> None:
+    policy.save(tmp_path / "good", {})
+    tensors, meta = checkpoint.load(tmp_path / "good")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    damage(tensors, meta["policy"])
+    # With fitting checksums, as a stranger could write it.
+    checkpoint.save(tmp_path / "bad", tensors, meta)
+    with pytest.raises(CheckpointError, match=told):
+        load_policy(tmp_path / "bad")
+    assert load_policy(tmp_path / "good")(STATES, GOALS).shape == (4, 2)

@@ -32,6 +32,7 @@ FLOORS = [
     ["envs.gymnasium.success"],
     ["envs.gymnasium.foreign"],
     ["envs.registry", "rendering", "envs.gymnasium.group"],
+    ["trust"],
     ["envs.gymnasium.workers"],
     ["envs.gymnasium.registration", "envs.gymnasium.vector_env", "envs.make"],
     ["envs.gymnasium"],

@@ -75,6 +75,23 @@ def test_a_task_that_was_typed_may_run(received: Path) -> None:
     assert sys.path[-1] == str(received)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sweep", "strange:make", "--dry-run"],
+        ["sweep", "reacher", "--set", "eval_name=strange:make", "--dry-run"],
+        ["compare", "strange:make", "--dry-run"],
+        ["envs", "strange:make", "--png", "a.png"],
+    ],
+    ids=" ".join,
+)
+def test_commands_that_name_a_task_find_it_in_the_working_directory(
+    received: Path, command: list[str]
+) -> None:
+    assert main(command) == 1
+    assert (received / "ran").exists()
+
+
 def test_comparing_runs_nothing(received: Path) -> None:
     main(["compare", "--runs", ".", "--out", "out"])
     assert not (received / "ran").exists()

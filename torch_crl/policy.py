@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ class FoundPolicy(NamedTuple):
 
 def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> FoundPolicy:
     """`load_policy` with what a user should be told about it."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     failures: list[checkpoint.CheckpointError] = []
     if (folder / checkpoint.META).exists():
         tensors, meta = checkpoint.load(folder)

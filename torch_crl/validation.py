@@ -202,20 +202,36 @@ def _budget_problems(recipe: Recipe) -> list[str]:
 
 
 def _memory_problems(recipe: Recipe) -> list[str]:
-    """Whether the replay, all of which is reserved at the start, fits beside what runs already."""
+    """Whether what is reserved at the start fits beside what runs already."""
     device = resolve_device(recipe.system.device)
+    available = available_bytes(device)
     try:
-        wanted = 0 if recipe.by_library else recipe.replay_bytes
+        spec = task_spec(recipe.task.name)
     except UnknownTaskError:
         return []  # Told by the checks of the task.
-    available = available_bytes(device)
-    if available is None or wanted <= available:
+    if available is None:
         return []
+    # At the least: each env holds its state twice, and the networks three more copies of theirs.
+    envs = max(recipe.task.num_envs, recipe.task.num_eval_envs)
+    least = {
+        "--width and the depths": recipe.update_cost.training_bytes,
+        f"--num-envs or --num-eval-envs {envs}": envs * 2 * 4 * spec.state_size,
+    }
+    problems = [
+        f"{what} takes at least {wanted / 1e9:,.1f} GB on {device}, where {available / 1e9:,.1f} "
+        "GB are free"
+        for what, wanted in least.items()
+        if wanted > available
+    ]
+    wanted = 0 if recipe.by_library else recipe.replay_bytes
+    if wanted <= available:
+        return problems
     rows = recipe.budget.replay_rows
     return [
+        *problems,
         f"--replay-rows {rows} takes {wanted / 1e9:,.1f} GB on {device}, where "
         f"{available / 1e9:,.1f} GB are free: at most {rows * available // wanted:,} rows of "
-        f"{recipe.task.num_envs} envs fit; lower it or --num-envs, or take --replay-dtype bfloat16"
+        f"{recipe.task.num_envs} envs fit; lower it or --num-envs, or take --replay-dtype bfloat16",
     ]
 
 

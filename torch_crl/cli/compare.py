@@ -14,6 +14,7 @@ from torch_crl.cli.sweep import print_plan
 from torch_crl.errors import UsageError
 from torch_crl.recipe import LIBRARY_ALGOS
 from torch_crl.terminal import NameCell, console, plain, print_line
+from torch_crl.trust import allow_tasks
 
 # Columns that the table of scores takes with every row on one line.
 _WIDE = 110
@@ -72,6 +73,7 @@ def main(arguments: list[str]) -> int:
         Options, arguments, command="compare", config=(tyro.conf.FlagCreatePairsOff,)
     )
     _check(options)
+    allow_tasks(options.tasks, typed=options.tasks)
     # Here, so that --help stays quick.
     from torch_crl.curves import read_curve, read_curves, read_finished_curves
     from torch_crl.study.compare import compare

@@ -10,6 +10,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.errors import UsageError
 from torch_crl.terminal import console, print_line
+from torch_crl.trust import allow_tasks
 
 
 def main(arguments: list[str]) -> int:
@@ -54,6 +55,7 @@ def _draw(name: str, path: Path) -> None:
         raise UsageError("--png needs a task: `torch-crl envs ant --png ant.png`")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UsageError(f"--png writes .png or .jpg, got {path.name!r}")
+    allow_tasks([name], typed=[name])
     image, backend = task_picture(make_task(name))
     save_image(image, path)
     print_line(f"{path} ({name}, drawn with {backend})")

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from torch_crl.cli.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.runs.directory import RunDirectory, run_directory_of
 from torch_crl.terminal import print_line
+from torch_crl.trust import allow_tasks
 
 if TYPE_CHECKING:
     from torch_crl.envs.make import AnyVectorEnv

@@ -12,6 +12,7 @@ from torch_crl.cli.output import check_folder
 from torch_crl.costs import duration
 from torch_crl.errors import UsageError
 from torch_crl.terminal import NameCell, console, print_line
+from torch_crl.trust import allow_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +65,9 @@ def main(arguments: list[str]) -> int:
         raise UsageError("; ".join(wrong) + ", --grid takes several")
     if options.algo and "algo" in axes:
         raise UsageError("--algo and --grid algo=... say the same thing; leave one out")
+    # An evaluation task may be among the values.
+    values = ",".join([*options.tasks, *axes.values(), *settings.values()]).split(",")
+    allow_tasks(values, typed=values)
     if options.algo:
         axes = {"algo": options.algo} | axes
     # Here, so that --help stays quick.

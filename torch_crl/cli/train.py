@@ -9,13 +9,13 @@ from typing import Annotated, get_args
 import tyro
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.trust import allow_tasks
 from torch_crl.envs.registry import TASKS
 from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import Algo, Recipe
 from torch_crl.runs.directory import RunDirectory, default_run_dir, read_recipe
 from torch_crl.terminal import print_line
+from torch_crl.trust import allow_tasks
 
 # Shown by --help; stands for `trainer.default_run_dir`.
 _DEFAULT_RUN_DIR = Path("runs/TASK_seedN_DATE-TIME")

@@ -109,7 +109,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         """The folder need not exist; `~` is the user's home."""
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self.recipe = self.path / "recipe.json"
         self.machine = self.path / "machine.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -340,7 +340,8 @@ def run_directory_of(path: Path) -> RunDirectory:
 
     Raises RunDirectoryError if the path is neither.
     """
-    path = path.expanduser().resolve()
+    # Unlike `Path.resolve` this answers where links lead in a circle.
+    path = Path(os.path.realpath(os.path.expanduser(path)))
     for folder in (path, path.parent, path.parent.parent):
         if (folder / "recipe.json").exists():
             return RunDirectory(folder)

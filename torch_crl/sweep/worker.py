@@ -4,7 +4,6 @@ All that is known of a trial lies in its run directory, so that drivers and work
 any moment. A file beside it takes what the worker prints.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from torch_crl.recipe import Recipe, differences
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
 from torch_crl.runs.files import DamagedFileError, read_bytes
 from torch_crl.terminal import print_line
+from torch_crl.trust import allow_tasks
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -71,10 +71,12 @@ def _trainer() -> Callable[..., object]:
 
 def main() -> None:
     """Read the recipe from standard input and train it in the directory that is named."""
-    # For tasks named `module:function`, which the user of the sweep has named.
-    sys.path.append(os.getcwd())
     try:
-        work(Recipe.from_json(sys.stdin.read()), Path(sys.argv[1]))
+        recipe = Recipe.from_json(sys.stdin.read())
+        # The user of the sweep has typed them.
+        typed = (recipe.task.name, recipe.task.eval_name)
+        allow_tasks(typed, typed=typed)
+        work(recipe, Path(sys.argv[1]))
     except (TorchCrlError, OSError, KeyboardInterrupt) as error:
         print_line(f"{type(error).__name__}: {error}", stderr=True)
         sys.exit(exit_status(error))

@@ -1,4 +1,4 @@
-"""Whose code a command may run: that of tasks which the user has typed, or trusts.
+"""Whose code may run: that of tasks which the user has typed, or trusts.
 
 A task of one's own is a Python module, and to load it is to run it. A name that stands only in a
 file, which a stranger may have sent, is therefore not loaded before the user has said --trust.
