@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from tests.test_recipe import tiny
 from tests.test_vector_env import puck_env
 from torch_crl import evaluate
 from torch_crl.envs import make
@@ -16,9 +17,41 @@ from torch_crl.envs.simulators import Simulator, SimulatorError
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.task import Start, Task
 from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.native_run import build_run
 from torch_crl.stability import StabilityWatch
 
 NAN = float("nan")
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(
+    ("value", "fine"), [(NAN, False), (float("inf"), False), (-1.1e10, False), (-9e9, True)]
+)
+def test_what_nothing_can_be_learned_from(value: float, fine: bool, capturable: bool) -> None:
+    sizes = {"state": 2, "goal": 1}
+    watch = FiniteWatch(sizes, capturable=capturable, device=torch.device("cpu"))
+    state_N2, goal_N1 = torch.full((3, 2), 8e9), torch.zeros(3, 1)
+    goal_N1[1] = value
+    watch.look(state_N2, goal_N1, steps_N=torch.tensor([4, 5, 6]))
+    if fine:
+        watch.check("puck")
+        return
+    with pytest.raises(
+        NotFiniteError, match=r"puck: goal is .* entry 0 of env 1, at step 5 of its"
+    ):
+        watch.check("puck")
+
+
+def test_a_network_that_gives_nan_is_named_before_anything_is_learned() -> None:
+    run = build_run(tiny("reacher"))
+    with torch.no_grad():
+        run.learner.actor.output_bias[..., 1] = torch.nan
+    watch = StabilityWatch(run.env)
+    run.collect()
+    with pytest.raises(
+        NotFiniteError, match=r"reacher: the action .* entry 1 of env 0, at step 1 "
+    ):
+        watch.look(20)
 
 
 def spoilt(tensor: Tensor, env: int, entry: int) -> Tensor:
@@ -91,22 +124,16 @@ def test_an_action_that_is_not_finite_is_the_one_to_blame() -> None:
         env.check()
 
 
-def test_finite_numbers_whose_sum_is_not_are_no_problem() -> None:
-    for capturable in (False, True):
-        watch = FiniteWatch({"it": 2}, capturable=capturable, device=torch.device("cpu"))
-        watch.look(torch.full((3, 2), 3e38), steps_N=torch.ones(3, dtype=torch.int32))
-        watch.check("task")
-
-
 def test_a_control_that_mujoco_refuses_is_told(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # MuJoCo logs the warning into the present folder.
     monkeypatch.chdir(tmp_path)
-    env = puck_env()
-    env.step(torch.full((6, 2), 1e11))
+    simulator = puck_env().simulator
+    simulator.data["ctrl"].fill_(1e11)
+    simulator.step(1)
     with pytest.raises(SimulatorError, match="a control of env 0 was NaN or beyond 1e10"):
-        env.check()
+        simulator.check()
 
 
 def nan_control(action_NA: Tensor, simulator: Simulator) -> Tensor:
@@ -130,5 +157,5 @@ def test_evaluation_raises_and_returns_no_nan(
 
 
 def test_evaluation_raises_where_the_policy_gives_nan() -> None:
-    with pytest.raises(NotFiniteError, match="reacher: the action that was given is NaN"):
+    with pytest.raises(NotFiniteError, match=r"reacher: the action that was given is NaN"):
         evaluate(lambda s, g: torch.full((2, 2), NAN), "reacher", num_envs=2, episode_length=3)

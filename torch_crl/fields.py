@@ -127,9 +127,9 @@ def _wanted(detail: "ErrorDetails", field: Any) -> str:
     context = detail.get("ctx", {})
     match detail["type"]:
         case "greater_than_equal":
-            return f"be at least {context['ge']}"
+            return f"be at least {_plain(context['ge'])}"
         case "less_than_equal":
-            return f"be at most {context['le']}"
+            return f"be at most {_plain(context['le'])}"
         case "greater_than":
             return between or f"be above {context['gt']:g}"
         case "less_than":
@@ -163,6 +163,10 @@ def _bounds(field: Any) -> Iterator[tuple[str, float]]:
 def _choices(field: Any) -> tuple[Any, ...]:
     plain = get_args(field)[0] if get_origin(field) is Annotated else field
     return get_args(plain) if get_origin(plain) is Literal else ()
+
+
+def _plain(number: float) -> int | float:
+    return int(number) if number == int(number) else number
 
 
 def _short(value: Any) -> str:

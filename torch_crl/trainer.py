@@ -111,7 +111,8 @@ def train(
         DirectoryInUseError: another process began to write in the directory at the same time.
         DivergenceError: a loss or a parameter became NaN or infinite; the last good checkpoint
             stays.
-        BadNumberError: an env or the policy gave NaN, infinity or nearly that.
+        NotFiniteError: a task or the policy gave NaN, infinity or nearly that.
+        ForeignEnvError: a Gymnasium env did, raised an exception, hung or died.
         SimulatorError: the simulator cannot run the task here, or physics diverged too often.
         CheckpointError: nothing to resume from, or the last checkpoint could not be written.
         KeyboardInterrupt, SystemExit: after Ctrl-C or another signal of `StopSignals`, once a

@@ -1,19 +1,24 @@
-"""NaN and infinity in what a task computes: found where they begin. N envs, K numbers of an env."""
+"""NaN, infinity and their like in what a task computes: found where they begin.
 
-import math
+N envs, K numbers of an env.
+"""
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
+from torch_crl.envs.spec import LARGEST
 from torch_crl.errors import TorchCrlError
 
 
 class NotFiniteError(TorchCrlError, ValueError):
-    """A task or a policy gave NaN or infinity; the message says which function, env and step."""
+    """A task or a policy gave NaN, infinity or a number beyond `LARGEST`; the message says which
+    function, env and step.
+    """
 
 
 class FiniteWatch:
-    """Remembers the first number of N envs that is not finite, on their device."""
+    """Remembers, on their device, the first number of N envs that nothing can be learned from."""
 
     def __init__(self, sizes: dict[str, int], *, capturable: bool, device: torch.device) -> None:
         """Watch parts [N, size], by what to call them, in the order in which they are computed.
@@ -31,10 +36,11 @@ class FiniteWatch:
 
     def look(self, *parts: Tensor, steps_N: Tensor) -> None:
         """Look at the parts of one control step, the `steps_N`-th of each env's episode."""
-        # A sum of finite numbers is finite, and costs less than a look at each of them.
-        if not self._capturable and all(math.isfinite(part.sum()) for part in parts):
+        # No number is larger than the norm, which costs less than a look at each of them. A
+        # comparison with NaN is false.
+        if not self._capturable and all(float(vector_norm(part)) < LARGEST for part in parts):
             return
-        wrong_NK = ~torch.cat(parts, dim=-1).isfinite()
+        wrong_NK = ~(torch.cat(parts, dim=-1).abs() < LARGEST)
         index = wrong_NK.flatten().int().argmax(0, keepdim=True)
         found = torch.cat([index, steps_N.index_select(0, index // wrong_NK.shape[1])])
         is_first = wrong_NK.any() & (self._first[0] < 0)
@@ -49,7 +55,7 @@ class FiniteWatch:
         for name, size in self._sizes.items():
             if entry < size:
                 raise NotFiniteError(
-                    f"{task}: {name} is NaN or infinite, first in entry {entry} of env {env}, at "
-                    f"step {step} of its episode"
+                    f"{task}: {name} is NaN, infinite or beyond {LARGEST:g}, first in entry "
+                    f"{entry} of env {env}, at step {step} of its episode"
                 )
             entry -= size

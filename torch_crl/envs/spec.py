@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+LARGEST = 1e10
+"""No number of an env may be beyond it: MuJoCo calls its own bad there, and the square of a much
+larger one is infinite in float32."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskSpec:

@@ -15,10 +15,7 @@ from numpy.typing import NDArray
 from torch_crl.envs.gymnasium.errors import ForeignEnvError, told
 from torch_crl.envs.gymnasium.foreign import Controls, Foreign, made, parts_of, read
 from torch_crl.envs.gymnasium.success import told_success
-from torch_crl.envs.spec import TaskSpec
-
-LARGEST = 1e10
-"""Numbers beyond that, which is also where MuJoCo draws the line, soon overflow in float32."""
+from torch_crl.envs.spec import LARGEST, TaskSpec
 
 
 def columns(spec: TaskSpec) -> dict[str, slice]:

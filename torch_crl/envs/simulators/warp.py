@@ -16,13 +16,12 @@ from torch import Tensor
 
 from torch_crl.envs.simulators import DEFAULT_CAPACITY, Capacity, Simulator, SimulatorError
 from torch_crl.envs.simulators.fields import Fields, stage_for
+from torch_crl.envs.spec import LARGEST
 from torch_crl.errors import listed
 from torch_crl.machine import available_bytes
 
 # No banner, and no line for each of the hundred kernels that are compiled at first use.
 warp.config.log_level = max(warp.config.log_level, warp.LOG_ERROR)
-# MuJoCo's own bound on what is still a position or velocity.
-_LARGEST = 1e10
 # What decides the next step. A reset sets the first two and clears the others.
 _STATE = ("qpos", "qvel", "ctrl", "act", "qacc_warmstart", "time")
 # Current after `fwd_kinematics` and `com_vel`; all else takes a whole `forward`.
@@ -89,7 +88,7 @@ class WarpSimulator(Simulator):
     def unstable(self) -> Tensor:
         # A comparison with NaN is false.
         positions_N, velocities_N = (
-            (self.data[name].abs() < _LARGEST).all(-1) for name in ("qpos", "qvel")
+            (self.data[name].abs() < LARGEST).all(-1) for name in ("qpos", "qvel")
         )
         return ~(positions_N & velocities_N)
 
