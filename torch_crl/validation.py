@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
@@ -36,16 +37,17 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
         raise RecipeError([*ranges.values(), *(run_problems or [])])
     # What follows computes with the values, so those that are wrong are replaced. One mistake is
     # told once: how values fit together is asked only where each is possible.
-    recipe = _with_defaults(recipe, ranges)
-    ranges |= _least_problems(recipe)
+    given, recipe = recipe.leaves(), _with_defaults(recipe, ranges)
+    ranges |= _least_problems(recipe, given)
     possible = _SIZES.isdisjoint(ranges)
+    unread = _unread_problems(recipe, given)
     problems = [
         *_task_problems(recipe),
-        *ranges.values(),
+        *(told for leaf, told in ranges.items() if leaf not in unread),
         *_depth_problems(recipe),
         *_block_problems(recipe),
         *(_budget_problems(recipe) if possible else ()),
-        *_unread_problems(recipe).values(),
+        *unread.values(),
         *(baseline_problems(recipe) if recipe.by_library and possible else ()),
         *(
             device_problems(recipe.system.device)
@@ -123,22 +125,22 @@ _SIZES = {
 _WITH_WINDOWS = ("task.episode_length", "budget.prefill_rows", "budget.replay_rows")
 
 
-def _least_problems(recipe: Recipe) -> dict[str, str]:
+def _least_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
     """Leaf to problem: what is possible for some algorithms and not for this one."""
-    prefill = recipe.budget.prefill_rows
-    if recipe.algorithm.algo == "ppo":
-        told = f"--prefill-rows must be 0 for PPO, which keeps no replay, got {prefill}"
-        return {"budget.prefill_rows": told} if prefill else {}
-    leaves = recipe.leaves()
-    if prefill < 1:
-        return {"budget.prefill_rows": f"--prefill-rows must be at least 1, got {prefill}"}
-    if recipe.algorithm.parity != "reference":
-        return {}
+    prefill, on_policy = given["budget.prefill_rows"], recipe.algorithm.algo == "ppo"
+    wanted = {}
+    if on_policy and prefill:
+        wanted["budget.prefill_rows"] = "0 for PPO, which keeps no replay"
+    elif not on_policy and isinstance(prefill, int) and prefill < 1:
+        wanted["budget.prefill_rows"] = "at least 1"
+    if recipe.algorithm.parity == "reference":
+        windowed = (
+            "at least 2 with --parity reference, whose windows hold a step and a later state as "
+            "its goal"
+        )
+        wanted |= {name: windowed for name in _WITH_WINDOWS if given[name] == 1}
     return {
-        name: f"{_flag(name)} must be at least 2 with --parity reference, whose windows hold a "
-        f"step and a later state as its goal; got {leaves[name]}"
-        for name in _WITH_WINDOWS
-        if leaves[name] == 1
+        name: f"{_flag(name)} must be {what}, got {given[name]}" for name, what in wanted.items()
     }
 
 
@@ -250,8 +252,8 @@ _LIBRARY = (*_CONTRASTIVE, "algorithm.actor_learning_rate", "system.replay_dtype
 _TOWERS = ("networks.width", "networks.activation", "networks.branch", "networks.block")
 
 
-def _unread_problems(recipe: Recipe) -> dict[str, str]:
-    """Leaf to problem: what was changed although the algorithm does not read it."""
+def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
+    """Leaf to problem: what was `given` another value although the algorithm does not read it."""
     algo, networks = recipe.algorithm.algo, recipe.networks
     unread = {"crl": _BASELINE, "gcbc": (*_CONTRASTIVE, *_BASELINE)}.get(algo, _LIBRARY)
     if algo == "ppo":
@@ -262,14 +264,14 @@ def _unread_problems(recipe: Recipe) -> dict[str, str]:
         usual = preset(recipe.task.name, algo=algo).leaves()
     except UnknownTaskError:
         return {}  # Told by the checks of the task.
-    leaves, record = recipe.leaves(), Recipe().leaves()
+    record = Recipe().leaves()
     return {
         name: f"{_flag(name)} is not read by --algo {algo}"
         + (" without --depth" if name in _TOWERS else "")
-        + f"; leave it out, got {leaves[name]!r} (the preset of {recipe.task.name} has "
+        + f"; leave it out, got {given[name]!r} (the preset of {recipe.task.name} has "
         f"{usual[name]!r})"
         for name in unread
-        if leaves[name] not in (usual[name], record[name])
+        if given[name] not in (usual[name], record[name])
     }
 
 
