@@ -19,8 +19,9 @@ import torch
 from tests.test_recipe import tiny
 from torch_crl import checkpoint, load_policy, metrics, native_run, trainer
 from torch_crl.machine import machine
-from torch_crl.metrics import RunLog, read_metrics
+from torch_crl.metrics import RunLog
 from torch_crl.plots import load_matplotlib
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.stopping import StopSignals
 from torch_crl.trainer import train
 
@@ -87,11 +88,11 @@ def test_tensorboard_in_the_way_is_told_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tensorboard").touch()
-    record = {"env_steps": 1, "updates": 1}
-    with RunLog(tmp_path, total=10, resumed_at=None, show=True) as log:
+    record = {"env_steps": 1, "updates": 1, "seconds": 0.0}
+    with RunLog(RunDirectory(tmp_path), total=10, resumed_at=None, show=True) as log:
         log.train(record)
         log.train(record)
-    assert len(read_metrics(tmp_path, "train")) == 2
+    assert len(RunDirectory(tmp_path).read_metrics("train")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: ") and "cannot be written (File exists)" in line
 
@@ -99,16 +100,18 @@ def test_tensorboard_in_the_way_is_told_once(
 def test_records_that_found_no_room_are_written_when_there_is_some(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with RunLog(tmp_path, total=10, resumed_at=None, show=True) as log:
+    with RunLog(RunDirectory(tmp_path), total=10, resumed_at=None, show=True) as log:
         with room_for(100):
             for step in range(9):
-                log.train({"env_steps": step, "updates": step})
+                log.train({"env_steps": step, "updates": step, "seconds": 0.0})
             with pytest.raises(OSError, match=r"File too large.*metrics\.jsonl"):
                 log.sync()
-        assert len(read_metrics(tmp_path, "train")) < 9
-        log.train({"env_steps": 9, "updates": 9})
+        assert len(RunDirectory(tmp_path).read_metrics("train")) < 9
+        log.train({"env_steps": 9, "updates": 9, "seconds": 0.0})
         log.sync()
-        assert [record["env_steps"] for record in read_metrics(tmp_path, "train")] == [*range(10)]
+        assert [record["env_steps"] for record in RunDirectory(tmp_path).read_metrics("train")] == [
+            *range(10)
+        ]
     assert capsys.readouterr().err.count("metrics.jsonl cannot be written (File too large)") == 1
 
 
@@ -129,7 +132,7 @@ def test_a_signal_saves_and_leaves_with_its_status(
     with pytest.raises(SystemExit) as left:
         train(tiny(), tmp_path / "run")
     assert left.value.code == status and signal.getsignal(number) == before
-    _, _, meta, _ = checkpoint.load_newest(tmp_path / "run" / "checkpoints")
+    _, _, meta, _ = checkpoint.load_newest(RunDirectory(tmp_path / "run").saved_checkpoints)
     assert meta["updates_done"] == 5
     assert capsys.readouterr().err.count("stopping after this phase") == 1
 
@@ -180,7 +183,7 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
     now = 0.0
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
     evaluated = {"success_any": 0.5, "time_at_goal_share": 0.25, "mean_distance": 0.1}
-    with RunLog(tmp_path, total=10_000, resumed_at=None, show=True) as log:
+    with RunLog(RunDirectory(tmp_path), total=10_000, resumed_at=None, show=True) as log:
         for second in range(60):
             now = float(second)
             moment = {"updates": 10 * second, "seconds": second}

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch_crl.cli.main import main
 from torch_crl.envs.gymnasium import registration
 from torch_crl.metrics import RunLog
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.terminal import NameCell, console, plain, print_line
 
 COMMAND = str(Path(sys.executable).with_name("torch-crl"))
@@ -98,7 +99,7 @@ def test_a_terminal_that_goes_away_ends_no_run(
     ours, theirs = os.openpty()
     with open(theirs, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with RunLog(tmp_path, total=100, resumed_at=None, show=True) as log:
+        with RunLog(RunDirectory(tmp_path), total=100, resumed_at=None, show=True) as log:
             log.announce("\x1b[31mhello")
             shown = b""
             while b"\\x1b[31mhello" not in shown:

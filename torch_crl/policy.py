@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from torch_crl import checkpoint, fields
@@ -181,7 +182,7 @@ class _Mlp:
     __pydantic_config__ = STRICT
 
     kind: Literal["mlp"]
-    layers: list[Count]
+    layers: Annotated[list[Count], MinLen(2)]
     activation: Literal["relu", "tanh"]
 
 
@@ -234,9 +235,9 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
             raise ValueError(f"{name} has numbers that are not finite")
     actor.load_state_dict(tensors, assign=True)
     inputs = described.state_size + described.goal_size
-    ends = tensors["input_weight"] if kind == "tower" else next(iter(tensors.values()))
-    if ends.shape[1] != inputs:
-        raise ValueError(f"its network takes {ends.shape[1]} numbers, a state and a goal {inputs}")
+    taken = sizes["input_size"] if kind == "tower" else sizes["layers"][0]
+    if taken != inputs:
+        raise ValueError(f"its network takes {taken} numbers, a state and a goal {inputs}")
     return Policy(
         actor,
         state_size=described.state_size,
