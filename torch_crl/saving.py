@@ -80,6 +80,8 @@ def restore(run: Run, directory: RunDirectory) -> list[str]:
     except (ValueError, KeyError, RuntimeError, IndexError, TypeError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
     directory.go_back_to(moment_of(run))
+    # The process before may have been killed while it removed old ones.
+    directory.prune(checkpoints=_KEPT_CHECKPOINTS)
     skipped = [f"passed over: {failure}" for failure in failures]
     skipped += directory.drop_metrics_after(moment_of(run))
     resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
