@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -92,58 +91,19 @@ def spawn(recipe: Recipe, run_dir: Path, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not any(path.glob(pattern)):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-KILLED = {
-    # Long enough to be hit in the middle; a checkpoint after every collection.
-    "budget": {"env_steps": 4_000, "checkpoints": 196, "evaluations": 2, "replay_rows": 400},
-    "system": {"device": "cpu", "torch_threads": 1, "simulator_threads": 1},
-}
-
-
-def test_kill_9_at_random_moments_loses_nothing(tmp_path: Path) -> None:
-    recipe = tiny("ant", **KILLED)
-    train(recipe, tmp_path / "whole", show=False)
-    moments = random.Random(0)
-    run_dir = tmp_path / "killed"
-    killed = 0
-    for attempt in range(20):
-        process = spawn(recipe, run_dir, *(["resume"] if attempt else []))
-        if killed < 3:
-            # Mostly while a checkpoint is being written, else between two of them.
-            wait_for(run_dir / "checkpoints", ".writing-*", process)
-            time.sleep(moments.choice([0.0, 0.001, 0.01, 0.1]))
-            process.kill()
-            killed += 1
-            process.communicate()
-        else:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-            break
-    assert killed == 3
-    assert_same_run(tmp_path / "whole", run_dir)
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_checkpoint_and_leave(tmp_path: Path, number: int, status: int) -> None:
+def test_ctrl_c_of_a_process_saves_and_leaves(tmp_path: Path) -> None:
     # No checkpoint is due before the end: the one that is there came from the signal.
     budget = {"env_steps": 40_000, "checkpoints": 1, "evaluations": 1, "replay_rows": 50}
-    recipe = tiny("ant", budget=budget, system=KILLED["system"])
+    recipe = tiny("ant", budget=budget, system={"device": "cpu"})
     process = spawn(recipe, tmp_path / "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_text().count('"train"') > 5):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
+    assert process.returncode == 130, errors
     assert "--resume --run-dir" in errors
     assert final_tensors(tmp_path / "run")[1]["updates_done"] > 0
     assert load_policy(tmp_path / "run")(torch.zeros(29), torch.zeros(2)).shape == (8,)

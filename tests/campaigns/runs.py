@@ -17,10 +17,13 @@ WALL_CLOCK = {"seconds", "collected_steps_per_second", "updates_per_second"}
 
 
 def short_recipe() -> Recipe:
-    """Three checkpoints, so that old ones are removed, and an evaluation at each."""
-    budget = {"env_steps": 200, "checkpoints": 3, "evaluations": 3}
+    """Ants that fall and begin again, in a replay that wraps; three checkpoints, so that old ones
+    are removed, and an evaluation at each.
+    """
+    budget = {"env_steps": 400, "checkpoints": 3, "evaluations": 3, "replay_rows": 16}
     system = {"device": "cpu", "torch_threads": 1, "simulator_threads": 1}
-    return tiny("reacher", budget=budget, system=system)
+    task = {"num_envs": 4, "episode_length": 12}
+    return tiny("ant", task=task, budget=budget, system=system)
 
 
 def bring_to_an_end(run_dir: Path) -> None:
