@@ -16,7 +16,7 @@ from torch_crl.recipe import Recipe
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.worker import work
 
-SECONDS = 0.2
+SECONDS = float(os.environ.get("SWEEP_WORKER_SECONDS", "0.2"))
 
 
 def train(recipe: Recipe, directory: RunDirectory, *, resume: bool) -> None:

@@ -24,7 +24,6 @@ from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.driver import SweepResult, run_trials
 from torch_crl.sweep.grid import Trial, check_trials, grid
 from torch_crl.sweep.launchers import LocalLauncher, local_launcher
-from torch_crl.sweep.progress import logged_env_steps
 from torch_crl.sweep.ray_launcher import ray_launcher
 from torch_crl.sweep.results import collect
 from torch_crl.sweep.worker import other_run_in, work
@@ -153,7 +152,11 @@ def test_failures_are_retried_and_told_and_the_others_go_on(
     assert begun_again == [1, 3, 2, 3]
 
 
-def test_no_more_run_at_a_time_than_asked_and_cpus_are_shared(tmp_path: Path) -> None:
+def test_no_more_run_at_a_time_than_asked_and_cpus_are_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine one of two workers begins a good while after the other.
+    monkeypatch.setenv("SWEEP_WORKER_SECONDS", "1.5")
     trials = fakes(*range(4))
     two = local_launcher([], parallel=2, cpus_per_run=3, worker=FAKE_WORKER)
     sweep(trials, tmp_path, launcher=two)
@@ -306,10 +309,11 @@ def test_signals_reach_the_workers_and_the_driver_leaves(
 
 
 def test_progress_reads_the_last_whole_record(tmp_path: Path) -> None:
-    assert logged_env_steps(tmp_path) == 0
-    whole = "".join(json.dumps({"env_steps": k, "x": "y" * 99}) + "\n" for k in range(100))
+    assert RunDirectory(tmp_path).logged_env_steps == 0
+    record = {"kind": "train", "updates": 0, "seconds": 0.0, "x" * 99: 1.0}
+    whole = "".join(json.dumps(record | {"env_steps": k}) + "\n" for k in range(100))
     (tmp_path / "metrics.jsonl").write_text(whole + '{"env_steps": 10')
-    assert logged_env_steps(tmp_path) == 99
+    assert RunDirectory(tmp_path).logged_env_steps == 99
 
 
 def test_the_command_trains_and_prints_the_table(

@@ -35,7 +35,6 @@ from torch_crl.native_run import build_run
 from torch_crl.policy import load_policy
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.saving import restore
-from torch_crl.sweep.progress import logged_env_steps
 from torch_crl.sweep.worker import other_run_in
 from torch_crl.trainer import find_problems
 
@@ -54,7 +53,7 @@ def readers(run_dir: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "machine", directory.read_machine
     yield "compare", lambda: read_curves(run_dir.parent)
     yield "sweep", lambda: other_run_in(run_dir, short_recipe())
-    yield "progress", lambda: logged_env_steps(run_dir)
+    yield "progress", lambda: directory.logged_env_steps
     yield "policy", lambda: _act(run_dir)
     yield "eval", lambda: load_trained(run_dir, which="best")
     yield "resume", lambda: _resume(directory)

@@ -13,7 +13,8 @@ from torch_crl.envs.registry import TASKS
 from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import Algo, Recipe
-from torch_crl.runs.directory import RunDirectory, default_run_dir, read_recipe
+from torch_crl.runs.directory import RunDirectory, default_run_dir
+from torch_crl.runs.records import read_recipe
 from torch_crl.terminal import print_line
 from torch_crl.trust import allow_tasks
 

@@ -17,32 +17,41 @@ a run resumes from was never committed, and is written again.
 
 import itertools
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
-
-from typing_extensions import TypedDict  # Python's own cannot be checked before 3.12.
+from typing import Any, NamedTuple
 
 from torch_crl import fields
 from torch_crl.errors import TorchCrlError
-from torch_crl.fields import PositiveOrZero, StepsOrZero
 from torch_crl.recipe import Recipe
-from torch_crl.runs.files import ASIDE, DamagedFileError, make_folder, read_bytes, sync, write_text
+from torch_crl.runs.files import (
+    ASIDE,
+    DamagedFileError,
+    make_folder,
+    read_bytes,
+    read_end,
+    sync,
+    write_text,
+)
 from torch_crl.runs.lock import holder, is_locked, locked
-
-T = TypeVar("T")
+from torch_crl.runs.records import (
+    MachineFile,
+    ResultFile,
+    parse_record,
+    read_file,
+    read_recipe,
+)
 
 _DELETING = ".deleting-"
 _BEST = "best_"
+_TAIL_BYTES = 4096
 
 
 class RunDirectoryError(TorchCrlError, ValueError):
@@ -69,39 +78,6 @@ class Moment(NamedTuple):
         if not all(part.isdecimal() and part.isascii() for part in parts[1::2]):
             return None
         return Moment(int(parts[1]), int(parts[3]))
-
-
-class Record(TypedDict):
-    """What every line of metrics.jsonl has, beside its metrics, which are numbers."""
-
-    kind: Literal["train", "evaluation"]
-    env_steps: StepsOrZero
-    updates: StepsOrZero
-    seconds: PositiveOrZero
-
-
-Record.__pydantic_config__ = {"extra": "allow", "allow_inf_nan": False}  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResultFile:
-    """What result.json holds."""
-
-    __pydantic_config__ = {"extra": "ignore"}
-
-    evaluation: dict[str, float] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineFile:
-    """What machine.json holds."""
-
-    __pydantic_config__ = {"extra": "ignore"}
-
-    machine: dict[str, Any] = field(default_factory=dict)
-    task_files: dict[str, str] = field(default_factory=dict)
-    """Name of a task of the user's own to the file of its module."""
 
 
 class RunDirectory:
@@ -277,12 +253,12 @@ class RunDirectory:
 
     def read_result(self) -> ResultFile:
         """Raises DamagedFileError."""
-        return _read(self.result, lambda text: fields.read(ResultFile, text))
+        return read_file(self.result, lambda text: fields.read(ResultFile, text))
 
     def read_machine(self) -> MachineFile:
         """Empty for a run that has none, or a damaged one: nothing depends on it."""
         try:
-            return _read(self.machine, lambda text: fields.read(MachineFile, text))
+            return read_file(self.machine, lambda text: fields.read(MachineFile, text))
         except DamagedFileError:
             return MachineFile()
 
@@ -305,10 +281,20 @@ class RunDirectory:
         lines = read_bytes(self.metrics).split(b"\n")[:-1]
         for number, line in enumerate(lines, start=1):
             try:
-                records.append(_record(line))
+                records.append(parse_record(line))
             except ValueError as error:
                 damaged.append(f"line {number}: {error}")
         return records, damaged
+
+    @property
+    def logged_env_steps(self) -> int:
+        """Env steps of the newest record that can be read; 0 if there is none."""
+        with suppress(DamagedFileError):
+            # What follows the last newline is half a line, and so may be the first.
+            for line in reversed(read_end(self.metrics, most=_TAIL_BYTES).split(b"\n")[:-1]):
+                with suppress(ValueError):
+                    return int(parse_record(line)["env_steps"])
+        return 0
 
     def drop_metrics_after(self, moment: Moment) -> list[str]:
         """Forget records that will be written again; returns a line for what could not be read."""
@@ -328,11 +314,6 @@ def default_run_dir(recipe: Recipe) -> Path:
     name = f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a file of any name. Raises DamagedFileError."""
-    return _read(path, Recipe.from_json)
 
 
 def run_directory_of(path: Path) -> RunDirectory:
@@ -360,27 +341,6 @@ def find_run_directories(folder: Path) -> Iterator[Path]:
                 continue
             if below.is_dir() and not below.name.startswith("."):
                 yield from find_run_directories(below)
-
-
-def _read(path: Path, parse: Callable[[bytes], T]) -> T:
-    try:
-        return parse(read_bytes(path))
-    except DamagedFileError:
-        raise
-    except ValueError as error:
-        raise DamagedFileError(f"{path} cannot be read: {error}") from error
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    record: dict[str, Any] = {**fields.read(Record, line)}
-    for name, value in record.items():
-        if name == "kind":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{name} must be a number, got {value!r}")
-        if record["kind"] == "evaluation" and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
-    return record
 
 
 def folders(parent: Path, prefix: str = "") -> list[Path]:

@@ -2,7 +2,10 @@
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from torch_crl.errors import TorchCrlError
 
@@ -48,12 +51,29 @@ def read_bytes(path: Path, *, most: int = _MOST_BYTES) -> bytes:
     Raises DamagedFileError for anything else: a missing file, a folder, a device, a pipe that would
     never end.
     """
+    with _opened(path) as (file, status):
+        check_regular(path, status, most=most)
+        return file.read(most + 1)
+
+
+def read_end(path: Path, *, most: int, begin: int = 0) -> bytes:
+    """The last `most` bytes of a regular file of any size, none of them before `begin`.
+
+    Raises DamagedFileError as `read_bytes` does.
+    """
+    with _opened(path) as (file, status):
+        check_regular(path, status, most=status.st_size)
+        file.seek(max(begin, status.st_size - most))
+        return file.read(most)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
     try:
         # Without O_NONBLOCK the opening of a named pipe waits for somebody to write into it.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
-            check_regular(path, os.fstat(descriptor), most=most)
-            return file.read(most + 1)
+            yield file, os.fstat(descriptor)
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read: {error.strerror or error}") from error
 

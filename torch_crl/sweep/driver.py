@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torch_crl.runs.files import DamagedFileError, read_end
 from torch_crl.stopping import StopSignals
 from torch_crl.sweep.grid import Trial, check_trials
 from torch_crl.sweep.launchers import Job, Launcher, local_launcher
@@ -220,9 +221,7 @@ def _ending(status: int) -> str:
 def _last_lines(log: Path, *, begin: int) -> list[str]:
     """The end of what was printed since the log had `begin` bytes."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(begin, file.seek(0, 2) - _TOLD_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError as error:
-        return [f"{log} cannot be read ({error.strerror})"]
+        text = read_end(log, most=_TOLD_BYTES, begin=begin).decode(errors="replace")
+    except DamagedFileError as error:
+        return [str(error)]
     return [line for line in text.splitlines() if line.strip()][-_TOLD_LINES:]

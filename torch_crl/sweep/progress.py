@@ -1,6 +1,5 @@
 """What a sweep shows on standard error: bars on a terminal, lines elsewhere."""
 
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch_crl.terminal import console, plain
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_OF_SILENCE = 60.0
-_TAIL_BYTES = 4096
 
 
 class SweepProgress:
@@ -92,7 +90,7 @@ class SweepProgress:
         done = self._done
         shares = []
         for trial in running:
-            steps = logged_env_steps(self._folder / trial.name)
+            steps = RunDirectory(self._folder / trial.name).logged_env_steps
             share = min(1.0, steps / trial.recipe.total_env_steps)
             self._progress.update(self._bars[trial.name], completed=share)
             done += share
@@ -102,20 +100,3 @@ class SweepProgress:
         self._progress.update(self._total, completed=done, note=f"   {note}")
         if self._progress.disable:
             self.announce(f"{note}; {', '.join(shares)}")
-
-
-def logged_env_steps(run_dir: Path) -> int:
-    """Env steps of the last whole record in a run's metrics.jsonl; 0 before the first."""
-    try:
-        with RunDirectory(run_dir).metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return 0
-    # What follows the last newline is half a line, and so may be the first.
-    for line in reversed(lines[:-1]):
-        try:
-            return int(json.loads(line)["env_steps"])
-        except ValueError:
-            continue
-    return 0

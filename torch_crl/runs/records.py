@@ -1,0 +1,77 @@
+"""What the files of a run hold, as records with checked fields."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from typing_extensions import TypedDict  # Python's own cannot be checked before 3.12.
+
+from torch_crl import fields
+from torch_crl.fields import PositiveOrZero, StepsOrZero
+from torch_crl.recipe import Recipe
+from torch_crl.runs.files import DamagedFileError, read_bytes
+
+T = TypeVar("T")
+
+
+class Record(TypedDict):
+    """What every line of metrics.jsonl has, beside its metrics, which are numbers."""
+
+    kind: Literal["train", "evaluation"]
+    env_steps: StepsOrZero
+    updates: StepsOrZero
+    seconds: PositiveOrZero
+
+
+Record.__pydantic_config__ = {"extra": "allow", "allow_inf_nan": False}  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultFile:
+    """What result.json holds."""
+
+    __pydantic_config__ = {"extra": "ignore"}
+
+    evaluation: dict[str, float] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineFile:
+    """What machine.json holds."""
+
+    __pydantic_config__ = {"extra": "ignore"}
+
+    machine: dict[str, Any] = field(default_factory=dict)
+    task_files: dict[str, str] = field(default_factory=dict)
+    """Name of a task of the user's own to the file of its module."""
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file of any name. Raises DamagedFileError."""
+    return read_file(path, Recipe.from_json)
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """One line of metrics.jsonl. Raises ValueError."""
+    record: dict[str, Any] = {**fields.read(Record, line)}
+    for name, value in record.items():
+        if name == "kind":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+        if record["kind"] == "evaluation" and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return record
+
+
+def read_file(path: Path, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a file. Raises DamagedFileError, also for a ValueError of `parse`."""
+    try:
+        return parse(read_bytes(path))
+    except DamagedFileError:
+        raise
+    except ValueError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error}") from error
