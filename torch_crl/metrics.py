@@ -1,4 +1,4 @@
-"""Numbers from the run to people: TensorBoard, metrics.jsonl, and the progress display.
+"""Numbers from the run to people: metrics.jsonl, TensorBoard, Weights & Biases, and the progress.
 
 Updates hand over tensors on the device; the host waits for them once for each collection.
 """
@@ -22,6 +22,7 @@ from torch_crl.costs import duration
 from torch_crl.errors import TorchCrlError
 from torch_crl.runs.directory import Moment, RunDirectory
 from torch_crl.terminal import console, plain
+from torch_crl.weights_and_biases import WandbProcess
 
 # Without a terminal, where a bar would move.
 _SECONDS_OF_SILENCE = 15.0
@@ -78,10 +79,16 @@ class RunLog:
     """
 
     def __init__(
-        self, run: RunDirectory, *, total: int, resumed_at: Moment | None, show: bool
+        self,
+        run: RunDirectory,
+        *,
+        total: int,
+        resumed_at: Moment | None,
+        show: bool,
+        wandb: str = "",
     ) -> None:
         """`total` env steps to show progress towards; TensorBoard forgets what it has after
-        `resumed_at`.
+        `resumed_at`; `wandb` is a project of Weights & Biases.
 
         Raises OSError if metrics.jsonl cannot be opened.
         """
@@ -103,6 +110,8 @@ class RunLog:
         """Env steps and seconds at the first look."""
         self._spoke_at = time.monotonic()
         self._told: set[Path] = set()
+        self._run, self._project = run, wandb
+        self._wandb: WandbProcess | None = None
         self._records = AppendFile(run.metrics)
         self._records.write(b"")
         name = f"events.out.tfevents.{time.time_ns():019d}"
@@ -114,16 +123,20 @@ class RunLog:
             self._append(self._events, _framed(event))
 
     def __enter__(self) -> Self:
-        """Start the display."""
+        """Start the display, and the process that sends to Weights & Biases."""
+        if self._project:
+            self._wandb = WandbProcess(self._run, project=self._project, tell=self.announce)
         self._progress.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """Write what can be written and close everything."""
         self._progress.stop()
         for file in (self._records, self._events):
             self._append(file, b"")
             file.close()
+        if self._wandb is not None:
+            self._wandb.close(succeeded=kind is None)
 
     def announce(self, *lines: str) -> None:
         """Show lines above the progress."""
@@ -191,6 +204,8 @@ class RunLog:
         ]
         event = Event(step=int(record["env_steps"]), summary=Summary(value=values))
         self._append(self._events, _framed(event))
+        if self._wandb is not None:
+            self._wandb.look()
 
     def _append(self, file: AppendFile, data: bytes) -> None:
         try:

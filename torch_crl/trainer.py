@@ -1,16 +1,17 @@
 """Training from the first step to the evaluated policy: `train` reads top to bottom."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from torch_crl import validation
 from torch_crl.checkpoint import CheckpointError
+from torch_crl.clock import Clock
 from torch_crl.defaults import torch_defaults
 from torch_crl.envs.registry import task_files
 from torch_crl.evaluation import evaluate
@@ -27,11 +28,11 @@ from torch_crl.saving import commit, moment_of, restore, save_best
 from torch_crl.stability import StabilityWatch
 from torch_crl.stopping import StopSignals
 from torch_crl.threads import torch_threads, usable_cpus
+from torch_crl.weights_and_biases import missing_wandb
 
 _BEST_BY = "time_at_goal_share"
 # Below this a second thread gains nothing; measured in benchmarks/LOG.md.
 _SHARED_LAYER_FLOP = 3e6
-_SECONDS_BETWEEN_DISPLAYS = 0.05
 _WARP_NOTE = "physics by MuJoCo Warp, which compiles for up to a minute at the first use of a task"
 
 
@@ -68,7 +69,7 @@ class _Session:
     run: Run
     directory: RunDirectory
     log: RunLog
-    clock: "_Clock"
+    clock: Clock
     evaluations: list[dict[str, float]]
     """Of the whole run so far."""
     callback: Callback | None
@@ -90,6 +91,7 @@ def train(
     overwrite: bool = False,
     show: bool = True,
     callback: Callback | None = None,
+    wandb: str = "",
 ) -> Result:
     """Train `recipe` into `run_dir` (algorithm of arXiv 2503.14858).
 
@@ -105,6 +107,8 @@ def train(
         show: progress on standard error.
         callback: called after every evaluation with an `Evaluated`; numbers that it returns by
             name are logged with the evaluation's own.
+        wandb: project of Weights & Biases that gets every record too; nothing that happens there
+            ends the run. Needs the extra `wandb`.
 
     Raises:
         RecipeError: every problem of the recipe and the directory, before anything is built.
@@ -120,7 +124,7 @@ def train(
     """
     given = run_dir or default_run_dir(recipe)
     directory = given if isinstance(given, RunDirectory) else RunDirectory(given)
-    recipe = find_problems(recipe, directory, resume=resume, overwrite=overwrite)
+    recipe = find_problems(recipe, directory, resume=resume, overwrite=overwrite, wandb=wandb)
     with directory.owned() as notes:
         # Somebody else may have begun here since the check.
         if problems := directory.problems(resume=resume, overwrite=overwrite):
@@ -134,15 +138,22 @@ def train(
                 notes += restore(run, directory)
             else:
                 files = task_files([recipe.task.name, recipe.task.eval_name])
-                directory.begin(recipe, machine={"machine": described, "task_files": files})
+                began = datetime.now(UTC).isoformat()
+                directory.begin(
+                    recipe, machine={"begun": began, "machine": described, "task_files": files}
+                )
             resumed_at = moment_of(run) if resume else None
             session = _Session(
                 run=run,
                 directory=directory,
                 log=RunLog(
-                    directory, total=recipe.total_env_steps, resumed_at=resumed_at, show=show
+                    directory,
+                    total=recipe.total_env_steps,
+                    resumed_at=resumed_at,
+                    show=show,
+                    wandb=wandb,
                 ),
-                clock=_Clock(run),
+                clock=Clock(run),
                 evaluations=directory.read_metrics("evaluation"),
                 callback=callback,
             )
@@ -200,7 +211,12 @@ def _train(session: _Session, notes: list[str]) -> None:
 
 
 def find_problems(
-    recipe: Recipe, directory: RunDirectory, *, resume: bool, overwrite: bool
+    recipe: Recipe,
+    directory: RunDirectory,
+    *,
+    resume: bool,
+    overwrite: bool,
+    wandb: str = "",
 ) -> Recipe:
     """The recipe that `train` would run, which a resumed run may make longer.
 
@@ -233,7 +249,7 @@ def find_problems(
             if changed:
                 problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
             recipe = asked
-    validation.check(recipe, run_problems=problems)
+    validation.check(recipe, run_problems=problems + (missing_wandb() if wandb else []))
     return recipe
 
 
@@ -343,57 +359,3 @@ def _draw(directory: RunDirectory, log: RunLog) -> Path | None:
     except Exception as error:
         log.announce(f"warning: no learning curve was drawn: {type(error).__name__}: {error}")
         return None
-
-
-class _Clock:
-    """Wall-clock of a run, over all of its sessions, and the rates of its newest collection."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._begin = time.perf_counter() - run.seconds
-        self._collect_rate = self._update_rate = 0.0
-        self._updates_begin: tuple[float, int] | None = None
-        self._shown_phase, self._shown_at = "", 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._begin
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self._collect_rate = self._run.recipe.steps_per_collection / (time.perf_counter() - begin)
-
-    @contextmanager
-    def updating(self) -> Iterator[None]:
-        self._updates_begin = (time.perf_counter(), self._run.updates_done)
-        yield
-        self._update_rate = self._present_update_rate()
-        self._updates_begin = None
-
-    def show(self, phase: str, log: RunLog) -> None:
-        now, run = time.perf_counter(), self._run
-        # Drawing costs as much as launching a small update.
-        if phase == self._shown_phase and now - self._shown_at < _SECONDS_BETWEEN_DISPLAYS:
-            return
-        self._shown_phase, self._shown_at = phase, now
-        log.progress(
-            phase,
-            completed=run.progress,
-            updates=run.updates_done,
-            seconds=self.seconds,
-            rates=self.rates(),
-        )
-
-    def rates(self) -> dict[str, float]:
-        return {
-            "collected_steps_per_second": self._collect_rate,
-            "updates_per_second": self._present_update_rate(),
-        }
-
-    def _present_update_rate(self) -> float:
-        if self._updates_begin is None:
-            return self._update_rate
-        begin, before = self._updates_begin
-        return (self._run.updates_done - before) / (time.perf_counter() - begin)

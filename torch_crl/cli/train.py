@@ -4,7 +4,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -38,6 +38,9 @@ class Options:
     --env-steps than before the run becomes longer."""
     overwrite: bool = False
     """Delete an earlier run in --run-dir first."""
+    wandb: str = ""
+    """Project of Weights & Biases that gets every record too; WANDB_MODE=offline keeps them here
+    until `wandb sync`."""
     dry_run: bool = False
     """Print what the run would cost, check everything, and stop."""
     trust: bool = False
@@ -93,18 +96,17 @@ def _run(options: Options) -> int:
     recipe = options.recipe
     named = options.run_dir != _DEFAULT_RUN_DIR
     directory = RunDirectory(options.run_dir if named else default_run_dir(recipe))
+    asked: Any = {name: getattr(options, name) for name in ("resume", "overwrite", "wandb")}
     if options.dry_run:
         from torch_crl.calibration import estimate, warnings
 
-        recipe = find_problems(
-            recipe, directory, resume=options.resume, overwrite=options.overwrite
-        )
+        recipe = find_problems(recipe, directory, **asked)
         found = estimate([recipe])
         print_plan(recipe, ("time on this machine", found[0].shown, found[0].how))
         for line in warnings(found):
             print_line(line, stderr=True)
         return 0
-    result = train(recipe, directory, resume=options.resume, overwrite=options.overwrite)
+    result = train(recipe, directory, **asked)
     reached = result.evaluation
     picture = f"learning curve: {result.learning_curve}; " if result.learning_curve else ""
     print_line(

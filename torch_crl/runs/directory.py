@@ -1,9 +1,10 @@
 """A run directory: where everything lies, who may write there, and how it is read.
 
     RUN/recipe.json        every setting
-    RUN/machine.json       what the run was started on, and where its own task's module lies
+    RUN/machine.json       when and on what the run was started, and its own task's module
     RUN/metrics.jsonl      a record a line: `train` after each collection, `evaluation`
     RUN/tensorboard/       the same for TensorBoard
+    RUN/wandb/             the same for Weights & Biases, if it was asked for
     RUN/checkpoints/       the newest states, each a folder of tensors
     RUN/policies/          the actor at each checkpoint, and the best by evaluation
     RUN/learning_curve.png

@@ -44,6 +44,8 @@ class MachineFile:
 
     __pydantic_config__ = {"extra": "ignore"}
 
+    begun: str = ""
+    """When, as ISO 8601 in UTC."""
     machine: dict[str, Any] = field(default_factory=dict)
     task_files: dict[str, str] = field(default_factory=dict)
     """Name of a task of the user's own to the file of its module."""
