@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from torch_crl.benchmarks.report import write_report
 from torch_crl.native_run import NativeRun, build_run
+from torch_crl.optimizer import gradient_norm
 from torch_crl.plots import load_matplotlib
 from torch_crl.presets import preset, with_changes
 
@@ -35,7 +35,10 @@ def follow(run: NativeRun, updates: int, every: int) -> list[dict[str, Any]]:
         if update % every and update > 10:
             continue
         record: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
-        record |= {f"gradient_{name}": norm for name, norm in _gradient_norms(run).items()}
+        record |= {
+            f"gradient_{name}": float(gradient_norm(network.parameters()))
+            for name, network in run.learner.networks.named().items()
+        }
         with torch.no_grad():
             mean, raw = run.learner.networks.actor(probe).chunk(2, dim=-1)
         record["stuck_mean"] = float((mean.abs() > STUCK_MEAN).float().mean())
@@ -50,16 +53,6 @@ def follow(run: NativeRun, updates: int, every: int) -> list[dict[str, Any]]:
             flush=True,
         )
     return records
-
-
-def _gradient_norms(run: NativeRun) -> dict[str, float]:
-    def norm(parameters: list[Tensor | None]) -> Tensor:
-        return torch.stack([p.norm() for p in parameters if p is not None]).norm()
-
-    return {
-        name: float(norm([parameter.grad for parameter in network.parameters()]))
-        for name, network in run.learner.networks.named().items()
-    }
 
 
 def deep_run(*, depth: int, width: int, batch: int, branch: str, device: str) -> NativeRun:

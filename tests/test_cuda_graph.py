@@ -79,6 +79,7 @@ def assert_equal_after_updates(eager: NativeRun, graphed: NativeRun, *, updates:
     for _ in range(updates):
         expected = {name: float(value) for name, value in eager.update().items()}
         assert {name: float(value) for name, value in graphed.update().items()} == expected
+        assert eager.update_sizes == graphed.update_sizes
     states = [run.learner.state_dict() for run in (eager, graphed)]
     for name, tensor in states[0].items():
         assert tensor.equal(states[1][name]), name
@@ -88,6 +89,7 @@ def test_replayed_updates_equal_eager_ones_bit_for_bit() -> None:
     graphed = collected("on", make_recorder=StandIn)
     assert_equal_after_updates(collected("off"), graphed, updates=10)
     assert graphed.update_graph is not None and graphed.update_graph.captures == 1
+    assert graphed.updates_done >= graphed.updates_due and graphed.update_sizes
     act_graph = graphed.collector.act_graph
     assert act_graph is not None and act_graph.captures == 1
 
@@ -116,6 +118,8 @@ def test_captured_updates_equal_eager_ones_on_the_gpu() -> None:
         expected, got = eager.update(), graphed.update()
         for name, value in expected.items():
             assert float(got[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-3), name
+    for name, value in eager.update_sizes.items():
+        assert float(graphed.update_sizes[name]) == pytest.approx(float(value), rel=1e-2), name
     assert graphed.update_graph is not None and graphed.update_graph.captures == 1
     ours, theirs = (run.learner.named_parameters() for run in (graphed, eager))
     for name, parameter in ours.items():

@@ -37,6 +37,11 @@ class BehaviourCloning:
         self.optimizer.step()
         return {"actor_loss": loss.detach()} | aux
 
+    @property
+    def trained(self) -> dict[str, list[Tensor]]:
+        """The parameters of the actor."""
+        return {"actor": list(self.actor.parameters())}
+
     def named_parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name, such as `actor.weight`."""
         return {f"actor.{name}": parameter for name, parameter in self.actor.named_parameters()}

@@ -95,8 +95,8 @@ class UpdateCost:
 
     @property
     def training_bytes(self) -> int:
-        """fp32 parameters, gradients and two Adam moments."""
-        return 4 * 4 * self.parameters
+        """fp32 parameters, gradients, two Adam moments, and the parameters before an update."""
+        return 5 * 4 * self.parameters
 
 
 def replay_bytes(

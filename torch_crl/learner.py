@@ -124,6 +124,16 @@ class Learner:
         """What `update` draws from."""
         return [self.generator]
 
+    @property
+    def trained(self) -> dict[str, list[Tensor]]:
+        """The parameters of the actor, and of the critic's two encoders."""
+        networks = self.networks
+        encoders = (networks.state_action_encoder, networks.goal_encoder)
+        return {
+            "actor": list(networks.actor.parameters()),
+            "critic": [parameter for encoder in encoders for parameter in encoder.parameters()],
+        }
+
     def named_parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name, such as `actor.weight` and `log_alpha`."""
         named = {

@@ -15,6 +15,7 @@ from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.learner import Learner, Objective
 from torch_crl.networks import build_networks
+from torch_crl.optimizer import UpdateSizes
 from torch_crl.overlap import OverlappingCollector
 from torch_crl.policy import Policy
 from torch_crl.recipe import Recipe
@@ -91,8 +92,13 @@ class NativeRun(Run):
 
     def update(self) -> dict[str, Tensor]:
         """One gradient update on a fresh batch; 0-D metrics, overwritten by the next update."""
+        # Once a collection, so that it costs nothing; and outside of what a graph captures.
+        is_last = self.updates_done + 1 == self.updates_due
+        sizes = UpdateSizes(self.learner.trained) if is_last else None
         metrics = (self.update_graph or self.draw_and_update)()
         self.updates_done += 1
+        if sizes is not None:
+            self.update_sizes = sizes.measure()
         return metrics
 
     def draw_and_update(self) -> dict[str, Tensor]:

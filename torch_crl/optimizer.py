@@ -1,4 +1,6 @@
-"""Adam over named tensors, and its state for checkpoints."""
+"""Adam over named tensors, its state for checkpoints, and how large its steps are."""
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -39,3 +41,41 @@ def load_optimizer_state(
             saved = tensors.get(f"adam.{key}.{name}")
             if saved is not None:
                 state[key] = saved.to(parameter.device, copy=True)
+
+
+class UpdateSizes:
+    """Measures one update of some networks: made before it, asked after it."""
+
+    def __init__(self, networks: Mapping[str, list[Tensor]]) -> None:
+        """Name to parameters, which the update changes in place; they are copied."""
+        self._networks = networks
+        self._before = {
+            name: [parameter.detach().clone() for parameter in parameters]
+            for name, parameters in networks.items()
+        }
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, Tensor]:
+        """0-D, on the device: `gradient_norm_NAME`, and `update_size_NAME`, which is the norm of
+        what the update changed as a share of the norm of all parameters before it.
+        """
+        sizes = {}
+        for name, parameters in self._networks.items():
+            before = self._before[name]
+            # One at a time, since together they are as large as the networks.
+            changes = (new - old for new, old in zip(parameters, before, strict=True))
+            sizes[f"gradient_norm_{name}"] = gradient_norm(parameters)
+            sizes[f"update_size_{name}"] = _norm(changes) / _norm(before)
+        return sizes
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of the gradients of all these parameters together, 0-D."""
+    return _norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    # The square of a gradient that fp32 can hold may be more than fp32 can.
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
+    norm: Tensor = torch.stack(norms).norm()
+    return norm

@@ -25,6 +25,9 @@ class Run(ABC):
         self.updates_done = 0
         self.seconds = 0.0
         """Wall-clock of training so far, over all sessions."""
+        self.update_sizes: dict[str, Tensor] = {}
+        """Of the last update that a collection asked for, see `torch_crl.optimizer.UpdateSizes`;
+        empty where an algorithm does not measure them."""
 
     @property
     def env_steps(self) -> int:

@@ -193,10 +193,10 @@ def _train(session: _Session, notes: list[str]) -> None:
                 while run.updates_done < run.updates_due and not stop.requested:
                     metrics.add(run.update())
                     clock.show("training", log)
-                losses = _flush(session, metrics, first_update)
+                learned = _flush(session, metrics, first_update)
 
             if run.updates_done == run.updates_due:
-                log.train(session.counters | clock.rates() | episodes | losses)
+                log.train(session.counters | clock.rates() | episodes | learned)
                 if _is_due(run, recipe.budget.evaluations):
                     _evaluate(session)
                 if _is_due(run, recipe.budget.checkpoints):
@@ -290,7 +290,10 @@ def _is_due(run: Run, times: int) -> bool:
 
 
 def _flush(session: _Session, metrics: UpdateMetrics, first_update: int) -> dict[str, float]:
-    """Mean losses of the updates just made. Raises DivergenceError, naming step and tensor."""
+    """Mean losses of the updates just made, and how large the last of them was.
+
+    Raises DivergenceError, naming step and tensor.
+    """
     run = session.run
     try:
         losses = metrics.flush(first_update=first_update)
@@ -303,7 +306,9 @@ def _flush(session: _Session, metrics: UpdateMetrics, first_update: int) -> dict
             f"{error} ({run.env_steps:,} env steps); the run stops, its last good checkpoint is "
             f"{''.join(saved) or 'none yet'}"
         ) from None
-    return losses
+    if not losses:
+        return {}
+    return losses | {name: value.item() for name, value in run.update_sizes.items()}
 
 
 def _evaluate(session: _Session) -> None:

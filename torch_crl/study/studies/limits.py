@@ -20,6 +20,7 @@ from torch_crl.kernels.tower import Stack, tower
 from torch_crl.learner import Learner
 from torch_crl.native_run import NativeRun, build_run
 from torch_crl.networks import Networks, ResidualTower
+from torch_crl.optimizer import gradient_norm
 from torch_crl.presets import preset, with_changes
 from torch_crl.study.pictures import Line, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
@@ -207,8 +208,8 @@ def _measure(run: NativeRun, *, branch: str, depth: int, updates: int) -> Limits
     for _ in range(updates):
         losses.append(float(run.update()["contrastive_loss"]))
         gradients = gradients or {
-            "actor": gradient_norm(networks.actor),
-            "critic": gradient_norm(networks.state_action_encoder, networks.goal_encoder),
+            name: float(gradient_norm(parameters))
+            for name, parameters in run.learner.trained.items()
         }
         if not math.isfinite(losses[-1]):
             break
@@ -224,13 +225,6 @@ def _measure(run: NativeRun, *, branch: str, depth: int, updates: int) -> Limits
         stream_spread=float(stream_BD.std(dim=0).mean()),
         stuck=float((mean.abs() > STUCK).float().mean()),
     )
-
-
-def gradient_norm(*networks: torch.nn.Module) -> float:
-    """Euclidean norm of the gradients of all parameters of all these networks together."""
-    parameters = [parameter for network in networks for parameter in network.parameters()]
-    gradients = [p.grad.norm() for p in parameters if p.grad is not None]
-    return float(torch.stack(gradients).norm())
 
 
 def _sentence(row: Limits) -> str:
