@@ -1,11 +1,15 @@
 """Evaluation metrics, with policies whose episodes are known in advance."""
 
+from dataclasses import replace
+
+import own_task
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from tests.goal_envs import register
 from torch_crl.envs.registry import make_task
+from torch_crl.envs.task import Start, Task
 from torch_crl.evaluation import evaluate
 
 
@@ -21,6 +25,53 @@ def stay(state: Tensor, goal: Tensor) -> Tensor:
 def go_to_goal(state: Tensor, goal: Tensor) -> Tensor:
     """A damped spring to the goal."""
     return (3.0 * (goal - state[:, :2]) - 2.0 * state[:, 2:]).clamp(-1, 1)
+
+
+CELLS: list[tuple[float, float]] = []
+"""The goals of `make_maze`, dealt out to the envs in turns."""
+
+
+def make_maze() -> Task:
+    """The puck at (0, 0), whose goals are cells; each commanded with some rounding."""
+
+    def sample_start(num_envs: int, generator: Generator) -> Start:
+        start = task.sample_start(num_envs, generator)
+        goal = torch.tensor(CELLS).repeat(num_envs // len(CELLS) + 1, 1)[:num_envs]
+        rounding = 1e-7 * torch.rand(goal.shape, generator=generator) - 5e-8
+        return start._replace(goal_NG=goal + rounding)
+
+    task = own_task.make()
+    spec = replace(task.spec, name="tests.test_evaluation:make_maze")
+    return replace(task, spec=spec, sample_start=sample_start)
+
+
+def success_by_goal(policy: object, **options: int) -> dict[str, float]:
+    metrics = evaluate(policy, "tests.test_evaluation:make_maze", **options)  # type: ignore[arg-type]
+    return {name: value for name, value in metrics.items() if name.startswith("success_at")}
+
+
+def test_success_is_told_by_goal_where_goals_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.test_evaluation.CELLS", [(0.5, -0.75), (0.125, 0.0), (-0.5, 0.5)])
+
+    def first_half_goes(state: Tensor, goal: Tensor) -> Tensor:
+        action = go_to_goal(state, goal)
+        action[6:] = 0.0
+        return action
+
+    # Of the twelve episodes four have each goal; two of those go there. The puck lies within the
+    # radius of (0.125, 0) from the start.
+    found = success_by_goal(first_half_goes, num_envs=12, episode_length=100)
+    expected = {"success_at_-0.5_0.5": 0.5, "success_at_0.125_0": 1.0, "success_at_0.5_-0.75": 0.5}
+    assert found == expected and list(found) == list(expected)
+
+
+@pytest.mark.parametrize(("goals", "envs", "told"), [(16, 17, 16), (17, 40, 0), (3, 3, 0)])
+def test_success_by_goal_needs_few_goals_that_episodes_share(
+    goals: int, envs: int, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [(0.5, 0.01 * n) for n in range(goals)]
+    monkeypatch.setattr("tests.test_evaluation.CELLS", cells)
+    assert len(success_by_goal(hold_still, num_envs=envs, episode_length=2)) == told
 
 
 def test_a_puck_that_holds_still_keeps_its_distance() -> None:

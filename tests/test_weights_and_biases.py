@@ -36,6 +36,13 @@ def process(
     return WandbProcess(run, project="mine", tell=told.append), told
 
 
+def look_until_told(process: WandbProcess, told: list[str]) -> None:
+    deadline = time.monotonic() + 20
+    while not told and time.monotonic() < deadline:
+        process.look()
+        time.sleep(0.01)
+
+
 def test_every_record_goes_there_at_its_env_steps(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,15 +113,19 @@ def test_a_process_that_fails_is_told_once(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing, told = process(run, monkeypatch, "echo warming up; echo no network. >&2; exit 1")
-    deadline = time.monotonic() + 10
-    while not told and time.monotonic() < deadline:
-        failing.look()
-        time.sleep(0.01)
+    look_until_told(failing, told)
     failing.look()
     failing.close(succeeded=True)
     assert told == [
         "warning: Weights & Biases was given up: no network; metrics.jsonl has every record"
     ]
+
+
+def test_what_is_raised_in_the_process_is_told(run: RunDirectory) -> None:
+    run.recipe.unlink()
+    told: list[str] = []
+    look_until_told(WandbProcess(run, project="mine", tell=told.append), told)
+    assert len(told) == 1 and "given up: RunDirectoryError: " in told[0] and "no run" in told[0]
 
 
 def test_a_process_that_hangs_is_ended(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.policy import Policy
 from torch_crl.threads import torch_threads
 
+# More goals than this are told apart by no one.
+_MOST_GOALS = 16
+
 
 @torch_defaults()
 @torch_threads(1)
@@ -48,7 +51,10 @@ def evaluate(
         `time_at_goal` control steps within the success radius (more is better), and as a share of
         the time limit in `time_at_goal_share`; `success_any` share of episodes that were there
         at least once; `final_distance` and `mean_distance` in metres; `episode_length` in control
-        steps. Tasks with other success levels add `time_at_goal_easy` and the like.
+        steps. Tasks with other success levels add `time_at_goal_easy` and the like. Where the
+        goals are a finite set, as the cells of a maze, so that the episodes share at most 16,
+        `success_at_12_4` and the like are shares of the episodes whose goal was (12, 4) at their
+        start that were there at least once.
 
         The time limit of an episode is `episode_length`, or where a Gymnasium env truncates it
         earlier, that step. An episode that terminates has lost the rest of its time, so where an
@@ -70,6 +76,7 @@ def evaluate(
     )
     with closing(vector_env) as env:
         tally = _Tally(num_envs, episode_length, env.state_NS.device)
+        first_goals = env.goal_NG.tolist()
 
         def act_and_step() -> dict[str, Tensor]:
             tally.add(env.step(policy(env.state_NS, env.goal_NG)))
@@ -94,7 +101,7 @@ def evaluate(
             if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
                 break
         env.check()
-    metrics = tally.means()
+    metrics = tally.means() | _success_by_goal(first_goals, tally.reached().tolist())
     wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         raise NotFiniteError(f"{task_name}: {', '.join(wrong)} of the evaluation are not finite")
@@ -125,6 +132,9 @@ class _Tally:
         self.limit_N.copy_(torch.where(ends_N, self.length_N, self.limit_N))
         alive_N &= ~(result.terminated_N | result.truncated_N)
 
+    def reached(self) -> Tensor:
+        return self.at_goal["success"] > 0
+
     def means(self) -> dict[str, float]:
         # Exactly 1 for episodes with the whole time, which keeps the last bit of their share.
         weight_N = self.episode_length / self.limit_N
@@ -136,9 +146,31 @@ class _Tally:
             "time_at_goal_share": (
                 (self.at_goal["success"] * weight_N).mean() / self.episode_length
             ),
-            "success_any": (self.at_goal["success"] > 0).float().mean(),
+            "success_any": self.reached().float().mean(),
             "final_distance": self.final_distance_N.mean(),
             "mean_distance": (self.distance_sum_N / self.length_N).mean(),
             "episode_length": self.length_N.mean(),
         }
         return {name: float(value) for name, value in metrics.items()}
+
+
+def _success_by_goal(goals: list[list[float]], reached: list[bool]) -> dict[str, float]:
+    """Share of each goal's episodes that reached it, in order of the goals; empty unless the goals
+    are few and shared.
+    """
+    reached_at = defaultdict(list)
+    for goal, there in zip(goals, reached, strict=True):
+        reached_at[tuple(map(_rounded, goal))].append(there)
+    if len(reached_at) > min(_MOST_GOALS, len(goals) - 1):
+        return {}
+    return {
+        "success_at_" + "_".join(f"{number:g}" for number in goal): sum(there) / len(there)
+        for goal, there in sorted(reached_at.items())
+    }
+
+
+def _rounded(number: float) -> float:
+    """To six digits and a tenth of a millimetre: what fp32 adds to a number must not tell goals
+    apart, nor may the sign of a zero.
+    """
+    return round(float(f"{number:.6g}"), 4) + 0.0

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from torch_crl.errors import in_one_line
 from torch_crl.runs.directory import RunDirectory
 
 _COMMAND = (sys.executable, "-m", __name__)
@@ -131,14 +132,15 @@ def run_id(run: RunDirectory) -> str:
 
 def send(run: RunDirectory, project: str, records: Iterator[dict[str, Any]]) -> Any:
     """Log each record as `kind/name` at its env steps; returns the library's run, still open."""
+    name, config = run.path.resolve().name, asdict(run.read_recipe())
     import wandb
 
     session = wandb.init(
         project=project,
         id=run_id(run),
-        name=run.path.resolve().name,
+        name=name,
         resume="allow",
-        config=asdict(run.read_recipe()),
+        config=config,
         # A run that goes on may be made longer.
         allow_val_change=True,
         dir=os.environ.get("WANDB_DIR") or run.path.resolve(),
@@ -157,14 +159,20 @@ def main() -> None:
     ended, said = threading.Event(), bytearray()
 
     def wait_for_the_end() -> None:
-        said.extend(sys.stdin.buffer.read())
+        # Not by `sys.stdin`, whose lock this thread would hold when the process ends by itself.
+        while part := os.read(0, 1024):
+            said.extend(part)
         # Ends the process where the library, in a thread that waits for a network, does not.
         signal.alarm(_SECONDS_TO_END)
         ended.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
-    session = send(run, project, follow(run.metrics, ended))
-    session.finish(exit_code=0 if said == _SUCCEEDED else 1)
+    try:
+        session = send(run, project, follow(run.metrics, ended))
+        session.finish(exit_code=0 if said == _SUCCEEDED else 1)
+    # Whatever it is, the run tells it as its reason.
+    except Exception as error:
+        sys.exit(in_one_line(error))
 
 
 if __name__ == "__main__":

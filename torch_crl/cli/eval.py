@@ -59,8 +59,9 @@ def main(arguments: list[str]) -> int:
         print_line(json.dumps({"task": trained.task, **result}))
     else:
         print_line(f"{trained.task}, {options.num_envs} episodes")
+        width = max(20, *map(len, result))
         for name, value in result.items():
-            print_line(f"  {name:<20} {value:10.3f}")
+            print_line(f"  {name:<{width}} {value:10.3f}")
     if options.video is not None:
         _film(trained, options, options.video)
     return 0
