@@ -47,14 +47,13 @@ def evaluate(
         on_step: called with the number of control steps done, to show progress.
 
     Returns:
-        Means over the episodes, each counted until it first ends:
-        `time_at_goal` control steps within the success radius (more is better), and as a share of
-        the time limit in `time_at_goal_share`; `success_any` share of episodes that were there
-        at least once; `final_distance` and `mean_distance` in metres; `episode_length` in control
-        steps. Tasks with other success levels add `time_at_goal_easy` and the like. Where the
-        goals are a finite set, as the cells of a maze, so that the episodes share at most 16,
-        `success_at_12_4` and the like are shares of the episodes whose goal was (12, 4) at their
-        start that were there at least once.
+        Means over the episodes, each counted until it first ends: `time_at_goal` control steps
+        within the success radius (more is better), and as a share of the time limit in
+        `time_at_goal_share`; `success_any` share of episodes that were there at least once;
+        `final_distance` and `mean_distance` in metres; `episode_length` in control steps. Tasks
+        with other success levels add `time_at_goal_easy` and the like. Where episodes share at most
+        16 goals, as the cells of a maze, `success_at_12_4` is the share among those that began with
+        the goal (12, 4).
 
         The time limit of an episode is `episode_length`, or where a Gymnasium env truncates it
         earlier, that step. An episode that terminates has lost the rest of its time, so where an
@@ -75,8 +74,7 @@ def evaluate(
         env_timeout=env_timeout,
     )
     with closing(vector_env) as env:
-        tally = _Tally(num_envs, episode_length, env.state_NS.device)
-        first_goals = env.goal_NG.tolist()
+        tally = _Tally(env.goal_NG, episode_length)
 
         def act_and_step() -> dict[str, Tensor]:
             tally.add(env.step(policy(env.state_NS, env.goal_NG)))
@@ -101,20 +99,21 @@ def evaluate(
             if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
                 break
         env.check()
-    metrics = tally.means() | _success_by_goal(first_goals, tally.reached().tolist())
-    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if wrong:
-        raise NotFiniteError(f"{task_name}: {', '.join(wrong)} of the evaluation are not finite")
+    metrics = tally.means()
+    _refuse_not_finite(metrics, task_name)
     return metrics
 
 
 class _Tally:
     """Sums over the first episode of each env, written in place."""
 
-    def __init__(self, num_envs: int, episode_length: int, device: torch.device) -> None:
+    def __init__(self, goal_NG: Tensor, episode_length: int) -> None:
+        num_envs, device = len(goal_NG), goal_NG.device
+
         def zeros() -> Tensor:
             return torch.zeros(num_envs, device=device)
 
+        self.goals = goal_NG.tolist()
         self.episode_length = episode_length
         self.limit_N = torch.full((num_envs,), float(episode_length), device=device)
         self.alive_N = torch.ones(num_envs, dtype=torch.bool, device=device)
@@ -132,10 +131,8 @@ class _Tally:
         self.limit_N.copy_(torch.where(ends_N, self.length_N, self.limit_N))
         alive_N &= ~(result.terminated_N | result.truncated_N)
 
-    def reached(self) -> Tensor:
-        return self.at_goal["success"] > 0
-
     def means(self) -> dict[str, float]:
+        reached_N = self.at_goal["success"] > 0
         # Exactly 1 for episodes with the whole time, which keeps the last bit of their share.
         weight_N = self.episode_length / self.limit_N
         metrics = {
@@ -146,12 +143,19 @@ class _Tally:
             "time_at_goal_share": (
                 (self.at_goal["success"] * weight_N).mean() / self.episode_length
             ),
-            "success_any": self.reached().float().mean(),
+            "success_any": reached_N.float().mean(),
             "final_distance": self.final_distance_N.mean(),
             "mean_distance": (self.distance_sum_N / self.length_N).mean(),
             "episode_length": self.length_N.mean(),
         }
-        return {name: float(value) for name, value in metrics.items()}
+        by_goal = _success_by_goal(self.goals, reached_N.tolist())
+        return {name: float(value) for name, value in metrics.items()} | by_goal
+
+
+def _refuse_not_finite(metrics: dict[str, float], task_name: str) -> None:
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise NotFiniteError(f"{task_name}: {', '.join(wrong)} of the evaluation are not finite")
 
 
 def _success_by_goal(goals: list[list[float]], reached: list[bool]) -> dict[str, float]:
