@@ -9,6 +9,7 @@ import torch
 from torch_crl import evaluate, load_policy, train
 from torch_crl.checkpoint import CheckpointError
 from torch_crl.curves import read_curves
+from torch_crl.presets import with_changes
 from torch_crl.run import stream_seed
 from torch_crl.runs.directory import RunDirectory
 
@@ -46,4 +47,10 @@ def test_its_resume_is_refused_with_the_reason(tmp_path: Path) -> None:
     recipe = RunDirectory(OLD).read_recipe()
     with pytest.raises(CheckpointError, match="an earlier version of torch_crl and cannot be"):
         train(recipe, tmp_path / "run", resume=True, show=False)
-    assert load_policy(tmp_path / "run")(torch.zeros(10), torch.zeros(3)).shape == (2,)
+    longer = with_changes(recipe, budget={"env_steps": 2000})
+    with pytest.raises(CheckpointError):
+        train(longer, tmp_path / "run", resume=True, show=False)
+    # It is what it was.
+    run = RunDirectory(tmp_path / "run")
+    assert run.is_finished and run.read_recipe() == recipe
+    assert load_policy(run.path)(torch.zeros(10), torch.zeros(3)).shape == (2,)

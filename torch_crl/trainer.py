@@ -133,9 +133,9 @@ def train(
             # Now, since a run that has come to its end must not fail for want of it.
             described = machine(run.device)
             if resume:
+                notes += restore(run, directory)
                 if directory.read_recipe() != recipe:
                     directory.extend(recipe)
-                notes += restore(run, directory)
             else:
                 files = task_files([recipe.task.name, recipe.task.eval_name])
                 began = datetime.now(UTC).isoformat()
