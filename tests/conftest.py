@@ -15,9 +15,10 @@ import torch
 # `own_task:make` names the example's task, as a user in that folder would.
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-# A shell without job control starts what runs in its background with Ctrl-C ignored, and what is
-# ignored stays so.
+# A shell without job control starts what runs in its background with Ctrl-C ignored, nohup ignores
+# SIGHUP, and what is ignored stays so.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Decided when Triton is first imported: without a GPU its kernels run in the interpreter.
 if not torch.cuda.is_available():
