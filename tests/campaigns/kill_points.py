@@ -3,16 +3,14 @@
 python -m tests.campaigns.kill_points [--every N]
 """
 
-import argparse
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.campaigns.runs import bring_to_an_end, difference, in_child, outcome
+from tests.campaigns.runs import bring_to_an_end, difference, in_child, outcome, try_every_point
 from torch_crl import checkpoint
 
 _CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"}
@@ -95,22 +93,5 @@ def lost_at(point: int, folder: Path, whole: dict[str, Any]) -> str:
     return difference(whole, outcome(run_dir)) if status == 0 else f"resume ended with {status}"
 
 
-def main() -> None:
-    """Every point, or every N-th."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1)
-    every = parser.parse_args().every
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        total, whole = count_points(folder)
-        points = range(1, total + 1, every)
-        lost = {point: lost_at(point, folder, whole) for point in points}
-    lost = {point: what for point, what in lost.items() if what}
-    for point, what in lost.items():
-        print(f"killed at call {point} of {total}: {what}")
-    print(f"{len(points)} kills at the {total} calls of a run: {len(lost)} lost something")
-    sys.exit(bool(lost))
-
-
 if __name__ == "__main__":
-    main()
+    try_every_point(count_points, lost_at, what="killed at call")

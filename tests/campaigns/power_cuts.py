@@ -6,16 +6,13 @@ The disk is the worst that POSIX allows: a file holds what it held at its last f
 the names that it had at its own. Everything else is gone.
 """
 
-import argparse
 import os
 import stat
-import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.campaigns.runs import bring_to_an_end, difference, in_child, outcome
+from tests.campaigns.runs import bring_to_an_end, difference, in_child, outcome, try_every_point
 
 
 @dataclass
@@ -100,22 +97,5 @@ def whole_run(folder: Path) -> tuple[int, dict[str, Any]]:
     return cut_after(0, place, folder), outcome(place / "runs" / "run")
 
 
-def main() -> None:
-    """Every point, or every N-th."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1)
-    every = parser.parse_args().every
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        total, whole = whole_run(folder)
-        points = range(1, total + 1, every)
-        lost = {point: lost_at(point, folder, whole) for point in points}
-    lost = {point: what for point, what in lost.items() if what}
-    for point, what in lost.items():
-        print(f"power cut after fsync {point} of {total}: {what}")
-    print(f"{len(points)} cuts after the {total} fsyncs of a run: {len(lost)} cannot be resumed")
-    sys.exit(bool(lost))
-
-
 if __name__ == "__main__":
-    main()
+    try_every_point(whole_run, lost_at, what="power cut after fsync")

@@ -1,8 +1,11 @@
 """What the campaigns share: a run of a second, in a process that may be killed, and its outcome."""
 
+import argparse
 import json
 import os
 import signal
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,32 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
         if ours[name] != theirs[name]:
             return f"{name} differs"
     return ""
+
+
+def try_every_point(
+    whole_run: Callable[[Path], tuple[int, dict[str, Any]]],
+    lost_at: Callable[[int, Path, dict[str, Any]], str],
+    *,
+    what: str,
+) -> None:
+    """Every point of a run, or with --every N each N-th; ends with status 1 if any loses something.
+
+    `whole_run` tells how many points there are and what the run leaves, `lost_at` what a run that
+    was ended at one of them has lost.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--every", type=int, default=1)
+    every = parser.parse_args().every
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        total, whole = whole_run(folder)
+        points = range(1, total + 1, every)
+        lost = {point: lost_at(point, folder, whole) for point in points}
+    lost = {point: told for point, told in lost.items() if told}
+    for point, told in lost.items():
+        print(f"{what} {point} of {total}: {told}")
+    print(f"{what} 1 to {total}, {len(points)} tried: {len(lost)} lost something")
+    sys.exit(bool(lost))
 
 
 def _timeless(record: Any) -> Any:
