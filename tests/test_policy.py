@@ -101,6 +101,14 @@ def a_depth_for_no_machine(tensors: dict[str, Tensor], described: dict) -> None:
     described["network"] |= {"depth": 2**20, "width": 2**20}
 
 
+def a_width_beyond_counting(tensors: dict[str, Tensor], described: dict) -> None:
+    described["network"] |= {"width": 2**31 - 1}
+
+
+def more_layers_than_anybody_has(tensors: dict[str, Tensor], described: dict) -> None:
+    described["network"] = {"kind": "mlp", "layers": [1] * 20_000, "activation": "tanh"}
+
+
 def another_goal(tensors: dict[str, Tensor], described: dict) -> None:
     described["goal_size"] = 7
 
@@ -116,6 +124,8 @@ def an_unknown_head(tensors: dict[str, Tensor], described: dict) -> None:
         (a_tensor_too_few, "ln_bias is missing"),
         (another_type, r"bias is \[4, 8\] of torch.float64, needed is \[4, 8\] of torch.float32"),
         (a_depth_for_no_machine, r"needed is \[1048576, 1048576\]"),
+        (a_width_beyond_counting, "holds no policy"),
+        (more_layers_than_anybody_has, "at most 64 items"),
         (another_goal, "its network takes 5 numbers, a state and a goal 10"),
         (an_unknown_head, "head must be one of 'squashed_gaussian', 'tanh', 'clip', got 'softmax'"),
     ],

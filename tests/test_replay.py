@@ -334,3 +334,50 @@ def test_mean_of_an_untruncated_goal_distance() -> None:
     steps = truncated_geometric(uniform, torch.full((100_000,), 10**6), discount=0.99)
     assert float(steps.double().mean()) == pytest.approx(100.0, rel=1e-3)
     assert math.isclose(float((steps == 1).double().mean()), 0.01, rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [5, 13])
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("trajectory", -5, "never written"),
+        ("last_row", 10**6, "never written"),
+        ("last_row", -1, "behind the end of their trajectory"),
+        ("last_row", None, ""),
+    ],
+)
+def test_numbers_that_kernels_look_rows_up_by_are_checked(
+    name: str, value: int | None, told: str, steps: int
+) -> None:
+    replay = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=steps)
+    tensors = {key: tensor.clone() for key, tensor in replay.state_dict().items()}
+    if value is None:
+        replay.check_rows(tensors)
+        return
+    tensors[name][:, 1] = value
+    with pytest.raises(ValueError, match=told):
+        replay.check_rows(tensors)
+
+
+def test_a_collection_that_failed_is_forgotten() -> None:
+    """Going back and adding the same rows again gives what was there without the detour."""
+
+    def step(row: int, trajectory: int) -> Transition:
+        state = torch.tensor([[0.0, row, trajectory], [1.0, row, trajectory]])
+        numbers = torch.full((2,), trajectory)
+        return Transition(state, state[:, :1], state, numbers, torch.zeros(2, dtype=torch.bool))
+
+    ours, theirs = (
+        filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=13) for _ in range(2)
+    )
+    for row in (13, 14):
+        ours.add(step(row, 40 + row))
+    ours.forget_after(13)
+    for replay in (ours, theirs):
+        for row in range(13, 18):
+            replay.add(step(row, 90))
+    draws = [
+        replay.sample(64, discount=0.9, generator=Generator().manual_seed(5))
+        for replay in (ours, theirs)
+    ]
+    assert (draws[0] == draws[1]).all()

@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from tests.test_recipe import tiny
-from torch_crl import load_policy
+from torch_crl import load_policy, trainer
 from torch_crl.checkpoint import load
 from torch_crl.cli.main import main
+from torch_crl.envs.gymnasium.errors import ForeignEnvError
+from torch_crl.envs.vector_env import StepResult, VectorEnv
+from torch_crl.errors import UsageError
 from torch_crl.presets import with_changes
 from torch_crl.recipe import Recipe
+from torch_crl.run import Run
 from torch_crl.runs import lock
 from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError, find_run_directories
 from torch_crl.runs.files import DamagedFileError, read_bytes
@@ -115,15 +119,22 @@ def test_a_longer_run_equals_one_that_was_as_long_from_the_start(tmp_path: Path)
         train(with_changes(recipe, budget={"env_steps": 200}), run.path, resume=True, show=False)
 
 
-def test_the_best_policy_by_evaluation_is_kept(tmp_path: Path) -> None:
+def test_the_best_policy_by_evaluation_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = ready(280)
     recipe = with_changes(recipe, budget={"evaluations": 6, "checkpoints": 2})
     shares = iter([0.1, 0.5, 0.2, 0.5, 0.4, 0.3])
+    real = trainer.evaluate
+
+    def scored(*arguments: object, **options: object) -> dict[str, float]:
+        return real(*arguments, **options) | {"time_at_goal_share": next(shares)}
 
     def callback(evaluated: Evaluated) -> dict[str, float]:
         assert evaluated.policy.state_size == 10 and evaluated.metrics["env_steps"] > 0
-        return {"time_at_goal_share": next(shares), "extra": 7.0}
+        return {"extra": 7.0}
 
+    monkeypatch.setattr(trainer, "evaluate", scored)
     train(recipe, tmp_path / "run", show=False, callback=callback)
     run = RunDirectory(tmp_path / "run")
     (best,) = run.best_policies
@@ -218,3 +229,114 @@ def test_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
         RunDirectory(tmp_path).read_recipe()
     assert Moment.of(tmp_path / "step_1_update_x") is None
     assert Moment.of(tmp_path / "best_step_000000000005_update_000000007") == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        ({"mine": float("nan")}, "'mine' as nan; what is logged must be finite numbers"),
+        ({"mine": "good"}, "'mine' as 'good'; what is logged must be finite numbers"),
+        ({"kind": 1.0}, "'kind', which is logged already"),
+        ({"env_steps": 1.0}, "'env_steps', which is logged already"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(tmp_path: Path, returned: dict, told: str) -> None:
+    with pytest.raises(UsageError, match=f"the callback returned {told}"):
+        train(ready(), tmp_path / "run", show=False, callback=lambda _: returned)
+
+
+def test_a_link_is_the_directory_that_it_leads_to(tmp_path: Path) -> None:
+    recipe, link = ready(), tmp_path / "latest"
+    link.symlink_to(tmp_path / "run")
+    train(recipe, tmp_path / "run", show=False)
+    with RunDirectory(link).owned(), pytest.raises(DirectoryInUseError):
+        RunDirectory(tmp_path / "run").owned().__enter__()
+    train(recipe, link, show=False, overwrite=True)
+    assert link.is_symlink() and RunDirectory(tmp_path / "run").is_finished
+
+
+def test_an_empty_folder_is_filled_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a mount point, or the folder that one is in."""
+    recipe, here = ready(), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    identity = here.stat().st_ino
+    train(recipe, ".", show=False)
+    assert RunDirectory(".").is_finished
+    train(recipe, ".", show=False, overwrite=True)
+    assert RunDirectory(here).is_finished and here.stat().st_ino == identity
+    # What a process that was killed while it began has left is no run, and nobody's.
+    for left in ("recipe.json", "result.json", "learning_curve.png"):
+        (here / left).unlink()
+    shutil.rmtree(here / "tensorboard")
+    assert RunDirectory(here).is_occupied
+    for folder in ("checkpoints", "policies"):
+        shutil.rmtree(here / folder)
+        (here / folder).mkdir()
+    assert not RunDirectory(here).is_occupied
+    train(recipe, here, show=False)
+
+
+def test_a_folder_that_cannot_be_renamed_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(ready(), tmp_path / "run", show=False)
+
+    def busy(self: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", busy)
+    RunDirectory(tmp_path / "run").remove()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_an_env_that_fails_ends_the_run_and_loses_no_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = ready(280)
+    recipe = with_changes(recipe, budget={"checkpoints": 1, "replay_rows": 16})
+    step, calls = VectorEnv.step, 0
+
+    def dies(self: VectorEnv, action: torch.Tensor) -> StepResult:
+        nonlocal calls
+        calls += self.num_envs == recipe.task.num_envs
+        if calls == 33:
+            raise ForeignEnvError("env 2 is gone")
+        return step(self, action)
+
+    monkeypatch.setattr(VectorEnv, "step", dies)
+    with pytest.raises(ForeignEnvError, match="env 2 is gone"):
+        train(recipe, tmp_path / "run", show=False)
+    run = RunDirectory(tmp_path / "run")
+    (saved,) = run.saved_checkpoints
+    # Six collections of five steps were done, four of them with updates; the seventh is forgotten.
+    tensors, meta = load(saved)
+    assert (meta["collections_done"], meta["updates_done"]) == (6, 8)
+    assert int(tensors["replay/next_row"]) == 30 and int(tensors["replay/last_row"].max()) == 29
+    calls = 1000
+    result = train(recipe, run.path, resume=True, show=False)
+    assert result.evaluation["env_steps"] == 280
+
+
+def test_a_best_policy_that_found_no_room_is_not_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([0.5, 0.4])
+    real_evaluate, real_save = trainer.evaluate, trainer.save_best
+
+    def scored(*arguments: object, **options: object) -> dict[str, float]:
+        return real_evaluate(*arguments, **options) | {"time_at_goal_share": next(shares)}
+
+    def full(run: Run, directory: RunDirectory, evaluation: dict[str, float]) -> None:
+        if evaluation["time_at_goal_share"] == 0.5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real_save(run, directory, evaluation)
+
+    monkeypatch.setattr(trainer, "evaluate", scored)
+    monkeypatch.setattr(trainer, "save_best", full)
+    train(ready(), tmp_path / "run", show=False)
+    run = RunDirectory(tmp_path / "run")
+    (best,) = run.best_policies
+    assert load(best)[1]["evaluation"]["time_at_goal_share"] == 0.4

@@ -20,7 +20,7 @@ from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.errors import UsageError
 from torch_crl.presets import preset, with_changes
-from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.directory import RunDirectory, RunDirectoryError
 from torch_crl.sweep.driver import SweepResult, run_trials
 from torch_crl.sweep.grid import Trial, check_trials, grid
 from torch_crl.sweep.launchers import LocalLauncher, local_launcher
@@ -218,22 +218,25 @@ def test_only_ours_with_a_checkpoint_are_resumed(tmp_path: Path, algo: str) -> N
         seen.append((resume, directory.path.exists()))
 
     run_dir.mkdir()
-    # Killed while it wrote the recipe, then between two checkpoints.
-    for text in ("", trial.recipe.to_json()[:40]):
-        run_dir.mkdir(exist_ok=True)
-        (run_dir / "recipe.json").write_text(text)
-        work(trial.recipe, run_dir, train=train)
-    assert seen == [(False, False)] * 2
+    # Killed before its first checkpoint, then between two of them.
+    (run_dir / "recipe.json").write_text(trial.recipe.to_json())
+    work(trial.recipe, run_dir, train=train)
+    assert seen == [(False, False)]
     (run_dir / "checkpoints" / "step_1_update_1").mkdir(parents=True)
     (run_dir / "recipe.json").write_text(trial.recipe.to_json())
     work(trial.recipe, run_dir, train=train)
-    assert seen[2] == ((True, True) if algo != "sac" else (False, False))
+    assert seen[1] == ((True, True) if algo != "sac" else (False, False))
 
 
-def test_a_recipe_that_cannot_be_read_is_no_beginning_of_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", '{"task"'])
+def test_a_folder_whose_recipe_cannot_be_read_is_left_alone(tmp_path: Path, text: str) -> None:
     (trial,) = fakes(0)
-    (tmp_path / "recipe.json").write_text('{"task"')
+    (tmp_path / "recipe.json").write_text(text)
+    (tmp_path / "thesis.txt").touch()
     assert "cannot be read" in other_run_in(tmp_path, trial.recipe)
+    with pytest.raises(RunDirectoryError, match="cannot be read"):
+        work(trial.recipe, tmp_path, train=pytest.fail)
+    assert (tmp_path / "thesis.txt").exists()
 
 
 def drive(folder: Path, trials: list[Trial], **options: Any) -> BaseProcess:

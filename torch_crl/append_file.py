@@ -42,6 +42,9 @@ class AppendFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
         if os.fstat(self._file.fileno()).st_nlink == 0:
+            # The next record begins it anew.
+            self.close()
+            self._file = None
             raise FileNotFoundError(errno.ENOENT, "it was removed while the run went on")
         # On a full disk the beginning of a record may have been written; the rest follows later.
         while self._waiting:

@@ -102,6 +102,14 @@ def load(
         raise CheckpointError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
 
 
+def load_meta(folder: Path) -> dict[str, Any]:
+    """What `load` returns beside the tensors, without a look at them. Raises CheckpointError."""
+    try:
+        return fields.read(_Document, read_bytes(folder / META, most=_MOST_META_BYTES)).meta
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is damaged: {error}") from error
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         str(path).encode()

@@ -27,6 +27,8 @@ _MOST = 2**31 - 1
 
 Count = Annotated[int, Ge(1), Le(_MOST), arg(metavar="INT>=1")]
 CountOrZero = Annotated[int, Ge(0), Le(_MOST), arg(metavar="INT>=0")]
+# More threads than any machine has cores end in a crash of the libraries that start them.
+Threads = Annotated[int, Ge(0), Le(1024), arg(metavar="INT>=0")]
 TwoOrMore = Annotated[int, Ge(2), Le(_MOST), arg(metavar="INT>=2")]
 Steps = Annotated[int, Ge(1), Le(2**53), arg(metavar="INT>=1")]
 StepsOrZero = Annotated[int, Ge(0), Le(2**53), arg(metavar="INT>=0")]

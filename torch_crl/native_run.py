@@ -75,6 +75,10 @@ class NativeRun(Run):
         self.collections_done += 1
         return episodes
 
+    def forget_collection(self) -> None:
+        """Go back to before a collection that has failed; the envs begin fresh episodes."""
+        self.replay.forget_after(self.collections_done * self.recipe.budget.unroll_length)
+
     def collect_ahead(self) -> None:
         """With overlap, begin the next collection if there is one and updates to hide it behind."""
         wanted = self.recipe.prefill_collections + self.recipe.collections
@@ -154,9 +158,15 @@ class NativeRun(Run):
         next_row = int(tensors["replay/next_row"])
         if next_row != collections_done * self.recipe.budget.unroll_length:
             raise ValueError(f"its replay has {next_row} rows after {collections_done} collections")
-        first, last = tensors["replay/last_row"].aminmax()
-        if first < -1 or last >= max(1, next_row) or tensors["replay/trajectory"].lt(0).any():
-            raise ValueError("its replay has rows that were never written")
+        self.replay.check_rows(checkpoint.part_of(tensors, "replay"))
+        self._check_episodes(checkpoint.part_of(checkpoint.part_of(tensors, "collector"), "env"))
+
+    def _check_episodes(self, env: dict[str, Tensor]) -> None:
+        wrong = bool(env["trajectory"].lt(0).any())
+        if "steps" in env:
+            wrong |= bool((env["steps"] < 0).any() | (env["steps"] > self.env.episode_length).any())
+        if wrong:
+            raise ValueError("its envs are at steps that no episode has")
 
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
         """Go on where the run that wrote this was."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from annotated_types import MinLen
+from annotated_types import Len
 from torch import Tensor, nn
 
 from torch_crl import checkpoint, fields
@@ -154,7 +154,8 @@ def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
         )
     try:
         policy = _rebuild(fields.read(_Description, json.dumps(meta["policy"])), tensors)
-    except ValueError as error:
+    # torch raises RuntimeError for sizes that it cannot even multiply.
+    except (ValueError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"{folder} holds no policy: {error}") from error
     return FoundPolicy(policy, folder, failures)
 
@@ -182,7 +183,7 @@ class _Mlp:
     __pydantic_config__ = STRICT
 
     kind: Literal["mlp"]
-    layers: Annotated[list[Count], MinLen(2)]
+    layers: Annotated[list[Count], Len(2, 64)]
     activation: Literal["relu", "tanh"]
 
 

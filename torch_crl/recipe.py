@@ -24,6 +24,7 @@ from torch_crl.fields import (
     Problem,
     Seed,
     Steps,
+    Threads,
     TwoOrMore,
 )
 
@@ -168,12 +169,12 @@ class SystemRecipe:
     before the last round of updates."""
     replay_dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 halves the replay and rounds a position of 20 m to 0.1 m."""
-    simulator_threads: CountOrZero = 0
+    simulator_threads: Threads = 0
     """Threads of physics; 0 takes every CPU."""
     env_timeout: PositiveOrZero = 300.0
     """Seconds that a Gymnasium env may take for a step or a reset before it counts as hung, found
     after at most twice as long; 0 waits for ever."""
-    torch_threads: CountOrZero = 0
+    torch_threads: Threads = 0
     """Threads of the updates on the CPU; 0 takes every CPU, or one for small layers."""
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
     """Of the operands of the inner layers' products, all else is fp32; `auto` is fp16 on CUDA,

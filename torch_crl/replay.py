@@ -157,6 +157,29 @@ class Replay:
             {"state": state_BS, "action": action_BA, "goal": goal_BG}, batch_size=[batch_size]
         )
 
+    def forget_after(self, row: int) -> None:
+        """Go back to where `row` rows were written. What was written over is lost until as many
+        rows have been added again, and nothing may be drawn before.
+        """
+        self.next_row = row
+        self._position.fill_(row)
+        self.storage["last_row"].clamp_(max=row - 1)
+
+    def check_rows(self, tensors: dict[str, Tensor]) -> None:
+        """Raise ValueError if what `state_dict` returned, of the right shapes, is no ring: kernels
+        look up rows by these numbers.
+        """
+        next_row, trajectory = int(tensors["next_row"]), tensors["trajectory"].long()
+        newest = tensors["last_row"].long()
+        slots = torch.arange(len(trajectory))
+        rows = next_row - 1 - (next_row - 1 - slots) % self.rows
+        reached = newest.gather(0, trajectory % self.rows)
+        # A step in which physics diverged is not reached by its own trajectory.
+        if trajectory.lt(0).any() or newest.ge(max(1, next_row)).any():
+            raise ValueError("its replay has rows that were never written")
+        if (reached < rows[:, None] - 1).any():
+            raise ValueError("its replay has rows behind the end of their trajectory")
+
     @property
     def growing(self) -> list[str]:
         """Names of tensors of which `state_dict` holds the filled rows alone."""

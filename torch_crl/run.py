@@ -78,6 +78,10 @@ class Run(ABC):
     def named_parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name."""
 
+    def forget_collection(self) -> None:
+        """Go back to before a collection that has failed, as far as that can be saved."""
+        return
+
     def collect_ahead(self) -> None:
         """Begin the next collection early, where the run can."""
         return

@@ -1,6 +1,8 @@
 """How a run is saved so that it can go on, and how it goes on from what was saved."""
 
 import json
+import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -54,6 +56,14 @@ def save_best(run: Run, directory: RunDirectory, evaluation: dict[str, float]) -
     """Keep the present policy as the best by evaluation. Raises CheckpointError or OSError."""
     meta = _provenance(run) | {"evaluation": evaluation}
     run.policy.save(directory.best_policy(moment_of(run)), meta)
+
+
+def best_so_far(directory: RunDirectory, metric: str) -> float:
+    """What the best policy that is kept reached when it was evaluated; -inf without one."""
+    for folder in directory.best_policies:
+        with suppress(CheckpointError, KeyError, TypeError, ValueError):
+            return float(checkpoint.load_meta(folder)["evaluation"][metric])
+    return -math.inf
 
 
 def restore(run: Run, directory: RunDirectory) -> list[str]:

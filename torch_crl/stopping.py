@@ -7,8 +7,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Self
 
-# Ctrl-C, `kill`, a terminal that goes away, and what Slurm can send before a time limit.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# Ctrl-C, `kill`, a terminal that goes away, and what Slurm can send before a time limit: those of
+# them that the system has.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 # `timeout` signals the process and then its group: the same Ctrl-C twice within a moment.
 _SECONDS_OF_ONE_SIGNAL = 1.0
 

@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import SupportsFloat
 
 import torch
 
@@ -13,7 +14,9 @@ from torch_crl import validation
 from torch_crl.checkpoint import CheckpointError
 from torch_crl.clock import Clock
 from torch_crl.defaults import torch_defaults
+from torch_crl.envs.gymnasium.errors import ForeignEnvError
 from torch_crl.envs.registry import task_files
+from torch_crl.errors import UsageError
 from torch_crl.evaluation import evaluate
 from torch_crl.machine import machine
 from torch_crl.metrics import DivergenceError, RunLog, UpdateMetrics, first_not_finite
@@ -24,7 +27,7 @@ from torch_crl.presets import with_changes
 from torch_crl.recipe import Recipe, differences, extended
 from torch_crl.run import Run, stream_seed
 from torch_crl.runs.directory import RunDirectory, default_run_dir
-from torch_crl.saving import commit, moment_of, restore, save_best
+from torch_crl.saving import best_so_far, commit, moment_of, restore, save_best
 from torch_crl.stability import StabilityWatch
 from torch_crl.stopping import StopSignals
 from torch_crl.threads import torch_threads, usable_cpus
@@ -183,7 +186,7 @@ def _train(session: _Session, notes: list[str]) -> None:
             # A run that was stopped between two updates goes on with the updates.
             if run.updates_done == run.updates_due:
                 clock.show("collecting", log)
-                with clock.collecting():
+                with clock.collecting(), _saved_if_an_env_fails(session):
                     episodes = run.collect()
                 log.announce(*stability.look(run.env_steps))
                 run.collect_ahead()
@@ -326,35 +329,63 @@ def _evaluate(session: _Session) -> None:
         env_timeout=recipe.system.env_timeout,
     )
     record = session.counters | result
-    if session.callback is not None:
-        known = Evaluated(
-            run_dir=session.directory.path, recipe=recipe, metrics=record, policy=run.policy
-        )
-        more = session.callback(known) or {}
-        record |= {name: float(value) for name, value in more.items()}
-    best = max((earlier[_BEST_BY] for earlier in session.evaluations), default=-math.inf)
-    if record[_BEST_BY] > best:
-        with _only_told(log):
+    record |= _called_back(session, record)
+    if record[_BEST_BY] > best_so_far(session.directory, _BEST_BY):
+        with _only_told(log, "the best policy before is kept"):
             save_best(run, session.directory, record)
     log.evaluation(record)
     session.evaluations.append(record)
 
 
+def _called_back(session: _Session, record: dict[str, float]) -> dict[str, float]:
+    """What the user's callback returns, checked: it is logged under the names that it gives."""
+    if session.callback is None:
+        return {}
+    run = session.run
+    known = Evaluated(
+        run_dir=session.directory.path, recipe=run.recipe, metrics=record, policy=run.policy
+    )
+    returned = session.callback(known) or {}
+    for name, value in returned.items():
+        if name == "kind" or name in record:
+            raise UsageError(f"the callback returned {name!r}, which is logged already")
+        if not isinstance(value, SupportsFloat) or not math.isfinite(value):
+            raise UsageError(
+                f"the callback returned {name!r} as {value!r}; what is logged must be finite "
+                "numbers by name"
+            )
+    return {name: float(value) for name, value in returned.items()}
+
+
+@contextmanager
+def _saved_if_an_env_fails(session: _Session) -> Iterator[None]:
+    """A Gymnasium env that raises, hangs or dies ends the run, but loses no updates."""
+    try:
+        yield
+    except ForeignEnvError:
+        session.run.forget_collection()
+        _save(session, must_succeed=False)
+        session.log.announce(_after_a_stop(session))
+        raise
+
+
 def _save(session: _Session, *, must_succeed: bool) -> None:
     """Write checkpoint and policy; a failure is only told unless it `must_succeed`."""
     session.run.seconds = session.clock.seconds
-    with nullcontext() if must_succeed else _only_told(session.log):
+    # Its records come before a checkpoint; where they cannot be written, the checkpoint still can.
+    with _only_told(session.log, "they are written when they can be"):
         session.log.sync()
+    with nullcontext() if must_succeed else _only_told(session.log, "earlier ones are kept"):
         commit(session.run, session.directory)
 
 
 @contextmanager
-def _only_told(log: RunLog) -> Iterator[None]:
+def _only_told(log: RunLog, consolation: str) -> Iterator[None]:
     """What cannot be written is told, and the run goes on."""
     try:
         yield
     except (CheckpointError, OSError) as error:
-        log.announce(f"warning: {error}; earlier checkpoints are kept")
+        log.announce(f"warning: {error}; {consolation}")
 
 
 def _draw(directory: RunDirectory, log: RunLog) -> Path | None:

@@ -106,7 +106,7 @@ def relabel_kernel(
     else:
         o_goal = (((b_row + b_steps - 1) % ROWS) * N + b_column) * G
         _copy_rows(p_achieved, p_batch_goal, o_goal, o_m * G, m_m & (b_steps > 0), G, BG)
-        m_own = m_m & (b_steps == 0)
+        m_own = m_m & (b_steps <= 0)
         _copy_rows(p_state, p_batch_goal, o_step * S + FIRST, o_m * G, m_own, G, BG)
 
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, redirect_stderr
+from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,10 @@ from torch_crl import checkpoint
 from torch_crl.cli.runs import load_trained
 from torch_crl.curves import read_curves
 from torch_crl.errors import TorchCrlError
-from torch_crl.native_run import build_run
 from torch_crl.policy import load_policy
 from torch_crl.runs.directory import RunDirectory
-from torch_crl.saving import restore
 from torch_crl.sweep.worker import other_run_in
-from torch_crl.trainer import find_problems
+from torch_crl.trainer import find_problems, train
 
 _SECONDS = 20
 _ODD: list[Any] = [None, "", "x" * 5000, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, 1e-320]
@@ -68,11 +66,9 @@ def _act(run_dir: Path) -> None:
 def _resume(directory: RunDirectory) -> None:
     recipe = directory.read_recipe()
     find_problems(recipe, directory, resume=True, overwrite=False)
-    with closing(build_run(recipe)) as run:
-        restore(run, directory)
-        if run.updates_done < recipe.total_updates:
-            run.collect()
-            run.update()
+    # Not of a recipe that was damaged into one of hours.
+    if recipe.total_env_steps <= short_recipe().total_env_steps:
+        train(recipe, directory, resume=True, show=False)
 
 
 def damage(run_dir: Path, draws: random.Random) -> str:
@@ -246,9 +242,8 @@ def campaign(count: int, folder: Path, *, seed: int = 0) -> list[str]:
     """Damage `count` copies of a run; returns all that was not told cleanly."""
     intact, notes = folder / "intact", folder / "notes"
     assert in_child(lambda: bring_to_an_end(intact)) == 0
-    # The damage would be passed over for an older one.
-    for old in RunDirectory(intact).saved_checkpoints[1:]:
-        shutil.rmtree(old)
+    # One checkpoint, or its damage would be passed over; the older one, so that the run goes on.
+    shutil.rmtree(RunDirectory(intact).saved_checkpoints[0])
     found: list[str] = []
     first = seed
     while first < seed + count:

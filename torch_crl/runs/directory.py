@@ -16,6 +16,7 @@ checkpoint, which appears by one rename, stands for both. Whatever is newer than
 a run resumes from was never committed, and is written again.
 """
 
+import errno
 import itertools
 import json
 import os
@@ -85,8 +86,11 @@ class RunDirectory:
     """One run's folder. Nothing is read or written until it is asked for."""
 
     def __init__(self, path: str | Path) -> None:
-        """The folder need not exist; `~` is the user's home."""
-        self.path = Path(os.path.expanduser(path))
+        """The folder need not exist; `~` is the user's home, and a link is what it leads to."""
+        given = Path(os.path.expanduser(path))
+        # The present folder has no name, and a link would be another name of one directory.
+        plain = given.name not in ("", "..") and not given.is_symlink()
+        self.path = given if plain else Path(os.path.realpath(given))
         self.recipe = self.path / "recipe.json"
         self.machine = self.path / "machine.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -104,8 +108,8 @@ class RunDirectory:
     @cached_property
     def lock(self) -> Path:
         """The file beside the directory that its writer locks."""
-        absolute = Path(os.path.abspath(self.path))
-        return absolute.with_name(f".{absolute.name}.lock")
+        real = Path(os.path.realpath(self.path))
+        return real.with_name(f".{real.name}.lock")
 
     @property
     def log(self) -> Path:
@@ -125,7 +129,20 @@ class RunDirectory:
     @property
     def is_occupied(self) -> bool:
         """Whether something lies here, a run or not."""
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        if not self.path.is_dir():
+            return self.path.exists()
+        return not self._is_begun and any(self.path.iterdir())
+
+    @property
+    def _is_begun(self) -> bool:
+        """Whether only that lies here which a process that was killed in `begin` has left."""
+        empty = (self.checkpoints, self.policies)
+        return all(
+            entry in (self.machine, self.metrics)
+            or entry.name.startswith(ASIDE)
+            or (entry in empty and not any(entry.iterdir()))
+            for entry in self.path.iterdir()
+        )
 
     # Who may write.
 
@@ -178,18 +195,23 @@ class RunDirectory:
     def begin(self, recipe: Recipe, *, machine: Mapping[str, Any]) -> None:
         """Begin an empty run in the place of what is here.
 
-        It appears whole, by a rename, and all that resume needs is then safe from a power cut.
+        It appears whole, by a rename, and all that resume needs is then safe from a power cut. A
+        folder that is there and empty, which may be a mount point, is filled instead; the recipe
+        comes last.
         """
         self.remove()
-        new = RunDirectory(self.path.with_name(ASIDE + self.path.name))
-        _remove(new.path)
+        new = self
+        if not self.path.exists():
+            new = RunDirectory(self.path.with_name(ASIDE + self.path.name))
+            _remove(new.path)
         for folder in (new.checkpoints, new.policies):
             make_folder(folder)
         write_text(new.machine, json.dumps(machine, indent=2) + "\n")
         write_text(new.metrics, "")
         write_text(new.recipe, recipe.to_json())
-        new.path.rename(self.path)
-        sync(self.lock.parent)
+        if new is not self:
+            new.path.rename(self.path)
+            sync(self.path.parent)
 
     def extend(self, recipe: Recipe) -> None:
         """Let a run go on to the end of a longer recipe."""
@@ -202,12 +224,24 @@ class RunDirectory:
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
     def remove(self) -> None:
-        """Delete the run: by a rename, so that a kill leaves all of it or none."""
+        """Delete the run: by a rename, so that a kill leaves all of it or none.
+
+        Where that cannot be, for a mount point or the present folder, its recipe goes last.
+        """
         aside = self.path.with_name(_DELETING + self.path.name)
         _remove(aside)
-        if self.is_occupied:
+        if not self.is_occupied:
+            return
+        try:
+            if self.path.samefile(os.curdir):
+                raise OSError(errno.EBUSY, "the present folder")
             self.path.rename(aside)
-            sync(self.lock.parent)
+        except OSError:
+            entries = sorted(self.path.iterdir(), key=lambda entry: entry == self.recipe)
+            for entry in entries:
+                _remove(entry)
+        else:
+            sync(self.path.parent)
             _remove(aside)
 
     def go_back_to(self, moment: Moment) -> None:

@@ -38,6 +38,8 @@ def make_folder(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders, and has nothing to wait for.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -59,6 +59,10 @@ def read_recipe(path: Path) -> Recipe:
 def parse_record(line: bytes) -> dict[str, Any]:
     """One line of metrics.jsonl. Raises ValueError."""
     record: dict[str, Any] = {**fields.read(Record, line)}
+    if record["kind"] == "evaluation":
+        for name in ("success_any", "time_at_goal_share"):
+            if name not in record:
+                raise ValueError(f"{name} is missing")
     for name, value in record.items():
         if name == "kind":
             continue

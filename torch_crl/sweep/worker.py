@@ -12,7 +12,7 @@ from pathlib import Path
 from torch_crl.errors import TorchCrlError, exit_status
 from torch_crl.recipe import Recipe, differences
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
-from torch_crl.runs.files import DamagedFileError, read_bytes
+from torch_crl.runs.files import DamagedFileError
 from torch_crl.terminal import print_line
 from torch_crl.trust import allow_tasks
 
@@ -34,9 +34,6 @@ def other_run_in(run_dir: Path, recipe: Recipe) -> str:
         strange = directory.is_occupied
         return f"{run_dir} holds something that is not a run; it is left alone" if strange else ""
     try:
-        # Runs of earlier versions may have the beginning of a recipe, from a kill.
-        if recipe.to_json().encode().startswith(read_bytes(directory.recipe)):
-            return ""
         changed = differences(directory.read_recipe(), recipe)
     except DamagedFileError as error:
         return str(error)
