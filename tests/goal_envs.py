@@ -33,6 +33,8 @@ class PuckEnv(gymnasium.Env):
     ) -> None:
         if fault == "constructor":
             raise RuntimeError("no such puck")
+        if fault == "slow constructor":
+            time.sleep(0.4)
         self.success, self.fault, self.fault_at = success, fault, fault_at
         self.faulty_seed, self.first_seed = faulty_seed, None
         self.gives, self.own_limit, self.render_mode = gives, own_limit, render_mode

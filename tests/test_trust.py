@@ -1,6 +1,7 @@
 """Code that only a file names, or that lies in the working directory, is not run unasked."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -106,3 +107,47 @@ def test_files_in_the_working_directory_are_no_libraries(
     command = Path(sys.executable).with_name("torch-crl")
     subprocess.run([command, *arguments], capture_output=True, check=False)
     assert not (received / "ran").exists()
+
+
+# An env of one's own, in processes; the rest of the program is as of a command.
+STEPPED = """
+from torch_crl.envs.gymnasium.foreign import probe
+from torch_crl.envs.gymnasium.workers import Workers
+from torch_crl.trust import allow_tasks
+name = "gymnasium:mine:Mine-v0"
+allow_tasks([name], typed=[name])
+workers = Workers(probe(name), episode_length=7, num_envs=1, num_processes=1, timeout=0)
+workers.reset(0)
+workers.close()
+"""
+MINE = """
+import gymnasium
+from tests.goal_envs import PuckEnv
+class Mine(PuckEnv):
+    def reset(self, **options):
+        from pathlib import Path
+        Path("found").touch()
+        return super().reset(**options)
+gymnasium.register("Mine-v0", entry_point="mine:Mine")
+"""
+
+
+def test_processes_of_envs_take_no_file_in_the_working_directory_for_a_library(
+    received: Path, tmp_path: Path
+) -> None:
+    for library in ("signal", "numpy", "torch_crl", "gymnasium"):
+        (received / f"{library}.py").write_text(MODULE)
+    (received / "mine.py").write_text(MINE)
+    # Installed in another folder, as torch-crl is.
+    command = tmp_path / "command.py"
+    command.write_text(STEPPED)
+    done = subprocess.run(
+        [sys.executable, command],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not (received / "ran").exists()
+    # Their own module they find, after all libraries.
+    assert (received / "found").exists() and not done.stderr

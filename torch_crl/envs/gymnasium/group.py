@@ -55,7 +55,7 @@ class EnvGroup:
         at_work: NDArray[np.int64],
         render_mode: str | None = None,
     ) -> None:
-        """An env for each row of the table; they are made at the first reset.
+        """An env for each row of the table; they are made at the first reset, or by `make`.
 
         Args:
             first: the number of the first env among all.
@@ -77,8 +77,13 @@ class EnvGroup:
         self._envs: list[gymnasium.Env[Any, Any]] = []
         self._seed = 0
 
+    def make(self) -> None:
+        """Make the envs, unless they are made."""
+        self._for_each(range(len(self._envs), len(self._rows)), self._make)
+
     def reset(self, seed: int) -> None:
         """Begin an episode in every env; the one with number i is given seed + i."""
+        self.make()
         self._seed = seed
         self._for_each(range(len(self._rows)), self._begin_first)
         self._check_numbers()
@@ -129,9 +134,6 @@ class EnvGroup:
 
     def _begin_first(self, index: int) -> None:
         self._steps[index] = 0
-        if index == len(self._envs):
-            self._envs.append(self._make())
-            self._scale = Controls(cast(spaces.Box, self._envs[0].action_space))
         observation, _ = self._envs[index].reset(seed=self._seed + self._first + index)
         read(observation, into=self._parts[index])
 
@@ -139,10 +141,12 @@ class EnvGroup:
         self._steps[index] = 0
         read(self._envs[index].reset()[0], into=self._parts[index])
 
-    def _make(self) -> gymnasium.Env[Any, Any]:
+    def _make(self, _: int) -> None:
         # Not every constructor knows the word.
         drawn = {} if self._render_mode is None else {"render_mode": self._render_mode}
-        return made(self._foreign.env_spec, max_episode_steps=self._episode_length, **drawn)
+        env = made(self._foreign.env_spec, max_episode_steps=self._episode_length, **drawn)
+        self._envs.append(env)
+        self._scale = Controls(cast(spaces.Box, env.action_space))
 
     def _step_one(self, index: int) -> None:
         env = self._envs[index]

@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from multiprocessing import connection, resource_tracker, util
+from functools import cache, partial
+from multiprocessing import connection, forkserver, resource_tracker, util
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
@@ -30,6 +30,8 @@ _SIGNALS = [
     if hasattr(signal, name)
 ]
 _SECONDS_TO_LEAVE = 5.0
+# For the imports of a process, and for each env that it makes, where a step is given less.
+_SECONDS_TO_START = 60.0
 
 
 class Workers:
@@ -47,26 +49,37 @@ class Workers:
         num_processes: int,
         timeout: float,
     ) -> None:
-        """Start the processes; `timeout` is in seconds for one env, 0 waits for ever."""
+        """Start the processes; `timeout` is in seconds for one env, 0 waits for ever.
+
+        The envs are made at the first reset.
+        """
         self._name = foreign.spec.name
-        self._timeout = timeout or None
+        self._timeout = timeout
+        self._are_made = False
         rows = -(-num_envs // min(num_envs, num_processes))
         self._groups = [
             range(first, min(first + rows, num_envs)) for first in range(0, num_envs, rows)
         ]
-        context: Any = multiprocessing.get_context(_start_method(foreign.env_spec))
+        context: Any = multiprocessing.get_context(_start_method())
         width = columns(foreign.spec)["action"].stop
         memory = context.RawArray("f", num_envs * width)
         at_work = context.RawArray("q", len(self._groups))
         self.table = np.frombuffer(memory, np.float32).reshape(num_envs, width)
         """What all groups read from and write to, shape [N, columns]."""
         self._at_work = np.frombuffer(at_work, np.int64)
+        self._at_work[:] = [group.start for group in self._groups]
         self._pipes: list[connection.Connection] = []
         self._processes: list[BaseProcess] = []
         # Also when this object is forgotten, and before an exit waits for the processes.
         self.close = util.Finalize(self, _end, args=(self._pipes, self._processes), exitpriority=10)
         make_group: Any = partial(EnvGroup, foreign, episode_length=episode_length)
-        with _signals_blocked(), _main_module_hidden():
+        environment = dict(os.environ)
+        with (
+            _path_handed_over(),
+            _signals_blocked(),
+            _main_module_hidden(),
+            _own_server(foreign.env_spec),
+        ):
             for number, group in enumerate(self._groups):
                 pipe, theirs = context.Pipe()
                 process = context.Process(
@@ -77,6 +90,7 @@ class Workers:
                         group,
                         (memory, self.table.shape),
                         (at_work, number),
+                        environment,
                     ),
                     name=f"{self._name} {group.start} to {group.stop - 1}",
                 )
@@ -87,33 +101,37 @@ class Workers:
 
     def reset(self, seed: int) -> None:
         """See `EnvGroup.reset`."""
-        self._call("reset", seed)
+        if not self._are_made:
+            self._call("make", seconds=self._timeout and max(self._timeout, _SECONDS_TO_START))
+            self._are_made = True
+        self._call("reset", seed, seconds=self._timeout)
 
     def step(self) -> None:
         """See `EnvGroup.step`."""
-        self._call("step")
+        self._call("step", seconds=self._timeout)
 
-    def _call(self, *command: Any) -> None:
+    def _call(self, *command: Any, seconds: float) -> None:
         for pipe in self._pipes:
             # Who is dead is found below.
             with suppress(OSError):
                 pipe.send(command)
-        problems = [self._answer(group) for group in range(len(self._groups))]
+        problems = [self._answer(group, seconds or None) for group in range(len(self._groups))]
         if any(problems):
             raise ForeignEnvError(next(filter(None, problems)))
 
-    def _answer(self, group: int) -> str:
+    def _answer(self, group: int, seconds: float | None) -> str:
         """What went wrong in a group, empty if nothing."""
         pipe, before = self._pipes[group], None
+        late = "has not come back for" if self._are_made else "was not made within"
         try:
-            while not pipe.poll(self._timeout):
+            while not pipe.poll(seconds):
                 # It may be slow because it has many envs, of which none hangs.
                 now = int(self._at_work[group])
                 if now == before:
                     self._processes[group].kill()
                     raise ForeignEnvError(
-                        f"{self._name}: env {now} has not come back for {self._timeout:g} s "
-                        f"(--env-timeout); the process of {self._envs(group)} was ended"
+                        f"{self._name}: env {now} {late} {seconds:g} s (--env-timeout); the "
+                        f"process of {self._envs(group)} was ended"
                     )
                 before = now
             problem: str = pipe.recv()
@@ -135,8 +153,12 @@ def _serve(
     envs: range,
     table: tuple[Any, tuple[int, int]],
     at_work: tuple[Any, int],
+    environment: dict[str, str],
 ) -> None:
     """Step a group of envs until the other end of the pipe is closed: what a process runs."""
+    # Without what only the start of a process needed, and as it is now: the server is older.
+    os.environ.clear()
+    os.environ.update(environment)
     # Not SIG_IGN, which programs that an env may start would inherit.
     for one in _SIGNALS:
         signal.signal(one, lambda *_: None)
@@ -190,17 +212,61 @@ def _end_of(process: BaseProcess) -> str:
     return f"by {signal.Signals(-code).name}"
 
 
-def _start_method(env_spec: EnvSpec) -> str:
+def _start_method() -> str:
     """Processes come from a small server where there is one, and it has imported what they need.
 
     A fork of this process would inherit locks that its other threads hold.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    return "forkserver" if has_server else "spawn"
+
+
+@cache
+def _server() -> forkserver.ForkServer:
+    return forkserver.ForkServer()
+
+
+# A fork cannot look after a process that is not its child.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_server.cache_clear)
+
+
+@contextmanager
+def _own_server(env_spec: EnvSpec) -> Iterator[None]:
+    """Inside, processes come from a server of ours; that of multiprocessing is the user's.
+
+    Theirs has other imports, and must not have our signals blocked: they would stay blocked in
+    every process that it starts, which could then not be terminated.
+    """
     entry = env_spec.entry_point
     module = entry.partition(":")[0] if isinstance(entry, str) else entry.__module__
-    multiprocessing.set_forkserver_preload([EnvGroup.__module__, module])
-    return "forkserver"
+    _server().set_forkserver_preload([EnvGroup.__module__, module])
+    theirs = forkserver.connect_to_new_process
+    forkserver.connect_to_new_process = _server().connect_to_new_process
+    try:
+        yield
+    finally:
+        forkserver.connect_to_new_process = theirs
+
+
+@contextmanager
+def _path_handed_over() -> Iterator[None]:
+    """Inside, new Pythons look for modules where this one does, and nowhere else.
+
+    Those of multiprocessing are started by `python -c`, which would look in the working directory
+    first: a file there, of whoever sent it, would run in the place of a library.
+    """
+    given = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
