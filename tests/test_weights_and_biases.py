@@ -43,15 +43,20 @@ def look_until_told(process: WandbProcess, told: list[str]) -> None:
         time.sleep(0.01)
 
 
-def test_every_record_goes_there_at_its_env_steps(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sent_before", [0, 1, 2])
+def test_every_record_goes_there_once_with_its_env_steps(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, sent_before: int
 ) -> None:
     logged: list[Any] = []
     asked: dict[str, Any] = {}
 
     def init(**options: Any) -> Any:
         asked.update(options)
-        return SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+        return SimpleNamespace(
+            step=sent_before,
+            log=logged.append,
+            define_metric=lambda name, step_metric: asked.update({name: step_metric}),
+        )
 
     fake = SimpleNamespace(init=init, Settings=lambda **settings: settings)
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -60,10 +65,12 @@ def test_every_record_goes_there_at_its_env_steps(
         {"kind": "evaluation", "env_steps": 10, "success_any": 0.5},
     ]
     send(run, "mine", iter(records))
-    assert logged == [
-        (10, {"train/env_steps": 10, "train/critic_loss": 2.0}),
-        (10, {"evaluation/env_steps": 10, "evaluation/success_any": 0.5}),
+    assert asked["*"] == "env_steps"
+    all_logged = [
+        {"env_steps": 10, "train/critic_loss": 2.0},
+        {"env_steps": 10, "evaluation/success_any": 0.5},
     ]
+    assert logged == all_logged[sent_before:]
     assert asked["project"] == "mine" and asked["name"] == "run"
     assert asked["config"]["networks"]["width"] == tiny().networks.width
     assert (asked["id"], asked["resume"]) == (run_id(run), "allow")
@@ -121,8 +128,14 @@ def test_a_process_that_fails_is_told_once(
     ]
 
 
-def test_what_is_raised_in_the_process_is_told(run: RunDirectory) -> None:
+def test_what_is_raised_in_the_process_is_told(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.recipe.unlink()
+    # Files where the command is given are no libraries.
+    monkeypatch.chdir(tmp_path)
+    for library in ("torch_crl", "json", "wandb"):
+        (tmp_path / f"{library}.py").write_text("raise SystemExit('taken for a library')")
     told: list[str] = []
     look_until_told(WandbProcess(run, project="mine", tell=told.append), told)
     assert len(told) == 1 and "given up: RunDirectoryError: " in told[0] and "no run" in told[0]

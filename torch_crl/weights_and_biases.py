@@ -16,13 +16,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from torch_crl.errors import in_one_line
 from torch_crl.runs.directory import RunDirectory
 
-_COMMAND = (sys.executable, "-m", __name__)
+# Without -P, files in the working directory would be taken for libraries.
+_COMMAND = (sys.executable, "-P", "-m", __name__)
 _SECONDS_BETWEEN_LOOKS = 1.0
 # At the end of a run: until the user is told what it waits for, and until it is given up.
 _SECONDS_OF_SILENCE = 3.0
@@ -131,7 +133,10 @@ def run_id(run: RunDirectory) -> str:
 
 
 def send(run: RunDirectory, project: str, records: Iterator[dict[str, Any]]) -> Any:
-    """Log each record as `kind/name` at its env steps; returns the library's run, still open."""
+    """Log each record as `kind/name` over env steps; returns the library's run, still open.
+
+    A run that goes on there is sent what it lacks: it has one of the library's steps a record.
+    """
     name, config = run.path.resolve().name, asdict(run.read_recipe())
     import wandb
 
@@ -146,10 +151,12 @@ def send(run: RunDirectory, project: str, records: Iterator[dict[str, Any]]) -> 
         dir=os.environ.get("WANDB_DIR") or run.path.resolve(),
         settings=wandb.Settings(silent=True, console="off"),
     )
-    for record in records:
-        kind = record.pop("kind")
+    # Of our own, since the library drops what has a step below its newest.
+    session.define_metric("*", step_metric="env_steps")
+    for record in islice(records, session.step, None):
+        kind, env_steps = record.pop("kind"), record.pop("env_steps")
         values = {f"{kind}/{name}": value for name, value in record.items()}
-        session.log(values, step=int(record["env_steps"]))
+        session.log({"env_steps": env_steps, **values})
     return session
 
 
