@@ -21,7 +21,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 
 from tests.goal_envs import HIGH, LOW, register
-from torch_crl import evaluate, preset, train, with_changes
+from torch_crl import evaluate, evaluation, preset, train, with_changes
+from torch_crl.cli.main import main
 from torch_crl.envs.gymnasium import foreign, workers
 from torch_crl.envs.gymnasium.errors import ForeignEnvError, UnsuitableEnvError
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
@@ -217,7 +218,7 @@ def test_lists_and_integer_actions_are_taken() -> None:
         ("number 1e30", r"gave observation\[2\] = 1e\+30"),
         ("goal", r"gave desired_goal\[1\] = nan"),
         ("shape", r"gave achieved_goal of shape \(1,\)"),
-        ("step", r"raised ValueError: the puck is gone \(.*goal_envs.py:\d+\)"),
+        ("step", r"raised ValueError: the puck is gone \(.*goal_envs.py, line \d+\)"),
         ("exit", r"raised SystemExit: 3 \("),
     ],
 )
@@ -240,7 +241,10 @@ def test_what_goes_wrong_in_a_first_observation_is_named_too() -> None:
 @pytest.mark.parametrize(
     "fault, message",
     [
-        ("step", r"env 3, at step 3 of its episode, raised ValueError: the puck is gone \(.*:"),
+        (
+            "step",
+            r"env 3, at step 3 of its episode, raised ValueError: .*goal_envs.py, line",
+        ),
         ("death", r"the process of envs 3 to 4 died \(exit code 5\) at env 3"),
         ("hang", r"env 3 has not come back for 0.5 s \(--env-timeout\); .* envs 3 to 4 was ended"),
     ],
@@ -369,6 +373,16 @@ def test_evaluation_and_training_leave_no_process(tmp_path: Path) -> None:
     result = train(tiny(), tmp_path / "run", show=False)
     assert result.evaluation["episode_length"] <= 7
     assert not multiprocessing.active_children()
+
+
+def test_evaluating_a_run_has_the_patience_of_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny(env_timeout=77.0), tmp_path, show=False)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **options: given.update(options) or {})
+    assert main(["eval", str(tmp_path), "--json"]) == 0
+    assert given["env_timeout"] == 77.0
 
 
 def test_a_resumed_run_says_that_episodes_are_fresh(

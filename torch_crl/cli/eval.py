@@ -94,6 +94,7 @@ def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
             num_envs=options.num_envs,
             episode_length=trained.episode_length,
             seed=options.seed,
+            env_timeout=trained.env_timeout,
             on_step=lambda step: progress.update(bar, completed=step),
         )
 

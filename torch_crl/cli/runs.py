@@ -21,6 +21,7 @@ class Trained(NamedTuple):
     policy: "Policy"
     task: str
     episode_length: int
+    env_timeout: float
 
 
 def load_trained(
@@ -57,7 +58,8 @@ def load_trained(
             f"the policy was trained on {recipe.task.name}; {task} has states, goals or actions of "
             "other sizes"
         )
-    return Trained(policy, task, episode_length or recipe.task.episode_length)
+    length = episode_length or recipe.task.episode_length
+    return Trained(policy, task, length, recipe.system.env_timeout)
 
 
 def _task_spec(directory: RunDirectory, task: str) -> "TaskSpec":
