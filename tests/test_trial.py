@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sysconfig
 from typing import Any
 
 import mujoco
@@ -15,6 +16,7 @@ from torch_crl.envs.registry import TASKS, UnknownTaskError, make_task
 from torch_crl.envs.simulators import Simulator, make_simulator
 from torch_crl.envs.task import direct_control, scaled_control
 from torch_crl.envs.trial import task_problems
+from torch_crl.errors import in_one_line
 from torch_crl.validation import RecipeError, check
 
 NAN = float("nan")
@@ -161,6 +163,17 @@ def test_a_module_that_fails_at_import_is_told_with_its_line(
         make_task("broken_task:make")
     with pytest.raises(UnknownTaskError, match="SystemExit: 3"):
         make_task("leaving_task:make")
+
+
+def test_what_a_package_raised_is_told_with_its_line() -> None:
+    file = sysconfig.get_path("purelib") + "/some_package.py"
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("x = 1\nx / 0", file, "exec"))
+    from_here = in_one_line(caught.value)
+    assert from_here.startswith("ZeroDivisionError: division by zero (") and __file__ in from_here
+    assert caught.tb is not None
+    in_there = in_one_line(caught.value.with_traceback(caught.tb.tb_next))
+    assert in_there == f"ZeroDivisionError: division by zero ({file}, line 2)"
 
 
 GRIPPER = """

@@ -34,15 +34,21 @@ def listed(problems: list[str]) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What a user's own code raised: kind, message, and the line of theirs that it came from."""
+    """What a user's own code raised: kind, message, and the line of theirs that it came from.
+
+    Where none is theirs it is a line of the package that they use, and never one of ours.
+    """
     message = (str(error).splitlines() or [""])[0]
     said = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if isinstance(error, SyntaxError):
         return said  # Names file and line itself.
-    installed = (os.path.dirname(__file__), *map(sysconfig.get_path, ("stdlib", "purelib")))
-    theirs = [
+    python, packages = map(sysconfig.get_path, ("stdlib", "purelib"))
+    lines = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((*installed, "<frozen"))
+        if not frame.filename.startswith((os.path.dirname(__file__), "<frozen"))
     ]
-    return f"{said} ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else said
+    theirs = [line for line in lines if not line.filename.startswith((python, packages))]
+    of_packages = [line for line in lines if line.filename.startswith(packages)]
+    place = (theirs or of_packages)[-1:]
+    return " ".join([said, *(f"({line.filename}, line {line.lineno})" for line in place)])

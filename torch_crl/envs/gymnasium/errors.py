@@ -1,8 +1,6 @@
 """What can be wrong with a Gymnasium env, in words."""
 
-import traceback
-
-from torch_crl.errors import TorchCrlError
+from torch_crl.errors import TorchCrlError, in_one_line
 
 
 class UnsuitableEnvError(TorchCrlError, ValueError):
@@ -14,9 +12,5 @@ class ForeignEnvError(TorchCrlError, RuntimeError):
 
 
 def told(error: BaseException) -> str:
-    """What an env did, as the rest of a sentence: `raised ValueError: ... (file:line)`."""
-    if isinstance(error, UnsuitableEnvError):
-        return str(error)
-    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    place = traceback.extract_tb(error.__traceback__)[-1:]
-    return " ".join(["raised", message, *(f"({one.filename}:{one.lineno})" for one in place)])
+    """What an env did, as the rest of a sentence."""
+    return str(error) if isinstance(error, UnsuitableEnvError) else f"raised {in_one_line(error)}"
