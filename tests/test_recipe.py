@@ -11,6 +11,7 @@ import torch
 
 from torch_crl import trainer, validation
 from torch_crl.envs.registry import TASKS
+from torch_crl.fields import Problem
 from torch_crl.machine import available_bytes
 from torch_crl.metrics import UpdateMetrics
 from torch_crl.native_run import build_run
@@ -162,6 +163,8 @@ def test_what_is_no_whole_number_is_told(text: str) -> None:
         ("algorithm", "actor_learning_rate", float("inf"), "must be a finite number, got inf"),
         ("networks", "width", 64.5, "--width must be a whole number, got 64.5"),
         ("task", "name", 7, "--name must be text, got 7"),
+        ("system", "device", "\udcff", "--device must be text in UTF-8, got '\\udcff'"),
+        ("algorithm", "energy", "\udcff", "--energy must be text in UTF-8, got '\\udcff'"),
     ],
 )
 def test_values_that_only_python_lets_through(
@@ -169,6 +172,14 @@ def test_values_that_only_python_lets_through(
 ) -> None:
     with pytest.raises(validation.RecipeError, match=re.escape(message)):
         validation.check(tiny(**{part: {field: value}}))
+
+
+def test_a_problem_of_no_single_field_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem((), "it is nested too deeply")
+    monkeypatch.setattr(validation.fields, "check", lambda *_: [problem])
+    with pytest.raises(validation.RecipeError) as caught:
+        validation.check(tiny())
+    assert caught.value.problems == ["it is nested too deeply"]
 
 
 def test_a_replay_larger_than_memory_says_how_many_rows_fit(

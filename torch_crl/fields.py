@@ -32,6 +32,7 @@ Threads = Annotated[int, Ge(0), Le(1024), arg(metavar="INT>=0")]
 TwoOrMore = Annotated[int, Ge(2), Le(_MOST), arg(metavar="INT>=2")]
 Steps = Annotated[int, Ge(1), Le(2**53), arg(metavar="INT>=1")]
 StepsOrZero = Annotated[int, Ge(0), Le(2**53), arg(metavar="INT>=0")]
+# Not below 0 but as `validation` tells it: a multiple of a block's layers, with the nearest ones.
 Depth = Annotated[int, Le(2**20)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1), arg(metavar="INT>=0")]
 Positive = Annotated[float, Gt(0.0), arg(metavar="FLOAT>0")]
@@ -80,11 +81,37 @@ def read(kind: type[T], text: bytes | str) -> T:
 
 def check(kind: type[T], values: Any) -> list[Problem]:
     """What is wrong with values of a record, given as nested dictionaries."""
+    # Bytes of a command line that are no UTF-8 come as lone surrogates, which JSON cannot hold.
+    problems = [
+        Problem(where, f"must be text in UTF-8, got {_short(text)}")
+        for where, text in _texts(values)
+        if not _is_utf8(text)
+    ]
+    text = json.dumps(values, default=repr, ensure_ascii=False).encode(errors="replace")
     try:
-        read(kind, json.dumps(values, default=repr))
+        read(kind, text)
     except FieldsError as error:
-        return error.problems
-    return []
+        told = {problem.where for problem in problems}
+        problems += [problem for problem in error.problems if problem.where not in told]
+    return problems
+
+
+def _texts(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """All texts in nested dictionaries and sequences, each behind the path of its names."""
+    if isinstance(values, str):
+        yield where, values
+    elif isinstance(values, dict | list | tuple):
+        below = values.items() if isinstance(values, dict) else enumerate(values)
+        for name, value in below:
+            yield from _texts(value, (*where, str(name)))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @cache

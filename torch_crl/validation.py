@@ -32,7 +32,9 @@ class RecipeError(TorchCrlError, ValueError):
 def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     """Raise RecipeError if there is any problem; `run_problems` are listed with the recipe's."""
     wrong = fields.check(Recipe, dataclasses.asdict(recipe))
-    ranges = {".".join(each.where): f"{_flag(each.where[-1])} {each.what}" for each in wrong}
+    ranges = {
+        ".".join(each.where): " ".join([*map(_flag, each.where[-1:]), each.what]) for each in wrong
+    }
     if not set(ranges) <= set(Recipe().leaves()):
         raise RecipeError([*ranges.values(), *(run_problems or [])])
     # What follows computes with the values, so those that are wrong are replaced. One mistake is
