@@ -189,6 +189,39 @@ def test_what_needs_no_flag_is_told(
     assert hint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problems"),
+    [
+        (
+            ["eval", "x", "--num-envs", "1e13", "--seed", "-1", "--video-seconds", "inf"],
+            [
+                "--num-envs must be at most 2147483647, got 10000000000000",
+                "--seed must be at least 0, got -1",
+                "--video-seconds must be a finite number, got inf",
+            ],
+        ),
+        (["eval", "x", "--video-seconds", "nan"], ["--video-seconds must be a finite number"]),
+        (["watch", "x", "--episode-length", "-1"], ["--episode-length must be at least 0, got -1"]),
+        (
+            ["compare", "ant", "--depths", "4", "1e9", "--evaluations", "-1"],
+            ["--depths must be at most 1048576, got 1000000000", "--evaluations must be at least"],
+        ),
+        (["sweep", "ant", "--runs-per-gpu", "0"], ["--runs-per-gpu must be at least 1, got 0"]),
+        (["sweep", "\udcff"], ["tasks must be text in UTF-8, got '\\udcff'"]),
+        (["study", "depth", "--parallel", "-1"], ["--parallel must be at least 0, got -1"]),
+        (["bench", "--batch", "0"], ["--batch must be at least 1, got 0"]),
+        (["train", "ant", "--depth", "1e7"], ["--depth must be at most 1048576, got 10000000"]),
+    ],
+)
+def test_all_values_out_of_range_are_told_at_once(
+    arguments: list[str], problems: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert all(problem in told for problem in problems)
+    assert len(problems) == 1 or f"torch-crl: {len(problems)} problems:" in told
+
+
 def test_wrong_values_are_told_beside_the_defaults_of_the_preset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Generator
 
 from torch_crl.envs.registry import make_task
+from torch_crl.envs.simulators import SimulatorError, cpu
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.vector_env import VectorEnv
 
@@ -169,3 +170,18 @@ def test_derived_fields_are_current_after_a_step() -> None:
     expected = 0.1 * first.cos() + 0.11 * (first + second).cos()
     # One substep of 0.01 s behind would be off by about 1e-3.
     torch.testing.assert_close(tip[:, 0], expected, atol=1e-12, rtol=0)
+
+
+def test_more_envs_than_memory_holds_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "available_bytes", lambda _: 100)
+    with pytest.raises(SimulatorError, match=r"4 envs take at least .* GB of memory, where"):
+        puck_env(4)
+    monkeypatch.setattr(cpu, "available_bytes", lambda _: None)
+    puck_env(4)
+
+    def refused(*_: object) -> None:
+        raise ValueError("std::bad_alloc")
+
+    monkeypatch.setattr(cpu, "Batch", refused)
+    with pytest.raises(SimulatorError, match=r"4 envs .*; take fewer envs"):
+        puck_env(4)

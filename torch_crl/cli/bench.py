@@ -1,5 +1,6 @@
 """`torch-crl bench`: how fast this machine is, beside plain PyTorch."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, Depth
 from torch_crl.terminal import console, print_line
 
 _UNITS = {
@@ -18,31 +20,28 @@ _UNITS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Time updates, actions and env steps, with plain PyTorch beside in the same run."""
+
+    __pydantic_config__ = STRICT
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    depths: Annotated[tuple[Depth, ...], tyro.conf.arg(metavar="DEPTH ...")] = (4, 16, 64)
+    """Of all three networks, multiples of 4."""
+    batch: Count = 256
+    """Rows of a batch."""
+    out: Path = Path("bench")
+    """Directory for bench.json and bench.png."""
+
+
 def main(arguments: list[str]) -> int:
-    """Measure, print a table, write JSON and a picture."""
-    read_flags(_bench, arguments, command="bench")
-    return 0
-
-
-def _bench(
-    device: str = "auto",
-    depths: Annotated[tuple[int, ...], tyro.conf.arg(metavar="DEPTH ...")] = (4, 16, 64),
-    batch: int = 256,
-    out: Path = Path("bench"),
-) -> None:
-    """Time updates, actions and env steps, with plain PyTorch beside in the same run.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:1`.
-        depths: of all three networks, multiples of 4.
-        batch: rows of a batch.
-        out: directory for bench.json and bench.png.
-    """
-    wrong = [depth for depth in depths if depth <= 0 or depth % 4]
-    if wrong or batch <= 0:
-        raise UsageError(
-            f"--depths are positive multiples of 4 and --batch is positive, got {wrong or batch}"
-        )
+    """Measure, print a table, write JSON and a picture. Returns the exit status."""
+    options = read_flags(Options, arguments, command="bench")
+    device, out = options.device, options.out
+    if wrong := [depth for depth in options.depths if depth <= 0 or depth % 4]:
+        raise UsageError(f"--depths are positive multiples of 4, got {wrong}")
     # Here, so that --help stays quick.
     from torch_crl.validation import device_problems
 
@@ -54,7 +53,7 @@ def _bench(
     from torch_crl.machine import machine
 
     out.mkdir(parents=True, exist_ok=True)
-    scenarios = quick(depths=depths, batch=batch)
+    scenarios = quick(depths=options.depths, batch=options.batch)
     rows: list[dict[str, Any]] = []
     with Progress(console=console(stderr=True)) as progress:
         bar = progress.add_task("measuring", total=len(scenarios))
@@ -67,6 +66,7 @@ def _bench(
     write_report(rows, out / "bench.json")
     save_time_by_depth(rows, out / "bench.png", machine=machine()["device"])
     print_line(f"written: {out / 'bench.json'}, {out / 'bench.png'}", stderr=True)
+    return 0
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -12,6 +12,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.cli.sweep import print_plan
 from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, CountOrZero, Depth, StepsOrZero
 from torch_crl.recipe import LIBRARY_ALGOS
 from torch_crl.terminal import NameCell, console, plain, print_line
 from torch_crl.trust import allow_tasks
@@ -30,18 +31,20 @@ class Options:
     again, it trains only what is missing.
     """
 
+    __pydantic_config__ = STRICT
+
     tasks: Positional[tuple[str, ...]] = ()
     """Tasks to train on, each from its own preset; none with --runs."""
     algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO ...")] = ("crl", "sac_her")
     """crl, gcbc, ppo, sac, td3, sac_her, td3_her."""
-    depths: Annotated[tuple[int, ...], tyro.conf.arg(metavar="DEPTH ...")] = ()
+    depths: Annotated[tuple[Depth, ...], tyro.conf.arg(metavar="DEPTH ...")] = ()
     """Of actor and critic, for every algorithm, 0 a baseline's own network; not given: the
     preset's own."""
-    seeds: int = 3
+    seeds: Count = 3
     """Runs of each; one gives no interval."""
-    env_steps: int = 0
+    env_steps: StepsOrZero = 0
     """Of every run; 0 is the preset's."""
-    evaluations: int = 0
+    evaluations: CountOrZero = 0
     """Of every run; 0 is the preset's."""
     reward: Literal["sparse", "dense"] = "sparse"
     """What the baselines see: 1 at the goal, or the negative distance to it."""
@@ -57,11 +60,11 @@ class Options:
     """Processes on this machine, or on a Ray cluster."""
     address: str = ""
     """Of a Ray cluster that is up, or `auto`; not given: one on this machine."""
-    parallel: int = 0
+    parallel: CountOrZero = 0
     """Runs at a time; 0 is as many as the GPUs take, or one without."""
-    cpus_per_run: int = 0
+    cpus_per_run: CountOrZero = 0
     """CPUs of a run; 0 shares them evenly."""
-    runs_per_gpu: int = 1
+    runs_per_gpu: Count = 1
     """How many runs share a GPU."""
     dry_run: bool = False
     """Print the runs and what they cost, check everything, and stop."""
@@ -130,13 +133,6 @@ def _check(options: Options) -> None:
         raise UsageError(
             "--reward dense is for baselines, and --algos has none: " + " ".join(options.algos)
         )
-    for flag, value, least in (
-        ("--seeds", options.seeds, 1),
-        ("--env-steps", options.env_steps, 0),
-        ("--evaluations", options.evaluations, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{flag} must be at least {least}, got {value}")
 
 
 def _train(options: Options) -> tuple[tuple[Path, ...], dict[str, str]]:

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import Trained, film_env, load_trained
 from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, CountOrZero, Positive, Seed
 from torch_crl.terminal import console, print_line
 
 
@@ -18,35 +19,36 @@ from torch_crl.terminal import console, print_line
 class Options:
     """Evaluate a trained policy over fresh episodes."""
 
+    __pydantic_config__ = STRICT
+
     run: Positional[Path]
     """Run directory, or one folder below its policies/."""
     policy: Literal["newest", "best"] = "newest"
     """Which one of the run's: the newest, or the best by its evaluations in training."""
     task: str = ""
     """Task to evaluate on; the run's own evaluation task if not given."""
-    num_envs: int = 128
+    num_envs: Count = 128
     """Episodes, all in parallel."""
-    episode_length: int = 0
+    episode_length: CountOrZero = 0
     """Control steps until the time limit; as in training if not given."""
     trust: bool = False
     """Run the Python code of a task that only the run's files name."""
-    seed: int = 1_000_000
+    seed: Seed = 1_000_000
     """Decides starts and goals; training never uses this one."""
     json: bool = False
     """Print one line of JSON instead of the table."""
     video: Path | None = None
     """Also film the policy into this file, .mp4 or .gif, in real time."""
-    video_envs: int = 4
+    video_envs: Count = 4
     """Episodes side by side in the video."""
-    video_seconds: float = 15.0
+    video_seconds: Positive = 15.0
     """Length of the video."""
 
 
 def main(arguments: list[str]) -> int:
     """Print the metrics of one evaluation. Returns the exit status."""
     options = read_flags(Options, arguments, command="eval", config=(tyro.conf.FlagCreatePairsOff,))
-
-    _check(options)
+    _check_video(options)
     trained = load_trained(
         options.run,
         which=options.policy,
@@ -67,17 +69,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _check(options: Options) -> None:
-    if options.num_envs < 1:
-        raise UsageError(f"--num-envs must be at least 1, got {options.num_envs}")
+def _check_video(options: Options) -> None:
     if options.video is not None:
         from torch_crl.rendering.video import MAX_ENVS, check_ending
 
         check_ending(options.video)
-        if not 1 <= options.video_envs <= MAX_ENVS:
+        if options.video_envs > MAX_ENVS:
             raise UsageError(f"--video-envs must be 1 to {MAX_ENVS}, got {options.video_envs}")
-        if not options.video_seconds > 0:
-            raise UsageError(f"--video-seconds must be above 0, got {options.video_seconds}")
 
 
 def _evaluate(trained: Trained, options: Options) -> dict[str, float]:

@@ -1,13 +1,19 @@
-"""Reads the flags of a command: whole numbers such as 1e6, and hints for what needs no flag."""
+"""Reads and checks the flags of a command: whole numbers such as 1e6, and hints for what needs no
+flag.
+"""
 
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
+from typing import get_type_hints as hints
 
 import tyro
+from tyro.conf import Positional
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from torch_crl.errors import UsageError
+from torch_crl import fields
+from torch_crl.errors import UsageError, listed
 from torch_crl.recipe import whole_number
 
 Options = TypeVar("Options")
@@ -25,6 +31,7 @@ _BY_ITSELF = {
     "study": ("the study", "depth", ("--study", "--name")),
 }
 _REGISTRY = ConstructorRegistry()
+_POSITIONAL = get_args(Positional[str])[1]
 
 
 def read_flags(
@@ -32,15 +39,33 @@ def read_flags(
 ) -> Options:
     """The options of `torch-crl command`; `tyro_options` as in `tyro.cli`.
 
-    Raises UsageError for a flag that the command does not need, and SystemExit, after telling what
-    is wrong, for all else that cannot be read.
+    Raises UsageError for a flag that the command does not need, and for all values that its
+    dataclass does not allow; and SystemExit, after telling what is wrong, for all else that cannot
+    be read. A recipe among the flags is checked by `torch_crl.validation`, with all else of it.
     """
     _hint(arguments, command)
     with _REGISTRY:
         read: Options = tyro.cli(
             options, args=arguments, prog=f"torch-crl {command}", **tyro_options
         )
+    if problems := _problems(read):
+        raise UsageError(problems[0] if len(problems) == 1 else listed(problems))
     return read
+
+
+def _problems(options: Any) -> list[str]:
+    if not is_dataclass(options):
+        return []
+    annotations = hints(type(options), include_extras=True)
+    return [
+        f"{_shown(name, annotations[name])} {what}"
+        for (name, *_), what in fields.check(type(options), asdict(options))  # type: ignore[arg-type]
+        if not is_dataclass(getattr(options, name))
+    ]
+
+
+def _shown(name: str, annotation: Any) -> str:
+    return name if _POSITIONAL in get_args(annotation) else "--" + name.replace("_", "-")
 
 
 def _hint(arguments: list[str], command: str) -> None:

@@ -39,8 +39,6 @@ def load_trained(
     """
     from torch_crl.policy import find_policy
 
-    if episode_length < 0:
-        raise UsageError(f"--episode-length must be at least 1, got {episode_length}")
     directory = run_directory_of(run)
     recipe = directory.read_recipe()
     found = find_policy(run, which=which)

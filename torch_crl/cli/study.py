@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, CountOrZero
 from torch_crl.terminal import console, print_line
 
 # Shown by --help; stands for `studies/NAME_SCALE`, so that a study goes on where it stopped.
@@ -21,6 +22,8 @@ _DEFAULT_OUT = Path("studies/NAME_SCALE")
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Run a named study and write its report; without a name, list the studies."""
+
+    __pydantic_config__ = STRICT
 
     name: Positional[str] = ""
     """Which study; all are listed if this is left out."""
@@ -34,11 +37,11 @@ class Options:
     """Processes on this machine, or a cluster."""
     address: str = ""
     """Of a Ray cluster, or `auto`; a local one is started if this is left out."""
-    parallel: int = 0
+    parallel: CountOrZero = 0
     """Runs at a time; 0 is as many as the GPUs take, or one without, and two at scale smoke."""
-    runs_per_gpu: int = 1
+    runs_per_gpu: Count = 1
     """How many runs share a GPU."""
-    retries: int = 1
+    retries: CountOrZero = 1
     """How often a failed run is tried again."""
     yes: bool = False
     """Start scale full without being asked."""

@@ -11,6 +11,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.costs import duration
 from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, CountOrZero
 from torch_crl.terminal import NameCell, console, print_line
 from torch_crl.trust import allow_tasks
 
@@ -29,6 +30,8 @@ class Options:
     finished run and goes on with the others.
     """
 
+    __pydantic_config__ = STRICT
+
     tasks: Positional[tuple[str, ...]]
     """Tasks to train on, each from its own preset; `torch-crl envs` lists them."""
     grid: UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=A,B,...")]] = ()
@@ -43,13 +46,13 @@ class Options:
     """Processes on this machine, or tasks of a Ray cluster on a shared file system."""
     address: str = ""
     """Of the Ray cluster, or `auto`; one is started on this machine if not given."""
-    parallel: int = 0
+    parallel: CountOrZero = 0
     """Runs at a time; 0 is as many as the GPUs take, or one without; with Ray as many as fit."""
-    cpus_per_run: int = 0
+    cpus_per_run: CountOrZero = 0
     """CPUs of a run; 0 shares them evenly, with Ray it is one."""
-    runs_per_gpu: int = 1
+    runs_per_gpu: Count = 1
     """How many runs share a GPU."""
-    retries: int = 1
+    retries: CountOrZero = 1
     """How often a failed run is tried again."""
     dry_run: bool = False
     """Print the trials and what they cost, check everything, and stop."""

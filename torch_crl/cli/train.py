@@ -11,6 +11,7 @@ import tyro
 from torch_crl.cli.flags import read_flags
 from torch_crl.envs.registry import TASKS
 from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Depth
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import Algo, Recipe
 from torch_crl.runs.directory import RunDirectory, default_run_dir
@@ -26,10 +27,12 @@ _DEFAULT_RUN_DIR = Path("runs/TASK_seedN_DATE-TIME")
 class Options:
     """Train a policy to reach the goals of a task."""
 
+    __pydantic_config__ = STRICT
+
     recipe: Recipe = field(default_factory=Recipe)
     recipe_file: Annotated[Path | None, tyro.conf.arg(name="recipe")] = None
     """Begin with the settings of this recipe.json in place of the task's own; flags change them."""
-    depth: int = 0
+    depth: Depth = 0
     """Depth of actor and critic, 0 the preset's own; --actor-depth and --critic-depth beat it."""
     run_dir: Path = _DEFAULT_RUN_DIR
     """Where the run is written."""

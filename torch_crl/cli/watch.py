@@ -9,11 +9,14 @@ from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import load_trained, task_env
+from torch_crl.fields import STRICT, CountOrZero, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Watch a trained policy, one episode after the other, until the window is closed."""
+
+    __pydantic_config__ = STRICT
 
     run: Positional[Path]
     """Run directory, or one folder below its policies/."""
@@ -21,11 +24,11 @@ class Options:
     """Which one of the run's: the newest, or the best by its evaluations in training."""
     task: str = ""
     """Task to show it on; the run's own evaluation task if not given."""
-    episode_length: int = 0
+    episode_length: CountOrZero = 0
     """Control steps until the time limit; as in training if not given."""
     trust: bool = False
     """Run the Python code of a task that only the run's files name."""
-    seed: int = 1_000_000
+    seed: Seed = 1_000_000
     """Decides starts and goals."""
 
 

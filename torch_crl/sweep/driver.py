@@ -81,15 +81,6 @@ def run_trials(
             saved what can be saved and left.
     """
     folder = Path(folder).absolute()
-    lowest = {"parallel": (parallel, 0), "cpus-per-run": (cpus_per_run, 0)}
-    lowest |= {"runs-per-gpu": (runs_per_gpu, 1), "retries": (retries, 0)}
-    problems = [
-        f"--{flag} must be at least {least}, got {value}"
-        for flag, (value, least) in lowest.items()
-        if value < least
-    ]
-    if problems:
-        raise RecipeError(problems)
     check_plan(trials, folder, with_ray=launcher == "ray")
     unfinished = [trial for trial in trials if not is_finished(folder / trial.name)]
     if isinstance(launcher, str):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torch_crl.envs.simulators import Simulator, SimulatorError
 from torch_crl.envs.simulators.fields import Fields, stage_for
+from torch_crl.machine import available_bytes
 from torch_crl.threads import usable_cpus
 
 _STATE_ONLY = int(mujoco.mjtStage.mjSTAGE_NONE)
@@ -43,12 +44,13 @@ class CpuSimulator(Simulator):
     ) -> None:
         """`num_threads` 0 takes every CPU this process may use.
 
-        Raises SimulatorError for fields that MuJoCo does not keep current for this model.
+        Raises SimulatorError for fields that MuJoCo does not keep current for this model, and for
+        more simulations than memory holds.
         """
         self.model = model
         self.num_envs = num_envs
         self.device = torch.device("cpu")
-        self._batch = Batch(model, num_envs, num_threads or usable_cpus())
+        self._batch = _batch(model, num_envs, num_threads or usable_cpus())
         self._past_warnings = 0
         self._fresh_state = self._batch.state[0].copy()
         # A plain step leaves derived fields one substep behind; a stage makes them current.
@@ -115,6 +117,24 @@ class CpuSimulator(Simulator):
         self._batch.state[:] = state.numpy()
         if self._stage != _STATE_ONLY:
             self._batch.forward(stage=self._stage)
+
+
+def _batch(model: mujoco.MjModel, num_envs: int, num_threads: int) -> Batch:
+    """Raises SimulatorError where memory is short: before it is taken, since a system that promises
+    more than it has would end the process.
+    """
+    least = num_envs * 8 * mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+    available = available_bytes(torch.device("cpu"))
+    short = f"{num_envs} envs take at least {least / 1e9:,.1f} GB of memory"
+    if available is not None and least > available:
+        raise SimulatorError(f"{short}, where {available / 1e9:,.1f} GB are free; take fewer envs")
+    try:
+        return Batch(model, num_envs, num_threads)
+    except (MemoryError, ValueError) as error:
+        # As C++ says it.
+        if isinstance(error, ValueError) and "bad_alloc" not in str(error):
+            raise
+        raise SimulatorError(f"{short}, which are not to be had; take fewer envs") from error
 
 
 def _live_tensor(array: np.ndarray) -> Tensor:
