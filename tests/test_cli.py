@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_compatibility import OLD
 from torch_crl import calibration
 from torch_crl.cli import envs
 from torch_crl.cli.main import main
@@ -140,6 +142,29 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert err == "warning: about 70 hours on this machine\n"
     assert max(map(len, out.splitlines())) <= 80
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_takes_the_time_of_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(OLD, tmp_path / "run")
+    longer = ("--resume", "--run-dir", str(run), "--env-steps", "1520")
+    out, _ = dry_run(*longer, monkeypatch=monkeypatch, capsys=capsys)
+    # Of 144 updates of 0.1 s each, 72 are done.
+    assert "7.2 s" in out and "measured just now, 50% done" in out
+
+
+def test_another_task_with_the_settings_of_a_file_is_evaluated_on_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluated_on(*arguments: str) -> str:
+        flags = (*arguments, "--recipe", str(OLD / "recipe.json"))
+        out, _ = dry_run(*flags, monkeypatch=monkeypatch, capsys=capsys)
+        return re.findall(r"evaluated on (\w+)", out)[0]
+
+    assert evaluated_on("ant_u4_maze") == "ant_u4_maze_eval"
+    assert evaluated_on("ant_u4_maze", "--eval-name", "ant_u4_maze") == "ant_u4_maze"
+    assert evaluated_on("reacher") == evaluated_on() == "reacher"
 
 
 @pytest.mark.parametrize(

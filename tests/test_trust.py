@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_compatibility import OLD
 from torch_crl.cli.main import main
-from torch_crl.envs.registry import make_task
+from torch_crl.envs.registry import make_task, task_files
 
 # Importing it leaves a mark, and so does making a task of it.
 MODULE = """
@@ -67,6 +67,26 @@ def test_a_task_that_only_a_file_names_needs_trust(
     assert main([*command, "--trust"]) == 1
     assert (received / "ran").exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS[:4], ids=" ".join)
+@pytest.mark.parametrize("name", ["strange:make", "gymnasium:strange:Env-v0"])
+def test_where_the_module_of_a_run_was_is_told(
+    received: Path, command: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name_task(received, name)
+    (received / "strange.py").unlink()
+    (received / "machine.json").write_text(json.dumps({"task_files": {name: "/there/strange.py"}}))
+    assert main([*command, "--trust"]) == 1
+    told = capsys.readouterr().err
+    assert "No module named 'strange'" in told
+    assert "The run was trained with /there/strange.py: go to that folder" in told
+
+
+def test_the_files_of_own_modules_are_known() -> None:
+    here = __name__
+    names = [f"{here}:make", f"gymnasium:{here}:Env-v0", "gymnasium:Env-v0", "reacher", "none:make"]
+    assert task_files(names) == dict.fromkeys(names[:2], __file__)
 
 
 def test_a_task_that_was_typed_may_run(received: Path) -> None:

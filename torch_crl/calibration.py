@@ -55,6 +55,12 @@ class Estimate:
         """The time for people."""
         return duration(self.seconds) if self.pace else "not known"
 
+    def rest(self, done: float) -> "Estimate":
+        """What is left of it where this share of the run is done already."""
+        if not self.pace:
+            return self
+        return replace(self, seconds=(1 - done) * self.seconds, how=f"{self.how}, {done:.0%} done")
+
 
 def estimate(recipes: Sequence[Recipe]) -> list[Estimate]:
     """How long each run would take with the machine to itself, its evaluations included.

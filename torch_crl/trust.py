@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from torch_crl.envs.registry import GYMNASIUM
+from torch_crl.envs.registry import module_of
 from torch_crl.errors import UsageError
 
 
@@ -34,12 +34,3 @@ def allow_tasks(
     # Last, so that no file lying here is taken for a library.
     if own and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-
-
-def module_of(name: str) -> str:
-    """The module that loading this task would import; empty if it imports nothing by name.
-
-    `gymnasium:ID` makes an env of a package that is installed and known to Gymnasium.
-    """
-    module, colon, _ = name.removeprefix(GYMNASIUM).partition(":")
-    return module if colon else ""

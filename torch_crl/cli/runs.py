@@ -1,5 +1,6 @@
 """What the commands need to know of a run directory."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -10,7 +11,6 @@ from torch_crl.trust import allow_tasks
 
 if TYPE_CHECKING:
     from torch_crl.envs.make import AnyVectorEnv
-    from torch_crl.envs.spec import TaskSpec
     from torch_crl.envs.vector_env import VectorEnv
     from torch_crl.policy import Policy
 
@@ -37,6 +37,7 @@ def load_trained(
     Says on standard error which policy it is. A task that only the run's recipe names is loaded if
     it is one of ours or `trust` says so. Raises UsageError, UnknownTaskError or CheckpointError.
     """
+    from torch_crl.envs.registry import task_spec
     from torch_crl.policy import find_policy
 
     directory = run_directory_of(run)
@@ -48,8 +49,8 @@ def load_trained(
     print_line(f"policy: {found.folder}", stderr=True)
     typed = [task] if task else []
     task = task or recipe.task.eval_name
-    allow_tasks([task], typed=typed, trust=trust, source=directory.recipe)
-    spec = _task_spec(directory, task)
+    allow_tasks_of(directory, [task], typed=typed, trust=trust)
+    spec = task_spec(task)
     sizes = (policy.state_size, policy.goal_size, policy.action_size)
     if (spec.state_size, spec.goal_size, spec.action_size) != sizes:
         raise UsageError(
@@ -60,19 +61,29 @@ def load_trained(
     return Trained(policy, task, length, recipe.system.env_timeout)
 
 
-def _task_spec(directory: RunDirectory, task: str) -> "TaskSpec":
-    """Raises UnknownTaskError, which says where the module of an own task was in training."""
-    from torch_crl.envs.registry import UnknownTaskError, task_spec
+def allow_tasks_of(
+    directory: RunDirectory, names: Iterable[str], *, typed: Iterable[str], trust: bool
+) -> None:
+    """`allow_tasks` for what a run's recipe names; those that are Python code are then loaded.
 
-    try:
-        return task_spec(task)
-    except UnknownTaskError as error:
-        file = directory.read_machine().task_files.get(task)
-        if file is None:
-            raise
-        raise UnknownTaskError(
-            f"{error}. The run was trained with {file}: go to that folder, or put it on PYTHONPATH"
-        ) from error
+    Raises UsageError as `allow_tasks` does, and UnknownTaskError for one that cannot be loaded,
+    which says where its module was in training.
+    """
+    from torch_crl.envs.registry import UnknownTaskError, module_of, task_spec
+
+    names = list(dict.fromkeys(names))
+    allow_tasks(names, typed=typed, trust=trust, source=directory.recipe)
+    for name in filter(module_of, names):
+        try:
+            task_spec(name)
+        except UnknownTaskError as error:
+            file = directory.read_machine().task_files.get(name)
+            if file is None:
+                raise
+            raise UnknownTaskError(
+                f"{error}. The run was trained with {file}: go to that folder, or put it on "
+                "PYTHONPATH"
+            ) from error
 
 
 def task_env(trained: Trained, *, num_envs: int, seed: int) -> "VectorEnv":

@@ -9,12 +9,13 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from torch_crl.cli.flags import read_flags
+from torch_crl.cli.runs import allow_tasks_of
 from torch_crl.envs.registry import TASKS
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Depth
 from torch_crl.presets import preset, with_changes, with_depth
 from torch_crl.recipe import Algo, Recipe
-from torch_crl.runs.directory import RunDirectory, default_run_dir
+from torch_crl.runs.directory import Moment, RunDirectory, default_run_dir
 from torch_crl.runs.records import read_recipe
 from torch_crl.terminal import print_line
 from torch_crl.trust import allow_tasks
@@ -66,9 +67,12 @@ def main(arguments: list[str]) -> int:
         # The second look tells what is wrong, and beside it the defaults of what is recognised.
         base = _guessed_preset(arguments)
     options = _parse(arguments, Options(recipe=base))
-    source = options.recipe_file or options.run_dir
     names = (options.recipe.task.name, options.recipe.task.eval_name)
-    allow_tasks(names, typed=typed, trust=options.trust or not _reads_file(options), source=source)
+    if options.resume:
+        allow_tasks_of(RunDirectory(options.run_dir), names, typed=typed, trust=options.trust)
+    else:
+        file = options.recipe_file
+        allow_tasks(names, typed=typed, trust=options.trust or file is None, source=file)
     return _run(options)
 
 
@@ -104,9 +108,11 @@ def _run(options: Options) -> int:
         from torch_crl.calibration import estimate, warnings
 
         recipe = find_problems(recipe, directory, **asked)
-        found = estimate([recipe])
-        print_plan(recipe, ("time on this machine", found[0].shown, found[0].how))
-        for line in warnings(found):
+        (found,) = estimate([recipe])
+        if options.resume:
+            found = found.rest(_share_done(directory, recipe))
+        print_plan(recipe, ("time on this machine", found.shown, found.how))
+        for line in warnings([found]):
             print_line(line, stderr=True)
         return 0
     result = train(recipe, directory, **asked)
@@ -118,6 +124,12 @@ def _run(options: Options) -> int:
         f"{picture}evaluate it: torch-crl eval {result.run_dir}"
     )
     return 0
+
+
+def _share_done(directory: RunDirectory, recipe: Recipe) -> float:
+    """Of the run's updates, those before its newest checkpoint."""
+    moments = [Moment.of(folder) for folder in directory.saved_checkpoints]
+    return max((moment.updates for moment in moments if moment), default=0) / recipe.total_updates
 
 
 def _base_recipe(asked: Options) -> Recipe:
@@ -135,4 +147,9 @@ def _base_recipe(asked: Options) -> Recipe:
     else:
         recipe = RunDirectory(asked.run_dir).read_recipe()
     recipe = with_depth(recipe, asked.depth)
-    return with_changes(recipe, task={"name": task}) if task else recipe
+    if not task or task == recipe.task.name:
+        return recipe
+    if asked.recipe_file is not None:
+        # Of another task the file's evaluation task says nothing.
+        recipe = with_changes(recipe, task={"eval_name": preset(task).task.eval_name})
+    return with_changes(recipe, task={"name": task})

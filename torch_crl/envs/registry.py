@@ -228,14 +228,20 @@ def make_task(name: str) -> "Task":
         return task
 
 
+def module_of(name: str) -> str:
+    """The module that loading this task would import; empty if it imports nothing by name.
+
+    `gymnasium:ID` makes an env of a package that is installed and known to Gymnasium.
+    """
+    module, colon, _ = name.removeprefix(GYMNASIUM).partition(":")
+    return module if colon else ""
+
+
 def task_files(names: Sequence[str]) -> dict[str, str]:
-    """Tasks of the user's own, by name, to the files of their modules."""
-    found = {}
-    for name in names:
-        module = sys.modules.get(name.partition(":")[0])
-        if ":" in name and not name.startswith(GYMNASIUM) and module is not None:
-            found[name] = str(getattr(module, "__file__", ""))
-    return found
+    """Loaded tasks and Gymnasium envs of the user's own, by name, to the files of their modules."""
+    modules = {name: sys.modules.get(module_of(name)) for name in names}
+    files = {name: getattr(module, "__file__", None) for name, module in modules.items()}
+    return {name: file for name, file in files.items() if file}
 
 
 def _make_own_task(name: str) -> "Task":
