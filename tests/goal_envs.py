@@ -1,5 +1,6 @@
 """Gymnasium goal envs with a fault each, for `test_gymnasium_in`; worker processes import this."""
 
+import multiprocessing
 import os
 import time
 from typing import Any
@@ -33,8 +34,8 @@ class PuckEnv(gymnasium.Env):
     ) -> None:
         if fault == "constructor":
             raise RuntimeError("no such puck")
-        if fault == "slow constructor":
-            time.sleep(0.4)
+        if fault == "slow constructor" and multiprocessing.parent_process() is not None:
+            time.sleep(1.2)
         self.success, self.fault, self.fault_at = success, fault, fault_at
         self.faulty_seed, self.first_seed = faulty_seed, None
         self.gives, self.own_limit, self.render_mode = gives, own_limit, render_mode

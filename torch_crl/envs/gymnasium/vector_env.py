@@ -43,7 +43,8 @@ class GymnasiumVectorEnv:
         are stepped in this one, and so are those that draw themselves.
 
         Args:
-            env_timeout: seconds that an env may take for a step or a reset, 0 for any time.
+            env_timeout: seconds that an env may take for a step or a reset, 0 for any time; it may
+                take a minute to be made if that is longer.
             render_mode: of the envs, for `render`.
 
         Raises:
