@@ -226,6 +226,8 @@ def test_what_needs_no_flag_is_told(
             ],
         ),
         (["eval", "x", "--video-seconds", "nan"], ["--video-seconds must be a finite number"]),
+        (["eval", "x", "--video-seconds", "1e308"], ["--video-seconds must be at most 86400, got"]),
+        (["compare", "ant", "--seeds", "1e9"], ["--seeds must be at most 10000, got 1000000000"]),
         (["watch", "x", "--episode-length", "-1"], ["--episode-length must be at least 0, got -1"]),
         (
             ["compare", "ant", "--depths", "4", "1e9", "--evaluations", "-1"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from annotated_types import Le
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
@@ -40,7 +41,7 @@ class Options:
     depths: Annotated[tuple[Depth, ...], tyro.conf.arg(metavar="DEPTH ...")] = ()
     """Of actor and critic, for every algorithm, 0 a baseline's own network; not given: the
     preset's own."""
-    seeds: Count = 3
+    seeds: Annotated[Count, Le(10_000)] = 3
     """Runs of each; one gives no interval."""
     env_steps: StepsOrZero = 0
     """Of every run; 0 is the preset's."""

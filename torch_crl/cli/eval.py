@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Le
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
@@ -41,8 +42,8 @@ class Options:
     """Also film the policy into this file, .mp4 or .gif, in real time."""
     video_envs: Count = 4
     """Episodes side by side in the video."""
-    video_seconds: Positive = 15.0
-    """Length of the video."""
+    video_seconds: Annotated[Positive, Le(86_400.0)] = 15.0
+    """Length of the video, a day at most."""
 
 
 def main(arguments: list[str]) -> int:
