@@ -12,7 +12,7 @@ import torch
 
 from tests.test_recipe import tiny
 from torch_crl import load_policy, trainer
-from torch_crl.checkpoint import load
+from torch_crl.checkpoint import CheckpointError, load
 from torch_crl.cli.main import main
 from torch_crl.envs.gymnasium.errors import ForeignEnvError
 from torch_crl.envs.vector_env import StepResult, VectorEnv
@@ -340,3 +340,60 @@ def test_a_best_policy_that_found_no_room_is_not_the_best(
     run = RunDirectory(tmp_path / "run")
     (best,) = run.best_policies
     assert load(best)[1]["evaluation"]["time_at_goal_share"] == 0.4
+
+
+def test_a_received_run_that_is_resumed_writes_nowhere_else(tmp_path: Path) -> None:
+    recipe, run = ready(), RunDirectory(tmp_path / "run")
+    train(recipe, run.path, show=False)
+    victim, elsewhere = tmp_path / "precious.txt", tmp_path / "elsewhere"
+    victim.write_text("precious")
+    elsewhere.mkdir()
+    aside = run.path / ".writing-recipe.json"
+    aside.symlink_to(victim)
+    longer = with_changes(recipe, budget={"env_steps": 200})
+    train(longer, run.path, resume=True, show=False)
+    assert victim.read_text() == "precious" and not run.recipe.is_symlink()
+    for entry in (run.learning_curve, run.metrics, run.checkpoints, run.policies, run.tensorboard):
+        aside = entry.with_name("aside")
+        entry.rename(aside)
+        entry.symlink_to(elsewhere if aside.is_dir() else victim)
+        with pytest.raises(RecipeError, match=f"{entry.name} is a link"):
+            train(longer, run.path, resume=True, show=False)
+        entry.unlink()
+        aside.rename(entry)
+    assert victim.read_text() == "precious" and list(elsewhere.iterdir()) == []
+
+
+def test_a_run_whose_directory_is_gone_ends_and_says_so(tmp_path: Path) -> None:
+    def move(evaluated: Evaluated) -> None:
+        evaluated.run_dir.rename(tmp_path / "moved")
+
+    with pytest.raises(RunDirectoryError, match="was removed or moved while the run went on"):
+        train(ready(), tmp_path / "run", show=False, callback=move)
+
+
+def test_a_run_without_its_checkpoints_is_not_begun_again_unasked(tmp_path: Path) -> None:
+    train(ready(), tmp_path / "run", show=False)
+    run = RunDirectory(tmp_path / "run")
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(CheckpointError, match="no checkpoint to go on from, and this run had some"):
+        train(ready(), run.path, resume=True, show=False)
+    assert len(run.saved_policies) == 2 and run.is_finished
+
+
+def test_a_checkpoint_is_of_the_moment_that_its_name_says(tmp_path: Path) -> None:
+    train(ready(), tmp_path / "run", show=False)
+    run = RunDirectory(tmp_path / "run")
+    newest = run.saved_checkpoints[0]
+    newest.rename(newest.with_name(Moment(10**11, 1).name))
+    with pytest.raises(CheckpointError, match="its name says otherwise"):
+        train(ready(), run.path, resume=True, show=False)
+
+
+@pytest.mark.parametrize("value", ["-7", "1e308", "9" * 400, '"x"', "true"])
+def test_impossible_scores_are_no_records(tmp_path: Path, value: str) -> None:
+    run = RunDirectory(tmp_path)
+    line = '{"kind": "evaluation", "env_steps": 1, "updates": 1, "seconds": 1, "success_any": 0.5'
+    run.metrics.write_text(f'{line}, "time_at_goal_share": {value}}}\n')
+    with pytest.raises(DamagedFileError, match="time_at_goal_share must"):
+        run.read_metrics("evaluation")

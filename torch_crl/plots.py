@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.files import ASIDE, remove
 from torch_crl.terminal import plain
 
 
@@ -65,7 +66,11 @@ def save_learning_curve(run_dir: Path) -> Path:
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     path = run_dir / "learning_curve.png"
-    figure.savefig(path, dpi=120)
+    # Not through a link that somebody may have put there.
+    aside = path.with_name(ASIDE + path.name)
+    remove(aside)
+    figure.savefig(aside, dpi=120, format="png")
+    aside.rename(path)
     return path
 
 

@@ -12,7 +12,7 @@ from torch_crl import __version__, checkpoint, fields
 from torch_crl.checkpoint import CheckpointError
 from torch_crl.fields import PositiveOrZero, StepsOrZero
 from torch_crl.run import Run
-from torch_crl.runs.directory import Moment, RunDirectory
+from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
 
 # The newest may be the one that a crash damaged.
 _KEPT_CHECKPOINTS = 2
@@ -42,8 +42,13 @@ def commit(run: Run, directory: RunDirectory) -> None:
     """Save what the run is now: the policy first, and with the checkpoint the step is done.
 
     Killed between the two, the run goes on from the checkpoint before and writes the same policy
-    again. Raises CheckpointError or OSError, and everything of before is kept.
+    again. Raises CheckpointError or OSError, and everything of before is kept; RunDirectoryError if
+    the directory is gone.
     """
+    if not directory.holds_run:
+        raise RunDirectoryError(
+            f"{directory} was removed or moved while the run went on; nothing can be saved any more"
+        )
     moment, meta = moment_of(run), _provenance(run)
     run.policy.save(directory.policies / moment.name, meta)
     if run.resumable:
@@ -72,6 +77,12 @@ def restore(run: Run, directory: RunDirectory) -> list[str]:
     What the directory holds of later moments is removed: the run will write it again.
     """
     saved = directory.saved_checkpoints
+    # One policy may be older than the first checkpoint; more come after others.
+    if not saved and (directory.is_finished or len(directory.saved_policies) > 1):
+        raise CheckpointError(
+            f"{directory.checkpoints} holds no checkpoint to go on from, and this run had some; "
+            "its policies can be evaluated, and --overwrite starts it again"
+        )
     if not saved:
         before_all = Moment(-1, -1)
         directory.go_back_to(before_all)
@@ -87,6 +98,8 @@ def restore(run: Run, directory: RunDirectory) -> list[str]:
     try:
         counters = fields.read(CheckpointMeta, json.dumps(meta))
         _load(run, tensors, counters)
+        if Moment.of(folder) != moment_of(run):
+            raise ValueError(f"it is of {moment_of(run).name}, and its name says otherwise")
     except (ValueError, KeyError, RuntimeError, IndexError, TypeError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
     directory.go_back_to(moment_of(run))

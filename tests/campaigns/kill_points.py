@@ -41,14 +41,6 @@ def kill_at(point: int, folder: Path, *, count: Callable[[int], object] | None =
         pass_by()
         fsync(descriptor)
 
-    def written_in_parts(path: Path, text: str, encoding: str | None = None) -> int:
-        """A file that is empty, half and whole."""
-        path.touch()
-        for end in (len(text) // 2, len(text)):
-            pass_by()
-            path.write_bytes(text[:end].encode(encoding or "utf-8"))
-        return len(text)
-
     def saved_in_parts(tensors: Any, path: Path) -> None:
         save_file(tensors, path)
         whole = path.read_bytes()
@@ -59,7 +51,6 @@ def kill_at(point: int, folder: Path, *, count: Callable[[int], object] | None =
     fsync, save_file = os.fsync, checkpoint.save_file
     os.fsync = synced
     checkpoint.save_file = saved_in_parts  # type: ignore[assignment]
-    Path.write_text = written_in_parts  # type: ignore[assignment,method-assign]
     sys.addaudithook(hook)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 
 from torch_crl.cli.output import tell, wrong_mujoco_gl
 from torch_crl.errors import TorchCrlError, UsageError
@@ -55,6 +56,8 @@ def _run(arguments: list[str]) -> int:
     if command not in _COMMANDS:
         print_line(f"torch-crl: unknown command {command!r}\n\n{_USAGE}", stderr=True)
         return 2
+    # Without the places in our sources; what they quote may come from a file.
+    warnings.showwarning = lambda message, *_: print_line(f"warning: {message}", stderr=True)
     # Here, where Ctrl-C while Gymnasium is imported is answered.
     from torch_crl.envs.gymnasium.registration import register_tasks
 

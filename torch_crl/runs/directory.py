@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +38,7 @@ from torch_crl.runs.files import (
     make_folder,
     read_bytes,
     read_end,
+    remove,
     sync,
     write_text,
 )
@@ -112,6 +112,12 @@ class RunDirectory:
         return real.with_name(f".{real.name}.lock")
 
     @property
+    def _written(self) -> list[Path]:
+        """What a run writes into, or over, while it goes on."""
+        inside = [self.checkpoints, self.policies, self.tensorboard]
+        return [*inside, self.recipe, self.metrics, self.result, self.learning_curve]
+
+    @property
     def log(self) -> Path:
         """The file beside the directory that takes what a sweep's worker prints."""
         return self.path.with_name(self.path.name + ".log")
@@ -160,6 +166,12 @@ class RunDirectory:
             ]
         if overwrite and occupied and not self.holds_run:
             return [f"--overwrite: {self} holds something that is not a run; it is left alone"]
+        links = [entry for entry in self._written if resume and entry.is_symlink()]
+        if links:
+            return [
+                f"--resume: {links[0]} is a link, and a run is written in its own folder alone; "
+                "put what it leads to in its place"
+            ]
         if not self._is_owned and is_locked(self.lock):
             return [
                 f"run directory {self} is in use by {holder(self.lock)}; wait for it or stop it, "
@@ -203,7 +215,7 @@ class RunDirectory:
         new = self
         if not self.path.exists():
             new = RunDirectory(self.path.with_name(ASIDE + self.path.name))
-            _remove(new.path)
+            remove(new.path)
         for folder in (new.checkpoints, new.policies):
             make_folder(folder)
         write_text(new.machine, json.dumps(machine, indent=2) + "\n")
@@ -229,7 +241,7 @@ class RunDirectory:
         Where that cannot be, for a mount point or the present folder, its recipe goes last.
         """
         aside = self.path.with_name(_DELETING + self.path.name)
-        _remove(aside)
+        remove(aside)
         if not self.is_occupied:
             return
         try:
@@ -239,20 +251,20 @@ class RunDirectory:
         except OSError:
             entries = sorted(self.path.iterdir(), key=lambda entry: entry == self.recipe)
             for entry in entries:
-                _remove(entry)
+                remove(entry)
         else:
             sync(self.path.parent)
-            _remove(aside)
+            remove(aside)
 
     def go_back_to(self, moment: Moment) -> None:
         """Forget what is newer than a checkpoint, and what a killed process left half written."""
         for parent in (self.path, self.checkpoints, self.policies):
             for left in parent.glob(f"{ASIDE}*"):
-                _remove(left)
+                remove(left)
         for policy in [*folders(self.policies), *folders(self.policies, _BEST)]:
             written = Moment.of(policy)
             if written is not None and written > moment:
-                _remove(policy)
+                remove(policy)
 
     def best_policy(self, moment: Moment) -> Path:
         """Where the policy lives that was the best one when it was evaluated at this moment."""
@@ -261,7 +273,7 @@ class RunDirectory:
     def prune(self, *, checkpoints: int) -> None:
         """Keep the newest checkpoints, and of the best policies the newest, which is the best."""
         for folder in [*folders(self.checkpoints)[checkpoints:], *self.best_policies[1:]]:
-            _remove(folder)
+            remove(folder)
 
     # Reading: by anybody, from anybody.
 
@@ -382,10 +394,3 @@ def folders(parent: Path, prefix: str = "") -> list[Path]:
     """Folders that are named after moments of a run, the newest first."""
     found = [folder for folder in parent.glob(f"{prefix}step_*") if Moment.of(folder)]
     return sorted(found, key=lambda folder: folder.name, reverse=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Files written whole or not at all, and read with care: a stranger may have made them."""
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,26 @@ class DamagedFileError(TorchCrlError, ValueError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file that is there whole or not at all, whenever the power fails."""
+    """Write a small file that is there whole or not at all, whenever the power fails.
+
+    Where the name is a link, the link is replaced, and what it leads to stays as it is.
+    """
     aside = path.with_name(ASIDE + path.name)
-    aside.write_text(text, encoding="utf-8")
+    remove(aside)
+    # "x" never writes through a link that somebody has put there.
+    with aside.open("xb") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
     sync(aside)
     aside.rename(path)
     sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all that is in it; nothing, where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

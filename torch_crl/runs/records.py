@@ -61,12 +61,15 @@ def parse_record(line: bytes) -> dict[str, Any]:
     record: dict[str, Any] = {**fields.read(Record, line)}
     if record["kind"] == "evaluation":
         for name in ("success_any", "time_at_goal_share"):
-            if name not in record:
-                raise ValueError(f"{name} is missing")
+            share = record.get(name)
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {share!r}")
     for name, value in record.items():
         if name == "kind":
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        # A whole number of hundreds of digits is no float.
+        too_large = isinstance(value, int) and abs(value) > 2**63
+        if isinstance(value, bool) or not isinstance(value, int | float) or too_large:
             raise ValueError(f"{name} must be a number, got {value!r}")
         if record["kind"] == "evaluation" and not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
