@@ -237,6 +237,8 @@ def test_what_needs_no_flag_is_told(
         (["sweep", "\udcff"], ["tasks must be text in UTF-8, got '\\udcff'"]),
         (["study", "depth", "--parallel", "-1"], ["--parallel must be at least 0, got -1"]),
         (["bench", "--batch", "0"], ["--batch must be at least 1, got 0"]),
+        (["bench", "--depths"], ["--depths are positive multiples of 4, got none"]),
+        (["compare", "--runs", "~/no-such-runs"], [f"{Path.home() / 'no-such-runs'}"]),
         (["train", "ant", "--depth", "1e7"], ["--depth must be at most 1048576, got 10000000"]),
     ],
 )

@@ -40,8 +40,9 @@ def main(arguments: list[str]) -> int:
     """Measure, print a table, write JSON and a picture. Returns the exit status."""
     options = read_flags(Options, arguments, command="bench")
     device, out = options.device, options.out
-    if wrong := [depth for depth in options.depths if depth <= 0 or depth % 4]:
-        raise UsageError(f"--depths are positive multiples of 4, got {wrong}")
+    wrong = [depth for depth in options.depths if depth <= 0 or depth % 4]
+    if wrong or not options.depths:
+        raise UsageError(f"--depths are positive multiples of 4, got {wrong or 'none'}")
     # Here, so that --help stays quick.
     from torch_crl.validation import device_problems
 

@@ -1,10 +1,12 @@
-"""Reads and checks the flags of a command: whole numbers such as 1e6, and hints for what needs no
-flag.
+"""Reads and checks the flags of a command: whole numbers such as 1e6, paths below `~`, and hints
+for what needs no flag.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 from typing import get_type_hints as hints
 
@@ -90,5 +92,19 @@ def _whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | N
         metavar="INT",
         instance_from_str=lambda texts: whole_number(texts[0]),
         is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@_REGISTRY.primitive_rule
+def _paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Shells leave `~` as it is in `--out=~/runs`."""
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda texts: Path(os.path.expanduser(texts[0])),
+        is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda value: [str(value)],
     )
