@@ -1,5 +1,6 @@
 """Evaluation metrics, with policies whose episodes are known in advance."""
 
+import re
 from dataclasses import replace
 
 import own_task
@@ -10,6 +11,7 @@ from torch import Generator, Tensor
 from tests.goal_envs import register
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Start, Task
+from torch_crl.errors import UsageError
 from torch_crl.evaluation import evaluate
 
 
@@ -145,3 +147,19 @@ def test_equal_seeds_give_equal_numbers_at_any_thread_count() -> None:
     assert results[0] == results[1]
     other = evaluate(go_to_goal, "own_task:make", num_envs=8, episode_length=30, seed=6)
     assert other != results[0]
+
+
+@pytest.mark.parametrize("wrong", [{"num_envs": 0}, {"num_envs": -2}, {"episode_length": 0}])
+def test_no_env_and_no_step_are_refused_by_name(wrong: dict[str, int]) -> None:
+    ((name, count),) = wrong.items()
+    with pytest.raises(UsageError, match=f"{name} must be at least 1, got {count}"):
+        evaluate(hold_still, "own_task:make", **{"num_envs": 2, "episode_length": 5, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("action", "given"),
+    [(torch.zeros(2, 3), "[2, 3]"), (torch.zeros(2).numpy(), "ndarray"), (None, "NoneType")],
+)
+def test_a_policy_that_returns_no_action_is_told(action: object, given: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"tensor of shape [2, 2], got {given}")):
+        evaluate(lambda state, goal: action, "own_task:make", num_envs=2, episode_length=5)  # type: ignore[arg-type, return-value]

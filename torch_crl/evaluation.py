@@ -11,8 +11,9 @@ from torch import Tensor
 from torch_crl.cuda_graph import CudaRecorder, GraphedFunction
 from torch_crl.defaults import torch_defaults
 from torch_crl.envs.finite import NotFiniteError
-from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.make import AnyVectorEnv, make_vector_env
 from torch_crl.envs.vector_env import StepResult, VectorEnv
+from torch_crl.errors import UsageError
 from torch_crl.policy import Policy
 from torch_crl.threads import torch_threads
 
@@ -60,6 +61,7 @@ def evaluate(
         env terminates at the goal, `success_any` tells more than `time_at_goal_share`.
 
     Raises:
+        UsageError: no env or no step was asked for, or `policy` returns no tensor [N, A].
         NotFiniteError: the task or the policy gave NaN or infinity: no metric is ever NaN.
         SimulatorError: the simulator cannot run the task here, or its physics is wrong.
     """
@@ -77,7 +79,7 @@ def evaluate(
         tally = _Tally(env.goal_NG, episode_length)
 
         def act_and_step() -> dict[str, Tensor]:
-            tally.add(env.step(policy(env.state_NS, env.goal_NG)))
+            tally.add(env.step(_checked(policy(env.state_NS, env.goal_NG), env)))
             return {}
 
         advance: Callable[[], object] = act_and_step
@@ -102,6 +104,15 @@ def evaluate(
     metrics = tally.means()
     _refuse_not_finite(metrics, task_name)
     return metrics
+
+
+def _checked(action_NA: object, env: AnyVectorEnv) -> Tensor:
+    wanted, given = [env.num_envs, env.spec.action_size], type(action_NA).__name__
+    if isinstance(action_NA, Tensor):
+        if list(action_NA.shape) == wanted:
+            return action_NA
+        given = str(list(action_NA.shape))
+    raise UsageError(f"the policy must return a tensor of shape {wanted}, got {given}")
 
 
 class _Tally:

@@ -10,6 +10,7 @@ from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
 from torch_crl.envs.registry import GYMNASIUM, make_task
 from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.errors import UsageError
 
 AnyVectorEnv: TypeAlias = VectorEnv | GymnasiumVectorEnv
 
@@ -41,9 +42,13 @@ def make_vector_env(
         env_timeout: seconds that a Gymnasium env may take for a step or a reset, 0 for any time.
 
     Raises:
+        UsageError: no env or no step was asked for.
         ValueError: there is no such task, or it cannot be trained on.
         SimulatorError: the simulator cannot run it here.
     """
+    for what, count in {"num_envs": num_envs, "episode_length": episode_length}.items():
+        if count < 1:
+            raise UsageError(f"{what} must be at least 1, got {count}")
     if name.startswith(GYMNASIUM):
         return GymnasiumVectorEnv(
             name,
