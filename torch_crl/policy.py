@@ -146,7 +146,9 @@ def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
         run = RunDirectory(folder)
         saved = run.best_policies if which == "best" else run.saved_policies
         if not saved:
-            raise checkpoint.CheckpointError(f"{run.policies} holds no {which} policy")
+            raise checkpoint.CheckpointError(
+                f"{run.policies} holds no {which} policy; give a run directory or one policy of it"
+            )
         folder, tensors, meta, failures = checkpoint.load_newest(saved)
     if "policy" not in meta:
         raise checkpoint.CheckpointError(

@@ -328,8 +328,10 @@ def whole_number(text: str) -> int:
     """The integer that a text means: `1000000`, `1_000_000` or `1e6`. Raises ValueError."""
     try:
         number = Decimal(text.strip())
-        if number == number.to_integral_value() and abs(number) < 2**63:
-            return int(number)
+        if number.is_finite() and number == number.to_integral_value():
+            if abs(number) < 2**63:
+                return int(number)
+            raise ValueError(f"must lie between -2^63 and 2^63, got {text!r}")
     except ArithmeticError:
         pass
     raise ValueError(f"must be a whole number, as 1000000 or 1e6, got {text!r}")
