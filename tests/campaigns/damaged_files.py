@@ -28,7 +28,7 @@ import torch
 
 from tests.campaigns.runs import bring_to_an_end, in_child, short_recipe
 from torch_crl import checkpoint
-from torch_crl.cli.runs import load_trained
+from torch_crl.cli.runs import TrainedOptions, load_trained
 from torch_crl.curves import read_curves
 from torch_crl.errors import TorchCrlError
 from torch_crl.policy import load_policy
@@ -53,7 +53,7 @@ def readers(run_dir: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "sweep", lambda: other_run_in(run_dir, short_recipe())
     yield "progress", lambda: directory.logged_env_steps
     yield "policy", lambda: _act(run_dir)
-    yield "eval", lambda: load_trained(run_dir, which="best")
+    yield "eval", lambda: load_trained(TrainedOptions(run=run_dir, policy="best"))
     yield "resume", lambda: _resume(directory)
 
 

@@ -3,39 +3,26 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from annotated_types import Le
-from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import Trained, film_env, load_trained
+from torch_crl.cli.runs import Trained, TrainedOptions, film_env, load_trained
 from torch_crl.errors import UsageError
-from torch_crl.fields import STRICT, Count, CountOrZero, Positive, Seed
+from torch_crl.fields import STRICT, Count, Positive
 from torch_crl.terminal import console, print_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(TrainedOptions):
     """Evaluate a trained policy over fresh episodes."""
 
     __pydantic_config__ = STRICT
 
-    run: Positional[Path]
-    """Run directory, or one folder below its policies/."""
-    policy: Literal["newest", "best"] = "newest"
-    """Which one of the run's: the newest, or the best by its evaluations in training."""
-    task: str = ""
-    """Task to evaluate on; the run's own evaluation task if not given."""
     num_envs: Count = 128
     """Episodes, all in parallel."""
-    episode_length: CountOrZero = 0
-    """Control steps until the time limit; as in training if not given."""
-    trust: bool = False
-    """Run the Python code of a task that only the run's files name."""
-    seed: Seed = 1_000_000
-    """Decides starts and goals; training never uses this one."""
     json: bool = False
     """Print one line of JSON instead of the table."""
     video: Path | None = None
@@ -50,13 +37,7 @@ def main(arguments: list[str]) -> int:
     """Print the metrics of one evaluation. Returns the exit status."""
     options = read_flags(Options, arguments, command="eval", config=(tyro.conf.FlagCreatePairsOff,))
     _check_video(options)
-    trained = load_trained(
-        options.run,
-        which=options.policy,
-        task=options.task,
-        episode_length=options.episode_length,
-        trust=options.trust,
-    )
+    trained = load_trained(options)
     result = _evaluate(trained, options)
     if options.json:
         print_line(json.dumps({"task": trained.task, **result}))

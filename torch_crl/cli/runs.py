@@ -1,10 +1,14 @@
 """What the commands need to know of a run directory."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from tyro.conf import Positional
+
 from torch_crl.errors import UsageError
+from torch_crl.fields import CountOrZero, Seed
 from torch_crl.runs.directory import RunDirectory, run_directory_of
 from torch_crl.terminal import print_line
 from torch_crl.trust import allow_tasks
@@ -13,6 +17,24 @@ if TYPE_CHECKING:
     from torch_crl.envs.make import AnyVectorEnv
     from torch_crl.envs.vector_env import VectorEnv
     from torch_crl.policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions:
+    """Which policy, and what to show it on: the options that `eval` and `watch` share."""
+
+    run: Positional[Path]
+    """Run directory, or one folder below its policies/."""
+    policy: Literal["newest", "best"] = "newest"
+    """Which one of the run's: the newest, or the best by its evaluations in training."""
+    task: str = ""
+    """Task to show it on; the run's own evaluation task if not given."""
+    episode_length: CountOrZero = 0
+    """Control steps until the time limit; as in training if not given."""
+    trust: bool = False
+    """Run the Python code of a task that only the run's files name."""
+    seed: Seed = 1_000_000
+    """Decides starts and goals; training never uses this one."""
 
 
 class Trained(NamedTuple):
@@ -24,32 +46,25 @@ class Trained(NamedTuple):
     env_timeout: float
 
 
-def load_trained(
-    run: Path,
-    *,
-    which: Literal["newest", "best"] = "newest",
-    task: str = "",
-    episode_length: int = 0,
-    trust: bool = False,
-) -> Trained:
+def load_trained(options: TrainedOptions) -> Trained:
     """A policy of a run; task and time limit are those of its evaluation if not given.
 
     Says on standard error which policy it is. A task that only the run's recipe names is loaded if
-    it is one of ours or `trust` says so. Raises UsageError, UnknownTaskError or CheckpointError.
+    it is one of ours or `--trust` says so. Raises UsageError, UnknownTaskError or CheckpointError.
     """
     from torch_crl.envs.registry import task_spec
     from torch_crl.policy import find_policy
 
-    directory = run_directory_of(run)
+    directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
-    found = find_policy(run, which=which)
+    found = find_policy(options.run, which=options.policy)
     policy = found.policy
     for failure in found.passed_over:
         print_line(f"passed over: {failure}", stderr=True)
     print_line(f"policy: {found.folder}", stderr=True)
-    typed = [task] if task else []
-    task = task or recipe.task.eval_name
-    allow_tasks_of(directory, [task], typed=typed, trust=trust)
+    typed = [options.task] if options.task else []
+    task = options.task or recipe.task.eval_name
+    allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
     spec = task_spec(task)
     sizes = (policy.state_size, policy.goal_size, policy.action_size)
     if (spec.state_size, spec.goal_size, spec.action_size) != sizes:
@@ -57,7 +72,7 @@ def load_trained(
             f"the policy was trained on {recipe.task.name}; {task} has states, goals or actions of "
             "other sizes"
         )
-    length = episode_length or recipe.task.episode_length
+    length = options.episode_length or recipe.task.episode_length
     return Trained(policy, task, length, recipe.system.env_timeout)
 
 

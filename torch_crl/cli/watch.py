@@ -2,34 +2,17 @@
 
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import load_trained, task_env
-from torch_crl.fields import STRICT, CountOrZero, Seed
+from torch_crl.cli.runs import TrainedOptions, load_trained, task_env
+from torch_crl.fields import STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(TrainedOptions):
     """Watch a trained policy, one episode after the other, until the window is closed."""
 
     __pydantic_config__ = STRICT
-
-    run: Positional[Path]
-    """Run directory, or one folder below its policies/."""
-    policy: Literal["newest", "best"] = "newest"
-    """Which one of the run's: the newest, or the best by its evaluations in training."""
-    task: str = ""
-    """Task to show it on; the run's own evaluation task if not given."""
-    episode_length: CountOrZero = 0
-    """Control steps until the time limit; as in training if not given."""
-    trust: bool = False
-    """Run the Python code of a task that only the run's files name."""
-    seed: Seed = 1_000_000
-    """Decides starts and goals."""
 
 
 def main(arguments: list[str]) -> int:
@@ -37,13 +20,7 @@ def main(arguments: list[str]) -> int:
     options = read_flags(Options, arguments, command="watch")
     from torch_crl.rendering.viewer import watch
 
-    trained = load_trained(
-        options.run,
-        which=options.policy,
-        task=options.task,
-        episode_length=options.episode_length,
-        trust=options.trust,
-    )
+    trained = load_trained(options)
     with closing(task_env(trained, num_envs=1, seed=options.seed)) as env:
         watch(trained.policy, env)
     return 0
