@@ -33,10 +33,10 @@ from torch_crl.baselines.run import baseline_seed, build_baseline
 from torch_crl.benchmarks.report import report
 from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.gymnasium.registration import gymnasium_id
-from torch_crl.recipe import Recipe
-from torch_crl.run import stream_seed
+from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
-from torch_crl.threads import torch_threads
+from torch_crl.system.threads import torch_threads
+from torch_crl.training.run import stream_seed
 
 ENVS, TURNS = 64, 5
 TASK, STEPS, LOOKS = "reacher", 10_000, 10
@@ -169,7 +169,8 @@ def plain_sac(recipe: Recipe) -> SAC:
         max_episode_steps=task.episode_length,
     )
     parts = ("observation", "desired_goal")
-    size = sum(goal_env.observation_space[part].shape[0] for part in parts)
+    assert isinstance(goal_env.observation_space, spaces.Dict)
+    size = sum(spaces.flatdim(goal_env.observation_space[part]) for part in parts)
     env = TransformObservation(
         goal_env,
         lambda observation: np.concatenate([observation[part] for part in parts]),

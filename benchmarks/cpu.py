@@ -30,11 +30,11 @@ from torch_crl.benchmarks.report import report
 from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
-from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.native_run import build_run
-from torch_crl.presets import preset, with_changes
+from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.runs.directory import RunDirectory
-from torch_crl.threads import torch_threads
+from torch_crl.system.threads import torch_threads
+from torch_crl.training.crl_run import build_run
 
 UPDATE_SIZES = [{"depth": depth, "width": 256, "batch_size": 256} for depth in (4, 16)]
 TURNS = 9
@@ -88,7 +88,7 @@ def env() -> list[dict[str, Any]]:
     bare = Batch(task.model, num_envs)
     bare.qpos[:], bare.qvel[:] = start.qpos_NQ.numpy(), start.qvel_NV.numpy()
     simulator = CpuSimulator(task.model, num_envs=num_envs, fields=task.fields)
-    vector_env = VectorEnv(
+    vector_env = TaskVectorEnv(
         task, simulator, episode_length=1000, generator=Generator().manual_seed(0)
     )
     controls = actions.double().numpy()

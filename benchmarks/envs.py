@@ -22,8 +22,8 @@ from torch import Generator
 
 from torch_crl.benchmarks.report import report
 from torch_crl.benchmarks.timing import median_ratio, take_turns
-from torch_crl.envs.make import make_vector_env
-from torch_crl.threads import torch_threads
+from torch_crl.envs.make import make_task_vector_env
+from torch_crl.system.threads import torch_threads
 
 FAMILIES = (
     *("reacher", "point_u_maze", "ant", "ant_u_maze", "ant_ball", "ant_push", "humanoid"),
@@ -40,7 +40,7 @@ def families() -> list[Row]:
 
 
 def _against_bare_batch(name: str) -> Row:
-    env = make_vector_env(name, num_envs=ENVS, episode_length=1000, seed=0)
+    env = make_task_vector_env(name, num_envs=ENVS, episode_length=1000, seed=0)
     task, everyone = env.task, torch.ones(ENVS, dtype=torch.bool)
     start = task.sample_start(ENVS, Generator().manual_seed(0))
     actions = _actions(STEPS, task.spec.action_size)
@@ -73,7 +73,7 @@ def peers() -> list[Row]:
     """All with the resets that random actions bring."""
     actions = _actions(STEPS, 8)
     arrays = [action.numpy() for action in actions]
-    env = make_vector_env("ant", num_envs=ENVS, episode_length=1000, seed=0)
+    env = make_task_vector_env("ant", num_envs=ENVS, episode_length=1000, seed=0)
 
     def ours() -> None:
         for action in actions:

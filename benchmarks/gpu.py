@@ -30,9 +30,9 @@ from typing import Any
 from torch_crl.benchmarks.picture import save_time_by_depth
 from torch_crl.benchmarks.report import report
 from torch_crl.benchmarks.scenarios import Scenario, run_scenario
-from torch_crl.machine import machine
+from torch_crl.system.machine import machine
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 DEPTHS = (4, 16, 64, 256, 1024)
 TIMED_OUT = 124
 # Of parts that compile a lot, so that the later ones get their turn.
@@ -40,31 +40,34 @@ MOST_SECONDS = {"tests": 240.0, "peers": 180.0}
 Row = dict[str, Any]
 
 
+def _update(**sizes: Any) -> Scenario:
+    return Scenario(kind="update", seconds=2.0, **sizes)
+
+
 def scenarios() -> dict[str, list[Scenario]]:
     """Part to what it measures."""
-    deep = {"kind": "update", "seconds": 2.0}
     peers = [
         *(Scenario(kind="update", depth=d, implementation="eager_torch") for d in (4, 16, 64)),
         *(Scenario(kind="update", depth=d, implementation="compiled_torch") for d in (4, 16)),
     ]
     if importlib.util.find_spec("jax"):
-        peers += [Scenario(**deep, depth=depth, implementation="jax") for depth in DEPTHS]
-        peers += [Scenario(**deep, depth=64, implementation="jax", precision="bf16")]
+        peers += [_update(depth=depth, implementation="jax") for depth in DEPTHS]
+        peers += [_update(depth=64, implementation="jax", precision="bf16")]
     return {
         "kernels": [Scenario(kind="kernels", depth=64, seconds=0.1)],
-        "update": [Scenario(**deep, depth=depth) for depth in DEPTHS],
+        "update": [_update(depth=depth) for depth in DEPTHS],
         "peers": peers,
         "variants": [
-            *(Scenario(**deep, depth=64, batch=batch) for batch in (256, 1024, 2048)),
-            Scenario(**deep, depth=64, precision="bf16"),
-            Scenario(**deep, depth=64, cuda_graph="off"),
-            Scenario(**deep, depth=64, tower="norm_act"),
-            Scenario(**deep, depth=64, tower="norm_act", precision="tf32"),
-            Scenario(**deep, depth=64, tower="reference", precision="fp32"),
-            Scenario(**deep, depth=64, width=128),
-            Scenario(**deep, depth=64, width=512),
-            Scenario(**deep, depth=256, tower="norm_act"),
-            Scenario(**deep, depth=1024, recompute=64),
+            *(_update(depth=64, batch=batch) for batch in (256, 1024, 2048)),
+            _update(depth=64, precision="bf16"),
+            _update(depth=64, cuda_graph="off"),
+            _update(depth=64, tower="norm_act"),
+            _update(depth=64, tower="norm_act", precision="tf32"),
+            _update(depth=64, tower="reference", precision="fp32"),
+            _update(depth=64, width=128),
+            _update(depth=64, width=512),
+            _update(depth=256, tower="norm_act"),
+            _update(depth=1024, recompute=64),
         ],
         "act": [
             Scenario(kind="act", depth=4),
@@ -137,7 +140,7 @@ def _tests(folder: Path, seconds: float) -> list[Row]:
     command += ["-W", "default::DeprecationWarning"]
     command += [
         "tests/test_gpu.py",
-        "tests/test_cuda_graph.py",
+        "tests/system/test_cuda_graph.py",
         "tests/kernels",
         "-k",
         "not compile",
@@ -169,7 +172,7 @@ def _work(part: str) -> None:
 
 
 def _short(row: Row) -> str:
-    names = (
+    names: tuple[str, ...] = (
         "kind",
         "part",
         "task",

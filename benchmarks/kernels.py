@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.benchmarks.scenario import Row, Scenario
 from torch_crl.benchmarks.timing import time_calls
 from torch_crl.kernels.infonce import pair_scores
 from torch_crl.kernels.norm_act import norm_act
@@ -14,16 +15,12 @@ from torch_crl.kernels.relabel import Ring, relabel
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.kernels.tower import PERSISTENT_WIDTHS, Stack
 
-if TYPE_CHECKING:
-    from torch_crl.benchmarks.scenarios import Scenario
-
-Row = dict[str, Any]
 REPRESENTATION = 64
 # Of the ring that batches are drawn from, and of what it holds.
 ROWS, STATE, GOAL, ACTION = 200, 29, 2, 8
 
 
-def kernel_rows(scenario: "Scenario", device: torch.device) -> list[Row]:
+def kernel_rows(scenario: Scenario, device: torch.device) -> list[Row]:
     """A row for each part; `us_per_layer` where that makes sense."""
     rows = []
     for name, function, layers in _parts(scenario, device):
@@ -33,9 +30,7 @@ def kernel_rows(scenario: "Scenario", device: torch.device) -> list[Row]:
     return rows
 
 
-def _parts(
-    scenario: "Scenario", device: torch.device
-) -> list[tuple[str, Callable[[], object], int]]:
+def _parts(scenario: Scenario, device: torch.device) -> list[tuple[str, Callable[[], object], int]]:
     """Name, call, and number of layers that the call goes through."""
     generator = Generator(device).manual_seed(0)
     batch, width, depth = scenario.batch, scenario.width, scenario.depth
@@ -74,7 +69,7 @@ def _parts(
 
 
 def _sampling_parts(
-    normal: Callable[..., Tensor], scenario: "Scenario", implementation: str
+    normal: Callable[..., Tensor], scenario: Scenario, implementation: str
 ) -> list[tuple[str, Callable[[], object], int]]:
     """A batch from a full ring, and the actor's action from its output."""
     noise = normal(scenario.batch, ACTION)
@@ -82,11 +77,11 @@ def _sampling_parts(
     upstream = (normal(scenario.batch, ACTION), normal(scenario.batch))
     device = noise.device
     trajectory = torch.zeros(ROWS, scenario.envs, dtype=torch.int32, device=device)
-    ring = Ring(
-        *(normal(ROWS, scenario.envs, size) for size in (STATE, ACTION, GOAL)),
-        trajectory=trajectory,
-        last_row=torch.full_like(trajectory, ROWS - 1),
+    state, action_taken, achieved = (
+        normal(ROWS, scenario.envs, size) for size in (STATE, ACTION, GOAL)
     )
+    last_row = torch.full_like(trajectory, ROWS - 1)
+    ring = Ring(state, action_taken, achieved, trajectory, last_row)
     position = torch.tensor(ROWS, device=device)
     uniform = torch.rand(4, scenario.batch, dtype=torch.float64, device=device)
 
@@ -140,7 +135,8 @@ def _tower_parts(
 
         def weights(inputs: Any = kept[0], depth: int = depth, width: int = width) -> object:
             out = inputs.new_empty(depth, width, width, dtype=torch.float32)
-            return op.weight_gradient(inputs, inputs, scale=1.0, out=out)
+            op.weight_gradient(inputs, inputs, scale=1.0, out=out)
+            return out
 
         parts += [(f"tower forward, {name}", forward, depth)]
         parts += [(f"tower backward, {name}", backward, depth)]

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from torch_crl.costs import TowerSize, UpdateCost
-from torch_crl.plots import load_matplotlib
+from torch_crl.agent.sizes import network_sizes
+from torch_crl.recipe.costs import UpdateCost
+from torch_crl.runs.plots import load_matplotlib
 
 # Hours for 100 M env steps of `humanoid` on an A100, simulation included (arXiv 2503.14858,
 # table 3); one update for 39.68 env steps.
@@ -24,16 +25,16 @@ def published_milliseconds() -> dict[int, float]:
 
 def floor_milliseconds(depth: int, *, batch: int, width: int) -> float:
     """Products at an H200's rate plus Adam's memory traffic; no launch, no latency."""
-
-    def tower(inputs: int, outputs: int) -> TowerSize:
-        return TowerSize(inputs=inputs, outputs=outputs, width=width, depth=depth)
-
-    cost = UpdateCost(
-        actor=tower(31, 16),
-        state_action_encoder=tower(37, 64),
-        goal_encoder=tower(2, 64),
-        batch_size=batch,
+    sizes = network_sizes(
+        state_size=29,
+        goal_size=2,
+        action_size=8,
+        actor_depth=depth,
+        critic_depth=depth,
+        width=width,
+        representation_size=64,
     )
+    cost = UpdateCost(networks=sizes, batch_size=batch)
     memory = ADAM_BYTES * cost.parameters / BYTES_PER_SECOND
     return 1e3 * (cost.flop / FLOP_PER_SECOND + memory)
 
@@ -59,7 +60,7 @@ def save_time_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) 
         (line,) = axes.plot(depths, middle, marker="o", label=name)
         axes.fill_between(depths, low, high, color=line.get_color(), alpha=0.2)
     published = published_milliseconds()
-    style = {"color": "grey", "linewidth": 1.2}
+    style: dict[str, Any] = {"color": "grey", "linewidth": 1.2}
     axes.plot(*zip(*published.items(), strict=True), "--", label="published run, A100", **style)
     depths = sorted({row["depth"] for row in rows} | set(published))
     floor = [floor_milliseconds(depth, batch=batch, width=width) for depth in depths]

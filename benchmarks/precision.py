@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.agent.contrastive import ContrastiveLearner
 from torch_crl.benchmarks.report import report
 from torch_crl.kernels.dense import PRECISIONS
 from torch_crl.kernels.tower import Stack, tower
-from torch_crl.native_run import build_run
-from torch_crl.presets import preset, with_changes
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.training.crl_run import build_run
 
 # Updates before the second measurement, by depth: what a minute or two allows.
 UPDATES = {4: 1000, 64: 150, 256: 40, 1024: 10}
@@ -45,6 +46,7 @@ def measure(depth: int) -> list[dict[str, Any]]:
         if updates and not all(value.isfinite() for value in metrics.values()):
             raise RuntimeError(f"training at depth {depth} left the finite numbers")
         batch = run.replay.sample(BATCH, discount=0.99, generator=Generator().manual_seed(1))
+        assert isinstance(run.learner, ContrastiveLearner)
         network = run.learner.networks.state_action_encoder
         with torch.no_grad():
             x = network.embed(torch.cat([batch["state"], batch["action"]], dim=-1))

@@ -17,11 +17,10 @@ from rich.progress import Progress
 from torch import Generator
 
 from torch_crl.benchmarks.report import report
-from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import TASKS
 from torch_crl.envs.simulators.cpu import CpuSimulator
-from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.threads import torch_threads
+from torch_crl.system.threads import torch_threads
 
 STEPS, ENVS = 1000, 64
 # An action held for a while gets a robot further than one that changes at every step.
@@ -31,8 +30,8 @@ _HELD = 5
 @torch_threads(1)
 def random_actions(name: str, *, steps: int = STEPS, num_envs: int = ENVS) -> dict[str, Any]:
     """What `steps` control steps with uniform random actions showed."""
-    env = make_vector_env(name, num_envs=num_envs, episode_length=1000, seed=0)
-    assert isinstance(env, VectorEnv) and isinstance(env.simulator, CpuSimulator)
+    env = make_task_vector_env(name, num_envs=num_envs, episode_length=1000, seed=0)
+    assert isinstance(env.simulator, CpuSimulator)
     generator = Generator().manual_seed(1)
     counts = env.simulator.live_counts()
     most = dict.fromkeys(counts, 0)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch_crl.machine import machine
+from torch_crl.system.machine import machine
 
 
 def report(rows: list[dict[str, Any]], out: Path | None) -> None:

@@ -12,47 +12,26 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from torch_crl.benchmarks.kernels import kernel_rows
 from torch_crl.benchmarks.peers.eager_torch import EagerCrl
+from torch_crl.benchmarks.scenario import Row as Row
+from torch_crl.benchmarks.scenario import Scenario as Scenario
 from torch_crl.benchmarks.timing import Timing, time_calls
-from torch_crl.compute import resolve_device
-from torch_crl.native_run import NativeRun, build_run
-from torch_crl.presets import preset, with_changes
-from torch_crl.recipe import Recipe
-from torch_crl.replay import Transition
-from torch_crl.threads import torch_threads
+from torch_crl.experience.collector import Collector
+from torch_crl.experience.replay import Transition
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.record import Recipe
+from torch_crl.system.devices import resolve_device
+from torch_crl.system.threads import torch_threads
+from torch_crl.training.crl_run import NativeRun, build_run
 
 STATE, GOAL, ACTION = 29, 2, 8
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scenario:
-    """One line of a result."""
-
-    kind: Literal["update", "act", "env", "collect", "kernels", "end_to_end"]
-    task: str = "ant"
-    simulator: str = "cpu"
-    overlap: str = "off"
-    depth: int = 4
-    batch: int = 512
-    """Rows of a batch, or envs where nothing is trained."""
-    width: int = 256
-    implementation: str = "ours"
-    """`ours`, or a peer: `eager_torch`, `compiled_torch`, `jax`."""
-    precision: str = "auto"
-    tower: str = "auto"
-    cuda_graph: str = "auto"
-    recompute: int = 0
-    envs: int = 512
-    seconds: float = 1.0
-    """To spend on samples."""
 
 
 def quick(*, depths: Sequence[int] = (4, 16, 64), batch: int = 256) -> list[Scenario]:
@@ -133,7 +112,7 @@ def _update(scenario: Scenario, device: torch.device) -> list[Row]:
         timing, extra = _jax_update(scenario, device)
     elif scenario.implementation == "ours":
         run = random_run(recipe)
-        extra = {"compute": str(run.learner.networks.actor.compute)}
+        extra = {"compute": str(run.learner.actor.compute)}
         # Three warm-up calls of the graph, and the one that captures.
         timing = time_calls(run.update, device=device, seconds=scenario.seconds, warmup=5)
     else:
@@ -143,7 +122,7 @@ def _update(scenario: Scenario, device: torch.device) -> list[Row]:
     return [timing.row() | rate | extra]
 
 
-def _peer_sizes(scenario: Scenario) -> dict[str, int]:
+def _peer_sizes(scenario: Scenario) -> dict[str, Any]:
     sizes = {"state_size": STATE, "goal_size": GOAL, "action_size": ACTION}
     return sizes | {"width": scenario.width, "depth": scenario.depth}
 
@@ -195,6 +174,7 @@ def _jax_update(scenario: Scenario, device: torch.device) -> tuple[Timing, Row]:
 def _act(scenario: Scenario, device: torch.device) -> list[Row]:
     run = random_run(recipe_of(scenario, device))
     collector = run.collector
+    assert isinstance(collector, Collector), "no overlap where only actions are timed"
     inputs = torch.randn(scenario.envs, STATE + GOAL, device=device)
     with torch.no_grad():
         timing = time_calls(
@@ -228,7 +208,7 @@ def _collect(scenario: Scenario, device: torch.device) -> list[Row]:
     return [
         timing.row()
         | {"env_steps_per_second": 1e3 * run.recipe.steps_per_collection / timing.p50}
-        | {"compute": str(run.learner.networks.actor.compute)}
+        | {"compute": str(run.learner.actor.compute)}
     ]
 
 
@@ -256,7 +236,7 @@ def _end_to_end(scenario: Scenario, device: torch.device) -> list[Row]:
             "collect_seconds": collect,
             "update_seconds": update,
             "updates": recipe.updates_per_collection,
-            "compute": str(run.learner.networks.actor.compute),
+            "compute": str(run.learner.actor.compute),
         }
     ]
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -74,7 +74,7 @@ def learning_table() -> str:
         "| preset | seed | evaluated on | reached the goal | time at goal | env steps | training |",
         "|---|---|---|---|---|---|---|",
     ]
-    machines = {}
+    machines: dict[str, None] = {}
     for path in sorted(RESULTS.glob("learning_*.json"), reverse=True):
         document = read_result(path.name)
         machines[_machine_line(document["machine"])] = None

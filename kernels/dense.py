@@ -3,6 +3,7 @@
 B rows, I inputs, O outputs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ def dense(
     """
     if precision == "fp32":
         return functional.linear(x_BI, weight_OI, bias_O)
-    return _RoundedDense.apply(x_BI, weight_OI, bias_O, precision, gradient_scale)  # type: ignore[no-untyped-call]
+    apply: Callable[..., Tensor] = _RoundedDense.apply
+    return apply(x_BI, weight_OI, bias_O, precision, gradient_scale)
 
 
 class _RoundedDense(torch.autograd.Function):

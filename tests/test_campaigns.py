@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
-from pathlib import Path
+
+from tests.helpers.paths import ROOT
 
 
 def test_kills_power_cuts_and_damage_lose_nothing_and_are_told() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tests.campaigns"],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_baselines import tiny as tiny_baseline
-from tests.test_recipe import tiny
+from tests.baselines.test_baselines import tiny as tiny_baseline
+from tests.recipe.test_recipe import tiny
 from torch_crl import load_policy
-from torch_crl.native_run import build_run
-from torch_crl.presets import with_changes
-from torch_crl.trainer import train
-from torch_crl.validation import RecipeError, check
+from torch_crl.recipe.checks import RecipeError, check
+from torch_crl.recipe.presets import with_changes
+from torch_crl.training.crl_run import build_run
+from torch_crl.training.trainer import train
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,26 +4,39 @@ import importlib
 import os
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch_crl.envs.registry import make_task as make_task
+    from torch_crl.envs.spec import TaskSpec as TaskSpec
+    from torch_crl.envs.task import Start as Start
+    from torch_crl.envs.task import Task as Task
+    from torch_crl.recipe.presets import preset as preset
+    from torch_crl.recipe.presets import with_changes as with_changes
+    from torch_crl.recipe.record import Recipe as Recipe
+    from torch_crl.runs.policies import load_policy as load_policy
+    from torch_crl.training.evaluation import evaluate as evaluate
+    from torch_crl.training.trainer import train as train
 
 __version__ = "0.1.0"
 
-# Loaded at first use, so that `torch-crl --help` does not wait for torch.
+# The names above, each loaded when it is first used, so that `torch-crl --help` does not have to
+# wait for torch.
 _PUBLIC = {
-    "Recipe": "torch_crl.recipe",
-    "preset": "torch_crl.presets",
-    "with_changes": "torch_crl.presets",
-    "train": "torch_crl.trainer",
-    "evaluate": "torch_crl.evaluation",
-    "load_policy": "torch_crl.policy",
+    "Recipe": "torch_crl.recipe.record",
+    "Start": "torch_crl.envs.task",
     "Task": "torch_crl.envs.task",
     "TaskSpec": "torch_crl.envs.spec",
-    "Start": "torch_crl.envs.task",
+    "evaluate": "torch_crl.training.evaluation",
+    "load_policy": "torch_crl.runs.policies",
     "make_task": "torch_crl.envs.registry",
+    "preset": "torch_crl.recipe.presets",
+    "train": "torch_crl.training.trainer",
+    "with_changes": "torch_crl.recipe.presets",
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'torch_crl' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
@@ -33,13 +46,16 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
 
 
-# With MUJOCO_GL=osmesa, MuJoCo's import loads Mesa and with it an LLVM, after which Triton's own
-# crashes the process. Triton's first, and they get along.
+# With MUJOCO_GL=osmesa, importing MuJoCo loads Mesa and with it one copy of LLVM; if Triton then
+# loads its own copy, the process crashes. In the other order both work.
 if os.environ.get("MUJOCO_GL", "").lower().strip() == "osmesa" and "mujoco" not in sys.modules:
     with suppress(ImportError):
         importlib.import_module("triton")
 
-# As with every package of Gymnasium envs, importing it is what registers them. The command does so
-# by itself: until it runs, nothing would tell Ctrl-C from an error.
-if os.path.basename(next(iter(sys.argv), "")) != "torch-crl":
+# As with other packages of Gymnasium envs, importing this one registers its envs. The commands
+# register them later, once they can answer Ctrl-C with a message.
+_IS_COMMAND = os.path.basename(next(iter(sys.argv), "")) == "torch-crl" or (
+    sys.argv[:1] == ["-m"] and "torch_crl" in sys.orig_argv
+)
+if not _IS_COMMAND:
     importlib.import_module("torch_crl.envs.gymnasium.registration").register_tasks()

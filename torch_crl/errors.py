@@ -18,6 +18,12 @@ class UsageError(TorchCrlError):
     """A command, or a call, cannot be carried out as it was given."""
 
 
+class NotFiniteError(TorchCrlError, ValueError):
+    """A task or a policy gave NaN, infinity or a number too large for fp32; the message says which
+    function, env and step.
+    """
+
+
 def exit_status(error: BaseException) -> int:
     """What a process that ends with this error tells its parent: 128 + signal, or 1."""
     if isinstance(error, KeyboardInterrupt):

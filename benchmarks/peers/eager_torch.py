@@ -1,7 +1,7 @@
 """Contrastive RL's update as one writes it in PyTorch without thinking of depth: a module a layer.
 
-The same mathematics as `torch_crl.learner` and the peer that it is measured against: nn.Linear
-and nn.LayerNorm modules, one optimiser a loss, actor first, `Adam(fused=True)`.
+The same mathematics as `torch_crl.agent.learner`, and the peer that it is measured against:
+nn.Linear and nn.LayerNorm modules, one optimiser a loss, actor first, `Adam(fused=True)`.
 """
 
 import math
@@ -30,7 +30,8 @@ class Block(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        inner: Tensor = self.layers(x)
+        return x + inner
 
 
 def tower(inputs: int, outputs: int, *, width: int, depth: int) -> nn.Sequential:

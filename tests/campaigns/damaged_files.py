@@ -27,14 +27,14 @@ from typing import Any
 import torch
 
 from tests.campaigns.runs import bring_to_an_end, in_child, short_recipe
-from torch_crl import checkpoint
 from torch_crl.cli.runs import TrainedOptions, load_trained
-from torch_crl.curves import read_curves
 from torch_crl.errors import TorchCrlError
-from torch_crl.policy import load_policy
+from torch_crl.runs.curves import read_curves
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.policies import load_policy
 from torch_crl.sweep.worker import other_run_in
-from torch_crl.trainer import find_problems, train
+from torch_crl.system import checkpoint
+from torch_crl.training.trainer import find_problems, train
 
 _SECONDS = 20
 _ODD: list[Any] = [None, "", "x" * 5000, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, 1e-320]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.campaigns.runs import bring_to_an_end, difference, in_child, outcome, try_every_point
-from torch_crl import checkpoint
+from torch_crl.system import checkpoint
 
 _CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"}
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.test_recipe import tiny
-from torch_crl import checkpoint
-from torch_crl.recipe import Recipe
+from tests.recipe.test_recipe import tiny
+from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
-from torch_crl.trainer import train
+from torch_crl.system import checkpoint
+from torch_crl.training.trainer import train
 
 WALL_CLOCK = {"seconds", "collected_steps_per_second", "updates_per_second"}
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.largest_tensor import LargestTensor
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
-from tests.watch import LargestTensor
+from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
 from torch_crl.kernels.infonce import ENERGIES, pair_scores
-from torch_crl.losses import CONTRASTIVE_LOSSES, critic_loss
 
 kernel = pytest.importorskip("torch_crl.kernels.infonce.kernel", reason="triton is not installed")
 
@@ -274,7 +274,7 @@ def test_interpreter_is_not_a_silent_fallback(monkeypatch: pytest.MonkeyPatch) -
 
 def test_triton_is_imported_only_where_it_is_asked_for() -> None:
     program = (
-        "import sys, torch, torch_crl.losses\n"
+        "import sys, torch, torch_crl.agent.losses\n"
         "from torch_crl.kernels.infonce import pair_scores\n"
         "x = torch.ones(2, 2)\n"
         "pair_scores(x, x, energy='norm', implementation='reference')\n"

@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 
 from tests.kernels.check import DEVICE, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from torch_crl.experience.replay import Replay, Transition
 from torch_crl.kernels.relabel import Ring, relabel, truncated_geometric
-from torch_crl.replay import Replay, Transition
 
 NEXT_TO_ONE = 1.0 - 2.0**-53
 

@@ -6,17 +6,18 @@ from tensordict import TensorDict
 from torch import Generator
 
 from tests.kernels.check import DEVICE
-from tests.test_recipe import tiny
-from torch_crl import native_run as run_module
-from torch_crl.compute import Compute
-from torch_crl.learner import Learner, Objective
-from torch_crl.networks import build_networks
+from tests.recipe.test_recipe import tiny
+from torch_crl.agent.compute import Compute
+from torch_crl.agent.contrastive import ContrastiveLearner, Objective
+from torch_crl.agent.networks import build_networks
+from torch_crl.agent.sizes import network_sizes
+from torch_crl.training import crl_run as run_module
 
 STATE, GOAL, ACTION, BATCH = 11, 3, 2, 20
 
 
-def learner(compute: Compute, contrastive_loss: str) -> Learner:
-    networks = build_networks(
+def learner(compute: Compute, contrastive_loss: str) -> ContrastiveLearner:
+    sizes = network_sizes(
         state_size=STATE,
         goal_size=GOAL,
         action_size=ACTION,
@@ -24,10 +25,9 @@ def learner(compute: Compute, contrastive_loss: str) -> Learner:
         critic_depth=8,
         width=128,
         representation_size=16,
-        activation="swish",
-        generator=Generator().manual_seed(0),
-        compute=compute,
-    ).to(DEVICE)
+    )
+    weights = Generator().manual_seed(0)
+    networks = build_networks(sizes, generator=weights, compute=compute).to(DEVICE)
     objective = Objective(
         energy="norm",
         contrastive_loss=contrastive_loss,
@@ -35,7 +35,9 @@ def learner(compute: Compute, contrastive_loss: str) -> Learner:
         target_entropy=-1.0,
     )
     rates = {f"{name}_learning_rate": 1e-3 for name in ("actor", "critic", "temperature")}
-    return Learner(networks, objective, **rates, generator=Generator(DEVICE).manual_seed(1))
+    return ContrastiveLearner(
+        networks, objective, **rates, generator=Generator(DEVICE).manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("contrastive_loss", ["forward_info_nce", "symmetric_info_nce"])

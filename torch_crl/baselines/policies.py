@@ -6,7 +6,7 @@ else stays the library's: distributions, target networks, optimisers. A depth of
 networks: two layers of 256 with ReLU for SAC, of 400 and 300 for TD3, two of 64 with tanh for PPO.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ from stable_baselines3.td3.policies import Actor as DeterministicActor
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
-from torch_crl.compute import Compute
-from torch_crl.networks import ResidualTower, branch_scale
+from torch_crl.agent.compute import Compute
+from torch_crl.agent.networks import ResidualTower
+from torch_crl.agent.sizes import TowerSizes
 
 # Of the library's own last layer of PPO's actor: it begins with small actions.
 _PPO_ACTION_GAIN = 0.01
@@ -29,26 +30,20 @@ _PPO_ACTION_GAIN = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Towers:
-    """Sizes of the towers, from the recipe; a depth of 0 keeps the library's network."""
+    """The towers in the place of the library's networks, from the recipe.
 
-    actor_depth: int
-    critic_depth: int
-    width: int
-    activation: str
-    branch: str
-    block: str
+    Their inputs and outputs are decided where they are built.
+    """
+
+    actor: TowerSizes | None
+    """None keeps the library's network."""
+    critic: TowerSizes | None
     compute: Compute
 
-    def build(self, inputs: int, outputs: int, depth: int) -> ResidualTower:
+    def build(self, sizes: TowerSizes, inputs: int, outputs: int) -> ResidualTower:
         """A fresh tower; the library's seed decides its weights."""
         return ResidualTower(
-            inputs,
-            outputs,
-            width=self.width,
-            depth=depth,
-            activation=self.activation,
-            branch_scale=branch_scale(self.branch, depth),
-            block=self.block,
+            replace(sizes, input_size=inputs, output_size=outputs),
             compute=self.compute,
             generator=torch.default_generator,
         )
@@ -83,9 +78,9 @@ class TowerSACPolicy(SACPolicy):
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> GaussianActor:
         """The library's, with its layers exchanged."""
         actor: Any = super().make_actor(features_extractor)
-        if self.towers.actor_depth:
+        if self.towers.actor:
             actions = get_action_dim(self.action_space)
-            tower = self.towers.build(actor.features_dim, 2 * actions, self.towers.actor_depth)
+            tower = self.towers.build(self.towers.actor, actor.features_dim, 2 * actions)
             actor.latent_pi = nn.Sequential(tower.to(self.device))
             actor.mu, actor.log_std = _Part(0, actions), _Part(actions, 2 * actions)
         exchanged: GaussianActor = actor
@@ -111,9 +106,9 @@ class TowerTD3Policy(TD3Policy):
     ) -> DeterministicActor:
         """The library's, with its layers exchanged."""
         actor = super().make_actor(features_extractor)
-        if self.towers.actor_depth:
+        if self.towers.actor:
             actions = get_action_dim(self.action_space)
-            tower = self.towers.build(actor.features_dim, actions, self.towers.actor_depth)
+            tower = self.towers.build(self.towers.actor, actor.features_dim, actions)
             actor.mu = nn.Sequential(tower.to(self.device), nn.Tanh())
         return actor
 
@@ -135,14 +130,14 @@ class TowerPPOPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         towers, inputs = self.towers, self.features_dim
-        if towers.actor_depth:
+        if towers.actor:
             actions = get_action_dim(self.action_space)
-            actor = towers.build(inputs, actions, towers.actor_depth)
+            actor = towers.build(towers.actor, inputs, actions)
             actor.output_weight.data.mul_(_PPO_ACTION_GAIN)
             self.mlp_extractor.policy_net = nn.Sequential(actor)
             self.action_net = nn.Identity()
-        if towers.critic_depth:
-            critic = towers.build(inputs, 1, towers.critic_depth)
+        if towers.critic:
+            critic = towers.build(towers.critic, inputs, 1)
             self.mlp_extractor.value_net = nn.Sequential(critic)
             self.value_net = nn.Identity()  # type: ignore[assignment]
         # The first one holds the layers that are gone.
@@ -164,11 +159,11 @@ class _Part(nn.Module):
 
 
 def _with_towers(critic: ContinuousCritic, towers: Towers) -> ContinuousCritic:
-    if towers.critic_depth:
+    if towers.critic:
         for index, network in enumerate(critic.q_networks):
             first = next(network.children())
             assert isinstance(first, nn.Linear)
-            tower = towers.build(first.in_features, 1, towers.critic_depth).to(critic.device)
+            tower = towers.build(towers.critic, first.in_features, 1).to(critic.device)
             critic.add_module(f"qf{index}", tower)
             critic.q_networks[index] = tower
     return critic

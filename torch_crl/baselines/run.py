@@ -11,6 +11,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch import Tensor, nn
 
+from torch_crl.agent.policy import Policy
 from torch_crl.baselines.policies import (
     TowerPPOPolicy,
     Towers,
@@ -18,14 +19,14 @@ from torch_crl.baselines.policies import (
     TowerTD3Policy,
     extractor,
 )
-from torch_crl.baselines.problems import ppo_epochs
 from torch_crl.baselines.vec_env import LibraryVecEnv
-from torch_crl.compute import choose_compute, resolve_device
-from torch_crl.envs.make import AnyVectorEnv
-from torch_crl.policy import Policy
-from torch_crl.recipe import Recipe
-from torch_crl.run import Run, make_training_env, stream_seed
-from torch_crl.threads import torch_threads
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.recipe.baseline_checks import ppo_epochs
+from torch_crl.recipe.compute_choice import choose_compute
+from torch_crl.recipe.record import Recipe
+from torch_crl.system.devices import resolve_device
+from torch_crl.system.threads import torch_threads
+from torch_crl.training.run import Run, make_training_env, stream_seed
 
 # TD3 updates its actor at every second update, so two belong together.
 _UPDATES_AT_ONCE = 2
@@ -52,7 +53,7 @@ class BaselineRun(Run):
         self._metrics: dict[str, Tensor] = {}
 
     @property
-    def env(self) -> AnyVectorEnv:
+    def env(self) -> VectorEnv:
         """The training envs."""
         return self._vec_env.env
 
@@ -130,21 +131,17 @@ _METRICS: dict[type, tuple[str, ...]] = {
 
 
 def build_baseline(recipe: Recipe) -> BaselineRun:
-    """Everything at its beginning. The recipe must have passed `validation.check`."""
+    """Everything at its beginning. The recipe must have passed `checks.check`."""
     algo, device = recipe.algorithm.algo, resolve_device(recipe.system.device)
     env = LibraryVecEnv(
         make_training_env(recipe, device),
         reward=recipe.baseline.reward,
         goal_env=algo.endswith("_her"),
     )
-    networks = recipe.networks
+    sizes = recipe.network_sizes
     towers = Towers(
-        actor_depth=networks.actor_depth,
-        critic_depth=networks.critic_depth,
-        width=networks.width,
-        activation=networks.activation,
-        branch=networks.branch,
-        block=networks.block,
+        actor=sizes.actor if sizes.actor.depth else None,
+        critic=sizes.state_action_encoder if sizes.state_action_encoder.depth else None,
         compute=choose_compute(recipe),
     )
     common: dict[str, Any] = {
@@ -194,12 +191,12 @@ def _actor(model: PPO | SAC | TD3) -> tuple[nn.Module, str]:
         head = "clip"
     elif isinstance(policy, TowerSACPolicy):
         layers = [*policy.actor.latent_pi, policy.actor.mu]
-        head = "squashed_gaussian" if policy.towers.actor_depth else "tanh"
+        head = "squashed_gaussian" if policy.towers.actor else "tanh"
     else:
         assert isinstance(policy, TowerTD3Policy)
         layers, head = list(policy.actor.mu), "tanh"
     # A tower is whole; without one what follows it, the last dense layer or a tanh, ends the list.
-    if policy.towers.actor_depth:
+    if policy.towers.actor:
         return layers[0], head
     dense = layers[:-1] if isinstance(layers[-1], nn.Tanh) else layers
     return nn.Sequential(*dense), head

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from torch_crl.envs.make import AnyVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
 
 Floats = NDArray[np.float32]
@@ -25,7 +24,7 @@ class LibraryVecEnv(VecEnv):
     minus the distance in metres (`dense`).
     """
 
-    def __init__(self, env: AnyVectorEnv, *, reward: str, goal_env: bool) -> None:
+    def __init__(self, env: VectorEnv, *, reward: str, goal_env: bool) -> None:
         """Take over an env; `close` closes it."""
         self.env = env
         self.reward = reward
@@ -68,9 +67,8 @@ class LibraryVecEnv(VecEnv):
         self.failures += float(result.terminated_N.sum())
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if ended_N.any():
-            if isinstance(env, VectorEnv) and env.task.moved_goal is not None:
-                goal_NG = env.task.moved_goal(goal_NG, result.final_state_NS)
-            final = self._observation(result.final_state_NS, goal_NG)
+            final_goal_NG = env.goal_after(goal_NG, result.final_state_NS)
+            final = self._observation(result.final_state_NS, final_goal_NG)
             truncated_N = result.truncated_N.cpu().numpy()
             for index in np.flatnonzero(ended_N).tolist():
                 infos[index] = {
@@ -87,13 +85,11 @@ class LibraryVecEnv(VecEnv):
         infos: Any,  # noqa: ARG002
     ) -> Floats:
         """Rewards [B] of achieved goals [B, G], had the goals been others."""
-        assert isinstance(self.env, VectorEnv)
-        distance_B, success = self.env.task.outcome(
+        distance_B, success = self.env.outcome(
             torch.from_numpy(achieved_goal), torch.from_numpy(desired_goal)
         )
         reward_B = success["success"].float() if self.reward == "sparse" else -distance_B
-        rewards: Floats = reward_B.numpy()
-        return rewards
+        return reward_B.numpy()
 
     def env_method(
         self,
@@ -146,8 +142,7 @@ def _unbounded(size: int) -> spaces.Box:
 
 
 def _numpy(tensor: Tensor) -> Floats:
-    array: Floats = tensor.cpu().numpy()
-    return array
+    return tensor.cpu().numpy()
 
 
 def _row(observation: Observation, index: int) -> Observation:

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch_crl.cli.flags import read_flags
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Depth
-from torch_crl.terminal import console, print_line
+from torch_crl.system.terminal import console, print_line
 
 _UNITS = {
     "tflop_per_second": "TFLOP/s",
@@ -44,14 +44,14 @@ def main(arguments: list[str]) -> int:
     if wrong or not options.depths:
         raise UsageError(f"--depths are positive multiples of 4, got {wrong or 'none'}")
     # Here, so that --help stays quick.
-    from torch_crl.validation import device_problems
+    from torch_crl.system.devices import device_problems
 
     if problems := device_problems(device):
         raise UsageError(problems[0])
     from torch_crl.benchmarks.picture import save_time_by_depth
     from torch_crl.benchmarks.report import write_report
     from torch_crl.benchmarks.scenarios import quick, run_scenario
-    from torch_crl.machine import machine
+    from torch_crl.system.machine import machine
 
     out.mkdir(parents=True, exist_ok=True)
     scenarios = quick(depths=options.depths, batch=options.batch)

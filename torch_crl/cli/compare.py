@@ -9,14 +9,15 @@ import tyro
 from annotated_types import Le
 from tyro.conf import Positional
 
-from torch_crl.cli.flags import read_flags
+from torch_crl.cli.flags import LaunchFlags, read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.cli.sweep import print_plan
+from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, Depth, StepsOrZero
-from torch_crl.recipe import LIBRARY_ALGOS
-from torch_crl.terminal import NameCell, console, plain, print_line
-from torch_crl.trust import allow_tasks
+from torch_crl.recipe.record import LIBRARY_ALGOS
+from torch_crl.sweep.launch import ONE_MACHINE
+from torch_crl.system.terminal import NameCell, console, plain, print_line
 
 # Columns that the table of scores takes with every row on one line.
 _WIDE = 110
@@ -57,16 +58,7 @@ class Options:
     """Lay the published curves of the same tasks and depths under ours."""
     out: Path = Path("compare")
     """Folder of report.html, report.json and the pictures, and of runs/ where it trains."""
-    launcher: Literal["local", "ray"] = "local"
-    """Processes on this machine, or on a Ray cluster."""
-    address: str = ""
-    """Of a Ray cluster that is up, or `auto`; not given: one on this machine."""
-    parallel: CountOrZero = 0
-    """Runs at a time; 0 is as many as the GPUs take, or one without."""
-    cpus_per_run: CountOrZero = 0
-    """CPUs of a run; 0 shares them evenly."""
-    runs_per_gpu: Count = 1
-    """How many runs share a GPU."""
+    launch: LaunchFlags = ONE_MACHINE
     dry_run: bool = False
     """Print the runs and what they cost, check everything, and stop."""
 
@@ -79,7 +71,7 @@ def main(arguments: list[str]) -> int:
     _check(options)
     allow_tasks(options.tasks, typed=options.tasks)
     # Here, so that --help stays quick.
-    from torch_crl.curves import read_curve, read_curves, read_finished_curves
+    from torch_crl.runs.curves import read_curve, read_curves, read_finished_curves
     from torch_crl.study.compare import compare
     from torch_crl.study.compare_report import comparison_report, score_table
     from torch_crl.study.report import write_report
@@ -89,7 +81,7 @@ def main(arguments: list[str]) -> int:
     left_out: dict[str, str] = {}
     if options.dry_run:
         trials = _trials(options)
-        check_plan(trials, options.out / "runs", with_ray=options.launcher == "ray")
+        check_plan(trials, options.out / "runs", with_ray=options.launch.launcher == "ray")
         print_plan(trials)
         return 0
     check_folder("--out", options.out)
@@ -140,15 +132,7 @@ def _train(options: Options) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Bring all trials to their end; returns run directories and what failed."""
     from torch_crl.sweep.driver import run_trials
 
-    result = run_trials(
-        _trials(options),
-        options.out / "runs",
-        launcher=options.launcher,
-        parallel=options.parallel,
-        cpus_per_run=options.cpus_per_run,
-        runs_per_gpu=options.runs_per_gpu,
-        address=options.address,
-    )
+    result = run_trials(_trials(options), options.out / "runs", launch=options.launch)
     return result.finished, result.failed
 
 

@@ -8,9 +8,9 @@ from rich.table import Table
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.envs.registry import TASKS, make_task
+from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
-from torch_crl.terminal import console, print_line
-from torch_crl.trust import allow_tasks
+from torch_crl.system.terminal import console, print_line
 
 
 def main(arguments: list[str]) -> int:

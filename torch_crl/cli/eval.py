@@ -12,7 +12,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import Trained, TrainedOptions, film_env, load_trained
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Positive
-from torch_crl.terminal import console, print_line
+from torch_crl.system.terminal import console, print_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def _check_video(options: Options) -> None:
 def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
     from rich.progress import Progress
 
-    from torch_crl.evaluation import evaluate
+    from torch_crl.training.evaluation import evaluate
 
     # Gone when the numbers come; nothing at all where standard error is no terminal.
     with Progress(console=console(stderr=True), transient=True) as progress:
@@ -84,13 +84,13 @@ def _film(trained: Trained, options: Options, path: Path) -> None:
 
     from rich.progress import Progress
 
-    from torch_crl.rendering.video import record, seconds_per_step
+    from torch_crl.rendering.video import record
 
     with (
         closing(film_env(trained, num_envs=options.video_envs, seed=options.seed)) as env,
         Progress(console=console(stderr=True), transient=True) as progress,
     ):
-        steps = max(1, round(options.video_seconds / seconds_per_step(env)))
+        steps = max(1, round(options.video_seconds / env.seconds_per_step))
         bar = progress.add_task(f"filming {path.name}", total=steps)
         backend = record(
             trained.policy,

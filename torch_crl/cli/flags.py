@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeAlias, TypeVar, get_args
 from typing import get_type_hints as hints
 
 import tyro
@@ -16,9 +16,13 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from torch_crl import fields
 from torch_crl.errors import UsageError, listed
-from torch_crl.recipe import whole_number
+from torch_crl.recipe.record import whole_number
+from torch_crl.sweep.launch import Launch
 
 Options = TypeVar("Options")
+
+LaunchFlags: TypeAlias = Annotated[Launch, tyro.conf.arg(name="")]
+"""The flags that `sweep`, `compare` and `study` share: those of `Launch`, without a prefix."""
 
 _TASKS = ("--task", "--tasks", "--task-name", "--env", "--env-name")
 _RUNS = ("--run", "--run-dir")
@@ -43,7 +47,7 @@ def read_flags(
 
     Raises UsageError for a flag that the command does not need, and for all values that its
     dataclass does not allow; and SystemExit, after telling what is wrong, for all else that cannot
-    be read. A recipe among the flags is checked by `torch_crl.validation`, with all else of it.
+    be read. A recipe among the flags is checked by `torch_crl.recipe.checks`, with all else of it.
     """
     _hint(arguments, command)
     with _REGISTRY:
@@ -56,14 +60,19 @@ def read_flags(
 
 
 def _problems(options: Any) -> list[str]:
+    """What is wrong with the values of the flags. A recipe among them is checked elsewhere."""
     if not is_dataclass(options):
         return []
     annotations = hints(type(options), include_extras=True)
-    return [
+    parts = {name: getattr(options, name) for name in annotations if hasattr(options, name)}
+    own = {name for name, part in parts.items() if not is_dataclass(part)}
+    problems = [
         f"{_shown(name, annotations[name])} {what}"
         for (name, *_), what in fields.check(type(options), asdict(options))  # type: ignore[arg-type]
-        if not is_dataclass(getattr(options, name))
+        if name in own
     ]
+    launches = [part for part in parts.values() if isinstance(part, Launch)]
+    return problems + [problem for launch in launches for problem in _problems(launch)]
 
 
 def _shown(name: str, annotation: Any) -> str:

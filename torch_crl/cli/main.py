@@ -6,7 +6,7 @@ import warnings
 
 from torch_crl.cli.output import tell, wrong_mujoco_gl
 from torch_crl.errors import TorchCrlError, UsageError
-from torch_crl.terminal import print_line, safe_streams
+from torch_crl.system.terminal import print_line, safe_streams
 
 _COMMANDS = {
     "train": "train on a task, or resume a run",

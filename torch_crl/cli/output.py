@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from torch_crl.errors import UsageError, exit_status
-from torch_crl.terminal import print_line
+from torch_crl.system.terminal import print_line
 
 
 def check_folder(flag: str, folder: Path) -> None:

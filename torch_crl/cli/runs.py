@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tyro.conf import Positional
 
+from torch_crl.envs.task_name import parse_task_name
+from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import CountOrZero, Seed
 from torch_crl.runs.directory import RunDirectory, run_directory_of
-from torch_crl.terminal import print_line
-from torch_crl.trust import allow_tasks
+from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
-    from torch_crl.envs.make import AnyVectorEnv
+    from torch_crl.agent.policy import Policy
+    from torch_crl.envs.task_vector_env import TaskVectorEnv
     from torch_crl.envs.vector_env import VectorEnv
-    from torch_crl.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def load_trained(options: TrainedOptions) -> Trained:
     it is one of ours or `--trust` says so. Raises UsageError, UnknownTaskError or CheckpointError.
     """
     from torch_crl.envs.registry import task_spec
-    from torch_crl.policy import find_policy
+    from torch_crl.runs.policies import find_policy
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
@@ -101,31 +102,26 @@ def allow_tasks_of(
             ) from error
 
 
-def task_env(trained: Trained, *, num_envs: int, seed: int) -> "VectorEnv":
+def task_env(trained: Trained, *, num_envs: int, seed: int) -> "TaskVectorEnv":
     """Envs of one of our tasks. Raises UsageError for a Gymnasium env."""
-    from torch_crl.envs.make import make_vector_env
-    from torch_crl.envs.registry import GYMNASIUM
-    from torch_crl.envs.vector_env import VectorEnv
+    from torch_crl.envs.make import make_task_vector_env
 
-    if trained.task.startswith(GYMNASIUM):
+    if parse_task_name(trained.task).kind == "gymnasium":
         raise UsageError(
             f"{trained.task} has no model that MuJoCo's viewer could show; `torch-crl eval RUN "
             "--video out.mp4` films it by its own render"
         )
-    env = make_vector_env(
+    return make_task_vector_env(
         trained.task, num_envs=num_envs, episode_length=trained.episode_length, seed=seed
     )
-    assert isinstance(env, VectorEnv)
-    return env
 
 
-def film_env(trained: Trained, *, num_envs: int, seed: int) -> "AnyVectorEnv":
+def film_env(trained: Trained, *, num_envs: int, seed: int) -> "VectorEnv":
     """Envs that can be filmed. Raises UnsuitableEnvError for one that draws no pictures."""
     from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
-    from torch_crl.envs.registry import GYMNASIUM
     from torch_crl.rendering.gl import draw_without_display
 
-    if not trained.task.startswith(GYMNASIUM):
+    if parse_task_name(trained.task).kind != "gymnasium":
         return task_env(trained, num_envs=num_envs, seed=seed)
     draw_without_display()
     return GymnasiumVectorEnv(

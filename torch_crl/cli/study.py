@@ -2,18 +2,19 @@
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 from tyro.conf import Positional
 
-from torch_crl.cli.flags import read_flags
+from torch_crl.cli.flags import LaunchFlags, read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.errors import UsageError
-from torch_crl.fields import STRICT, Count, CountOrZero
-from torch_crl.terminal import console, print_line
+from torch_crl.fields import STRICT
+from torch_crl.sweep.launch import ONE_MACHINE
+from torch_crl.system.terminal import console, print_line
 
 # Shown by --help; stands for `studies/NAME_SCALE`, so that a study goes on where it stopped.
 _DEFAULT_OUT = Path("studies/NAME_SCALE")
@@ -33,16 +34,7 @@ class Options:
     out: Path = _DEFAULT_OUT
     """Folder of the report, and of the run directories in `runs`; finished runs are kept. Without
     it, `cost` takes the runs of `depth`."""
-    launcher: Literal["local", "ray"] = "local"
-    """Processes on this machine, or a cluster."""
-    address: str = ""
-    """Of a Ray cluster, or `auto`; a local one is started if this is left out."""
-    parallel: CountOrZero = 0
-    """Runs at a time; 0 is as many as the GPUs take, or one without, and two at scale smoke."""
-    runs_per_gpu: Count = 1
-    """How many runs share a GPU."""
-    retries: CountOrZero = 1
-    """How often a failed run is tried again."""
+    launch: LaunchFlags = ONE_MACHINE
     yes: bool = False
     """Start scale full without being asked."""
     dry_run: bool = False
@@ -70,9 +62,9 @@ def main(arguments: list[str]) -> int:
     print_line(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}")
     folder, runs = _folders(options, study.runs_of or options.name)
     if options.dry_run:
-        check_plan(trials, runs, with_ray=options.launcher == "ray")
+        check_plan(trials, runs, with_ray=options.launch.launcher == "ray")
     if trials and (options.dry_run or options.scale == "full"):
-        from torch_crl.calibration import estimate, summary
+        from torch_crl.training.calibration import estimate, summary
 
         for line in summary(estimate([trial.recipe for trial in trials])):
             print_line(line, stderr=True)
@@ -88,11 +80,7 @@ def main(arguments: list[str]) -> int:
         folder,
         command=shlex.join(["torch-crl", "study", *arguments]),
         runs=runs,
-        launcher=options.launcher,
-        address=options.address,
-        parallel=options.parallel or (2 if options.scale == "smoke" else 0),
-        runs_per_gpu=options.runs_per_gpu,
-        retries=options.retries,
+        launch=replace(options.launch, parallel=options.launch.parallel or _usual(options.scale)),
     )
     print_line(f"report: {path}")
     return 0
@@ -107,6 +95,11 @@ def _folders(options: Options, owner: str) -> tuple[Path, Path]:
         folder / f"{options.name}_{options.scale}",
         folder / f"{owner}_{options.scale}" / "runs",
     )
+
+
+def _usual(scale: str) -> int:
+    """Runs at a time where the user has not said: those of scale smoke are too small for a GPU."""
+    return 2 if scale == "smoke" else 0
 
 
 def _agreed() -> bool:

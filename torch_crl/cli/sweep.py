@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional, UseAppendAction
 
-from torch_crl.cli.flags import read_flags
+from torch_crl.cli.flags import LaunchFlags, read_flags
 from torch_crl.cli.output import check_folder
-from torch_crl.costs import duration
+from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
-from torch_crl.fields import STRICT, Count, CountOrZero
-from torch_crl.terminal import NameCell, console, print_line
-from torch_crl.trust import allow_tasks
+from torch_crl.fields import STRICT
+from torch_crl.sweep.launch import ONE_MACHINE
+from torch_crl.system.terminal import NameCell, console, duration, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,22 +38,11 @@ class Options:
     """A setting and its values, by the name of its flag in `torch-crl train`; may be repeated."""
     set: UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]] = ()
     """A setting of all trials; may be repeated."""
-    algo: str = ""
-    """Algorithms with commas between them, crl if not given."""
+    algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO ...")] = ()
+    """Algorithms to train with, `crl` if not given: crl, gcbc, ppo, sac, td3, sac_her, td3_her."""
     out: Path = _DEFAULT_OUT
     """Folder of the run directories, their logs and results.json."""
-    launcher: Literal["local", "ray"] = "local"
-    """Processes on this machine, or tasks of a Ray cluster on a shared file system."""
-    address: str = ""
-    """Of the Ray cluster, or `auto`; one is started on this machine if not given."""
-    parallel: CountOrZero = 0
-    """Runs at a time; 0 is as many as the GPUs take, or one without; with Ray as many as fit."""
-    cpus_per_run: CountOrZero = 0
-    """CPUs of a run; 0 shares them evenly, with Ray it is one."""
-    runs_per_gpu: Count = 1
-    """How many runs share a GPU."""
-    retries: CountOrZero = 1
-    """How often a failed run is tried again."""
+    launch: LaunchFlags = ONE_MACHINE
     dry_run: bool = False
     """Print the trials and what they cost, check everything, and stop."""
 
@@ -66,13 +55,13 @@ def main(arguments: list[str]) -> int:
     axes, settings = _assignments(options.grid), _assignments(options.set)
     if wrong := [f"--set {name} takes one value" for name in settings if "," in settings[name]]:
         raise UsageError("; ".join(wrong) + ", --grid takes several")
-    if options.algo and "algo" in axes:
-        raise UsageError("--algo and --grid algo=... say the same thing; leave one out")
+    if options.algos and "algo" in axes:
+        raise UsageError("--algos and --grid algo=... say the same thing; leave one out")
     # An evaluation task may be among the values.
     values = ",".join([*options.tasks, *axes.values(), *settings.values()]).split(",")
     allow_tasks(values, typed=values)
-    if options.algo:
-        axes = {"algo": options.algo} | axes
+    if options.algos:
+        axes = {"algo": ",".join(options.algos)} | axes
     # Here, so that --help stays quick.
     from torch_crl.sweep.driver import check_plan, run_trials
     from torch_crl.sweep.grid import grid
@@ -84,20 +73,11 @@ def main(arguments: list[str]) -> int:
         settings=settings,
     )
     if options.dry_run:
-        check_plan(trials, options.out, with_ray=options.launcher == "ray")
+        check_plan(trials, options.out, with_ray=options.launch.launcher == "ray")
         print_plan(trials)
         return 0
     check_folder("--out", options.out)
-    result = run_trials(
-        trials,
-        options.out,
-        launcher=options.launcher,
-        parallel=options.parallel,
-        cpus_per_run=options.cpus_per_run,
-        runs_per_gpu=options.runs_per_gpu,
-        address=options.address,
-        retries=options.retries,
-    )
+    result = run_trials(trials, options.out, launch=options.launch)
     console().print(table(collect(trials, options.out, failed=result.failed)))
     for name, reason in result.failed.items():
         print_line(f"failed: {name}: {reason}; log: {options.out / name}.log")
@@ -121,7 +101,7 @@ def print_plan(trials: "Sequence[Trial]") -> None:
     """Every trial with its env steps, the work of its updates and its time, and the sums."""
     from rich.table import Table
 
-    from torch_crl.calibration import estimate, summary
+    from torch_crl.training.calibration import estimate, summary
 
     with console(stderr=True).status("measuring how long such runs take"):
         estimates = estimate([trial.recipe for trial in trials])

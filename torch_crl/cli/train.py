@@ -11,14 +11,14 @@ import tyro
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import allow_tasks_of
 from torch_crl.envs.registry import TASKS
+from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Depth
-from torch_crl.presets import preset, with_changes, with_depth
-from torch_crl.recipe import Algo, Recipe
+from torch_crl.recipe.presets import preset, with_changes, with_depth
+from torch_crl.recipe.record import Algo, Recipe
 from torch_crl.runs.directory import Moment, RunDirectory, default_run_dir
 from torch_crl.runs.records import read_recipe
-from torch_crl.terminal import print_line
-from torch_crl.trust import allow_tasks
+from torch_crl.system.terminal import print_line
 
 # Shown by --help; stands for `trainer.default_run_dir`.
 _DEFAULT_RUN_DIR = Path("runs/TASK_seedN_DATE-TIME")
@@ -97,15 +97,15 @@ def _parse(arguments: list[str], defaults: Options) -> Options:
 
 
 def _run(options: Options) -> int:
-    from torch_crl.plan import print_plan
-    from torch_crl.trainer import find_problems, train
+    from torch_crl.recipe.dry_run import print_plan
+    from torch_crl.training.trainer import find_problems, train
 
     recipe = options.recipe
     named = options.run_dir != _DEFAULT_RUN_DIR
     directory = RunDirectory(options.run_dir if named else default_run_dir(recipe))
     asked: Any = {name: getattr(options, name) for name in ("resume", "overwrite", "wandb")}
     if options.dry_run:
-        from torch_crl.calibration import estimate, warnings
+        from torch_crl.training.calibration import estimate, warnings
 
         recipe = find_problems(recipe, directory, **asked)
         (found,) = estimate([recipe])

@@ -8,13 +8,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from torch_crl.envs.spec import LARGEST
-from torch_crl.errors import TorchCrlError
-
-
-class NotFiniteError(TorchCrlError, ValueError):
-    """A task or a policy gave NaN, infinity or a number beyond `LARGEST`; the message says which
-    function, env and step.
-    """
+from torch_crl.errors import NotFiniteError
 
 
 class FiniteWatch:

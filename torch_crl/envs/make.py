@@ -1,18 +1,16 @@
 """One way to the parallel episodes of a task, whichever kind of name it has."""
 
-from typing import TypeAlias
-
 import torch
 from torch import Generator
 
-from torch_crl.defaults import torch_defaults
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
-from torch_crl.envs.registry import GYMNASIUM, make_task
+from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators import make_simulator
+from torch_crl.envs.task_name import parse_task_name
+from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.errors import UsageError
-
-AnyVectorEnv: TypeAlias = VectorEnv | GymnasiumVectorEnv
+from torch_crl.system.torch_defaults import torch_defaults
 
 
 @torch_defaults()
@@ -27,7 +25,7 @@ def make_vector_env(
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
     env_timeout: float = 300.0,
-) -> AnyVectorEnv:
+) -> VectorEnv:
     """`num_envs` parallel episodes of a task; `close` it at the end.
 
     Args:
@@ -46,10 +44,8 @@ def make_vector_env(
         ValueError: there is no such task, or it cannot be trained on.
         SimulatorError: the simulator cannot run it here.
     """
-    for what, count in {"num_envs": num_envs, "episode_length": episode_length}.items():
-        if count < 1:
-            raise UsageError(f"{what} must be at least 1, got {count}")
-    if name.startswith(GYMNASIUM):
+    _require_positive(num_envs=num_envs, episode_length=episode_length)
+    if parse_task_name(name).kind == "gymnasium":
         return GymnasiumVectorEnv(
             name,
             num_envs=num_envs,
@@ -58,6 +54,32 @@ def make_vector_env(
             num_processes=num_threads,
             env_timeout=env_timeout,
         )
+    return make_task_vector_env(
+        name,
+        num_envs=num_envs,
+        episode_length=episode_length,
+        seed=seed,
+        simulator=simulator,
+        num_threads=num_threads,
+        device=device,
+        cached_starts=cached_starts,
+    )
+
+
+@torch_defaults()
+def make_task_vector_env(
+    name: str,
+    *,
+    num_envs: int,
+    episode_length: int,
+    seed: int,
+    simulator: str = "cpu",
+    num_threads: int = 0,
+    device: torch.device | str = "cpu",
+    cached_starts: bool = False,
+) -> TaskVectorEnv:
+    """`make_vector_env` for a registered task or `module:function`, which have a model."""
+    _require_positive(num_envs=num_envs, episode_length=episode_length)
     task = make_task(name)
     physics = make_simulator(
         simulator,
@@ -68,10 +90,16 @@ def make_vector_env(
         device=device,
         capacity=task.capacity,
     )
-    return VectorEnv(
+    return TaskVectorEnv(
         task,
         physics,
         episode_length=episode_length,
         generator=Generator(device=physics.device).manual_seed(seed),
         cached_starts=cached_starts,
     )
+
+
+def _require_positive(**counts: int) -> None:
+    for what, count in counts.items():
+        if count < 1:
+            raise UsageError(f"{what} must be at least 1, got {count}")

@@ -9,14 +9,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.task_name import parse_task_name
 from torch_crl.envs.tasks.layouts import BALL_LAYOUTS, LAYOUTS, corridor
 from torch_crl.errors import TorchCrlError, in_one_line, listed
 
 if TYPE_CHECKING:
     from torch_crl.envs.task import Task
-
-GYMNASIUM = "gymnasium:"
-"""`gymnasium:ID` or `gymnasium:module:ID` names a Gymnasium goal env; the module is imported."""
 
 
 class UnknownTaskError(TorchCrlError, ValueError):
@@ -187,7 +185,8 @@ def task_spec(name: str) -> TaskSpec:
     Generalisation mazes of the ant need not be registered: `ant_u4_maze_gen_2f5f` is understood.
     Raises UnknownTaskError with the nearest names, or what is wrong with the import or the env.
     """
-    if name.startswith(GYMNASIUM):
+    kind = parse_task_name(name).kind
+    if kind == "gymnasium":
         from torch_crl.envs.gymnasium.errors import UnsuitableEnvError
         from torch_crl.envs.gymnasium.foreign import probe
 
@@ -195,7 +194,7 @@ def task_spec(name: str) -> TaskSpec:
             return probe(name).spec
         except UnsuitableEnvError as error:
             raise UnknownTaskError(str(error)) from error
-    if ":" in name:
+    if kind == "own":
         return make_task(name).spec
     if name not in TASKS and "_gen_" in name:
         return _generalization_spec(name)
@@ -215,13 +214,14 @@ def make_task(name: str) -> "Task":
 
     Raises UnknownTaskError, see `task_spec`.
     """
-    if name.startswith(GYMNASIUM):
+    kind = parse_task_name(name).kind
+    if kind == "gymnasium":
         raise UnknownTaskError(f"{name} is stepped by Gymnasium; there is no task object for it")
     # Here, because names and specs are read without torch.
-    from torch_crl.defaults import torch_defaults
+    from torch_crl.system.torch_defaults import torch_defaults
 
     with torch_defaults():
-        if ":" in name:
+        if kind == "own":
             return _make_own_task(name)
         spec = task_spec(name)
         task: Task = _load(spec.build)(spec, **spec.options)
@@ -233,8 +233,7 @@ def module_of(name: str) -> str:
 
     `gymnasium:ID` makes an env of a package that is installed and known to Gymnasium.
     """
-    module, colon, _ = name.removeprefix(GYMNASIUM).partition(":")
-    return module if colon else ""
+    return parse_task_name(name).module
 
 
 def task_files(names: Sequence[str]) -> dict[str, str]:

@@ -10,13 +10,13 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.defaults import torch_defaults
 from torch_crl.envs.simulators import Simulator, SimulatorError
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.simulators.fields import field_problem
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
 from torch_crl.errors import TorchCrlError, in_one_line
+from torch_crl.system.torch_defaults import torch_defaults
 
 _NUM_ENVS = 2
 _FLOATS = (torch.float32, torch.float64)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_crl.envs.task import Task
-from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import camera, stage
 from torch_crl.rendering.gl import Canvas, make_canvas
 
@@ -141,7 +141,7 @@ class Renderer:
 
     def draw_envs(
         self,
-        env: VectorEnv,
+        env: TaskVectorEnv,
         indices: list[int] | None = None,
         *,
         reached_N: Tensor | None = None,

@@ -5,16 +5,18 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
+from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.rendering.gl import RenderError
 from torch_crl.rendering.renderer import Image, Renderer, grid_of
-from torch_crl.threads import torch_threads
+from torch_crl.system.threads import torch_threads
 
 ENDINGS = (".mp4", ".gif")
 MAX_ENVS = 16
@@ -22,21 +24,6 @@ MAX_ENVS = 16
 _MAX_FPS = 34.0
 # Columns to the size of a tile in pixels: more envs in not much larger a picture.
 _TILES = {1: (640, 480), 2: (400, 300), 3: (320, 240), 4: (240, 180)}
-
-
-class DrawsItself(Protocol):
-    """Envs that bring pictures of their own, as those of Gymnasium do."""
-
-    num_envs: int
-    state_NS: Tensor
-    goal_NG: Tensor
-    seconds_per_step: float
-
-    def step(self, action_NA: Tensor) -> object:
-        """Apply actions for one control step."""
-
-    def render(self) -> list[Any]:
-        """A picture of each env, uint8 [height, width, 3]."""
 
 
 def check_ending(path: Path) -> None:
@@ -53,7 +40,7 @@ def check_ending(path: Path) -> None:
 @torch.no_grad()
 def record(
     policy: Callable[[Tensor, Tensor], Tensor],
-    env: VectorEnv | DrawsItself,
+    env: VectorEnv,
     path: Path,
     *,
     steps: int,
@@ -70,7 +57,7 @@ def record(
     Returns what drew it. Raises RenderError.
     """
     check_ending(path)
-    seconds = seconds_per_step(env)
+    seconds = env.seconds_per_step
     stride = math.ceil(1.0 / (seconds * _MAX_FPS))
     with (
         _pictures(env) as (draw, goals, backend),
@@ -85,28 +72,22 @@ def record(
         return backend
 
 
-def seconds_per_step(env: VectorEnv | DrawsItself) -> float:
-    """How long a control step takes in real time."""
-    if isinstance(env, VectorEnv):
-        return float(env.task.model.opt.timestep * env.task.substeps)
-    return env.seconds_per_step
-
-
 @contextmanager
 def _pictures(
-    env: VectorEnv | DrawsItself,
+    env: VectorEnv,
 ) -> Iterator[tuple[Callable[[], Image], tuple[Image, Image], str]]:
     """What draws all envs as they are now, pictures with all the colours to come, and its name."""
     columns, rows = grid_of(env.num_envs)
-    if isinstance(env, VectorEnv):
+    if isinstance(env, GymnasiumVectorEnv):
+        own = env
+        first = _side_by_side(own.render(), columns)
+        yield lambda: _side_by_side(own.render(), columns), (first, first), "the env's own render"
+    else:
+        assert isinstance(env, TaskVectorEnv)
         task_env = env
         with Renderer(env.task, columns=columns, rows=rows, tile=_TILES[columns]) as renderer:
             goals = _both_ways(renderer, task_env)
             yield lambda: renderer.draw_envs(task_env), goals, renderer.backend
-    else:
-        own = env
-        first = _side_by_side(own.render(), columns)
-        yield lambda: _side_by_side(own.render(), columns), (first, first), "the env's own render"
 
 
 def _side_by_side(pictures: list[Any], columns: int) -> Image:
@@ -128,7 +109,7 @@ def _checked(picture: Any) -> Image:
     return image
 
 
-def _both_ways(renderer: Renderer, env: VectorEnv) -> tuple[Image, Image]:
+def _both_ways(renderer: Renderer, env: TaskVectorEnv) -> tuple[Image, Image]:
     """The present scene with every goal drawn as not reached, and as reached."""
     no, yes = (renderer.draw_envs(env, reached_N=torch.full((env.num_envs,), b)) for b in (0, 1))
     return no, yes

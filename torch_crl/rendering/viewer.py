@@ -11,14 +11,14 @@ import mujoco
 import torch
 from torch import Tensor
 
-from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import stage
 from torch_crl.rendering.gl import RenderError, load_triton_first
 from torch_crl.rendering.renderer import add_spheres
 
 
 @torch.no_grad()
-def watch(policy: Callable[[Tensor, Tensor], Tensor], env: VectorEnv) -> None:
+def watch(policy: Callable[[Tensor, Tensor], Tensor], env: TaskVectorEnv) -> None:
     """Run the policy in the first env of `env` in real time until the window is closed.
 
     The goal is a sphere of the success radius, green while reached. Raises RenderError where no

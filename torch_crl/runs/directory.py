@@ -31,8 +31,16 @@ from typing import Any, NamedTuple
 
 from torch_crl import fields
 from torch_crl.errors import TorchCrlError
-from torch_crl.recipe import Recipe
-from torch_crl.runs.files import (
+from torch_crl.recipe.record import Recipe
+from torch_crl.runs.lock import holder, is_locked, locked
+from torch_crl.runs.records import (
+    MachineFile,
+    ResultFile,
+    parse_record,
+    read_file,
+    read_recipe,
+)
+from torch_crl.system.files import (
     ASIDE,
     DamagedFileError,
     make_folder,
@@ -41,14 +49,6 @@ from torch_crl.runs.files import (
     remove,
     sync,
     write_text,
-)
-from torch_crl.runs.lock import holder, is_locked, locked
-from torch_crl.runs.records import (
-    MachineFile,
-    ResultFile,
-    parse_record,
-    read_file,
-    read_recipe,
 )
 
 _DELETING = ".deleting-"

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 from torch_crl.errors import TorchCrlError
-from torch_crl.runs.files import DamagedFileError, read_bytes
+from torch_crl.system.files import DamagedFileError, read_bytes
 
 
 class DirectoryInUseError(TorchCrlError, RuntimeError):

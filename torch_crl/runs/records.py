@@ -10,8 +10,8 @@ from typing_extensions import TypedDict  # Python's own cannot be checked before
 
 from torch_crl import fields
 from torch_crl.fields import PositiveOrZero, StepsOrZero
-from torch_crl.recipe import Recipe
-from torch_crl.runs.files import DamagedFileError, read_bytes
+from torch_crl.recipe.record import Recipe
+from torch_crl.system.files import DamagedFileError, read_bytes
 
 T = TypeVar("T")
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from torch_crl.curves import (
+from torch_crl.recipe.presets import with_changes
+from torch_crl.recipe.record import Recipe
+from torch_crl.runs.curves import (
     Axis,
     Curve,
     CurveError,
@@ -22,8 +24,6 @@ from torch_crl.curves import (
     on_grid,
     score,
 )
-from torch_crl.presets import with_changes
-from torch_crl.recipe import Recipe
 from torch_crl.study.pictures import Line
 from torch_crl.study.statistics import (
     Array,

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch_crl.costs import duration
-from torch_crl.curves import SCORED_EVALUATIONS, Axis, first_reached
+from torch_crl.runs.curves import SCORED_EVALUATIONS, Axis, first_reached
 from torch_crl.study.compare import (
     METRIC,
     Comparison,
@@ -23,6 +22,7 @@ from torch_crl.study.pictures import Line, Unit, curves_figure, estimates_figure
 from torch_crl.study.published import EPISODE_LENGTH, published_curves
 from torch_crl.study.report import Picture, Report, Section, Table, Text, provenance
 from torch_crl.study.statistics import Estimate
+from torch_crl.system.terminal import duration
 
 _ALL = "all tasks"
 _AT_GOAL = "time at goal, share of the episode"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch_crl.curves import scored_part
+from torch_crl.runs.curves import scored_part
 from torch_crl.study.compare import Comparison, has_dense_reward
 from torch_crl.study.pictures import Line
 from torch_crl.study.report import shown

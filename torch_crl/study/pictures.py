@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from torch_crl.costs import UNITS_OF_TIME
-from torch_crl.plots import load_matplotlib, share_limits
+from torch_crl.runs.plots import load_matplotlib, share_limits
 from torch_crl.study.statistics import Array, Estimate
+from torch_crl.system.terminal import UNITS_OF_TIME
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -12,9 +12,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch_crl.machine import machine
-from torch_crl.runs.files import write_text
 from torch_crl.study.statistics import Estimate
+from torch_crl.system.files import write_text
+from torch_crl.system.machine import machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

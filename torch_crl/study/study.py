@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torch_crl.curves import Curve, read_curve, scored_part
 from torch_crl.errors import TorchCrlError
-from torch_crl.recipe import Recipe
+from torch_crl.recipe.record import Recipe
+from torch_crl.runs.curves import Curve, read_curve, scored_part
 from torch_crl.study.report import Report, Section, Text, provenance, write_report
 from torch_crl.sweep.grid import Trial
+from torch_crl.sweep.launch import ONE_MACHINE, Launch
 
 Scale = Literal["smoke", "small", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
@@ -107,11 +108,7 @@ def run_study(
     *,
     command: str,
     runs: Path | None = None,
-    launcher: Literal["local", "ray"] = "local",
-    address: str = "",
-    parallel: int = 0,
-    runs_per_gpu: int = 1,
-    retries: int = 1,
+    launch: Launch = ONE_MACHINE,
     show: bool = True,
 ) -> Path:
     """Run what is not finished yet and write FOLDER/report.html; returns its path.
@@ -119,8 +116,7 @@ def run_study(
     Args:
         command: that made it, as the report tells.
         runs: folder of the run directories, FOLDER/runs if not given.
-        launcher, address, parallel, runs_per_gpu, retries, show: as in
-            `torch_crl.sweep.driver.run_trials`.
+        launch, show: as in `torch_crl.sweep.driver.run_trials`.
 
     Raises StudyError if no trial finished.
     """
@@ -134,11 +130,7 @@ def run_study(
         result = run_trials(
             trials,
             runs or folder / "runs",
-            launcher=launcher,
-            address=address,
-            parallel=parallel,
-            runs_per_gpu=runs_per_gpu,
-            retries=retries,
+            launch=launch,
             show=show,
         )
         run_dirs, failed = result.finished, result.failed

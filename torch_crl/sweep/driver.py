@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
-from torch_crl.runs.files import DamagedFileError, read_end
-from torch_crl.stopping import StopSignals
+from torch_crl.recipe.checks import RecipeError
+from torch_crl.recipe.record import Recipe
 from torch_crl.sweep.grid import Trial, check_trials
+from torch_crl.sweep.launch import ONE_MACHINE, Launch
 from torch_crl.sweep.launchers import Job, Launcher, local_launcher
 from torch_crl.sweep.progress import SweepProgress
 from torch_crl.sweep.ray_launcher import missing_ray, ray_launcher
 from torch_crl.sweep.results import collect, write
 from torch_crl.sweep.worker import is_finished, log_of, other_run_in
-from torch_crl.validation import RecipeError
+from torch_crl.system.files import DamagedFileError, read_end
+from torch_crl.system.stopping import StopSignals
 
 RESULTS = "results.json"
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -51,12 +52,8 @@ def run_trials(
     trials: Sequence[Trial],
     folder: str | Path,
     *,
-    launcher: Literal["local", "ray"] | Launcher = "local",
-    parallel: int = 0,
-    cpus_per_run: int = 0,
-    runs_per_gpu: int = 1,
-    address: str = "",
-    retries: int = 1,
+    launch: Launch = ONE_MACHINE,
+    launcher: Launcher | None = None,
     show: bool = True,
 ) -> SweepResult:
     """Bring every trial to its end in FOLDER/<name>, with FOLDER/<name>.log beside it.
@@ -65,14 +62,8 @@ def run_trials(
     else started again. FOLDER/results.json tells what they reached.
 
     Args:
-        launcher: `local` for processes on this machine, `ray` for tasks of a Ray cluster, which
-            needs FOLDER on a file system that all its nodes share.
-        parallel: runs at a time; 0 is as many as the GPUs take, or one without;
-            with Ray as many as the cluster has room for.
-        cpus_per_run: 0 shares the CPUs evenly; with Ray it is one.
-        runs_per_gpu: how many runs share a GPU, where updates are on one.
-        address: of a Ray cluster, or `auto`; if empty, one is started on this machine.
-        retries: how often a failed trial is tried again; the others go on meanwhile.
+        launch: where the runs are started, how many at a time, and how often again.
+        launcher: starts the workers in place of the one that `launch` names.
         show: progress on standard error.
 
     Raises:
@@ -81,21 +72,15 @@ def run_trials(
             saved what can be saved and left.
     """
     folder = Path(folder).absolute()
-    check_plan(trials, folder, with_ray=launcher == "ray")
+    check_plan(trials, folder, with_ray=launcher is None and launch.launcher == "ray")
     unfinished = [trial for trial in trials if not is_finished(folder / trial.name)]
-    if isinstance(launcher, str):
-        recipes = [trial.recipe for trial in unfinished]
-        shares: dict[str, Any] = {"parallel": parallel, "runs_per_gpu": runs_per_gpu}
-        shares["cpus_per_run"] = cpus_per_run
-        if launcher == "ray" and unfinished:
-            launcher = ray_launcher(recipes, address=address, **shares)
-        else:
-            launcher = local_launcher(recipes, **shares)
+    if launcher is None:
+        launcher = _launcher(launch, [trial.recipe for trial in unfinished])
     folder.mkdir(parents=True, exist_ok=True)
     progress = SweepProgress(
         folder, trials=len(trials), finished=len(trials) - len(unfinished), show=show
     )
-    sweep = _Sweep(folder=folder, launcher=launcher, retries=retries, progress=progress)
+    sweep = _Sweep(folder=folder, launcher=launcher, retries=launch.retries, progress=progress)
     try:
         with closing(launcher), progress, StopSignals(progress.announce) as stop:
             sweep.run(unfinished, stop)
@@ -110,6 +95,24 @@ def run_trials(
             progress.announce(f"warning: {folder / RESULTS} cannot be written ({error.strerror})")
     finished = [folder / trial.name for trial in trials if trial.name not in sweep.failed]
     return SweepResult(finished=tuple(finished), failed=sweep.failed)
+
+
+def _launcher(launch: Launch, recipes: Sequence[Recipe]) -> Launcher:
+    # A cluster is not started for nothing.
+    if launch.launcher == "ray" and recipes:
+        return ray_launcher(
+            recipes,
+            parallel=launch.parallel,
+            cpus_per_run=launch.cpus_per_run,
+            runs_per_gpu=launch.runs_per_gpu,
+            address=launch.address,
+        )
+    return local_launcher(
+        recipes,
+        parallel=launch.parallel,
+        cpus_per_run=launch.cpus_per_run,
+        runs_per_gpu=launch.runs_per_gpu,
+    )
 
 
 def check_plan(trials: Sequence[Trial], folder: Path, *, with_ray: bool) -> None:

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import torch
 
-from torch_crl.compute import resolve_device
-from torch_crl.recipe import Recipe
+from torch_crl.recipe.checks import RecipeError
+from torch_crl.recipe.record import Recipe
 from torch_crl.sweep.worker import log_of
-from torch_crl.threads import THREADS, usable_cpus
-from torch_crl.validation import RecipeError
+from torch_crl.system.devices import resolve_device
+from torch_crl.system.threads import THREADS, usable_cpus
 
 WORKER = ("-P", "-m", "torch_crl.sweep.worker")
 """What Python is started with; the run directory follows. Without -P a folder torch_crl where the

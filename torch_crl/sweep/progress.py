@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.grid import Trial
-from torch_crl.terminal import console, plain
+from torch_crl.system.terminal import console, plain
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_OF_SILENCE = 60.0

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch_crl.recipe import Recipe
+from torch_crl.recipe.checks import RecipeError
+from torch_crl.recipe.record import Recipe
 from torch_crl.sweep.launchers import (
     WORKER,
     Job,
@@ -17,8 +18,7 @@ from torch_crl.sweep.launchers import (
     thread_limits,
 )
 from torch_crl.sweep.worker import log_of
-from torch_crl.threads import usable_cpus
-from torch_crl.validation import RecipeError
+from torch_crl.system.threads import usable_cpus
 
 _STOPPED = 143
 _SECONDS_BETWEEN_LOOKS = 0.1

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.table import Table
 
-from torch_crl.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
-from torch_crl.runs.files import write_text
+from torch_crl.runs.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
 from torch_crl.sweep.grid import Trial
 from torch_crl.sweep.worker import is_finished
-from torch_crl.terminal import NameCell
+from torch_crl.system.files import write_text
+from torch_crl.system.terminal import NameCell
 
 
 def collect(

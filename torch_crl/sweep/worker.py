@@ -9,12 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import TorchCrlError, exit_status
-from torch_crl.recipe import Recipe, differences
+from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
-from torch_crl.runs.files import DamagedFileError
-from torch_crl.terminal import print_line
-from torch_crl.trust import allow_tasks
+from torch_crl.system.files import DamagedFileError
+from torch_crl.system.terminal import print_line
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -61,7 +61,7 @@ def work(recipe: Recipe, run_dir: Path, *, train: Callable[..., object] | None =
 
 def _trainer() -> Callable[..., object]:
     # Here, so that who only looks at run directories does not wait for its imports.
-    from torch_crl.trainer import train
+    from torch_crl.training.trainer import train
 
     return train
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch_crl.envs.gymnasium.errors import UnsuitableEnvError, told
 from torch_crl.envs.gymnasium.success import SparseReward, find_sparse_reward, told_success
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.task_name import parse_task_name
 
 Array = NDArray[np.float64]
 
@@ -131,7 +132,7 @@ def parts_of(row: Array, spec: TaskSpec) -> tuple[Array, Array, Array]:
 
 
 def _env_id(name: str) -> str:
-    return name.removeprefix("gymnasium:")
+    return parse_task_name(name).rest
 
 
 def _make(env_id: str) -> gymnasium.Env[Any, Any]:

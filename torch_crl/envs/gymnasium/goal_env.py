@@ -14,11 +14,11 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_crl.defaults import torch_defaults
-from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
-from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.system.torch_defaults import torch_defaults
 
 if TYPE_CHECKING:
     from torch_crl.rendering.renderer import Renderer
@@ -92,7 +92,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         return self._observation(self.episodes.state_NS, self.episodes.goal_NG), {}
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
-        """Apply actions [N, A] in [-1, 1]; see Gymnasium's VectorEnv.
+        """Apply actions [N, A] in [-1, 1]; see Gymnasium's TaskVectorEnv.
 
         Raises NotFiniteError where an action, or what the task makes of it, is NaN or infinite.
         """
@@ -137,8 +137,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             reward_N = -self.task.distance(achieved_NG, goal_NG)
         else:
             reward_N = self.task.success(achieved_NG, goal_NG)["success"].float()
-        reward: Array = reward_N.numpy().reshape(leading)
-        return reward
+        return reward_N.numpy().reshape(leading)
 
     @torch_defaults()
     def render(self) -> tuple[Array, ...] | None:
@@ -175,16 +174,14 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         self.episodes = self._make_episodes(seed=0)
         self.episodes.load_state_dict(state["episodes"])
 
-    def _make_episodes(self, *, seed: int) -> VectorEnv:
-        episodes = make_vector_env(
+    def _make_episodes(self, *, seed: int) -> TaskVectorEnv:
+        return make_task_vector_env(
             self._task_name,
             num_envs=self.num_envs,
             episode_length=self._episode_length,
             seed=seed,
             num_threads=self._num_threads,
         )
-        assert isinstance(episodes, VectorEnv)
-        return episodes
 
     def _observation(self, state_NS: Tensor, goal_NG: Tensor) -> Observation:
         """Copies: the tensors change with the next step."""

@@ -12,12 +12,12 @@ from torch_crl.envs.gymnasium.errors import UnsuitableEnvError
 from torch_crl.envs.gymnasium.foreign import probe
 from torch_crl.envs.gymnasium.group import EnvGroup, columns
 from torch_crl.envs.gymnasium.workers import Workers
-from torch_crl.envs.vector_env import StepResult
-from torch_crl.threads import usable_cpus
+from torch_crl.envs.vector_env import StepResult, VectorEnv
+from torch_crl.system.threads import usable_cpus
 
 
-class GymnasiumVectorEnv:
-    """What `torch_crl.envs.vector_env.VectorEnv` is for our own tasks; on the CPU.
+class GymnasiumVectorEnv(VectorEnv):
+    """Episodes of a Gymnasium goal env, on the CPU.
 
     The envs are spread over one process a CPU and end their episodes themselves; an episode may be
     `terminated` because it reached its goal. Their physics cannot be saved: after
@@ -25,6 +25,8 @@ class GymnasiumVectorEnv:
     """
 
     saves_state = False
+    capturable = False
+    generators = ()
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class GymnasiumVectorEnv:
         self.goal_NG = torch.zeros(num_envs, self.spec.goal_size)
         self.steps_N = torch.zeros(num_envs, dtype=torch.int32)
         self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
-        # Theirs to find.
+        # Gymnasium envs do not report divergence, so these stay zero.
         self.unstable_N, self.unstable_step_N = torch.zeros(2, num_envs, dtype=torch.int32)
         # More bits than this are an error to some random number generators.
         self._seed = seed % 2**31
@@ -126,8 +128,29 @@ class GymnasiumVectorEnv:
             unstable_N=torch.zeros_like(ended_N),
         )
 
+    def goal_after(self, goal_NG: Tensor, state_NS: Tensor) -> Tensor:
+        """The same goal: one that moves is an observation of the env."""
+        del state_NS
+        return goal_NG
+
+    def outcome(
+        self, achieved_goal_NG: Tensor, goal_NG: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Raises ValueError: the envs are asked one by one, and only about their present state."""
+        del achieved_goal_NG, goal_NG
+        raise ValueError(f"{self.spec.name} does not tell the outcome of other goals")
+
     def check(self) -> None:
         """Nothing to find: what goes wrong in an env is raised by `step`."""
+
+    def live_tensors(self) -> dict[str, Tensor]:
+        """What `step` changes."""
+        return {
+            "state": self.state_NS,
+            "goal": self.goal_NG,
+            "steps": self.steps_N,
+            "trajectory": self.trajectory_N,
+        }
 
     def render(self) -> list[Any]:
         """A picture of each env. Raises ForeignEnvError where it cannot be drawn."""

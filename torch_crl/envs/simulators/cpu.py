@@ -10,10 +10,10 @@ from mujoco.batch import Batch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torch_crl.envs.simulators import Simulator, SimulatorError
 from torch_crl.envs.simulators.fields import Fields, stage_for
-from torch_crl.machine import available_bytes
-from torch_crl.threads import usable_cpus
+from torch_crl.envs.simulators.simulator import Simulator, SimulatorError
+from torch_crl.system.devices import available_bytes
+from torch_crl.system.threads import usable_cpus
 
 _STATE_ONLY = int(mujoco.mjtStage.mjSTAGE_NONE)
 # At each of these warnings MuJoCo resets the simulation to the model's defaults and goes on.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import mujoco
 from torch import Tensor
 
-from torch_crl.envs.simulators import SimulatorError
+from torch_crl.envs.simulators.simulator import SimulatorError
 from torch_crl.errors import listed
 
 _SENSOR, _STAGE = mujoco.mjtSensor, mujoco.mjtStage

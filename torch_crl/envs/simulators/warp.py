@@ -14,11 +14,16 @@ import warp
 from mujoco_warp import OverflowType
 from torch import Tensor
 
-from torch_crl.envs.simulators import DEFAULT_CAPACITY, Capacity, Simulator, SimulatorError
 from torch_crl.envs.simulators.fields import Fields, stage_for
+from torch_crl.envs.simulators.simulator import (
+    DEFAULT_CAPACITY,
+    Capacity,
+    Simulator,
+    SimulatorError,
+)
 from torch_crl.envs.spec import LARGEST
 from torch_crl.errors import listed
-from torch_crl.machine import available_bytes
+from torch_crl.system.devices import available_bytes
 
 # No banner, and no line for each of the hundred kernels that are compiled at first use.
 warp.config.log_level = max(warp.config.log_level, warp.LOG_ERROR)
@@ -34,7 +39,7 @@ _HARMLESS = OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS
 
 class WarpSimulator(Simulator):
     """float32. Launches on torch's current stream and waits for nothing, so that a step and a
-    reset can be captured in a torch CUDA graph (see `torch_crl.cuda_graph`).
+    reset can be captured in a torch CUDA graph (see `torch_crl.system.cuda_graph`).
     """
 
     capturable = True

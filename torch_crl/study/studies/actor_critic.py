@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from torch_crl.curves import Curve
+from torch_crl.runs.curves import Curve
 from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best
 from torch_crl.study.report import Section, Table
 from torch_crl.study.statistics import permutation_test

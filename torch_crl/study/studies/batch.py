@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch_crl.curves import Curve
-from torch_crl.presets import preset
+from torch_crl.recipe.presets import preset
+from torch_crl.runs.curves import Curve
 from torch_crl.study.report import Section, Table
 from torch_crl.study.statistics import permutation_test
 from torch_crl.study.studies.common import (

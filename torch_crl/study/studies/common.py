@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from torch_crl.curves import Curve, common_grid, on_grid, score
+from torch_crl.runs.curves import Curve, common_grid, on_grid, score
 from torch_crl.study.pictures import Line, curves_figure, estimates_figure, heat_map_figure
 from torch_crl.study.report import Picture, Table
 from torch_crl.study.statistics import Estimate, estimate, stratified_bootstrap_interval

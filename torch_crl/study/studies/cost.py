@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torch_crl.curves import Curve
-from torch_crl.machine import machine
-from torch_crl.policy import load_policy
+from torch_crl.runs.curves import Curve
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.policies import load_policy
 from torch_crl.study.pareto import BEST_SHARE, cheapest_near_best, pareto_front
 from torch_crl.study.pictures import Line, Unit, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
@@ -26,7 +25,8 @@ from torch_crl.study.studies.common import (
     scores,
 )
 from torch_crl.study.study import Answer, Scale, Study
-from torch_crl.threads import torch_threads
+from torch_crl.system.machine import machine
+from torch_crl.system.threads import torch_threads
 
 CALLS = 50
 

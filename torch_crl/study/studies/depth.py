@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch_crl.curves import Curve
+from torch_crl.runs.curves import Curve
 from torch_crl.study.critical_depth import CriticalDepth, critical_depth
 from torch_crl.study.report import Section, Table
 from torch_crl.study.studies.common import (

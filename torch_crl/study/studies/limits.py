@@ -14,20 +14,20 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from torch_crl.costs import BLOCK
-from torch_crl.curves import Curve
+from torch_crl.agent.contrastive import ContrastiveLearner
+from torch_crl.agent.networks import Networks, ResidualTower
+from torch_crl.agent.optimizer import gradient_norm
 from torch_crl.kernels.tower import Stack, tower
-from torch_crl.learner import Learner
-from torch_crl.native_run import NativeRun, build_run
-from torch_crl.networks import Networks, ResidualTower
-from torch_crl.optimizer import gradient_norm
-from torch_crl.presets import preset, with_changes
+from torch_crl.recipe.costs import BLOCK
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.runs.curves import Curve
 from torch_crl.study.pictures import Line, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.sweep.grid import Trial
-from torch_crl.terminal import console
-from torch_crl.threads import torch_threads
+from torch_crl.system.terminal import console
+from torch_crl.system.threads import torch_threads
+from torch_crl.training.crl_run import NativeRun, build_run
 
 TASK = "ant"
 COLLECTIONS = 4
@@ -153,8 +153,8 @@ def growth_by_layer(network: ResidualTower, rows_BI: Tensor) -> list[float]:
             (x_BD,) = tower(
                 [x_BD],
                 [Stack(*chunk)],
-                activation=network.activation,
-                branch_scale=network.branch_scale,
+                activation=network.sizes.activation,
+                branch_scale=network.sizes.branch_scale,
             )
             sizes.append(x_BD.abs().mean())
     return [float(size) for size in torch.stack(sizes).cpu()]
@@ -181,7 +181,7 @@ def _collected(sizes: Sizes) -> dict[str, Tensor]:
 
 
 def _networks(run: NativeRun) -> Networks:
-    assert isinstance(run.learner, Learner)
+    assert isinstance(run.learner, ContrastiveLearner)
     return run.learner.networks
 
 
@@ -200,8 +200,8 @@ def _measure(run: NativeRun, *, branch: str, depth: int, updates: int) -> Limits
         (stream_BD,) = tower(
             [rows],
             [encoder.stack],
-            activation=encoder.activation,
-            branch_scale=encoder.branch_scale,
+            activation=encoder.sizes.activation,
+            branch_scale=encoder.sizes.branch_scale,
         )
     losses: list[float] = []
     gradients: dict[str, float] = {}

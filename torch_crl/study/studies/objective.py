@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch_crl.curves import Curve
+from torch_crl.runs.curves import Curve
 from torch_crl.study.studies.common import SEEDS, SETTINGS, TASKS
 from torch_crl.study.studies.variants import compare_variants
 from torch_crl.study.study import Answer, Scale, Study

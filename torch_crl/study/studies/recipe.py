@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from torch_crl.curves import Curve
+from torch_crl.runs.curves import Curve
 from torch_crl.study.studies.common import SEEDS, SETTINGS, THREE_TASKS
 from torch_crl.study.studies.variants import compare_variants
 from torch_crl.study.study import Answer, Scale, Study
@@ -44,8 +44,8 @@ STUDY = Study(
     question="Which parts of the published residual block does depth need: the skip, LayerNorm, "
     "the swish activation? Do hyperspherical normalisation or a pre-norm block do better?",
     statistic="One part is changed at a time, on the same parameters, initial values and budget; "
-    "torch_crl.blocks defines the blocks. Scores are compared with those of the published block "
-    "at the same depth by exchanging labels within each task.",
+    "torch_crl.agent.blocks defines the blocks. Scores are compared with those of the published "
+    "block at the same depth by exchanging labels within each task.",
     trials=trials,
     answer=answer,
 )

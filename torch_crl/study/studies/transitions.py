@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torch_crl.curves import Curve, common_grid, on_grid
-from torch_crl.presets import preset
+from torch_crl.recipe.presets import preset
+from torch_crl.runs.curves import Curve, common_grid, on_grid
 from torch_crl.study.change_points import SMALLEST, Onset, onset
 from torch_crl.study.report import Section, Table, Text
 from torch_crl.study.studies.common import (

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from torch_crl.curves import Curve
+from torch_crl.runs.curves import Curve
 from torch_crl.study.report import Section, Table
 from torch_crl.study.statistics import corrected, permutation_test
 from torch_crl.study.studies.common import (

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch_crl.curves import Curve
-from torch_crl.presets import preset, with_changes
-from torch_crl.recipe import Recipe
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.record import Recipe
+from torch_crl.runs.curves import Curve
 from torch_crl.study.report import Section, Table
 from torch_crl.study.statistics import corrected, permutation_test
 from torch_crl.study.studies.common import (

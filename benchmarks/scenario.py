@@ -1,0 +1,30 @@
+"""One measurement, as data."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = dict[str, Any]
+"""One line of a result: name to number or text."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenario:
+    """One line of a result."""
+
+    kind: Literal["update", "act", "env", "collect", "kernels", "end_to_end"]
+    task: str = "ant"
+    simulator: str = "cpu"
+    overlap: str = "off"
+    depth: int = 4
+    batch: int = 512
+    """Rows of a batch, or envs where nothing is trained."""
+    width: int = 256
+    implementation: str = "ours"
+    """`ours`, or a peer: `eager_torch`, `compiled_torch`, `jax`."""
+    precision: str = "auto"
+    tower: str = "auto"
+    cuda_graph: str = "auto"
+    recompute: int = 0
+    envs: int = 512
+    seconds: float = 1.0
+    """To spend on samples."""

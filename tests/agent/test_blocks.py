@@ -1,0 +1,279 @@
+"""The other blocks: against fp64 loops over single numbers, saved, loaded, trained, refused."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator
+
+from tests.agent.test_contrastive import make_batch
+from tests.recipe.test_recipe import tiny
+from torch_crl.agent.blocks import BLOCKS
+from torch_crl.agent.compute import Compute
+from torch_crl.agent.contrastive import ContrastiveLearner, Objective
+from torch_crl.agent.networks import Networks, ResidualTower, build_networks
+from torch_crl.agent.policy import Policy
+from torch_crl.agent.sizes import BlockName, TowerSizes, network_sizes
+from torch_crl.recipe import checks
+from torch_crl.recipe.compute_choice import choose_compute
+from torch_crl.runs.policies import load_policy, save_policy
+
+INPUTS, OUTPUTS, WIDTH, DEPTH = 3, 2, 5, 8
+Vector = list[float]
+Parameters = dict[str, np.ndarray]
+
+
+def make_tower(
+    block: str, *, activation: str = "swish", branch_scale: float = 1.0, recompute: int = 0
+) -> ResidualTower:
+    sizes = TowerSizes(
+        input_size=INPUTS,
+        output_size=OUTPUTS,
+        width=WIDTH,
+        depth=DEPTH,
+        activation=activation,
+        branch_scale=branch_scale,
+        block=block,
+    )
+    tower = ResidualTower(
+        sizes,
+        generator=Generator().manual_seed(0),
+        compute=Compute(recompute=recompute),
+    ).double()
+    with torch.no_grad():
+        # Away from the initial ones and zeros, so that a forgotten parameter shows.
+        noise = Generator().manual_seed(1)
+        for parameter in tower.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=noise)
+    return tower
+
+
+def times(weight: np.ndarray, x: Vector) -> Vector:
+    return [sum(float(w) * v for w, v in zip(row, x, strict=True)) for row in weight]
+
+
+def plus(x: Vector, y: Vector) -> Vector:
+    return [float(a) + float(b) for a, b in zip(x, y, strict=True)]
+
+
+def affine(x: Vector, gain: Vector, shift: Vector) -> Vector:
+    return [float(g) * v + float(s) for v, g, s in zip(x, gain, shift, strict=True)]
+
+
+def layer_norm(x: Vector, gain: Vector, shift: Vector) -> Vector:
+    mean = sum(x) / len(x)
+    variance = sum((v - mean) ** 2 for v in x) / len(x)
+    return affine([(v - mean) / math.sqrt(variance + 1e-6) for v in x], gain, shift)
+
+
+def unit(x: Vector) -> Vector:
+    length = math.sqrt(sum(float(v) ** 2 for v in x))
+    return [float(v) / length for v in x]
+
+
+def act(x: Vector, activation: str) -> Vector:
+    if activation == "relu":
+        return [max(v, 0.0) for v in x]
+    return [v / (1 + math.exp(-v)) for v in x]
+
+
+def by_hand(block: str, p: Parameters, x: Vector, activation: str, scale: float) -> Vector:
+    """One row through the whole tower, in Python's floats."""
+    first = (p["input_ln_weight"], p["input_ln_bias"])
+    if block == "hyperspherical":
+        x = unit([*x, 3.0])
+        rows = [unit([*row, b]) for row, b in zip(p["input_weight"], p["input_bias"], strict=True)]
+        h = [math.sqrt(len(x)) * v for v in times(np.array(rows), x)]
+        h = unit(act(affine(h, *first), activation))
+    else:
+        h = plus(times(p["input_weight"], x), p["input_bias"])
+        if block in ("no_skip", "published"):
+            h = act(layer_norm(h, *first), activation)
+        if block == "no_norm":
+            h = act(affine(h, *first), activation)
+    for start in range(0, DEPTH, 4):
+        u = h
+        for layer in range(start, start + 4):
+            weight, bias = p["weight"][layer], p["bias"][layer]
+            gain, shift = p["ln_weight"][layer], p["ln_bias"][layer]
+            if block in ("no_skip", "published"):
+                u = act(layer_norm(plus(times(weight, u), bias), gain, shift), activation)
+            elif block == "no_norm":
+                u = act(affine(plus(times(weight, u), bias), gain, shift), activation)
+            elif block == "pre_norm":
+                u = layer_norm(act(u, activation) if layer > start else u, gain, shift)
+                u = plus(times(weight, u), bias)
+            else:
+                u = times(np.array([unit(row) for row in weight]), u)
+                u = unit(act(affine(u, math.sqrt(WIDTH) * gain, bias), activation))
+        if block == "no_skip":
+            h = u
+        elif block == "hyperspherical":
+            mean = [float(p["ln_bias"][start : start + 4, unit].mean()) for unit in range(WIDTH)]
+            alpha = [(1 + math.sqrt(WIDTH) * m) / (DEPTH / 4 + 1) for m in mean]
+            h = unit([v + a * (w - v) for v, w, a in zip(h, u, alpha, strict=True)])
+        else:
+            h = plus(h, [scale * v for v in u])
+    if block == "pre_norm":
+        h = layer_norm(h, *first)
+    if block == "hyperspherical":
+        h = [math.sqrt(WIDTH) * v for v in h]
+    return plus(times(p["output_weight"], h), p["output_bias"])
+
+
+def loss_by_hand(
+    tower: ResidualTower, scale: float
+) -> tuple[Callable[[Parameters], float], Parameters, Parameters]:
+    """A weighted sum of the outputs for two rows as a function, its arguments, and the gradients
+    that autograd finds for the tower.
+    """
+    draw = np.random.default_rng(3)
+    weights = draw.normal(size=(2, OUTPUTS))
+    values = {name: value.detach().numpy().copy() for name, value in tower.named_parameters()}
+    values["x"] = draw.normal(size=(2, INPUTS))
+
+    def loss(p: Parameters) -> float:
+        rows = [
+            by_hand(tower.sizes.block, p, list(x), tower.sizes.activation, scale) for x in p["x"]
+        ]
+        return float((np.array(rows) * weights).sum())
+
+    x = torch.tensor(values["x"], requires_grad=True)
+    output = (tower(x) * torch.tensor(weights)).sum()
+    output.backward()
+    assert x.grad is not None
+    assert float(output.detach()) == pytest.approx(loss(values), rel=1e-12)
+    gradients = {"x": x.grad.numpy()}
+    for name, parameter in tower.named_parameters():
+        assert parameter.grad is not None, name
+        gradients[name] = parameter.grad.numpy()
+    return loss, values, gradients
+
+
+@pytest.mark.parametrize("activation", ["swish", "relu"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_equals_fp64_loops_forward_and_backward(block: str, activation: str) -> None:
+    scale = 0.7 if BLOCKS[block].has_sum else 1.0
+    tower = make_tower(block, activation=activation, branch_scale=scale)
+    loss, values, gradients = loss_by_hand(tower, scale)
+    draw = np.random.default_rng(4)
+    for name, value in values.items():
+        for _ in range(2):
+            direction = draw.normal(size=value.shape)
+            up, down = (loss(values | {name: value + step * direction}) for step in (1e-5, -1e-5))
+            expected = (up - down) / 2e-5
+            slope = float((gradients[name] * direction).sum())
+            assert slope == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_no_parameter_is_dead_and_all_are_counted(block: str) -> None:
+    tower = make_tower(block)
+    tower(torch.randn(4, INPUTS, dtype=torch.float64)).square().sum().backward()
+    for name, parameter in tower.named_parameters():
+        assert parameter.grad is not None and (parameter.grad != 0).all(), name
+    counts = [sum(p.numel() for p in make_tower(b).parameters()) for b in ("published", block)]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_recomputing_gives_the_same_gradients(block: str) -> None:
+    x = torch.randn(4, INPUTS, dtype=torch.float64, generator=Generator().manual_seed(2))
+    gradients = []
+    for recompute in (0, 4):
+        tower = make_tower(block, recompute=recompute)
+        tower(x).square().sum().backward()
+        gradients.append([parameter.grad for parameter in tower.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_names_of_the_recipe_are_those_of_the_table() -> None:
+    assert get_args(BlockName) == tuple(BLOCKS)
+
+
+def make_networks(block: str) -> Networks:
+    sizes = network_sizes(
+        state_size=6,
+        goal_size=2,
+        action_size=3,
+        actor_depth=4,
+        critic_depth=8,
+        width=16,
+        representation_size=8,
+        block=block,
+    )
+    return build_networks(sizes, generator=Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_policys_rows_reach_the_action_and_no_parameter(block: str) -> None:
+    networks = make_networks(block)
+    batch = make_batch(5)
+    stored = torch.cat([batch["state"], batch["action"]], dim=-1)
+    policy = stored.clone().requires_grad_()
+    phi, psi, phi_policy = networks.encode(stored, batch["goal"], policy)
+    torch.testing.assert_close(phi, phi_policy)
+    torch.testing.assert_close(psi, networks.goal_encoder(batch["goal"]))
+    phi_policy.square().sum().backward()
+    assert policy.grad is not None and policy.grad.any()
+    critic = (networks.state_action_encoder, networks.goal_encoder)
+    assert all(p.grad is None for network in critic for p in network.parameters())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_updates_with_every_block_lower_the_loss(block: str) -> None:
+    rates = dict.fromkeys(
+        ("actor_learning_rate", "critic_learning_rate", "temperature_learning_rate"), 3e-3
+    )
+    objective = Objective(
+        energy="norm",
+        contrastive_loss="forward_info_nce",
+        logsumexp_penalty=0.1,
+        target_entropy=-1.5,
+    )
+    learner = ContrastiveLearner(
+        make_networks(block), objective, **rates, generator=Generator().manual_seed(1)
+    )
+    batch = make_batch(16)
+    losses = [float(learner.update(batch)["critic_loss"]) for _ in range(40)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.isfinite(p).all() for p in learner.named_parameters().values())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_policy_is_loaded_as_it_was_saved(block: str, tmp_path: Path) -> None:
+    actor = make_networks(block).actor
+    save_policy(Policy(actor, state_size=6, goal_size=2), tmp_path / "policy", {})
+    policy = load_policy(tmp_path / "policy")
+    assert policy.actor.sizes.block == block
+    batch = make_batch(4)
+    expected = torch.tanh(actor(torch.cat([batch["state"], batch["goal"]], dim=-1))[:, :3])
+    torch.testing.assert_close(policy(batch["state"], batch["goal"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("networks", "system", "message"),
+    [
+        ({"block": "no_norm"}, {"tower": "norm_act"}, "--tower norm_act has the published block"),
+        ({"block": "no_skip", "branch": "scaled"}, {}, "--branch scaled multiplies what a block"),
+        ({"block": "post_norm"}, {}, "--block must be one of 'published', 'no_skip'"),
+    ],
+)
+def test_what_does_not_go_together_is_told(
+    networks: dict[str, str], system: dict[str, str], message: str
+) -> None:
+    with pytest.raises(checks.RecipeError, match=re.escape(message)):
+        checks.check(tiny(networks=networks, system=system))
+
+
+def test_auto_takes_plain_torch_for_other_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "torch_crl.recipe.compute_choice.resolve_device", lambda _: torch.device("cuda")
+    )
+    chosen = choose_compute(tiny(networks={"block": "no_norm"}))
+    assert (chosen.tower, chosen.precision) == ("reference", "tf32")

@@ -1,0 +1,228 @@
+"""One update: against the reference's order written out, and what must hold for any update."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+
+from tests.helpers.largest_tensor import LargestTensor
+from torch_crl.agent.contrastive import ContrastiveLearner, Objective
+from torch_crl.agent.losses import CONTRASTIVE_LOSSES, ENERGIES
+from torch_crl.agent.networks import build_networks
+from torch_crl.agent.sizes import network_sizes
+
+S, G, A = 6, 2, 3
+
+
+def make_learner(
+    *,
+    energy: str = "norm",
+    contrastive_loss: str = "forward_info_nce",
+    depth: int = 4,
+    width: int = 16,
+    learning_rate: float = 3e-4,
+    dtype: torch.dtype = torch.float32,
+) -> ContrastiveLearner:
+    sizes = network_sizes(
+        state_size=S,
+        goal_size=G,
+        action_size=A,
+        actor_depth=depth,
+        critic_depth=depth,
+        width=width,
+        representation_size=8,
+    )
+    networks = build_networks(sizes, generator=Generator().manual_seed(0))
+    for network in networks.named().values():
+        network.to(dtype)
+    return ContrastiveLearner(
+        networks,
+        Objective(
+            energy=energy,
+            contrastive_loss=contrastive_loss,
+            logsumexp_penalty=0.1,
+            target_entropy=-0.5 * A,
+        ),
+        actor_learning_rate=learning_rate,
+        critic_learning_rate=2 * learning_rate,
+        temperature_learning_rate=3 * learning_rate,
+        generator=Generator().manual_seed(1),
+    )
+
+
+def make_batch(size: int, seed: int = 0) -> TensorDict:
+    generator = Generator().manual_seed(seed)
+    return TensorDict(
+        {
+            "state": torch.randn(size, S, generator=generator),
+            "action": torch.rand(size, A, generator=generator) * 2 - 1,
+            "goal": torch.randn(size, G, generator=generator),
+        },
+        batch_size=[size],
+    )
+
+
+class ReferenceOrder:
+    """The update as published: actor and temperature step first, then the critic's, three Adams.
+
+    Losses are written out from their definition.
+    """
+
+    def __init__(self, learner: ContrastiveLearner) -> None:
+        self.networks = copy.deepcopy(learner.networks)
+        self.log_alpha = learner.log_alpha.detach().double().clone().requires_grad_()
+        critic = [
+            *self.networks.state_action_encoder.parameters(),
+            *self.networks.goal_encoder.parameters(),
+        ]
+        self.critic = torch.optim.Adam(critic, lr=6e-4)
+        self.actor = torch.optim.Adam(self.networks.actor.parameters(), lr=3e-4)
+        self.alpha = torch.optim.Adam([self.log_alpha], lr=9e-4)
+
+    def update(self, batch: TensorDict, noise: Tensor) -> dict[str, float]:
+        state, action, goal, noise = (
+            part.double() for part in (batch["state"], batch["action"], batch["goal"], noise)
+        )
+        critic_before = copy.deepcopy(self.networks)
+        mean, raw = self.networks.actor(torch.cat([state, goal], 1)).split(A, dim=1)
+        log_std = -5 + 3.5 * (raw.tanh() + 1)
+        sample = mean + log_std.exp() * noise
+        policy_action = sample.tanh()
+        gaussian = torch.distributions.Normal(mean, log_std.exp()).log_prob(sample)
+        log_prob = (gaussian - (1 - policy_action**2 + 1e-6).log()).sum(1)
+        phi = critic_before.state_action_encoder(torch.cat([state, policy_action], 1))
+        distance = ((phi - critic_before.goal_encoder(goal)) ** 2).sum(1).add(1e-6).sqrt()
+        actor_loss = (self.log_alpha.exp().detach() * log_prob + distance).mean()
+        alpha_loss = self.log_alpha.exp() * (-log_prob.detach() + 0.5 * A).mean()
+        for optimizer, loss in ((self.actor, actor_loss), (self.alpha, alpha_loss)):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        phi = self.networks.state_action_encoder(torch.cat([state, action], 1))
+        psi = self.networks.goal_encoder(goal)
+        rows = [torch.stack([-((x - y) ** 2).sum().add(1e-6).sqrt() for y in psi]) for x in phi]
+        critic_loss = torch.zeros((), dtype=torch.float64)
+        for i, row in enumerate(rows):
+            normaliser = row.exp().sum().log()
+            critic_loss = critic_loss + (normaliser - row[i] + 0.1 * normaliser**2) / len(rows)
+        self.critic.zero_grad()
+        critic_loss.backward()
+        self.critic.step()
+        losses = {"actor_loss": actor_loss, "critic_loss": critic_loss}
+        losses["temperature_loss"] = alpha_loss
+        return {name: float(loss.detach()) for name, loss in losses.items()}
+
+
+def test_ten_updates_equal_the_reference_order_in_fp64() -> None:
+    # Both in fp64: in fp32, Adam's first steps turn the rounding of a tiny gradient into a full
+    # step. The learner's temperature and noise stay fp32.
+    learner = make_learner(dtype=torch.float64)
+    reference = ReferenceOrder(learner)
+    noises = Generator().manual_seed(1)
+    for step in range(10):
+        batch = make_batch(12, seed=step).double()
+        metrics = learner.update(batch)
+        expected = reference.update(batch, torch.randn(12, A, generator=noises))
+        for name, value in expected.items():
+            assert float(metrics[name]) == pytest.approx(value, rel=1e-6), (step, name)
+    for ours, theirs in zip(
+        learner.networks.named().values(), reference.networks.named().values(), strict=True
+    ):
+        for name, parameter in ours.named_parameters():
+            other = theirs.get_parameter(name)
+            # Ten Adam steps move a weight by up to 6e-3; agree to a thousandth of that.
+            torch.testing.assert_close(parameter, other, atol=6e-6, rtol=0.0)
+    alphas = [float(alpha.detach()) for alpha in (learner.log_alpha, reference.log_alpha)]
+    assert alphas[0] == pytest.approx(alphas[1], abs=1e-6)
+
+
+def test_updates_are_repeatable_bit_for_bit() -> None:
+    ours, theirs = make_learner(), make_learner()
+    for step in range(5):
+        for learner in (ours, theirs):
+            learner.update(make_batch(32, seed=step))
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("depth", [4, 64])
+@pytest.mark.parametrize("batch_size", [64, 512])
+def test_initial_info_nce_is_about_log_batch(batch_size: int, depth: int) -> None:
+    learner = make_learner(depth=depth, width=64)
+    metrics = learner.update(make_batch(batch_size))
+    assert float(metrics["contrastive_loss"]) == pytest.approx(math.log(batch_size), abs=0.15)
+    # The penalty is 0.1 (logsumexp)^2, and logsumexp about log B minus the mean distance.
+    penalty = float(metrics["critic_loss"] - metrics["contrastive_loss"])
+    mean_distance = -float(metrics["logits_negative"])
+    expected = 0.1 * (math.log(batch_size) - mean_distance) ** 2
+    assert penalty == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("contrastive_loss", CONTRASTIVE_LOSSES)
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_every_energy_and_loss_learns_to_tell_pairs_apart(
+    energy: str, contrastive_loss: str
+) -> None:
+    learner = make_learner(
+        energy=energy, contrastive_loss=contrastive_loss, width=32, learning_rate=3e-3
+    )
+    log = []
+    for step in range(250):
+        batch = make_batch(32, seed=step)
+        # Goals that follow from state and action: there is something to learn.
+        batch["goal"] = batch["state"][:, :G] + batch["action"][:, :G]
+        log.append(learner.update(batch))
+    accuracy = sum(float(metrics["categorical_accuracy"]) for metrics in log[-20:]) / 20
+    if (energy, contrastive_loss) == ("cosine", "binary_nce"):
+        # Logits in [-1, 1] cannot express odds of 1 to 31: all pairs end at -1, the best constant.
+        constant = (31 * math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 32
+        loss = float(log[-1]["contrastive_loss"])
+        assert loss == pytest.approx(constant, abs=0.01)
+    else:
+        # Chance is 1 / 32.
+        assert accuracy > 8 / 32
+
+
+def test_actor_climbs_the_critic() -> None:
+    # A critic that is left alone: the actor's energy must rise by the actor's own steps.
+    learner = make_learner(learning_rate=3e-3)
+    for group in learner.optimizer.param_groups[1:]:
+        group["lr"] = 0.0
+    batch = make_batch(256)
+    losses = [float(learner.update(batch)["actor_loss"]) for _ in range(60)]
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.5
+
+
+def test_state_dict_goes_on_bit_for_bit() -> None:
+    ours, theirs = make_learner(), make_learner()
+    for step in range(3):
+        ours.update(make_batch(16, seed=step))
+    theirs.update(make_batch(16, seed=77))
+    theirs.load_state_dict({name: value.clone() for name, value in ours.state_dict().items()})
+    for learner in (ours, theirs):
+        learner.update(make_batch(16, seed=4))
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+
+
+def test_state_of_a_learner_that_never_updated_can_be_loaded() -> None:
+    fresh, used = make_learner(), make_learner()
+    saved = {name: value.clone() for name, value in fresh.state_dict().items()}
+    used.update(make_batch(16))
+    used.load_state_dict(saved)
+    for learner in (fresh, used):
+        learner.update(make_batch(16, seed=4))
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, used.state_dict()[name]), name
+
+
+def test_no_tensor_of_batch_by_batch_by_representation_is_made() -> None:
+    learner = make_learner(width=16)
+    batch_size, representation = 300, 8
+    with LargestTensor() as watch:
+        learner.update(make_batch(batch_size))
+    assert batch_size * batch_size <= watch.numel < batch_size * batch_size * representation

@@ -1,0 +1,82 @@
+"""Benchmarks run, say what they measured, and do not measure zeros."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch_crl.benchmarks import gpu
+from torch_crl.benchmarks.picture import floor_milliseconds, published_milliseconds
+from torch_crl.benchmarks.precision import measure
+from torch_crl.benchmarks.scenarios import Scenario, random_run, recipe_of, run_scenario
+from torch_crl.benchmarks.timing import time_calls
+from torch_crl.cli.main import main
+
+CPU = torch.device("cpu")
+
+
+def test_time_of_a_call_is_divided_by_its_units() -> None:
+    def work() -> None:
+        torch.randn(200, 200) @ torch.randn(200, 200)
+
+    one = time_calls(work, device=CPU, seconds=0.2)
+    assert 0 < one.p20 <= one.p50 <= one.p80
+    many = time_calls(lambda: [work() for _ in range(8)], device=CPU, seconds=0.2, units=8)
+    assert 0.3 < many.p50 / one.p50 < 3.0
+
+
+def test_published_and_floor_times() -> None:
+    # 10.99 hours for 100 M env steps, an update for 39.68 of them.
+    assert published_milliseconds()[64] == pytest.approx(15.7, abs=0.05)
+    # 825 GFLOP at 790 TFLOP/s and 204 M parameters x 28 bytes at 4.3 TB/s.
+    assert floor_milliseconds(1024, batch=512, width=256) == pytest.approx(1.04 + 1.33, abs=0.1)
+
+
+def test_scenarios_run_on_random_data_and_describe_themselves() -> None:
+    small = Scenario(kind="update", depth=4, batch=8, width=16, envs=8, seconds=0.01)
+    run = random_run(recipe_of(small, CPU))
+    for name in ("state", "action"):
+        assert (run.replay.storage[name] != 0).all()
+    for scenario in (
+        small,
+        replace(small, implementation="eager_torch"),
+        replace(small, kind="act"),
+        replace(small, kind="env"),
+        replace(small, kind="kernels"),
+    ):
+        for row in run_scenario(scenario, device="cpu"):
+            assert row["kind"] == scenario.kind and row["ms_p50"] > 0 and row["device"] == "cpu"
+
+
+def test_bench_writes_table_json_and_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--depths", "4", "--batch", "8", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "eager_torch" in shown and "steps/s" in shown
+    document = json.loads((tmp_path / "bench.json").read_text())
+    assert {row["kind"] for row in document["rows"]} == {"update", "act", "env"}
+    assert document["machine"]["torch"] == torch.__version__
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("flags", [["--depths", "6"], ["--batch", "0"], ["--device", "cuda:99"]])
+def test_bench_refuses(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *flags]) == 1
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_every_part_for_a_gpu_host_is_made_of_scenarios() -> None:
+    for part, scenarios in gpu.scenarios().items():
+        assert part in gpu.PARTS
+        for scenario in scenarios:
+            assert scenario.depth % 4 == 0 and "kind=" in gpu._short({"kind": scenario.kind})
+
+
+def test_precision_rows_rank_as_their_mantissas() -> None:
+    rows = [row for row in measure(8) if row["updates"] == 0]
+    errors = {row["precision"]: row["weight_gradient"] for row in rows}
+    assert errors["fp32"] < 1e-5 < errors["fp16"] < errors["bf16"]
+    assert errors["fp16"] == pytest.approx(errors["tf32"], rel=0.2)

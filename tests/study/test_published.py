@@ -1,0 +1,72 @@
+"""The published curves: what was read from them before, and that an installed package has them."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.paths import ROOT
+from torch_crl.envs.registry import TASKS
+from torch_crl.study.published import published_curves
+
+
+# The paper's table 1: time at goal at depth 4 and 64, means of the last five evaluations.
+@pytest.mark.parametrize(
+    ("task", "shallow", "deep"),
+    [
+        ("humanoid", 12.6, 649),
+        ("ant_big_maze", 60.7, 441),
+        ("ant_u4_maze", 11.4, 286),
+        ("ant_hardest_maze", 215, 387),
+        ("arm_push_easy", 308, 762),
+        ("arm_push_hard", 171, 410),
+        ("arm_binpick_hard", 38.2, 219),
+        ("humanoid_u_maze", 3.15, 159),
+        ("humanoid_big_maze", 0.06, 58.6),
+    ],
+)
+def test_scores_are_those_of_the_paper(task: str, shallow: float, deep: float) -> None:
+    scores = {curve.depth: curve.score for curve in published_curves(task=task)}
+    assert list(scores) == [4, 8, 16, 32, 64]
+    assert [scores[4], scores[64]] == pytest.approx([shallow, deep], rel=5e-3, abs=0.06)
+
+
+def test_every_curve_is_whole_and_of_a_task_of_ours() -> None:
+    curves = [
+        curve for figure in ("fig1", "fig7", "fig12") for curve in published_curves(figure=figure)
+    ]
+    assert len(curves) == 78
+    for curve in curves:
+        assert {curve.task, curve.eval_task} <= set(TASKS)
+        assert (np.diff(curve.env_steps_P) > 0).all()
+        assert (curve.share_P >= 0).all() and (curve.share_P <= 1).all()
+        assert len(curve.env_steps_P) == len(curve.share_P) == len(curve.standard_error_P) >= 60
+    # 100 epochs of 984,064 and the prefill: the end that their code reports.
+    assert curves[0].env_steps_P[-1] == 98_946_048
+    assert {(curve.figure, curve.seeds) for curve in curves} == {
+        ("fig1", 5),
+        ("fig7", 3),
+        ("fig12", 3),
+    }
+    assert published_curves(task="reacher") == []
+
+
+def test_a_wheel_holds_all_data(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    # Built elsewhere: what an earlier build left in build/ would be packed too.
+    settings = tmp_path / "build.cfg"
+    settings.write_text(f"[build]\nbuild_base = {tmp_path / 'build'}\n")
+    subprocess.run(
+        [*command, "--wheel-dir", str(tmp_path), str(ROOT)],
+        check=True,
+        timeout=120,
+        env={**os.environ, "DIST_EXTRA_CONFIG": str(settings)},
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = zipfile.ZipFile(wheel).namelist()
+    for path in (ROOT / "torch_crl/study/data").iterdir():
+        assert f"torch_crl/study/data/{path.name}" in packed

@@ -1,0 +1,488 @@
+"""The named studies on made-up curves whose answer is known, and two of them end to end."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torch_crl.agent.networks import ResidualTower
+from torch_crl.agent.sizes import TowerSizes
+from torch_crl.cli.main import main
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.record import Recipe
+from torch_crl.runs.curves import Curve
+from torch_crl.study.report import Table
+from torch_crl.study.studies import (
+    STUDIES,
+    actor_critic,
+    batch,
+    common,
+    cost,
+    limits,
+    transitions,
+    width,
+)
+from torch_crl.study.study import (
+    SCALES,
+    Answer,
+    Scale,
+    Study,
+    cost_of,
+    make_report,
+    run_study,
+    seeds_of,
+)
+from torch_crl.sweep import driver
+from torch_crl.sweep.driver import SweepResult
+from torch_crl.sweep.grid import Trial, check_trials, grid
+from torch_crl.sweep.worker import work
+from torch_crl.system.machine import machine
+from torch_crl.training import trainer
+from torch_crl.training.crl_run import NativeRun
+
+EVALUATIONS = 16
+
+
+def made_up(trials: Sequence[Trial], level_of: Callable[[Recipe], float]) -> list[Curve]:
+    """Flat curves; seeds differ by one percent of the episode."""
+    return [
+        curve_of(trial, np.full(EVALUATIONS, level_of(trial.recipe) + trial.recipe.system.seed))
+        for trial in trials
+    ]
+
+
+def curve_of(trial: Trial, values: np.ndarray) -> Curve:
+    """A curve with these percents of the episode at the goal."""
+    budget = trial.recipe.budget
+    share = np.arange(1, len(values) + 1) / len(values)
+    return Curve(
+        run_dir=Path(trial.name),
+        recipe=trial.recipe,
+        env_steps_E=budget.env_steps * share,
+        updates_E=budget.env_steps * share / budget.env_steps_per_update,
+        seconds_E=3600 * share,
+        metrics={
+            "time_at_goal": values / 100 * trial.recipe.task.episode_length,
+            "time_at_goal_share": values / 100,
+        },
+        finished=True,
+    )
+
+
+def tables(answer: Answer) -> list[Table]:
+    return [part for s in answer.sections for part in s.parts if isinstance(part, Table)]
+
+
+def seeded(trials: Sequence[Trial], seeds: int) -> list[Trial]:
+    """The trials of seed 0 with more seeds."""
+    return [
+        Trial(name=f"{trial.name}{seed}", recipe=with_changes(trial.recipe, system={"seed": seed}))
+        for trial in trials
+        if trial.recipe.system.seed == 0
+        for seed in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_trials_of_every_study_are_valid(name: str) -> None:
+    for scale in SCALES:
+        trials = STUDIES[name].trials(scale)
+        assert len({trial.name for trial in trials}) == len(trials)
+        check_trials(trials[:: max(1, len(trials) // 12)])
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "limits"])
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_seeds_are_enough_to_show_something_on_one_task(name: str, scale: Scale) -> None:
+    seeds = {trial.recipe.system.seed for trial in STUDIES[name].trials(scale)}
+    assert 2 / math.comb(2 * len(seeds), len(seeds)) < 0.05
+
+
+def test_depth_finds_the_jump_that_was_put_in() -> None:
+    levels = {4: 10.0, 8: 12.0, 16: 50.0}
+    trials = seeded(STUDIES["depth"].trials("smoke"), 5)
+    curves = made_up(trials, lambda recipe: levels[recipe.networks.critic_depth])
+    found = STUDIES["depth"].answer(curves, "smoke")
+    critical = found.data["critical_depth"]["reacher"]
+    assert critical.depth == 16 and critical.stability[16] == 1.0
+    assert critical.jump.rise == pytest.approx(0.38)
+    # 2 of C(10, 5) ways, for two steps.
+    assert critical.jump.p_value == pytest.approx(2 * 2 / math.comb(10, 5))
+    assert found.findings[0].startswith("reacher: the largest jump is at depth 16, +0.38 of the")
+    assert "it is more than luck (corrected p = 0.016" in found.findings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "better"), [("objective", "sac_her"), ("recipe", "pre_norm"), ("recipe", "relu")]
+)
+def test_variants_are_compared_with_the_base_at_equal_depth(name: str, better: str) -> None:
+    def level(recipe: Recipe) -> float:
+        networks, algorithm = recipe.networks, recipe.algorithm
+        ours = better in (networks.block, networks.activation, algorithm.algo)
+        return 2.0 * networks.critic_depth + (30.0 if ours else 0.0)
+
+    trials = seeded(STUDIES[name].trials("smoke"), 4)
+    found = STUDIES[name].answer(made_up(trials, level), "smoke")
+    rows = tables(found)[-1].rows
+    differences = {(row[0], row[1]): row[2] for row in rows}
+    assert differences.pop((better, 4)) == pytest.approx(0.3)
+    assert differences.pop((better, 8)) == pytest.approx(0.3)
+    assert differences and list(differences.values()) == pytest.approx([0.0] * len(differences))
+    gains = tables(found)[-2].rows
+    assert all(row[4] == pytest.approx(0.08) for row in gains)
+
+
+def test_a_heat_map_shows_each_cell_in_its_place() -> None:
+    axes = {"critic_depth": (4, 8), "actor_depth": (4, 16), "seed": range(2)}
+    trials = grid(["reacher"], axes=axes, settings=common.SETTINGS["smoke"])[:-2]
+    curves = made_up(trials, lambda recipe: recipe.networks.actor_depth + 50.0)
+    cells = common.grouped(curves, "networks.critic_depth", "networks.actor_depth")
+    picture = common.heat_map_picture({"reacher": cells}, rows="critic", columns="actor")  # type: ignore[dict-item]
+    axes_of_panel = picture.views["means"].axes[0]
+    shown = {text.get_position(): text.get_text() for text in axes_of_panel.texts}
+    # (column, row) to the mean of two seeds; the deepest pair was not run.
+    assert shown == {(0, 0): "0.545", (1, 0): "0.665", (0, 1): "0.545"}
+
+
+def test_tasks_of_different_episode_lengths_count_alike() -> None:
+    lengths = {"reacher": 100, "point_u_maze": 1000}
+    trials = [
+        Trial(
+            name=f"{task}_{loss}_{seed}",
+            recipe=with_changes(
+                preset(task),
+                task={"episode_length": length},
+                algorithm={"contrastive_loss": loss},
+                system={"seed": seed},
+            ),
+        )
+        for task, length in lengths.items()
+        for loss in ("forward_info_nce", "binary_nce")
+        for seed in range(4)
+    ]
+    # Binary NCE is at the goal for half of each episode, the other never.
+    curves = [
+        curve_of(
+            trial,
+            np.full(5, 50.0) * (trial.recipe.algorithm.contrastive_loss == "binary_nce"),
+        )
+        for trial in trials
+    ]
+    found = STUDIES["objective"].answer(curves, "smoke")
+    (row,) = tables(found)[-1].rows
+    assert row[2] == pytest.approx(0.5)
+    assert "+0.5 of the episode at the goal" in found.findings[0]
+
+
+def test_actor_and_critic_are_told_apart() -> None:
+    # Only the critic's depth pays.
+    trials = seeded(actor_critic.trials("smoke"), 4)
+    curves = made_up(trials, lambda recipe: 3.0 * recipe.networks.critic_depth)
+    found = actor_critic.answer(curves, "smoke")
+    assert found.findings[:3] == (
+        "reacher: deepening the actor: +0 of the episode at the goal, p = 1.",
+        "reacher: deepening the critic: +0.36 of the episode at the goal, p = 0.029.",
+        "reacher: deepening both: +0.36 of the episode at the goal, p = 0.029.",
+    )
+    assert "is critic 16, actor 4" in found.findings[3]
+
+
+def test_batch_splits_equal_updates_from_equal_samples() -> None:
+    trials = batch.trials("smoke")
+    # Score is the number of samples at depth 16, and a constant at depth 4.
+    curves = made_up(
+        trials,
+        lambda recipe: (
+            float(recipe.total_updates * recipe.algorithm.batch_size) / 1000
+            if recipe.networks.critic_depth == 16
+            else 7.0
+        ),
+    )
+    cells = batch.split(curves)
+    updates, samples = cells["equal updates"], cells["equal samples"]
+    assert set(updates) == set(samples) == {(4, 32), (4, 128), (16, 32), (16, 128)}
+    for key in updates:
+        ours, theirs = updates[key][0].recipe, samples[key][0].recipe
+        assert ours.total_updates == updates[4, 32][0].recipe.total_updates
+        seen = theirs.total_updates * theirs.algorithm.batch_size
+        first = samples[4, 32][0].recipe
+        assert seen == first.total_updates * first.algorithm.batch_size
+    assert [row[3] for row in batch.gains(samples)] == pytest.approx([0, 0])
+    at_4, at_16 = batch.gains(updates)
+    count = updates[16, 32][0].recipe.total_updates
+    assert at_4[3] == 0 and at_16[3] == pytest.approx(count * 96 / 1000 / 100)
+
+
+def test_batch_gives_every_task_the_settings_of_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(batch.TASKS, "smoke", ("reacher", "point_u_maze"))  # type: ignore[arg-type]
+    sizes: dict[str, set[int]] = {}
+    for trial in batch.trials("smoke"):
+        recipe = trial.recipe
+        sizes.setdefault(recipe.task.name, set()).add(recipe.algorithm.batch_size)
+    assert sizes == {"reacher": {32, 128}, "point_u_maze": {32, 128}}
+
+
+@pytest.mark.parametrize("task", ["reacher", "humanoid"])
+def test_wide_networks_have_the_parameters_of_deep_ones(task: str) -> None:
+    deep = preset(task, depth=64)
+    wide = preset(task, depth=4)
+    units = width.width_of_equal_parameters(wide, deep.update_cost.parameters)
+
+    def gap(units: int) -> int:
+        networks = {"width": units}
+        cost = with_changes(wide, networks=networks).update_cost
+        return abs(cost.parameters - deep.update_cost.parameters)
+
+    assert units > deep.networks.width
+    assert gap(units) <= min(gap(units - 1), gap(units + 1))
+    own = width.width_of_equal_parameters(wide, wide.update_cost.parameters)
+    assert own == wide.networks.width
+
+
+def test_width_compares_networks_of_equal_parameters() -> None:
+    trials = seeded(width.trials("smoke"), 4)
+    curves = made_up(trials, lambda recipe: float(recipe.networks.critic_depth))
+    (row,) = tables(width.answer(curves, "smoke"))[-1].rows
+    task, deep, deep_count, wide, wide_count, difference, p, _ = row
+    assert (task, deep) == ("reacher", "depth 16, width 32")
+    assert str(wide).startswith("depth 4, width 6")
+    assert wide_count == pytest.approx(deep_count, rel=0.02)
+    assert difference == pytest.approx(0.12) and p == pytest.approx(2 / 70)
+
+
+@pytest.mark.parametrize("unit", ["transitions", "updates"])
+def test_a_slow_start_is_counted_in_what_it_was_made_of(unit: str) -> None:
+    trials = transitions.trials("smoke")
+    noise = np.random.default_rng(0)
+    curves = []
+    for trial in trials:
+        curve = curve_of(trial, np.zeros(32))
+        # The onset is at 2,000 env steps, or at 50 updates.
+        steps = 2_000.0 if unit == "transitions" else 50 * trial.recipe.budget.env_steps_per_update
+        ramp = 60 * ((curve.env_steps_E - steps) / 500).clip(0, 1)
+        curves.append(curve_of(trial, ramp + noise.normal(scale=0.5, size=32)))
+    found = transitions.starts(curves)
+    assert [row.env_steps_per_update for row in found] == [16, 64]
+    for row in found:
+        steps = 2_000.0 if unit == "transitions" else 50 * row.env_steps_per_update
+        assert row.found.ramp.onset == pytest.approx(steps, abs=150)
+        assert row.found.slow_start_p < 0.05
+    (sentence,) = transitions.agreement(found)
+    assert sentence.endswith(f"it is nearer to a count of {unit}.")
+    findings = transitions.answer(curves, "smoke").findings
+    assert len(findings) == 3
+    # A smooth start would be found too, so nothing is called a threshold.
+    assert all("a slow start, with little learned before" in found for found in findings[:2])
+    assert not any("threshold" in found for found in findings)
+
+
+def test_the_cheapest_good_depth_may_differ_in_training_and_use() -> None:
+    points = [
+        cost.Point(depth=4, score=10.0, hours=1.0, latency_ms=0.1),
+        cost.Point(depth=8, score=96.0, hours=3.0, latency_ms=0.2),
+        cost.Point(depth=16, score=100.0, hours=2.0, latency_ms=0.4),
+    ]
+    assert cost.recommendations("ant", points) == [
+        "ant: the cheapest depth with 95% of the best mean score is 16 by training "
+        "(2 wall-clock hours) and 8 by latency (0.2 ms)."
+    ]
+    nothing = [cost.Point(depth=4, score=0.0, hours=1.0, latency_ms=0.1)]
+    assert cost.recommendations("ant", nothing) == ["ant: no depth ever stayed at the goal."]
+
+
+def test_one_seed_and_failures_stand_in_the_report() -> None:
+    trials = [trial for trial in STUDIES["depth"].trials("smoke") if not trial.recipe.system.seed]
+    curves = made_up(trials, lambda recipe: float(recipe.networks.critic_depth))
+    assert seeds_of(curves) == [1, 1, 1]
+    failed = {"reacher_x": "killed by SIGKILL"}
+    report = make_report(
+        "depth", STUDIES["depth"], "smoke", curves, failed=failed, command="torch-crl study depth"
+    )
+    assert "One seed: no interval can be given and nothing can be tested." in report.findings
+    assert "Left out, it failed: reacher_x: killed by SIGKILL" in report.findings
+    assert "one seed, so its stability is unknown" in report.findings[0]
+    assert report.facts["seeds of a setting"] == "1"
+    assert report.facts["a score is the mean of"] == (
+        "the last 5 of 16 evaluations: the last 31 % of the run"
+    )
+
+
+def test_at_small_and_full_a_score_is_of_the_last_tenth_at_most() -> None:
+    for scale in ("small", "full"):
+        for trial in STUDIES["depth"].trials(scale):
+            assert 5 / trial.recipe.budget.evaluations <= 0.1
+
+
+def test_petaflop_is_that_of_all_updates() -> None:
+    recipe = preset("reacher", depth=8)
+    assert recipe.petaflop == pytest.approx(recipe.update_cost.flop * recipe.total_updates / 1e15)
+    assert preset("reacher", algo="sac").petaflop is None
+
+
+def test_full_costs_what_the_published_runs_cost() -> None:
+    def hours(task: str, depth: int) -> float:
+        recipe = with_changes(preset(task, depth=depth), budget={"env_steps": 100_000_000})
+        return cost_of([Trial(name="run", recipe=recipe)]).published_hours
+
+    # Table 3 of arXiv 2503.14858v3.
+    published = {4: 1.48, 8: 2.13, 16: 3.40, 32: 5.92, 64: 10.99}
+    for depth, expected in published.items():
+        assert hours("humanoid", depth) == pytest.approx(expected, rel=0.03)
+    total = cost_of(STUDIES["depth"].trials("full"))
+    assert total.runs == 250 and total.published_runs == 250
+    assert "250 runs\n25,0" in str(total) and "PFLOP" in str(total)
+    assert "published" not in str(cost_of(STUDIES["depth"].trials("smoke")))
+
+
+def test_limits_measures_growth_and_gradients_at_tiny_size() -> None:
+    sizes = limits.Sizes(depths=(4, 32), width=8, batch=8, updates=2)
+    answer = limits.report(sizes)
+    (table,) = tables(answer)
+    rows = [limits.Limits(*row) for row in table.rows]  # type: ignore[arg-type]
+    assert [(row.branch, row.depth) for row in rows] == [
+        ("published", 4),
+        ("published", 32),
+        ("scaled", 4),
+        ("scaled", 32),
+    ]
+    # The sum grows with the blocks, and less where they are scaled.
+    assert rows[1].stream_mean > 2 * rows[0].stream_mean
+    assert rows[3].stream_mean < rows[1].stream_mean
+    assert rows[0].stream_mean == pytest.approx(rows[2].stream_mean)
+    assert all(row.updates == 2 and row.actor_gradient > 0 for row in rows)
+
+
+def test_the_critics_gradient_is_that_of_both_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    closed: list[NativeRun] = []
+    update, close = NativeRun.update, NativeRun.close
+
+    def spied(run: NativeRun) -> dict[str, torch.Tensor]:
+        metrics = update(run)
+        networks = run.learner.networks  # type: ignore[union-attr]
+        encoders = (networks.state_action_encoder, networks.goal_encoder)
+        squares = [
+            (p.grad.double() ** 2).sum()
+            for encoder in encoders
+            for p in encoder.parameters()
+            if p.grad is not None
+        ]
+        seen.append(math.sqrt(float(torch.stack(squares).sum())))
+        return metrics
+
+    monkeypatch.setattr(NativeRun, "update", spied)
+    monkeypatch.setattr(NativeRun, "close", lambda run: (closed.append(run), close(run))[1])
+    answer = limits.report(limits.Sizes(depths=(4,), width=8, batch=8, updates=1))
+    (table,) = tables(answer)
+    rows = [limits.Limits(*row) for row in table.rows]  # type: ignore[arg-type]
+    assert [row.critic_gradient for row in rows] == pytest.approx(seen, rel=1e-5)
+    # The run that fills the replay, and one for each branch.
+    assert len(closed) == len(rows) + 1 == 3
+
+
+def test_growth_by_layer_ends_with_what_the_head_gets() -> None:
+    sizes = TowerSizes(input_size=3, output_size=2, width=8, depth=12, branch_scale=0.5)
+    network = ResidualTower(sizes, generator=torch.Generator().manual_seed(0))
+    rows_BI = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    seen: list[torch.Tensor] = []
+    head = network.head
+    network.head = lambda x, **options: (seen.append(x), head(x, **options))[1]  # type: ignore[method-assign]
+    network(rows_BI)
+    sizes = limits.growth_by_layer(network, rows_BI)
+    assert len(sizes) == 3
+    assert sizes[-1] == pytest.approx(float(seen[0].detach().abs().mean()), rel=1e-6)
+
+
+def test_a_study_reads_its_finished_runs_and_writes_a_report(tmp_path: Path) -> None:
+    settings = {**common.SETTINGS["smoke"], "env_steps": 4_000, "evaluations": 5, "width": 8}
+    settings |= {"num_eval_envs": 4, "episode_length": 20, "env_steps_per_update": 200.0}
+    axes = {"depth": (4, 8), "seed": (0,)}
+    trials = grid(["reacher"], axes=axes, settings=settings)
+    for trial in trials:
+        trainer.train(trial.recipe, tmp_path / "runs" / trial.name, show=False)
+    tiny = Study(question="?", statistic="!", trials=lambda _: trials, answer=cost.answer)
+    path = run_study("cost", tiny, "smoke", tmp_path, command="torch-crl study", show=False)
+    assert path == tmp_path / "report.html"
+    document = json.loads((tmp_path / "report.json").read_text())
+    rows = document["tables"][0]["rows"]
+    assert [row[1] for row in rows] == [4, 8]
+    for row in rows:
+        assert 0 < row[3] < 1 and 0 < row[4] < 1000
+    assert any(text.startswith("One seed") for text in document["findings"])
+    assert document["tables"][0]["columns"][3] == "wall-clock of a run, hours"
+    assert f"on one device (--device cpu, {machine()['device']})" in path.read_text()
+    assert (tmp_path / "fronts_wall_clock.png").exists()
+
+
+def test_a_study_runs_at_its_smoke_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_trials(trials: list[Trial], folder: Path, **options: object) -> SweepResult:
+        # In this process, of which each worker's start would take longer than its training.
+        folder.mkdir(parents=True)
+        for trial in trials:
+            work(trial.recipe, folder / trial.name)
+        return SweepResult(finished=tuple(folder / trial.name for trial in trials), failed={})
+
+    monkeypatch.setattr(driver, "run_trials", run_trials)
+    out = tmp_path / "out"
+    assert main(["study", "transitions", "--scale", "smoke", "--out", str(out)]) == 0
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    document = json.loads((out / "report.json").read_text())
+    assert document["facts"]["runs"] == "4" and document["facts"]["seeds of a setting"] == "2"
+    assert [row[:3] for row in document["tables"][0]["rows"]] == [
+        ["reacher", 4, 16.0],
+        ["reacher", 4, 64.0],
+    ]
+    assert (out / "curves.png").exists()
+
+
+def test_a_dry_run_states_the_cost_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["study", "recipe", "--scale", "smoke", "--dry-run", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    runs = len(STUDIES["recipe"].trials("smoke"))
+    assert told.startswith("study recipe, scale smoke: Which parts of the published residual")
+    assert f"{runs} runs\n" in told and "PFLOP" in told
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "runs"), [([], "studies/depth_smoke/runs"), (["--out", "mine"], "mine/runs")]
+)
+def test_cost_takes_the_runs_of_depth(
+    flags: list[str], runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def run_trials(trials: list[Trial], folder: Path, **options: object) -> SweepResult:
+        asked.append(folder)
+        return SweepResult(finished=(), failed={"all": "not now"})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "run_trials", run_trials)
+    assert main(["study", "cost", *flags]) == 1
+    assert main(["study", "depth", *flags]) == 1
+    assert asked == [Path(runs), Path(runs)]
+    assert STUDIES["cost"].trials("full") == STUDIES["depth"].trials("full")
+
+
+def test_the_command_lists_refuses_and_states_the_cost(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["study"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in STUDIES)
+    assert main(["study", "dept"]) == 1
+    assert "no study 'dept'; there are depth, objective" in capsys.readouterr().err
+    assert main(["study", "depth", "--scale", "full", "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr()
+    assert "250 runs" in told.out and "hours for the published system" in told.out
+    assert "--yes" in told.err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,80 @@
+"""How long a run would take: what is measured, what follows by arithmetic, and what is told."""
+
+import pytest
+
+from tests.recipe.test_recipe import tiny
+from torch_crl.recipe.presets import with_changes
+from torch_crl.recipe.record import Recipe
+from torch_crl.training import calibration
+from torch_crl.training.calibration import Estimate, Pace, estimate, summary
+
+
+def test_a_run_takes_its_steps_updates_and_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "measure", lambda recipe: Pace(env_step=0.5, update=2.0))
+    recipe = tiny()
+    (found,) = estimate([recipe])
+    evaluated = recipe.budget.evaluations * recipe.task.num_eval_envs * recipe.task.episode_length
+    steps = recipe.total_env_steps + evaluated
+    assert found.seconds == 0.5 * steps + 2.0 * recipe.total_updates
+    overlapped = with_changes(recipe, system={"overlap": "on"})
+    (less,) = estimate([overlapped])
+    shorter = min(0.5 * recipe.total_env_steps, 2.0 * recipe.total_updates)
+    assert less.seconds == found.seconds - shorter
+
+
+def test_kinds_are_measured_once_and_the_others_follow_by_their_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[Recipe] = []
+
+    def measure(recipe: Recipe) -> Pace:
+        measured.append(recipe)
+        return Pace(env_step=0.0, update=1.0)
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    monkeypatch.setattr(calibration, "_MOST_MEASURED", 2)
+    deep = [
+        tiny(networks={"actor_depth": 8, "critic_depth": 8}, system={"seed": k}) for k in (0, 1)
+    ]
+    recipes = [tiny(), tiny(system={"seed": 3}), *deep, tiny("ant")]
+    found = estimate(recipes)
+    # One of each task first, and seeds are no kinds.
+    assert [recipe.task.name for recipe in measured] == ["reacher", "ant"]
+    ratio = deep[0].update_cost.flop / recipes[0].update_cost.flop
+    paces = [one.pace.update for one in found if one.pace]
+    assert paces == pytest.approx([1.0, 1.0, ratio, ratio, 1.0])
+    assert [one.how for one in found[1:3]] == ["measured just now", "scaled from a similar run"]
+
+
+@pytest.mark.parametrize("algo", ["crl", "gcbc", "ppo", "sac_her"])
+def test_every_kind_of_algorithm_can_be_measured(
+    algo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "_SECONDS_OF_EACH", 0.0)
+    depth = 4 if algo in ("crl", "gcbc") else 0
+    recipe = tiny(
+        algorithm={"algo": algo, "batch_size": 4},
+        networks={"actor_depth": depth, "critic_depth": depth},
+        budget={"env_steps_per_update": 2.0} if algo == "ppo" else {},
+    )
+    pace = calibration.measure(recipe)
+    assert pace.env_step > 0 and pace.update > 0
+
+
+def test_what_cannot_be_measured_is_told_and_many_hours_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measure(recipe: Recipe) -> Pace:
+        raise RuntimeError("no such task")
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    (unknown,) = estimate([tiny()])
+    assert (unknown.shown, unknown.pace) == ("not known", None)
+    (line,) = summary([unknown])
+    assert line.startswith("time: not known of 1 run: ") and "RuntimeError: no such task" in line
+    assert unknown.rest(0.5) == unknown
+    long = Estimate(seconds=90_000.0, pace=Pace(env_step=1.0, update=1.0), how="measured just now")
+    assert summary([long]) == [
+        "time: 25 h on this machine, one run after the other (1 measured just now)",
+        "warning: about 25 hours on this machine",
+    ]

@@ -1,0 +1,56 @@
+"""Goal-conditioned behaviour cloning: the actor repeats what once led to a goal, and nothing else.
+
+The simplest control of contrastive RL: same envs, replay, hindsight goals and actor; no critic.
+B batch, S state, G goal, A action.
+"""
+
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+
+from torch_crl.agent.learner import Learner
+from torch_crl.agent.losses import cloning_loss
+from torch_crl.agent.networks import ResidualTower, action_distribution
+from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
+
+
+class BehaviourCloning(Learner):
+    """An actor and its optimiser, changed in place by `update` (online, as in arXiv 1912.06088)."""
+
+    def __init__(self, actor: ResidualTower, *, learning_rate: float) -> None:
+        """`actor` maps concat(state, goal) [B, S + G] to concat(mean, raw log-std) [B, 2 A]."""
+        self.actor = actor
+        self.device = actor.weight.device
+        self.optimizer = adam({learning_rate: list(actor.parameters())}, self.device)
+
+    @property
+    def generators(self) -> list[Generator]:
+        """`update` draws nothing."""
+        return []
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Make the batch's actions likelier for its goals; returns 0-D metrics on the device."""
+        output_B2A = self.actor(torch.cat([batch["state"], batch["goal"]], dim=-1))
+        mean_BA, log_std_BA = action_distribution(output_B2A)
+        loss, aux = cloning_loss(mean_BA, log_std_BA, batch["action"])
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        return {"actor_loss": loss.detach()} | aux
+
+    @property
+    def trained(self) -> dict[str, list[Tensor]]:
+        """The parameters of the actor."""
+        return {"actor": list(self.actor.parameters())}
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name, such as `actor.weight`."""
+        return {f"actor.{name}": parameter for name, parameter in self.actor.named_parameters()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters, Adam moments and step counts."""
+        return optimizer_state(self.named_parameters(), self.optimizer)
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned, before or after any number of updates."""
+        load_optimizer_state(self.named_parameters(), self.optimizer, tensors)

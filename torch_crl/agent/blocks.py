@@ -1,0 +1,273 @@
+"""The residual blocks of a tower: the published one, and others that show what it owes to what.
+
+Every block has the same stacked parameters, so depth and parameter count mean the
+same; the table says what each is used for, and none is without a gradient. The published one runs
+on fused kernels where `Compute` says so, the others in plain torch.
+
+| block          | first layer     | a block of four layers              | before the head |
+|----------------|-----------------|-------------------------------------|-----------------|
+| published      | act LN W x      | h + (act LN W)^4 h                  |                 |
+| no_skip        | act LN W x      | (act LN W)^4 h                      |                 |
+| no_norm        | act A W x       | h + (act A W)^4 h                   |                 |
+| pre_norm       | W x             | h + W LN (act W LN)^3 h             | LN              |
+| hyperspherical | N act A W' N(x) | N(h + alpha ((N act A W')^4 h - h)) | times sqrt(D)   |
+
+W has a bias; A multiplies by `ln_weight` and adds `ln_bias`, which is LN without its statistics; N
+divides by the Euclidean norm.
+
+pre_norm (SimBa, arXiv 2410.09754): nothing but linear layers writes to the carried sum. SimBa's
+branch has one LN and two layers; ours has four layers, each with its LN before it. Its first layer
+has no LN, so that layer's LN parameters serve the LN before the head. SimBa's
+running normalisation of the observations is left out, so that the blocks alone differ.
+
+hyperspherical (SimBaV2, arXiv 2502.15280): W' has rows of norm 1, divided where they are used, so
+that the optimiser needs no projection (its steps turn a row less the longer the row has grown).
+What W' gives is multiplied by the root of its inputs, so that `ln_weight` 1 means entries of about
+1. The first layer's bias is the weight of a constant 3 beside the input; its A is as above. In
+the inner layers A is `ln_weight` and `bias`, and the `ln_bias` of a block's layers decide
+alpha = (1 + sqrt(D) mean(ln_bias)) / (blocks + 1), for each unit.
+
+B batch, D width, I inputs, L layers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from torch_crl.agent.compute import Compute
+from torch_crl.agent.sizes import TowerSizes
+from torch_crl.kernels.dense import dense
+from torch_crl.kernels.norm_act import ACTIVATIONS, EPSILON, norm_act
+from torch_crl.kernels.tower import BLOCK, Stack, default_gradient_scale, tower
+
+# SimBaV2's: keeps the length of the input visible after it is divided by its norm.
+CONSTANT_INPUT = 3.0
+
+
+class Layer(NamedTuple):
+    """The parameters of one layer; of the first one, the weight is [D, I]."""
+
+    weight_DD: Tensor
+    bias_D: Tensor
+    ln_weight_D: Tensor
+    ln_bias_D: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How the layers of a block in plain torch compute."""
+
+    sizes: TowerSizes
+    precision: str
+    gradient_scale: float
+
+    def act(self, x: Tensor) -> Tensor:
+        """The activation."""
+        return ACTIVATIONS[self.sizes.activation](x)
+
+    def product(self, x_BD: Tensor, weight_DD: Tensor, bias_D: Tensor) -> Tensor:
+        """x W^T + b in the chosen precision."""
+        return dense(
+            x_BD, weight_DD, bias_D, precision=self.precision, gradient_scale=self.gradient_scale
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The parts of a tower that the choice of its block decides."""
+
+    embed: Callable[[Tensor, Layer, TowerSizes, Compute], Tensor]
+    """[B, I] through the first layer, to [B, D]."""
+    inner: Callable[
+        [Sequence[Tensor], Sequence[Stack], Tensor | None, TowerSizes, Compute], list[Tensor]
+    ]
+    """Rows [B, D] of one or two towers of these sizes through all inner layers, and further rows
+    through those of the first as if its parameters were constants."""
+    finish: Callable[[Tensor, Layer], Tensor]
+    """[B, D] and the first layer to what the head reads."""
+    has_sum: bool
+    """Whether `branch_scale` multiplies anything."""
+    has_kernels: bool = False
+    """Whether there are implementations beside plain torch."""
+
+
+def _in_plain_torch(
+    block: Callable[[Tensor, Sequence[Layer], Arithmetic], Tensor],
+    rows: Sequence[Tensor],
+    stacks: Sequence[Stack],
+    frozen: Tensor | None,
+    sizes: TowerSizes,
+    compute: Compute,
+) -> list[Tensor]:
+    """`Block.inner` of a block that is given as a function of its rows and its four layers."""
+    arithmetic = Arithmetic(
+        sizes=sizes,
+        precision=compute.precision,
+        gradient_scale=default_gradient_scale(rows),
+    )
+    recompute = compute.recompute
+
+    def walk(x_BD: Tensor, chunk: Stack) -> Tensor:
+        # unbind and not weight[i]: the backward of indexing makes a full-size zero tensor a layer.
+        unbound = zip(*(parameter.unbind(0) for parameter in chunk), strict=True)
+        layers = [Layer(*each) for each in unbound]
+        for start in range(0, len(layers), BLOCK):
+            x_BD = block(x_BD, layers[start : start + BLOCK], arithmetic)
+        return x_BD
+
+    def through(x_BD: Tensor, stack: Stack) -> Tensor:
+        if not recompute:
+            return walk(x_BD, stack)
+        for chunk in zip(*(parameter.split(recompute) for parameter in stack), strict=True):
+            x_BD = checkpoint(
+                walk, x_BD, Stack(*chunk), use_reentrant=False, preserve_rng_state=False
+            )
+        return x_BD
+
+    groups = [*zip(rows, stacks, strict=True)]
+    if frozen is not None:
+        groups.append((frozen, stacks[0].detached()))
+    return [through(x_BD, stack) for x_BD, stack in groups]
+
+
+def _published(
+    rows: Sequence[Tensor],
+    stacks: Sequence[Stack],
+    frozen: Tensor | None,
+    sizes: TowerSizes,
+    compute: Compute,
+) -> list[Tensor]:
+    return tower(
+        rows,
+        stacks,
+        frozen=frozen,
+        activation=sizes.activation,
+        branch_scale=sizes.branch_scale,
+        precision=compute.precision,
+        implementation=compute.tower,
+        recompute=compute.recompute,
+    )
+
+
+def _layer_norm(x_BD: Tensor, layer: Layer) -> Tensor:
+    gain_D, shift_D = layer.ln_weight_D, layer.ln_bias_D
+    return functional.layer_norm(x_BD, gain_D.shape, gain_D, shift_D, EPSILON)
+
+
+def _affine(x_BD: Tensor, layer: Layer) -> Tensor:
+    return x_BD * layer.ln_weight_D + layer.ln_bias_D
+
+
+def _embed_norm(x_BI: Tensor, first: Layer, sizes: TowerSizes, compute: Compute) -> Tensor:
+    return norm_act(
+        functional.linear(x_BI, first.weight_DD, first.bias_D),
+        first.ln_weight_D,
+        first.ln_bias_D,
+        activation=sizes.activation,
+        implementation=compute.other_kernels,
+    )
+
+
+def _embed_affine(x_BI: Tensor, first: Layer, sizes: TowerSizes, _: Compute) -> Tensor:
+    x_BD = functional.linear(x_BI, first.weight_DD, first.bias_D)
+    return ACTIVATIONS[sizes.activation](_affine(x_BD, first))
+
+
+def _embed_linear(x_BI: Tensor, first: Layer, _: TowerSizes, __: Compute) -> Tensor:
+    return functional.linear(x_BI, first.weight_DD, first.bias_D)
+
+
+def _embed_on_sphere(x_BI: Tensor, first: Layer, sizes: TowerSizes, _: Compute) -> Tensor:
+    x_BJ = functional.normalize(functional.pad(x_BI, (0, 1), value=CONSTANT_INPUT), dim=-1)
+    weight_DJ = torch.cat([first.weight_DD, first.bias_D[:, None]], dim=-1)
+    unit_DJ = functional.normalize(weight_DJ, dim=-1) * math.sqrt(weight_DJ.shape[-1])
+    x_BD = _affine(functional.linear(x_BJ, unit_DJ), first)
+    return functional.normalize(ACTIVATIONS[sizes.activation](x_BD), dim=-1)
+
+
+def _without_skip(x_BD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic) -> Tensor:
+    for layer in layers:
+        x_BD = arithmetic.product(x_BD, layer.weight_DD, layer.bias_D)
+        x_BD = arithmetic.act(_layer_norm(x_BD, layer))
+    return x_BD
+
+
+def _without_norm(x_BD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic) -> Tensor:
+    inner_BD = x_BD
+    for layer in layers:
+        inner_BD = arithmetic.product(inner_BD, layer.weight_DD, layer.bias_D)
+        inner_BD = arithmetic.act(_affine(inner_BD, layer))
+    return torch.add(x_BD, inner_BD, alpha=arithmetic.sizes.branch_scale)
+
+
+def _pre_norm(x_BD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic) -> Tensor:
+    inner_BD = x_BD
+    for index, layer in enumerate(layers):
+        inner_BD = arithmetic.act(inner_BD) if index else inner_BD
+        inner_BD = _layer_norm(inner_BD, layer)
+        inner_BD = arithmetic.product(inner_BD, layer.weight_DD, layer.bias_D)
+    return torch.add(x_BD, inner_BD, alpha=arithmetic.sizes.branch_scale)
+
+
+def _on_sphere(x_BD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic) -> Tensor:
+    root = math.sqrt(x_BD.shape[-1])
+    inner_BD = x_BD
+    for layer in layers:
+        unit_DD = functional.normalize(layer.weight_DD, dim=-1)
+        gain_D = root * layer.ln_weight_D
+        inner_BD = arithmetic.product(inner_BD, unit_DD, torch.zeros_like(layer.bias_D))
+        inner_BD = arithmetic.act(inner_BD * gain_D + layer.bias_D)
+        inner_BD = functional.normalize(inner_BD, dim=-1)
+    moved_D = torch.stack([layer.ln_bias_D for layer in layers]).mean(0)
+    alpha_D = (1 + root * moved_D) / (arithmetic.sizes.depth // BLOCK + 1)
+    return functional.normalize(x_BD + alpha_D * (inner_BD - x_BD), dim=-1)
+
+
+def _finish_nothing(x_BD: Tensor, _: Layer) -> Tensor:
+    return x_BD
+
+
+def _finish_on_sphere(x_BD: Tensor, _: Layer) -> Tensor:
+    return x_BD * math.sqrt(x_BD.shape[-1])
+
+
+BLOCKS: dict[str, Block] = {
+    "published": Block(
+        embed=_embed_norm,
+        inner=_published,
+        finish=_finish_nothing,
+        has_sum=True,
+        has_kernels=True,
+    ),
+    "no_skip": Block(
+        embed=_embed_norm,
+        inner=partial(_in_plain_torch, _without_skip),
+        finish=_finish_nothing,
+        has_sum=False,
+    ),
+    "no_norm": Block(
+        embed=_embed_affine,
+        inner=partial(_in_plain_torch, _without_norm),
+        finish=_finish_nothing,
+        has_sum=True,
+    ),
+    "hyperspherical": Block(
+        embed=_embed_on_sphere,
+        inner=partial(_in_plain_torch, _on_sphere),
+        finish=_finish_on_sphere,
+        has_sum=False,
+    ),
+    "pre_norm": Block(
+        embed=_embed_linear,
+        inner=partial(_in_plain_torch, _pre_norm),
+        finish=_layer_norm,
+        has_sum=True,
+    ),
+}

@@ -1,0 +1,121 @@
+"""Losses of contrastive RL, and of behaviour cloning: pure functions of tensors.
+
+f(s, a, g) = energy(phi(s, a), psi(g)) is high where g lies in the future of (s, a). E_ij is f of
+the i-th (state, action) and the j-th goal; the diagonal holds true pairs. The critic's losses see
+E through its PairScores only, so that the matrix need not exist.
+
+B batch. Sources: arXiv 2503.14858 (InfoNCE, actor), arXiv 2408.11052 (energies).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_crl.kernels.infonce import ENERGIES as ENERGIES
+from torch_crl.kernels.infonce import PairScores
+
+Aux = dict[str, Tensor]
+
+
+def forward_info_nce(scores: PairScores) -> Tensor:
+    """Classify the goal of each (state, action): -mean_i [E_ii - logsumexp_j E_ij]."""
+    return (scores.row_logsumexp_B - scores.diagonal_B).mean()
+
+
+def backward_info_nce(scores: PairScores) -> Tensor:
+    """Classify the (state, action) of each goal: -mean_j [E_jj - logsumexp_i E_ij]."""
+    assert scores.column_logsumexp_B is not None
+    return (scores.column_logsumexp_B - scores.diagonal_B).mean()
+
+
+def symmetric_info_nce(scores: PairScores) -> Tensor:
+    """The sum of both directions."""
+    return forward_info_nce(scores) + backward_info_nce(scores)
+
+
+def binary_nce(scores: PairScores) -> Tensor:
+    """Mean over all pairs of the sigmoid cross-entropy: label 1 on the diagonal, 0 off it.
+
+    Cross-entropy is softplus(E) - label * E, so only the diagonal is subtracted.
+    """
+    assert scores.row_softplus_B is not None
+    return (scores.row_softplus_B - scores.diagonal_B).mean() / len(scores.diagonal_B)
+
+
+class ContrastiveLoss(NamedTuple):
+    """A loss, and which of the optional scores it reads."""
+
+    loss: Callable[[PairScores], Tensor]
+    columns: bool = False
+    softplus: bool = False
+
+
+CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
+    "forward_info_nce": ContrastiveLoss(forward_info_nce),
+    "backward_info_nce": ContrastiveLoss(backward_info_nce, columns=True),
+    "symmetric_info_nce": ContrastiveLoss(symmetric_info_nce, columns=True),
+    "binary_nce": ContrastiveLoss(binary_nce, softplus=True),
+}
+
+
+def critic_loss(
+    scores: PairScores, *, contrastive_loss: str, logsumexp_penalty: float
+) -> tuple[Tensor, Aux]:
+    """Contrastive loss plus penalty * mean_i (logsumexp_j E_ij)^2, and what the energies tell.
+
+    The penalty runs over rows for every loss; it keeps the energies from drifting, which InfoNCE
+    alone leaves free (a constant added to a row changes nothing). A row counts as classified
+    when its own goal's energy is above every other's; a tie is not.
+    """
+    contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores)
+    loss = contrastive + logsumexp_penalty * scores.row_logsumexp_B.square().mean()
+    with torch.no_grad():
+        right_B = (scores.diagonal_B > scores.row_rival_B).float()
+        rows = (scores.row_logsumexp_B, scores.diagonal_B, scores.row_sum_B, right_B)
+        # One mean of all: in a CUDA graph each small op costs as much as a large one.
+        logsumexp, positive, row_sum, accuracy = torch.stack(rows).mean(1)
+        aux = {
+            "contrastive_loss": contrastive.detach(),
+            "logsumexp": logsumexp,
+            "categorical_accuracy": accuracy,
+            "logits_positive": positive,
+            "logits_negative": (row_sum - positive) / max(len(right_B) - 1, 1),
+        }
+    return loss, aux
+
+
+def actor_loss(energy_B: Tensor, log_prob_B: Tensor, log_alpha: Tensor) -> tuple[Tensor, Aux]:
+    """Mean [alpha * log pi(a|s,g) - f(s, a, g)] for reparameterised actions a.
+
+    The gradient flows through both arguments, and not into the temperature.
+    """
+    loss = (log_alpha.detach().exp() * log_prob_B - energy_B).mean()
+    return loss, {"entropy": -log_prob_B.detach().mean()}
+
+
+def temperature_loss(
+    log_prob_B: Tensor, log_alpha: Tensor, *, target_entropy: float
+) -> tuple[Tensor, Aux]:
+    """Alpha * mean (entropy - target): alpha grows while the policy's entropy is below target.
+
+    The gradient flows into log_alpha only.
+    """
+    alpha = log_alpha.exp()
+    loss = alpha * (-log_prob_B.detach() - target_entropy).mean()
+    return loss, {"alpha": alpha.detach()}
+
+
+def cloning_loss(mean_BA: Tensor, log_std_BA: Tensor, action_BA: Tensor) -> tuple[Tensor, Aux]:
+    """Minus the mean log-density of the actions under tanh of a Gaussian (arXiv 1912.06088).
+
+    What does not depend on the Gaussian, the tanh's own density, is left out. Actions are taken
+    to be at most 1 - 1e-6 in size, which the inverse of tanh maps to 7.25.
+    """
+    before_BA = torch.atanh(action_BA.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
+    noise_BA = (before_BA - mean_BA) * (-log_std_BA).exp()
+    log_prob_B = (-0.5 * noise_BA.square() - log_std_BA - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+    error = (torch.tanh(mean_BA) - action_BA).detach().abs().mean()
+    return -log_prob_B.mean(), {"action_error": error}

@@ -1,0 +1,175 @@
+"""Residual towers of any depth, and the three networks made of them (arXiv 2503.14858, section 3).
+
+B batch, L depth, D width, S state, G goal, A action, R representation.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from torch_crl.agent.blocks import BLOCKS, Layer
+from torch_crl.agent.compute import PLAIN, Compute
+from torch_crl.agent.sizes import MlpSizes, NetworkSizes, TowerSizes
+from torch_crl.kernels.squashed_gaussian import action_distribution as action_distribution
+from torch_crl.kernels.squashed_gaussian import squashed_sample as squashed_sample
+from torch_crl.kernels.tower import BLOCK, Stack
+
+
+class ResidualTower(nn.Module):
+    """Dense - LayerNorm - activation, then blocks of four of these with a skip, then Dense.
+
+    The skip is added after a block's last activation, which `branch_scale` multiplies, and the sum
+    is not normalised again. `torch_crl.agent.blocks` has other blocks. The parameters of all L
+    inner layers are stacked: `weight` [L, D, D], `bias`, `ln_weight` and `ln_bias` [L, D], so that
+    an optimiser or a kernel sees one tensor for all of them.
+    """
+
+    def __init__(
+        self, sizes: TowerSizes, *, generator: Generator | None, compute: Compute = PLAIN
+    ) -> None:
+        """Initialise as below; raises ValueError for a depth that is no multiple of four.
+
+        | parameter   | initial value                                        |
+        |-------------|------------------------------------------------------|
+        | dense       | uniform on +-sqrt(1 / fan_in), heads included        |
+        | bias        | 0                                                    |
+        | LayerNorm   | weight 1, bias 0                                     |
+        """
+        super().__init__()
+        depth, width = sizes.depth, sizes.width
+        if depth <= 0 or depth % BLOCK:
+            raise ValueError(f"depth must be a positive multiple of {BLOCK}, got {depth}")
+        self.sizes = sizes
+        self.compute = compute
+        self._block = BLOCKS[sizes.block]
+
+        def dense(*shape: int) -> nn.Parameter:
+            bound = math.sqrt(1.0 / shape[-1])
+            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+
+        self.input_weight = dense(width, sizes.input_size)
+        self.input_bias = nn.Parameter(torch.zeros(width))
+        self.input_ln_weight = nn.Parameter(torch.ones(width))
+        self.input_ln_bias = nn.Parameter(torch.zeros(width))
+        self.weight = dense(depth, width, width)
+        self.bias = nn.Parameter(torch.zeros(depth, width))
+        self.ln_weight = nn.Parameter(torch.ones(depth, width))
+        self.ln_bias = nn.Parameter(torch.zeros(depth, width))
+        self.output_weight = dense(sizes.output_size, width)
+        self.output_bias = nn.Parameter(torch.zeros(sizes.output_size))
+
+    @property
+    def stack(self) -> Stack:
+        """The parameters of the inner layers."""
+        return Stack(self.weight, self.bias, self.ln_weight, self.ln_bias)
+
+    def _first_layer(self, *, frozen: bool) -> Layer:
+        read = _constant if frozen else _itself
+        first = (self.input_weight, self.input_bias, self.input_ln_weight, self.input_ln_bias)
+        return Layer(*map(read, first))
+
+    def embed(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """The first layer, [B, input] to [B, D]. `frozen`: no gradient for its parameters."""
+        first = self._first_layer(frozen=frozen)
+        return self._block.embed(x, first, self.sizes, self.compute)
+
+    def head(self, x_BD: Tensor, *, frozen: bool = False) -> Tensor:
+        """The last layer, [B, D] to [B, output]. `frozen`: no gradient for its parameters."""
+        x_BD = self._block.finish(x_BD, self._first_layer(frozen=frozen))
+        read = _constant if frozen else _itself
+        return functional.linear(x_BD, read(self.output_weight), read(self.output_bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., input] to [..., output]."""
+        rows = x.reshape(-1, x.shape[-1])
+        (inner,) = run_stacks([self.embed(rows)], [self])
+        return self.head(inner).view(*x.shape[:-1], -1)
+
+
+def _constant(parameter: Tensor) -> Tensor:
+    return parameter.detach()
+
+
+def _itself(parameter: Tensor) -> Tensor:
+    return parameter
+
+
+def run_stacks(
+    rows: Sequence[Tensor], towers: Sequence[ResidualTower], *, frozen: Tensor | None = None
+) -> list[Tensor]:
+    """Rows through the inner layers of towers of equal sizes; see `torch_crl.kernels.tower`."""
+    sizes, compute = towers[0].sizes, towers[0].compute
+    stacks = [each.stack for each in towers]
+    return BLOCKS[sizes.block].inner(rows, stacks, frozen, sizes, compute)
+
+
+_MLP_ACTIVATIONS: dict[Literal["relu", "tanh"], type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+}
+
+
+def mlp(sizes: MlpSizes) -> nn.Sequential:
+    """Dense layers with an activation between them."""
+    modules: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes.layers):
+        modules += [nn.Linear(inputs, outputs), _MLP_ACTIVATIONS[sizes.activation]()]
+    return nn.Sequential(*modules[:-1])
+
+
+def mlp_sizes(network: nn.Sequential) -> MlpSizes:
+    """What builds a network of the same function by `mlp`."""
+    dense = [module for module in network if isinstance(module, nn.Linear)]
+    (activation,) = (name for name, kind in _MLP_ACTIVATIONS.items() if type(network[1]) is kind)
+    layers = [dense[0].in_features, *(layer.out_features for layer in dense)]
+    return MlpSizes(layers=layers, activation=activation)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The actor and the two encoders of the critic. No weights are shared."""
+
+    actor: ResidualTower
+    """concat(state, goal) [B, S + G] to concat(mean, raw log-std) [B, 2 A]."""
+    state_action_encoder: ResidualTower
+    """concat(state, action) [B, S + A] to [B, R]."""
+    goal_encoder: ResidualTower
+    """goal [B, G] to [B, R]."""
+
+    def encode(
+        self, state_action: Tensor, goal: Tensor, policy_state_action: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """phi(s, a), psi(g) and phi(s, pi(s)), each [B, R], in one pass.
+
+        The last is for the actor: its gradient reaches the actions and no parameter.
+        """
+        phi, psi = self.state_action_encoder, self.goal_encoder
+        rows = [phi.embed(state_action), psi.embed(goal)]
+        frozen = phi.embed(policy_state_action, frozen=True)
+        encoded = run_stacks(rows, [phi, psi], frozen=frozen)
+        return phi.head(encoded[0]), psi.head(encoded[1]), phi.head(encoded[2], frozen=True)
+
+    def named(self) -> dict[str, ResidualTower]:
+        """Name to network, in the order actor, state-action encoder, goal encoder."""
+        return dict(vars(self))
+
+    def to(self, device: torch.device | str) -> "Networks":
+        """Move all three; returns self."""
+        for network in self.named().values():
+            network.to(device)
+        return self
+
+
+def build_networks(
+    sizes: NetworkSizes, *, generator: Generator, compute: Compute = PLAIN
+) -> Networks:
+    """Freshly initialised networks on the CPU; equal generators give equal weights anywhere."""
+    return Networks(
+        *(ResidualTower(tower, generator=generator, compute=compute) for tower in sizes)
+    )

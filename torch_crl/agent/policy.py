@@ -1,0 +1,114 @@
+"""A trained actor as a plain function of state and goal."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_crl.agent.networks import action_distribution
+from torch_crl.errors import NotFiniteError
+from torch_crl.system.torch_defaults import torch_defaults
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+
+
+def _squashed_gaussian(output: Tensor) -> Tensor:
+    return torch.tanh(action_distribution(output)[0])
+
+
+def _clip(output: Tensor) -> Tensor:
+    return output.clamp(-1.0, 1.0)
+
+
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {
+    "squashed_gaussian": _squashed_gaussian,
+    "tanh": torch.tanh,
+    "clip": _clip,
+}
+"""What makes the deterministic action of an actor's output: tanh of its first half, concat(mean,
+raw log-std); tanh of all of it; all of it, cut off at -1 and 1."""
+
+
+class Policy:
+    """The deterministic policy: what evaluation and robots run."""
+
+    def __init__(
+        self,
+        actor: nn.Module,
+        *,
+        state_size: int,
+        goal_size: int,
+        head: str = "squashed_gaussian",
+    ) -> None:
+        """`actor` maps concat(state, goal) to what the head takes: a ResidualTower or an `mlp`."""
+        self.actor = actor
+        self.head = head
+        self.state_size, self.goal_size = state_size, goal_size
+
+    @property
+    def action_size(self) -> int:
+        """Entries of an action."""
+        *_, bias = self.actor.state_dict().values()
+        return len(bias) // 2 if self.head == "squashed_gaussian" else len(bias)
+
+    @torch_defaults()
+    @torch.no_grad()
+    def __call__(self, state: Array, goal: Array) -> Array:
+        """Action in [-1, 1] for one state [S] and goal [G], or for batches [N, S] and [N, G].
+
+        One goal goes with many states, and one state with many goals. Torch tensors give a tensor
+        on the same device; NumPy arrays of any kind of number, and lists, an array; both float32.
+        Raises ValueError for other sizes, and for NaN or infinity, where they are on the CPU: a
+        look at another device would wait for it, and NaN gives a NaN action there.
+        """
+        device = next(self.actor.parameters()).device
+        state_tensor, goal_tensor = map(_as_tensor, (state, goal))
+        leading = self._leading(state_tensor, goal_tensor)
+        for name, part in (("state", state_tensor), ("goal", goal_tensor)):
+            _require_finite(name, part)
+        parts = [part.to(device).expand(*leading, -1) for part in (state_tensor, goal_tensor)]
+        inputs = torch.cat(parts, dim=-1)
+        # The actor takes at least one row.
+        output = self.actor(inputs if inputs.numel() else inputs.new_zeros(1, inputs.shape[-1]))
+        action = HEADS[self.head](output)
+        if not inputs.numel():
+            action = action[:0].reshape(*leading, action.shape[-1])
+        if isinstance(state, Tensor):
+            return action.to(state.device)
+        return action.cpu().numpy()
+
+    def _leading(self, state: Tensor, goal: Tensor) -> torch.Size:
+        """The leading axes of the action. Raises ValueError for sizes that do not fit."""
+        shapes = f"got shapes {list(state.shape)} and {list(goal.shape)}"
+        if (state.shape[-1:], goal.shape[-1:]) != ((self.state_size,), (self.goal_size,)):
+            raise ValueError(
+                f"this policy takes states of {self.state_size} and goals of {self.goal_size} "
+                f"numbers, along the last axis; {shapes}"
+            )
+        try:
+            leading: torch.Size = torch.broadcast_shapes(state.shape[:-1], goal.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"there must be as many states as goals, or one of either; {shapes}"
+            ) from None
+        return leading
+
+
+def _as_tensor(part: Any) -> Tensor:
+    if isinstance(part, Tensor):
+        return part.float()
+    # A copy where the array runs backwards or has another byte order, which torch does not take.
+    return torch.from_numpy(np.array(part, dtype=np.float32))
+
+
+def _require_finite(name: str, part: Tensor) -> None:
+    # A sum of finite numbers is finite, and costs less than a look at each of them.
+    if not part.is_cpu or math.isfinite(part.sum()) or part.isfinite().all():
+        return
+    *row, entry = (~part.isfinite()).nonzero()[0].tolist()
+    where = f" of row {', '.join(map(str, row))}" if row else ""
+    value = float(part[*row, entry])
+    raise NotFiniteError(f"the policy was given a {name} whose entry {entry}{where} is {value}")

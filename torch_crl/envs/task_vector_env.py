@@ -1,0 +1,210 @@
+"""N parallel episodes of one of our tasks; here it is decided where an episode begins and ends.
+
+N envs, S state, G goal, A action, U actuators.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.envs.finite import FiniteWatch
+from torch_crl.envs.simulators import Simulator
+from torch_crl.envs.task import Start, Task
+from torch_crl.envs.vector_env import StepResult, VectorEnv
+from torch_crl.system.torch_defaults import torch_defaults
+
+
+class TaskVectorEnv(VectorEnv):
+    """Steps N episodes on a simulator and starts the next one wherever one ends.
+
+    Every start is a fresh draw. With `cached_starts` each env repeats its first start and goal in
+    every episode, as the published implementation does.
+    """
+
+    saves_state = True
+
+    def __init__(
+        self,
+        task: Task,
+        simulator: Simulator,
+        *,
+        episode_length: int,
+        generator: Generator,
+        cached_starts: bool = False,
+    ) -> None:
+        """Draw the first starts. The generator, on the simulator's device, draws later ones too."""
+        self.task = task
+        self.spec = task.spec
+        self.simulator = simulator
+        self.capturable = simulator.capturable
+        self.episode_length = episode_length
+        self.generator = generator
+        self.generators = [generator]
+        self.seconds_per_step = float(task.model.opt.timestep * task.substeps)
+        self.num_envs = num_envs = simulator.num_envs
+        self._cached = self._cached_start() if cached_starts else None
+        with self._device_context():
+            self.state_NS = torch.zeros(num_envs, task.spec.state_size)
+            self.goal_NG = torch.zeros(num_envs, task.spec.goal_size)
+            self.steps_N = torch.zeros(num_envs, dtype=torch.int32)
+            self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
+            self.unstable_N = torch.zeros(num_envs, dtype=torch.int32)
+            self.unstable_step_N = torch.zeros(num_envs, dtype=torch.int32)
+        self._finite = self._make_finite_watch()
+        self.reset()
+
+    @torch_defaults()
+    def reset(self) -> None:
+        """Begin a fresh episode in every env. What `check` would raise for is forgotten."""
+        self._finite.forget()
+        with self._device_context():
+            self._begin_episodes(torch.ones(self.num_envs, dtype=torch.bool))
+            self.state_NS.copy_(self.task.state(self.simulator))
+
+    @torch_defaults()
+    def step(self, action_NA: Tensor) -> StepResult:
+        """Apply float32 actions in [-1, 1], shape [N, A], for one control step."""
+        with self._device_context():
+            return self._step(action_NA)
+
+    def _step(self, action_NA: Tensor) -> StepResult:
+        task, simulator = self.task, self.simulator
+        control_NU = task.control(action_NA, simulator)
+        simulator.data["ctrl"].copy_(control_NU)
+        simulator.step(task.substeps)
+        self.steps_N += 1
+        state_NS = task.state(simulator)
+        unstable_N = simulator.unstable()
+        # A captured step cannot ask whether there is anything to do; others save the time.
+        if self.capturable or unstable_N.any():
+            self.unstable_N += unstable_N
+            self.unstable_step_N.copy_(torch.where(unstable_N, self.steps_N, self.unstable_step_N))
+            # What diverged is no state of the task; the one before it is.
+            state_NS = torch.where(unstable_N[:, None], self.state_NS, state_NS)
+        if task.moved_goal is not None:
+            self.goal_NG.copy_(task.moved_goal(self.goal_NG, state_NS))
+        terminated_N = task.failed(state_NS) | unstable_N
+        truncated_N = (self.steps_N >= self.episode_length) & ~terminated_N
+        distance_N, success = task.outcome(task.achieved_goal(state_NS), self.goal_NG)
+        self._finite.look(
+            *(self.state_NS, self.goal_NG, action_NA, control_NU, state_NS, distance_N[:, None]),
+            steps_N=self.steps_N,
+        )
+        result = StepResult(
+            final_state_NS=state_NS,
+            distance_N=distance_N,
+            success=success,
+            terminated_N=terminated_N,
+            truncated_N=truncated_N,
+            unstable_N=unstable_N,
+        )
+        ended_N = terminated_N | truncated_N
+        if self.capturable or ended_N.any():
+            self._begin_episodes(ended_N)
+            state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)
+        self.state_NS.copy_(state_NS)
+        return result
+
+    def goal_after(self, goal_NG: Tensor, state_NS: Tensor) -> Tensor:
+        """The goal that the task's `moved_goal` makes of it, or the same one without such."""
+        moved_goal = self.task.moved_goal
+        return goal_NG if moved_goal is None else moved_goal(goal_NG, state_NS)
+
+    def outcome(
+        self, achieved_goal_NG: Tensor, goal_NG: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Distance and success by the task's own measure."""
+        return self.task.outcome(achieved_goal_NG, goal_NG)
+
+    def check(self) -> None:
+        """Raise if what was told since `reset` cannot be trusted. Waits for the device.
+
+        Raises:
+            NotFiniteError: an action, or what a function of the task returned, was not finite.
+            SimulatorError: physics is wrong.
+        """
+        self._finite.check(self.spec.name)
+        self.simulator.check()
+
+    def close(self) -> None:
+        """Nothing to release; other kinds of envs hold processes."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that `load_state_dict` needs to go on as if never stopped."""
+        tensors = {
+            "simulator": self.simulator.get_state(),
+            "generator": self.generator.get_state(),
+            **self.live_tensors(),
+        }
+        if self._cached is not None:
+            tensors |= {f"cached_{name}": part for name, part in self._cached._asdict().items()}
+        return tensors
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned, from an env built with equal arguments."""
+        self.simulator.set_state(tensors["simulator"])
+        self.generator.set_state(tensors["generator"])
+        for name, tensor in self.live_tensors().items():
+            tensor.copy_(tensors[name])
+        if self._cached is not None:
+            for name, tensor in self._cached._asdict().items():
+                tensor.copy_(tensors[f"cached_{name}"])
+
+    def live_tensors(self) -> dict[str, Tensor]:
+        """All that changes from step to step, besides the simulator."""
+        return {
+            "state": self.state_NS,
+            "goal": self.goal_NG,
+            "steps": self.steps_N,
+            "trajectory": self.trajectory_N,
+            "unstable": self.unstable_N,
+            "unstable_step": self.unstable_step_N,
+        }
+
+    def _device_context(self) -> AbstractContextManager[object]:
+        """Inside, plain `torch.zeros` and draws of the task are made on the simulator's device."""
+        device = self.simulator.device
+        # The mode costs some time at every call of torch.
+        return nullcontext() if device.type == "cpu" else device
+
+    def _make_finite_watch(self) -> FiniteWatch:
+        spec = self.spec
+        # A state that is acted on was looked at in the step before, unless it began an episode.
+        sizes = {
+            "what `state` returned at the start of the episode": spec.state_size,
+            "the goal, by `sample_start` or `moved_goal`,": spec.goal_size,
+            "the action that was given": spec.action_size,
+            "what `control` returned": self.simulator.model.nu,
+            "what `state` returned": spec.state_size,
+            "what `distance` returned": 1,
+        }
+        return FiniteWatch(sizes, capturable=self.capturable, device=self.simulator.device)
+
+    def _sample_start(self) -> Start:
+        return self.task.sample_start(self.num_envs, self.generator)
+
+    def _fresh_starts(self, mask_N: Tensor) -> Start:
+        """Starts of all N envs, of which only those in the mask need be draws."""
+        if self.capturable:
+            return self._sample_start()
+        ids = mask_N.nonzero()[:, 0]
+        drawn = self.task.sample_start(len(ids), self.generator)
+        return Start(
+            *(
+                part.new_zeros(self.num_envs, part.shape[1]).index_copy_(0, ids, part)
+                for part in drawn
+            )
+        )
+
+    def _cached_start(self) -> Start:
+        # A task may give one tensor for two parts; in a checkpoint each has its own memory.
+        with self._device_context():
+            return Start(*(part.clone() for part in self._sample_start()))
+
+    def _begin_episodes(self, mask_N: Tensor) -> None:
+        start = self._cached if self._cached is not None else self._fresh_starts(mask_N)
+        self.simulator.reset(mask_N, start.qpos_NQ, start.qvel_NV)
+        self.goal_NG.copy_(torch.where(mask_N[:, None], start.goal_NG, self.goal_NG))
+        self.steps_N.masked_fill_(mask_N, 0)
+        self.trajectory_N += mask_N

@@ -1,0 +1,1 @@
+"""From the envs to a batch: collecting steps, keeping them, drawing goals for them."""

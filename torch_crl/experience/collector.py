@@ -1,0 +1,134 @@
+"""Acts in the training envs and writes every step into the replay. N envs, A action, I = S + G."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.agent.networks import ResidualTower
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.experience.replay import Transition
+from torch_crl.kernels.squashed_gaussian import squashed_gaussian
+from torch_crl.system.checkpoint import flatten, part_of
+from torch_crl.system.cuda_graph import GraphedFunction, Recorder
+from torch_crl.system.threads import torch_threads
+
+
+class Rows(Protocol):
+    """Where steps of N envs are written, such as the replay."""
+
+    def write(self, step: Transition) -> None:
+        """Write one step of every env; a CUDA graph may hold the call."""
+
+    def advance(self) -> None:
+        """Count the step just written."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written to, by name."""
+
+
+class Collector:
+    """A sampling policy in `env`, with commanded goals."""
+
+    def __init__(
+        self, env: VectorEnv, actor: ResidualTower, rows: Rows, *, generator: Generator
+    ) -> None:
+        """The generator must live on the actor's device; it draws the exploration noise."""
+        self.env = env
+        self.actor = actor
+        self.generator = generator
+        self.act_graph: GraphedFunction | None = None
+        self.step_graph: GraphedFunction | None = None
+        self._rows = rows
+        self._device = actor.weight.device
+        self._at_goal_N, self._failures_N = (
+            torch.zeros(env.num_envs, device=env.state_NS.device) for _ in range(2)
+        )
+
+    def use_graphs(self, make_recorder: Callable[[list[Generator]], Recorder]) -> None:
+        """Replay a capture of `step` where the env allows it, else of `act`.
+
+        `make_recorder` is given the generators that the captured function draws from.
+        """
+        env, actor = self.env, self.actor
+        if env.capturable:
+            self.step_graph = GraphedFunction(
+                self.step,
+                make_recorder=lambda: make_recorder([self.generator, *env.generators]),
+                fixed=lambda: (
+                    dict(actor.named_parameters()) | env.live_tensors() | self._rows.tensors()
+                ),
+            )
+        else:
+            self.act_graph = GraphedFunction(
+                self.act,
+                make_recorder=lambda: make_recorder([self.generator]),
+                fixed=lambda: dict(actor.named_parameters()),
+            )
+
+    @torch_threads(1)
+    @torch.no_grad()
+    def collect(self, steps: int) -> dict[str, float]:
+        """Take `steps` control steps in every env.
+
+        Returns the share of steps at the goal and the share of steps that were failures.
+        """
+        self._at_goal_N.zero_()
+        self._failures_N.zero_()
+        for _ in range(steps):
+            (self.step_graph or self.step)()
+            self._rows.advance()
+        return self.episodes(steps)
+
+    def episodes(self, steps: int) -> dict[str, float]:
+        """What `collect(steps)` returned last."""
+        return {
+            "collected_at_goal": float(self._at_goal_N.mean()) / steps,
+            "collected_failures": float(self._failures_N.mean()) / steps,
+        }
+
+    def step(self) -> dict[str, Tensor]:
+        """One control step of every env, written down; nothing is returned under any name."""
+        env = self.env
+        first, stop = env.spec.goal_slice
+        # `env.step` writes what comes next into its own tensors.
+        state_NS, trajectory_N = env.state_NS.clone(), env.trajectory_N.clone()
+        inputs_NI = torch.cat([state_NS, env.goal_NG], dim=-1).to(self._device)
+        action_NA = (self.act_graph or self.act)(inputs_NI)["action"]
+        result = env.step(action_NA.to(env.state_NS.device))
+        achieved_NG = result.final_state_NS[:, first:stop]
+        self._rows.write(
+            Transition(state_NS, action_NA, achieved_NG, trajectory_N, result.unstable_N)
+        )
+        self._at_goal_N += result.success["success"]
+        self._failures_N += result.terminated_N
+        return {}
+
+    def act(self, inputs_NI: Tensor) -> dict[str, Tensor]:
+        """A sampled action [N, A] for states and goals [N, S + G], under the name `action`."""
+        output_N2A = self.actor(inputs_NI)
+        envs, outputs = output_N2A.shape
+        noise_NA = torch.randn(envs, outputs // 2, generator=self.generator, device=self._device)
+        implementation = self.actor.compute.other_kernels
+        return {"action": squashed_gaussian(output_N2A, noise_NA, implementation=implementation)[0]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Envs and exploration noise, to go on as if never stopped."""
+        own = {"generator": self.generator.get_state()}
+        own |= {"at_goal": self._at_goal_N, "failures": self._failures_N}
+        return own | flatten({"env": self.env.state_dict()})
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        for graph in (self.act_graph, self.step_graph):
+            if graph is not None:
+                graph.reset()
+        self.env.load_state_dict(part_of(tensors, "env"))
+        self.generator.set_state(tensors["generator"])
+        self._at_goal_N.copy_(tensors["at_goal"])
+        self._failures_N.copy_(tensors["failures"])
+
+    def close(self) -> None:
+        """Release what the env holds."""
+        self.env.close()

@@ -1,0 +1,163 @@
+"""Collect on the CPU while a GPU updates: one collection of lag. N envs, S state, A action.
+
+    main thread    | take k | updates on k     | take k+1 | updates on k+1 ...
+    other thread            | collects k+1                | collects k+2 ...
+                            ^ with the weights of this moment
+
+Without overlap, collection k + 1 acts with what the updates on k have made of the weights; with it,
+with the weights from before them. The algorithm is off-policy and does not mind.
+"""
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.agent.networks import ResidualTower
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.experience.collector import Collector
+from torch_crl.experience.replay import Replay, Transition
+from torch_crl.system.checkpoint import flatten, part_of
+from torch_crl.system.cuda_graph import Recorder
+
+
+class Staging:
+    """The steps of one collection, on the CPU, until the replay may take them."""
+
+    def __init__(
+        self, *, rows: int, num_envs: int, state_size: int, goal_size: int, action_size: int
+    ) -> None:
+        """Room for `rows` steps of N envs."""
+        self.filled = 0
+        self._parts = Transition(
+            state=torch.zeros(rows, num_envs, state_size),
+            action=torch.zeros(rows, num_envs, action_size),
+            achieved=torch.zeros(rows, num_envs, goal_size),
+            trajectory=torch.zeros(rows, num_envs, dtype=torch.int32),
+            unstable=torch.zeros(rows, num_envs, dtype=torch.bool),
+        )._asdict()
+
+    def write(self, step: Transition) -> None:
+        """See `Rows`; the row is chosen on the host, so no CUDA graph can hold this."""
+        for part, row in zip(self._parts.values(), step, strict=True):
+            part[self.filled].copy_(row)
+
+    def advance(self) -> None:
+        """See `Rows`."""
+        self.filled += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Rows`."""
+        return self._parts
+
+    def move_to(self, replay: Replay) -> None:
+        """Add all steps to the replay, oldest first, and forget them."""
+        parts = [part[: self.filled].to(replay.device) for part in self._parts.values()]
+        for row in zip(*parts, strict=True):
+            replay.add(Transition(*row))
+        self.filled = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The steps held."""
+        return {name: part[: self.filled] for name, part in self._parts.items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned; nothing, for no tensors."""
+        self.filled = len(tensors["state"]) if tensors else 0
+        for name, tensor in tensors.items():
+            self._parts[name][: self.filled].copy_(tensor)
+
+
+class OverlappingCollector:
+    """A `Collector` in a thread of its own, which acts with a copy of the actor's weights."""
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        actor: ResidualTower,
+        replay: Replay,
+        *,
+        rows: int,
+        generator: Generator,
+    ) -> None:
+        """`rows` is the most steps of a collection; all else as for `Collector`."""
+        self.env = env
+        self._actor, self._acting, self._replay = actor, copy.deepcopy(actor), replay
+        self._staging = Staging(
+            rows=rows,
+            num_envs=env.num_envs,
+            state_size=env.spec.state_size,
+            goal_size=env.spec.goal_size,
+            action_size=env.spec.action_size,
+        )
+        self._collector = Collector(env, self._acting, self._staging, generator=generator)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collect")
+        self._under_way: Future[None] | None = None
+        self._device = actor.weight.device
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+
+    def use_graphs(self, make_recorder: Callable[[list[Generator]], Recorder]) -> None:
+        """See `Collector`."""
+        self._collector.use_graphs(make_recorder)
+
+    def start(self, steps: int) -> None:
+        """Begin a collection with the present weights, and return at once."""
+        with torch.no_grad():
+            pairs = zip(self._acting.parameters(), self._actor.parameters(), strict=True)
+            for ours, present in pairs:
+                ours.copy_(present)
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._under_way = self._thread.submit(self._collect, steps)
+
+    def collect(self, steps: int) -> dict[str, float]:
+        """Move the collection under way, or one that begins now, into the replay.
+
+        Returns what `Collector.collect` does.
+        """
+        if self._under_way is None and not self._staging.filled:
+            self.start(steps)
+        self._wait()
+        episodes = self._collector.episodes(self._staging.filled)
+        self._staging.move_to(self._replay)
+        return episodes
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Waits for the collection under way; its steps are part of the state."""
+        self._wait()
+        tensors = self._collector.state_dict()
+        if self._staging.filled:
+            tensors |= flatten({"staged": self._staging.state_dict()})
+        return tensors
+
+    def staged_like(self, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """What a state that has as many steps staged as `tensors` does must look like."""
+        steps = len(tensors.get(f"{prefix}/state", ()))
+        parts = self._staging.tensors() if steps else {}
+        return {f"{prefix}/{name}": part[:steps] for name, part in parts.items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self._wait()
+        self._collector.load_state_dict(tensors)
+        self._staging.load_state_dict(part_of(tensors, "staged"))
+
+    def close(self) -> None:
+        """End the thread and release what the env holds."""
+        self._thread.shutdown()
+        self._collector.close()
+
+    def _wait(self) -> None:
+        """Until the thread is idle. What went wrong there is raised here."""
+        if self._under_way is not None:
+            self._under_way.result()
+            self._under_way = None
+
+    def _collect(self, steps: int) -> None:
+        if self._stream is None:
+            self._collector.collect(steps)
+            return
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            self._collector.collect(steps)

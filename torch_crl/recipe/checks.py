@@ -1,0 +1,307 @@
+"""Everything that can be wrong with a recipe, found before anything is built."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch_crl import fields
+from torch_crl.agent.blocks import BLOCKS
+from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
+from torch_crl.envs.task_name import parse_task_name
+from torch_crl.errors import TorchCrlError, listed
+from torch_crl.recipe.baseline_checks import baseline_problems
+from torch_crl.recipe.compute_choice import compute_problems
+from torch_crl.recipe.costs import BLOCK
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.record import Recipe
+from torch_crl.system.devices import available_bytes, device_problems, resolve_device
+
+
+class RecipeError(TorchCrlError, ValueError):
+    """The recipe or the run directory cannot be used; the message lists every reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """One line a problem."""
+        self.problems = problems
+        super().__init__(listed(problems))
+
+
+def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
+    """Raise RecipeError if there is any problem; `run_problems` are listed with the recipe's."""
+    wrong = fields.check(Recipe, dataclasses.asdict(recipe))
+    ranges = {
+        ".".join(each.where): " ".join([*map(_flag, each.where[-1:]), each.what]) for each in wrong
+    }
+    if not set(ranges) <= set(Recipe().leaves()):
+        raise RecipeError([*ranges.values(), *(run_problems or [])])
+    # What follows computes with the values, so those that are wrong are replaced. One mistake is
+    # told once: how values fit together is asked only where each is possible.
+    given, recipe = recipe.leaves(), _with_defaults(recipe, ranges)
+    ranges |= _least_problems(recipe, given)
+    possible = _SIZES.isdisjoint(ranges)
+    unread = _unread_problems(recipe, given)
+    problems = [
+        *_task_problems(recipe),
+        *(told for leaf, told in ranges.items() if leaf not in unread),
+        *_depth_problems(recipe),
+        *_block_problems(recipe),
+        *(_budget_problems(recipe) if possible else ()),
+        *unread.values(),
+        *(baseline_problems(recipe) if recipe.by_library and possible else ()),
+        *(
+            device_problems(recipe.system.device)
+            or [*compute_problems(recipe), *_memory_problems(recipe)]
+        ),
+        *_simulator_problems(recipe),
+    ]
+    problems += run_problems or []
+    if problems:
+        raise RecipeError(problems)
+
+
+def _with_defaults(recipe: Recipe, leaves: Iterable[str]) -> Recipe:
+    """The recipe with the record's own values in these leaves."""
+    defaults = Recipe().leaves()
+    for leaf in leaves:
+        part, name = leaf.split(".")
+        recipe = with_changes(recipe, **{part: {name: defaults[leaf]}})
+    return recipe
+
+
+def _task_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    specs = {}
+    names = {recipe.task.eval_name: "--eval-name", recipe.task.name: "task"}
+    for name, flag in reversed(names.items()):
+        try:
+            specs[flag] = task_spec(name)
+        except UnknownTaskError as error:
+            problems.append(f"{flag}: {error}")
+        else:
+            found = _foreign_problems(recipe) if _is_foreign(name) else []
+            problems += [f"{flag} {name}: {problem}" for problem in found]
+    if len(specs) == 2 and not problems:
+        train, evaluated = specs.values()
+        differing = [
+            f"{size} {getattr(evaluated, size)} and not {getattr(train, size)}"
+            for size in ("state_size", "goal_size", "action_size")
+            if getattr(evaluated, size) != getattr(train, size)
+        ]
+        if differing:
+            problems.append(
+                f"--eval-name {evaluated.name} does not fit {train.name}, a policy cannot be moved "
+                f"between them: {', '.join(differing)}"
+            )
+    return problems
+
+
+def _is_foreign(name: str) -> bool:
+    return parse_task_name(name).kind == "gymnasium"
+
+
+def _foreign_problems(recipe: Recipe) -> list[str]:
+    """What a Gymnasium env cannot do, since it has no simulator and draws its own starts."""
+    problems = []
+    if str(recipe.system.simulator) != "cpu":
+        problems.append("brings its own physics and needs --simulator cpu")
+    if recipe.algorithm.parity != "none":
+        problems.append("draws its own starts, so --parity reference cannot repeat them")
+    return problems
+
+
+# What must be possible, each by itself, before it can be asked how they fit together.
+_SIZES = {
+    "task.num_envs",
+    "algorithm.batch_size",
+    "budget.env_steps",
+    "budget.unroll_length",
+    "budget.env_steps_per_update",
+    "budget.prefill_rows",
+    "budget.replay_rows",
+}
+
+
+_WITH_WINDOWS = ("task.episode_length", "budget.prefill_rows", "budget.replay_rows")
+
+
+def _least_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
+    """Leaf to problem: what is possible for some algorithms and not for this one."""
+    prefill, on_policy = given["budget.prefill_rows"], recipe.algorithm.algo == "ppo"
+    wanted = {}
+    if on_policy and prefill:
+        wanted["budget.prefill_rows"] = "0 for PPO, which keeps no replay"
+    elif not on_policy and isinstance(prefill, int) and prefill < 1:
+        wanted["budget.prefill_rows"] = "at least 1"
+    if recipe.algorithm.parity == "reference":
+        windowed = (
+            "at least 2 with --parity reference, whose windows hold a step and a later state as "
+            "its goal"
+        )
+        wanted |= {name: windowed for name in _WITH_WINDOWS if given[name] == 1}
+    return {
+        name: f"{_flag(name)} must be {what}, got {given[name]}" for name, what in wanted.items()
+    }
+
+
+def _depth_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    for name in ("actor_depth", "critic_depth"):
+        depth = getattr(recipe.networks, name)
+        if depth == 0 and recipe.by_library:
+            continue
+        if depth < BLOCK or depth % BLOCK:
+            below = max(depth // BLOCK * BLOCK, BLOCK)
+            problems.append(
+                f"{_flag(f'networks.{name}')} must be a positive multiple of {BLOCK} (a residual "
+                f"block has {BLOCK} layers), got {depth}; the nearest are {below} and "
+                f"{below + BLOCK}"
+            )
+    return problems
+
+
+def _block_problems(recipe: Recipe) -> list[str]:
+    networks = recipe.networks
+    if networks.branch != "scaled" or BLOCKS[networks.block].has_sum:
+        return []
+    return [
+        f"--branch scaled multiplies what a block adds to a sum, and --block {networks.block} has "
+        "no such sum; use --branch auto"
+    ]
+
+
+def _budget_problems(recipe: Recipe) -> list[str]:
+    budget, task = recipe.budget, recipe.task
+    problems: list[str] = []
+    if recipe.algorithm.algo == "ppo":
+        return problems
+    if budget.replay_rows < budget.prefill_rows:
+        return [
+            f"--replay-rows ({budget.replay_rows}) must be at least --prefill-rows "
+            f"({budget.prefill_rows})"
+        ]
+    prefill_steps = recipe.prefill_collections * recipe.steps_per_collection
+    if budget.env_steps <= prefill_steps:
+        problems.append(
+            f"--env-steps {budget.env_steps} ends within the prefill of {prefill_steps} steps "
+            f"({recipe.prefill_collections} collections of {recipe.steps_per_collection}); raise "
+            "it, or lower --prefill-rows or --num-envs"
+        )
+    rows = min(recipe.prefill_collections * budget.unroll_length, budget.replay_rows)
+    # The newest row of a published window is no step to draw: no state of it is later.
+    served = (rows - (recipe.algorithm.parity == "reference")) * task.num_envs
+    if recipe.algorithm.batch_size > served:
+        problems.append(
+            f"--batch-size {recipe.algorithm.batch_size} is more than the replay can serve at the "
+            f"first update: {rows} rows of {task.num_envs} envs hold {served} steps with a "
+            "goal; raise --prefill-rows or --num-envs"
+        )
+    return problems
+
+
+def _memory_problems(recipe: Recipe) -> list[str]:
+    """Whether what is reserved at the start fits beside what runs already."""
+    device = resolve_device(recipe.system.device)
+    available = available_bytes(device)
+    try:
+        spec = task_spec(recipe.task.name)
+    except UnknownTaskError:
+        return []  # Told by the checks of the task.
+    if available is None:
+        return []
+    # At the least: each env holds its state twice, and the networks three more copies of theirs.
+    envs = max(recipe.task.num_envs, recipe.task.num_eval_envs)
+    least = {
+        "--width and the depths": recipe.update_cost.training_bytes,
+        f"--num-envs or --num-eval-envs {envs}": envs * 2 * 4 * spec.state_size,
+    }
+    problems = [
+        f"{what} takes at least {wanted / 1e9:,.1f} GB on {device}, where {available / 1e9:,.1f} "
+        "GB are free"
+        for what, wanted in least.items()
+        if wanted > available
+    ]
+    wanted = 0 if recipe.by_library else recipe.replay_bytes
+    if wanted <= available:
+        return problems
+    rows = recipe.budget.replay_rows
+    return [
+        *problems,
+        f"--replay-rows {rows} takes {wanted / 1e9:,.1f} GB on {device}, where "
+        f"{available / 1e9:,.1f} GB are free: at most {rows * available // wanted:,} rows of "
+        f"{recipe.task.num_envs} envs fit; lower it or --num-envs, or take --replay-dtype bfloat16",
+    ]
+
+
+# What an algorithm leaves unread beside what all read. `--depth` sets both depths for any of them.
+_CONTRASTIVE = (
+    "networks.representation_size",
+    "algorithm.energy",
+    "algorithm.contrastive_loss",
+    "algorithm.logsumexp_penalty",
+    "algorithm.target_entropy",
+    "algorithm.critic_learning_rate",
+    "algorithm.temperature_learning_rate",
+)
+_BASELINE = ("baseline.reward", "baseline.learning_rate")
+_LIBRARY = (*_CONTRASTIVE, "algorithm.actor_learning_rate", "system.replay_dtype")
+_TOWERS = ("networks.width", "networks.activation", "networks.branch", "networks.block")
+
+
+def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
+    """Leaf to problem: what was `given` another value although the algorithm does not read it."""
+    algo, networks = recipe.algorithm.algo, recipe.networks
+    unread = {"crl": _BASELINE, "gcbc": (*_CONTRASTIVE, *_BASELINE)}.get(algo, _LIBRARY)
+    if algo == "ppo":
+        unread += ("budget.replay_rows",)
+    if recipe.by_library and not (networks.actor_depth or networks.critic_depth):
+        unread += _TOWERS
+    try:
+        usual = preset(recipe.task.name, algo=algo).leaves()
+    except UnknownTaskError:
+        return {}  # Told by the checks of the task.
+    record = Recipe().leaves()
+    return {
+        name: f"{_flag(name)} is not read by --algo {algo}"
+        + (" without --depth" if name in _TOWERS else "")
+        + f"; leave it out, got {given[name]!r} (the preset of {recipe.task.name} has "
+        f"{usual[name]!r})"
+        for name in unread
+        if given[name] not in (usual[name], record[name])
+    }
+
+
+def _simulator_problems(recipe: Recipe) -> list[str]:
+    system, names = recipe.system, (recipe.task.name, recipe.task.eval_name)
+    problems = []
+    # Of the library's algorithms it is told that they have none.
+    if system.overlap == "on" and not recipe.by_library:
+        if system.simulator != "cpu":
+            problems.append(f"--overlap on is for --simulator cpu, got {system.simulator}")
+        if not device_problems(system.device) and resolve_device(system.device).type == "cpu":
+            problems.append(
+                "--overlap on hides physics on the CPU behind updates on a CUDA device, and these "
+                "updates are on the CPU too"
+            )
+    if system.simulator == "warp":
+        problems += [f"--simulator warp: {problem}" for problem in _warp_problems(names)]
+    return problems
+
+
+def _warp_problems(tasks: tuple[str, ...]) -> list[str]:
+    if importlib.util.find_spec("mujoco_warp") is None:
+        return ["MuJoCo Warp is not installed; pip install 'torch_crl[warp]'"]
+    from torch_crl.envs.simulators.warp import model_problem
+
+    problems = []
+    for name in dict.fromkeys(tasks):
+        try:
+            problem = model_problem(make_task(name).model)
+        except UnknownTaskError:
+            continue  # Told by the checks of the task.
+        problems += [f"{name}: {problem}"] if problem else []
+    return problems
+
+
+def _flag(leaf: str) -> str:
+    return "--" + leaf.rpartition(".")[2].replace("_", "-")

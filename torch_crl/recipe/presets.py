@@ -1,0 +1,136 @@
+"""The recipe that each task starts from: data, as differences from the published settings."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch_crl.envs.registry import task_spec
+from torch_crl.envs.task_name import parse_task_name
+from torch_crl.recipe.record import Recipe
+
+_SMALL: dict[str, dict[str, Any]] = {
+    "task": {"num_envs": 64, "num_eval_envs": 128},
+    "networks": {"width": 64},
+    "algorithm": {"batch_size": 128},
+    "budget": {
+        "env_steps": 200_000,
+        "unroll_length": 20,
+        "env_steps_per_update": 16.0,
+        "prefill_rows": 100,
+        "replay_rows": 5_000,
+        "evaluations": 10,
+        "checkpoints": 5,
+    },
+}
+
+# Any Gymnasium goal env, on two cores: its physics is slower than ours.
+_FOREIGN: dict[str, dict[str, Any]] = {
+    "task": {"num_envs": 32, "num_eval_envs": 64},
+    "networks": {"width": 64},
+    "algorithm": {
+        "batch_size": 128,
+        "contrastive_loss": "symmetric_info_nce",
+    },
+    "budget": {
+        "env_steps": 500_000,
+        "unroll_length": 50,
+        "env_steps_per_update": 16.0,
+        "prefill_rows": 300,
+        "replay_rows": 10_000,
+        "evaluations": 10,
+        "checkpoints": 5,
+    },
+}
+
+# Part of the recipe to field to value. A task takes the rows whose prefix it has, in this order.
+_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "reacher": {**_SMALL, "task": {**_SMALL["task"], "episode_length": 200}},
+    "point_": {
+        "task": {"num_envs": 256, "num_eval_envs": 128},
+        "networks": {"width": 128},
+        "algorithm": {
+            "batch_size": 128,
+            "contrastive_loss": "symmetric_info_nce",
+            "actor_learning_rate": 1e-3,
+            "critic_learning_rate": 1e-3,
+        },
+        "budget": {
+            "env_steps": 3_200_000,
+            "unroll_length": 50,
+            "env_steps_per_update": 64.0,
+            "prefill_rows": 200,
+            "replay_rows": 20_000,
+            "evaluations": 20,
+            "checkpoints": 5,
+        },
+    },
+}
+
+# The published runs on these tasks were evaluated on the far goals only.
+_EVALUATED_ELSEWHERE = {
+    name: f"{name}_eval" for name in ("ant_big_maze", "ant_u4_maze", "ant_u5_maze")
+}
+
+
+def preset(task: str, *, depth: int = 0, algo: str = "crl") -> Recipe:
+    """The recipe for a task; `depth` is that of actor and critic, 0 the preset's own.
+
+    A baseline takes as many env steps and evaluations as contrastive RL, SAC and TD3 as many
+    updates for each step too, and begins with its library's own networks.
+
+    Tasks without changes of their own take the published settings: 512 envs, width 256, batch
+    512, 100 M env steps. A task of your own begins with the small settings of `reacher`. Raises
+    UnknownTaskError with the nearest names.
+    """
+    eval_name = _EVALUATED_ELSEWHERE.get(task, task)
+    episode_length = task_spec(task).episode_length
+    recipe = with_changes(
+        Recipe(), task={"name": task, "eval_name": eval_name, "episode_length": episode_length}
+    )
+    small = {"own": _SMALL, "gymnasium": _FOREIGN}
+    recipe = with_changes(recipe, **small.get(parse_task_name(task).kind, {}))
+    for prefix, changes in _CHANGES.items():
+        if task.startswith(prefix):
+            recipe = with_changes(recipe, **changes)
+    return with_depth(_with_algo(recipe, algo), depth)
+
+
+def _with_algo(recipe: Recipe, algo: str) -> Recipe:
+    """The recipe changed to what an algorithm needs and what its library recommends."""
+    recipe = with_changes(recipe, algorithm={"algo": algo})
+    if not recipe.by_library:
+        return recipe
+    recipe = with_changes(recipe, networks={"actor_depth": 0, "critic_depth": 0})
+    if algo == "ppo":
+        # The library's ten passes over a rollout in 32 minibatches.
+        num_envs = recipe.task.num_envs
+        return with_changes(
+            recipe,
+            algorithm={"batch_size": num_envs},
+            budget={"unroll_length": 32, "prefill_rows": 0, "env_steps_per_update": num_envs / 10},
+        )
+    if algo.startswith("td3"):
+        recipe = with_changes(recipe, baseline={"learning_rate": 1e-3})
+    if algo.endswith("_her"):
+        # The library draws hindsight goals from finished episodes only.
+        rows = max(recipe.budget.prefill_rows, recipe.task.episode_length)
+        recipe = with_changes(
+            recipe,
+            budget={
+                "prefill_rows": rows,
+                "replay_rows": max(recipe.budget.replay_rows, 2 * rows),
+            },
+        )
+    return recipe
+
+
+def with_depth(recipe: Recipe, depth: int) -> Recipe:
+    """The recipe with this depth for actor and critic; unchanged for 0."""
+    if not depth:
+        return recipe
+    return with_changes(recipe, networks={"actor_depth": depth, "critic_depth": depth})
+
+
+def with_changes(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
+    """The recipe with some fields of its parts replaced, as in `task={"num_envs": 64}`."""
+    changed = {part: replace(getattr(recipe, part), **fields) for part, fields in parts.items()}
+    return replace(recipe, **changed)

@@ -1,0 +1,226 @@
+"""Numbers from the run to people: metrics.jsonl, TensorBoard, Weights & Biases, and the progress.
+
+Updates hand over tensors on the device; the host waits for them once for each collection.
+"""
+
+import io
+import json
+import math
+import time
+from pathlib import Path
+from typing import Self
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
+
+from torch_crl.errors import TorchCrlError
+from torch_crl.runs.directory import Moment, RunDirectory
+from torch_crl.runs.weights_and_biases import WandbProcess
+from torch_crl.system.append_file import AppendFile
+from torch_crl.system.terminal import console, duration, plain
+
+# Without a terminal, where a bar would move.
+_SECONDS_OF_SILENCE = 15.0
+
+
+class DivergenceError(TorchCrlError, RuntimeError):
+    """A loss or a parameter is no longer finite; the message names it and when it happened."""
+
+
+class UpdateMetrics:
+    """Collects the 0-D device tensors that updates return, without waiting for any of them."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._rows: list[Tensor] = []
+        self._names: list[str] = []
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Keep one update's metrics; every update must bring the same names."""
+        self._names = list(metrics)
+        self._rows.append(torch.stack(list(metrics.values())))
+
+    def flush(self, *, first_update: int) -> dict[str, float]:
+        """Means over the updates since the last flush; the host waits for the device here.
+
+        `first_update` is the number of the first of them, for the error message. Raises
+        DivergenceError for the first update with a metric that is not finite.
+        """
+        if not self._rows:
+            return {}
+        values = torch.stack(self._rows).double().cpu()
+        self._rows.clear()
+        finite = values.isfinite()
+        if not finite.all():
+            update = int((~finite.all(1)).nonzero()[0])
+            column = int((~finite[update]).nonzero()[0])
+            raise DivergenceError(
+                f"{self._names[column]} became {values[update, column].item()} at update "
+                f"{first_update + update}"
+            )
+        return dict(zip(self._names, values.mean(0).tolist(), strict=True))
+
+
+def first_not_finite(named_tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity."""
+    finite = torch.stack([tensor.isfinite().all() for tensor in named_tensors.values()]).tolist()
+    return next((name for name, good in zip(named_tensors, finite, strict=True) if not good), None)
+
+
+class RunLog:
+    """Writes records to metrics.jsonl and TensorBoard, and shows the progress of a run.
+
+    What cannot be written is told once and kept until it can be; it never ends the run.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        total: int,
+        resumed_at: Moment | None,
+        show: bool,
+        wandb: str = "",
+    ) -> None:
+        """`total` env steps to show progress towards; TensorBoard forgets what it has after
+        `resumed_at`; `wandb` is a project of Weights & Biases.
+
+        Raises OSError if metrics.jsonl cannot be opened.
+        """
+        self._console = console(stderr=True, quiet=not show)
+        on_terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._progress = Progress(
+            TextColumn("{task.description:<10}", markup=False),
+            BarColumn(bar_width=16),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
+            TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left{task.fields[last]}"),
+            console=self._console,
+            disable=not (show and on_terminal),
+        )
+        self._bar = self._progress.add_task("starting", total=total, rates="", last="")
+        self._total = total
+        self._began: tuple[float, float] | None = None
+        """Env steps and seconds at the first look."""
+        self._spoke_at = time.monotonic()
+        self._told: set[Path] = set()
+        self._run, self._project = run, wandb
+        self._wandb: WandbProcess | None = None
+        self._records = AppendFile(run.metrics)
+        self._records.write(b"")
+        name = f"events.out.tfevents.{time.time_ns():019d}"
+        self._events = AppendFile(run.tensorboard / name)
+        self._append(self._events, _framed(Event(file_version="brain.Event:2")))
+        if resumed_at is not None:
+            restart = SessionLog(status=SessionLog.START)
+            event = Event(step=resumed_at.env_steps + 1, session_log=restart)
+            self._append(self._events, _framed(event))
+
+    def __enter__(self) -> Self:
+        """Start the display, and the process that sends to Weights & Biases."""
+        if self._project:
+            self._wandb = WandbProcess(self._run, project=self._project, tell=self.announce)
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Write what can be written and close everything."""
+        self._progress.stop()
+        for file in (self._records, self._events):
+            self._append(file, b"")
+            file.close()
+        if self._wandb is not None:
+            self._wandb.close(succeeded=kind is None)
+
+    def announce(self, *lines: str) -> None:
+        """Show lines above the progress."""
+        for line in lines:
+            self._console.print(plain(line), soft_wrap=True)
+
+    def progress(
+        self,
+        phase: str,
+        *,
+        completed: float,
+        updates: int,
+        seconds: float,
+        rates: dict[str, float],
+    ) -> None:
+        """Move the bar to `completed` env steps; without a terminal a line now and then."""
+        speed = (
+            f"{rates['collected_steps_per_second']:,.0f} steps/s, "
+            f"{rates['updates_per_second']:,.1f} updates/s"
+        )
+        if not self._progress.disable:
+            text = f"{updates:,} updates, {speed},"
+            self._progress.update(self._bar, description=phase, completed=completed, rates=text)
+            return
+        first_completed, first_seconds = self._began = self._began or (completed, seconds)
+        if time.monotonic() - self._spoke_at < _SECONDS_OF_SILENCE:
+            return
+        left = ""
+        if completed > first_completed:
+            pace = (seconds - first_seconds) / (completed - first_completed)
+            left = f", about {duration(pace * (self._total - completed))} left"
+        self._speak(completed, updates, seconds, f"{phase}, {speed}{left}")
+
+    def train(self, record: dict[str, float]) -> None:
+        """A collection and its updates are done."""
+        self._write("train", record)
+
+    def evaluation(self, record: dict[str, float]) -> None:
+        """An evaluation is done; shown as a line of its own."""
+        self._write("evaluation", record)
+        success, share = record["success_any"], record["time_at_goal_share"]
+        self._progress.update(self._bar, last=f"   success {success:.0%}, at goal {share:.0%}")
+        found = (
+            f"success {success:>4.0%}   at goal {share:>4.0%}   "
+            f"mean distance {record['mean_distance']:.3g} m"
+        )
+        self._speak(record["env_steps"], record["updates"], record["seconds"], found)
+
+    def sync(self) -> None:
+        """All records so far are on the disk. Raises OSError if they cannot be."""
+        self._records.sync()
+
+    def _speak(self, env_steps: float, updates: float, seconds: float, what: str) -> None:
+        self._spoke_at = time.monotonic()
+        self.announce(
+            f"{env_steps:>12,.0f} steps {updates:>9,.0f} updates {seconds:>6,.0f} s   {what}"
+        )
+
+    def _write(self, kind: str, record: dict[str, float]) -> None:
+        self._append(self._records, (json.dumps({"kind": kind, **record}) + "\n").encode())
+        values = [
+            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in record.items()
+            if name != "env_steps" and math.isfinite(value)
+        ]
+        event = Event(step=int(record["env_steps"]), summary=Summary(value=values))
+        self._append(self._events, _framed(event))
+        if self._wandb is not None:
+            self._wandb.look()
+
+    def _append(self, file: AppendFile, data: bytes) -> None:
+        try:
+            file.write(data)
+        except OSError as error:
+            if file.path not in self._told:
+                self._told.add(file.path)
+                self.announce(
+                    f"warning: {file.path} cannot be written ({error.strerror}); the run goes on, "
+                    "and its records are kept until they can be"
+                )
+
+
+def _framed(event: Event) -> bytes:
+    """As a record of TensorBoard's file, stamped with the present time."""
+    event.wall_time = time.time()
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()

@@ -1,0 +1,141 @@
+"""The policies that a run saves, each in a folder of its own: written, found and rebuilt."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torch_crl import fields
+from torch_crl.agent.networks import ResidualTower, mlp, mlp_sizes
+from torch_crl.agent.policy import Policy
+from torch_crl.agent.sizes import MlpSizes, TowerSizes
+from torch_crl.fields import STRICT, Count
+from torch_crl.runs.directory import RunDirectory
+from torch_crl.system import checkpoint
+from torch_crl.system.torch_defaults import torch_defaults
+
+
+def save_policy(policy: Policy, folder: Path, meta: dict[str, Any]) -> None:
+    """Write the actor's weights and all that `load_policy` needs to rebuild it.
+
+    Raises CheckpointError.
+    """
+    described = {
+        "state_size": policy.state_size,
+        "goal_size": policy.goal_size,
+        "head": policy.head,
+        "network": _describe(policy.actor),
+    }
+    checkpoint.save(folder, policy.actor.state_dict(), meta | {"policy": described})
+
+
+@torch_defaults()
+def load_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> Policy:
+    """The policy in a run directory or in one policy folder, on the CPU.
+
+    Args:
+        which: of a run directory, the newest readable policy, or the one that was best when it was
+            evaluated in training.
+
+    Raises CheckpointError if there is none.
+    """
+    return find_policy(path, which=which).policy
+
+
+class FoundPolicy(NamedTuple):
+    """A policy, where it was found, and why newer ones were passed over."""
+
+    policy: Policy
+    folder: Path
+    passed_over: list[checkpoint.CheckpointError]
+
+
+def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> FoundPolicy:
+    """`load_policy` with what a user should be told about it."""
+    folder = Path(os.path.expanduser(path))
+    failures: list[checkpoint.CheckpointError] = []
+    if (folder / checkpoint.META).exists():
+        tensors, meta = checkpoint.load(folder)
+    else:
+        run = RunDirectory(folder)
+        saved = run.best_policies if which == "best" else run.saved_policies
+        if not saved:
+            raise checkpoint.CheckpointError(
+                f"{run.policies} holds no {which} policy; give a run directory or one policy of it"
+            )
+        folder, tensors, meta, failures = checkpoint.load_newest(saved)
+    return FoundPolicy(_policy_in(folder, tensors, meta), folder, failures)
+
+
+def _policy_in(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Policy:
+    """The policy of what `checkpoint.load` read in a folder.
+
+    Raises CheckpointError, which names the folder, where that describes no policy.
+    """
+    if "policy" not in meta:
+        raise checkpoint.CheckpointError(
+            f"{folder} holds a checkpoint and no policy; give the run directory instead"
+        )
+    try:
+        return _rebuild(fields.read(_Description, json.dumps(meta["policy"])), tensors)
+    # torch raises RuntimeError for sizes that it cannot even multiply.
+    except (ValueError, RuntimeError) as error:
+        raise checkpoint.CheckpointError(f"{folder} holds no policy: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Description:
+    """What is saved of a policy beside its weights."""
+
+    __pydantic_config__ = STRICT
+
+    state_size: Count
+    goal_size: Count
+    head: Literal["squashed_gaussian", "tanh", "clip"]
+    network: dict[str, Any]
+    """`kind` is `tower` or `mlp`; the rest are `TowerSizes` or `MlpSizes`."""
+
+
+def _describe(actor: nn.Module) -> dict[str, Any]:
+    if isinstance(actor, ResidualTower):
+        return {"kind": "tower", **asdict(actor.sizes)}
+    assert isinstance(actor, nn.Sequential)
+    return {"kind": "mlp", **asdict(mlp_sizes(actor))}
+
+
+def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
+    """The policy of these weights. Raises ValueError where they do not fit its description."""
+    # Without memory: what a description asks for may be larger than any machine.
+    with torch.device("meta"):
+        actor, input_size = _build(described.network)
+    checkpoint.check_tensors(tensors, actor.state_dict())
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    actor.load_state_dict(tensors, assign=True)
+    inputs = described.state_size + described.goal_size
+    if input_size != inputs:
+        raise ValueError(f"its network takes {input_size} numbers, a state and a goal {inputs}")
+    return Policy(
+        actor,
+        state_size=described.state_size,
+        goal_size=described.goal_size,
+        head=described.head,
+    )
+
+
+def _build(network: dict[str, Any]) -> tuple[nn.Module, int]:
+    """A network of these sizes, and the length of its input. Raises ValueError."""
+    kind = network.get("kind")
+    sizes = json.dumps({name: size for name, size in network.items() if name != "kind"})
+    if kind == "tower":
+        tower = fields.read(TowerSizes, sizes)
+        return ResidualTower(tower, generator=None), tower.input_size
+    if kind == "mlp":
+        layers = fields.read(MlpSizes, sizes)
+        return mlp(layers), layers.layers[0]
+    raise ValueError(f"its network must be of the kind 'tower' or 'mlp', got {kind!r}")

@@ -1,0 +1,70 @@
+"""Wall-clock of a run, and how fast it goes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch_crl.runs.metrics import RunLog
+from torch_crl.training.run import Run
+
+_SECONDS_BETWEEN_DISPLAYS = 0.05
+
+
+class Clock:
+    """Wall-clock of a run, over all of its sessions, and the rates of its newest collection."""
+
+    def __init__(self, run: Run) -> None:
+        """Goes on from the run's `seconds`."""
+        self._run = run
+        self._begin = time.perf_counter() - run.seconds
+        self._collect_rate = self._update_rate = 0.0
+        self._updates_begin: tuple[float, int] | None = None
+        self._shown_phase, self._shown_at = "", 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since training began, over all sessions."""
+        return time.perf_counter() - self._begin
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Around one collection."""
+        begin = time.perf_counter()
+        yield
+        self._collect_rate = self._run.recipe.steps_per_collection / (time.perf_counter() - begin)
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Around the updates that follow it."""
+        self._updates_begin = (time.perf_counter(), self._run.updates_done)
+        yield
+        self._update_rate = self._present_update_rate()
+        self._updates_begin = None
+
+    def show(self, phase: str, log: RunLog) -> None:
+        """Move the display, unless it showed this phase a moment ago."""
+        now, run = time.perf_counter(), self._run
+        # Drawing costs as much as launching a small update.
+        if phase == self._shown_phase and now - self._shown_at < _SECONDS_BETWEEN_DISPLAYS:
+            return
+        self._shown_phase, self._shown_at = phase, now
+        log.progress(
+            phase,
+            completed=run.progress,
+            updates=run.updates_done,
+            seconds=self.seconds,
+            rates=self.rates(),
+        )
+
+    def rates(self) -> dict[str, float]:
+        """Of collecting and updating; inside `updating`, of the updates so far."""
+        return {
+            "collected_steps_per_second": self._collect_rate,
+            "updates_per_second": self._present_update_rate(),
+        }
+
+    def _present_update_rate(self) -> float:
+        if self._updates_begin is None:
+            return self._update_rate
+        begin, before = self._updates_begin
+        return (self._run.updates_done - before) / (time.perf_counter() - begin)

@@ -1,0 +1,266 @@
+"""The live parts of our own algorithms, built from a recipe, and their state for checkpoints."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.agent.behaviour_cloning import BehaviourCloning
+from torch_crl.agent.compute import Compute
+from torch_crl.agent.contrastive import ContrastiveLearner, Objective
+from torch_crl.agent.learner import Learner
+from torch_crl.agent.networks import build_networks
+from torch_crl.agent.optimizer import UpdateSizes
+from torch_crl.agent.policy import Policy
+from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.experience.collector import Collector
+from torch_crl.experience.overlap import OverlappingCollector
+from torch_crl.experience.replay import Replay
+from torch_crl.recipe.compute_choice import choose_compute
+from torch_crl.recipe.record import Recipe
+from torch_crl.system import checkpoint
+from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction, Recorder
+from torch_crl.system.devices import resolve_device
+from torch_crl.training.run import Run, make_training_env, stream_seed
+
+
+class NativeRun(Run):
+    """Contrastive RL or behaviour cloning: our collector, replay and learner."""
+
+    resumable = True
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        learner: Learner,
+        replay: Replay,
+        collector: Collector | OverlappingCollector,
+        sampler: Generator,
+    ) -> None:
+        """`sampler` draws the batches; it must live on the learner's device."""
+        super().__init__(recipe)
+        self.learner = learner
+        self.replay = replay
+        self.collector = collector
+        self.sampler = sampler
+        self.update_graph: GraphedFunction | None = None
+        """Replays `draw_and_update`; None where nothing is captured."""
+
+    @property
+    def env(self) -> VectorEnv:
+        """The training envs."""
+        return self.collector.env
+
+    @property
+    def device(self) -> torch.device:
+        """Where replay and learner live."""
+        return self.learner.device
+
+    @property
+    def description(self) -> str:
+        """Precision and kernels."""
+        return str(self.learner.actor.compute)
+
+    @property
+    def policy(self) -> Policy:
+        """The present deterministic policy; it follows the learner."""
+        spec = self.env.spec
+        return Policy(self.learner.actor, state_size=spec.state_size, goal_size=spec.goal_size)
+
+    def collect(self) -> dict[str, float]:
+        """One unroll in every env; returns what the episodes showed."""
+        episodes = self.collector.collect(self.recipe.budget.unroll_length)
+        self.collections_done += 1
+        return episodes
+
+    def forget_collection(self) -> None:
+        """Go back to before a collection that has failed; the envs begin fresh episodes."""
+        self.replay.forget_after(self.collections_done * self.recipe.budget.unroll_length)
+
+    def collect_ahead(self) -> None:
+        """With overlap, begin the next collection if there is one and updates to hide it behind."""
+        wanted = self.recipe.prefill_collections + self.recipe.collections
+        useful = self.collections_done < wanted and self.updates_done < self.updates_due
+        if useful and isinstance(self.collector, OverlappingCollector):
+            self.collector.start(self.recipe.budget.unroll_length)
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name, such as `actor.weight`."""
+        return self.learner.named_parameters()
+
+    def close(self) -> None:
+        """Release what the envs hold."""
+        self.collector.close()
+
+    def update(self) -> dict[str, Tensor]:
+        """One gradient update on a fresh batch; 0-D metrics, overwritten by the next update."""
+        # Once a collection, so that it costs nothing; and outside of what a graph captures.
+        is_last = self.updates_done + 1 == self.updates_due
+        sizes = UpdateSizes(self.learner.trained) if is_last else None
+        metrics = (self.update_graph or self.draw_and_update)()
+        self.updates_done += 1
+        if sizes is not None:
+            self.update_sizes = sizes.measure()
+        return metrics
+
+    def draw_and_update(self) -> dict[str, Tensor]:
+        """What `update` does on the device: from random indices to new parameters."""
+        algorithm = self.recipe.algorithm
+        batch = self.replay.sample(
+            algorithm.batch_size,
+            discount=algorithm.discount,
+            generator=self.sampler,
+        )
+        return self.learner.update(batch)
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and counters of a checkpoint."""
+        tensors = checkpoint.flatten(
+            {
+                "learner": self.learner.state_dict(),
+                "replay": self.replay.state_dict(),
+                "collector": self.collector.state_dict(),
+                "sampler": {"generator": self.sampler.get_state()},
+            }
+        )
+        counters = {
+            "collections_done": self.collections_done,
+            "updates_done": self.updates_done,
+            "seconds": self.seconds,
+        }
+        return tensors, counters
+
+    def check_state(
+        self, tensors: dict[str, Tensor], *, collections_done: int, updates_done: int
+    ) -> None:
+        """Raise ValueError unless this is a state of such a run after so many of both.
+
+        Names, shapes and dtypes are those of this run's own state, but for what grows: rows of the
+        replay, steps that an overlapping collection holds, and Adam's moments after the first
+        update.
+        """
+        wanted, _ = self.state_dict()
+        rows = min(collections_done * self.recipe.budget.unroll_length, self.replay.rows)
+        for name in self.replay.growing:
+            wanted[f"replay/{name}"] = self.replay.storage[name][:rows]
+        if updates_done:
+            for name, parameter in self.named_parameters().items():
+                wanted[f"learner/adam.step.{name}"] = torch.zeros(())
+                wanted |= {
+                    f"learner/adam.{moment}.{name}": parameter
+                    for moment in ("exp_avg", "exp_avg_sq")
+                }
+        if isinstance(self.collector, OverlappingCollector):
+            wanted |= self.collector.staged_like(tensors, "collector/staged")
+        checkpoint.check_tensors(tensors, wanted)
+        next_row = int(tensors["replay/next_row"])
+        if next_row != collections_done * self.recipe.budget.unroll_length:
+            raise ValueError(f"its replay has {next_row} rows after {collections_done} collections")
+        self.replay.check_rows(checkpoint.part_of(tensors, "replay"))
+        self._check_episodes(checkpoint.part_of(checkpoint.part_of(tensors, "collector"), "env"))
+
+    def _check_episodes(self, env: dict[str, Tensor]) -> None:
+        wrong = bool(env["trajectory"].lt(0).any())
+        if "steps" in env:
+            wrong |= bool((env["steps"] < 0).any() | (env["steps"] > self.env.episode_length).any())
+        if wrong:
+            raise ValueError("its envs are at steps that no episode has")
+
+    def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
+        """Go on where the run that wrote this was."""
+        if self.update_graph is not None:
+            self.update_graph.reset()
+        self.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
+        self.replay.load_state_dict(checkpoint.part_of(tensors, "replay"))
+        self.collector.load_state_dict(checkpoint.part_of(tensors, "collector"))
+        self.sampler.set_state(tensors["sampler/generator"])
+        self.collections_done = counters["collections_done"]
+        self.updates_done = counters["updates_done"]
+        self.seconds = counters["seconds"]
+
+
+def build_run(
+    recipe: Recipe,
+    *,
+    make_recorder: Callable[[torch.device, list[Generator]], Recorder] = CudaRecorder,
+) -> NativeRun:
+    """Everything at its beginning. The recipe must have passed `checks.check`.
+
+    `make_recorder` captures where the recipe asks for CUDA graphs.
+    """
+    device = resolve_device(recipe.system.device)
+    compute = choose_compute(recipe)
+
+    def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
+        return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
+
+    env = make_training_env(recipe, device)
+    spec = env.spec
+    weights, noise = generator("weights"), generator("actor", device)
+    learner = _build_learner(recipe, spec, compute, device, weights, noise)
+    replay = Replay(
+        rows=recipe.budget.replay_rows,
+        num_envs=recipe.task.num_envs,
+        state_size=spec.state_size,
+        action_size=spec.action_size,
+        goal_slice=spec.goal_slice,
+        window=recipe.task.episode_length if recipe.algorithm.parity == "reference" else 0,
+        dtype=getattr(torch, recipe.system.replay_dtype),
+        device=device,
+        implementation=compute.other_kernels,
+    )
+    run = NativeRun(
+        recipe,
+        learner=learner,
+        replay=replay,
+        collector=_build_collector(recipe, env, learner, replay, generator("exploration", device)),
+        sampler=generator("batches", device),
+    )
+    if compute.cuda_graph:
+        run.update_graph = GraphedFunction(
+            run.draw_and_update,
+            make_recorder=lambda: make_recorder(device, [run.sampler, *learner.generators]),
+            fixed=lambda: learner.named_parameters() | replay.tensors(),
+        )
+        run.collector.use_graphs(lambda generators: make_recorder(device, generators))
+    return run
+
+
+def _build_collector(
+    recipe: Recipe, env: VectorEnv, learner: Learner, replay: Replay, generator: Generator
+) -> Collector | OverlappingCollector:
+    actor = learner.actor
+    if recipe.system.overlap == "on":
+        rows = recipe.budget.unroll_length
+        return OverlappingCollector(env, actor, replay, rows=rows, generator=generator)
+    return Collector(env, actor, replay, generator=generator)
+
+
+def _build_learner(
+    recipe: Recipe,
+    spec: TaskSpec,
+    compute: Compute,
+    device: torch.device,
+    weights: Generator,
+    noise: Generator,
+) -> Learner:
+    algorithm = recipe.algorithm
+    networks = build_networks(recipe.network_sizes, generator=weights, compute=compute).to(device)
+    if algorithm.algo == "gcbc":
+        return BehaviourCloning(networks.actor, learning_rate=algorithm.actor_learning_rate)
+    return ContrastiveLearner(
+        networks,
+        Objective(
+            energy=algorithm.energy,
+            contrastive_loss=algorithm.contrastive_loss,
+            logsumexp_penalty=algorithm.logsumexp_penalty,
+            target_entropy=algorithm.target_entropy * spec.action_size,
+        ),
+        actor_learning_rate=algorithm.actor_learning_rate,
+        critic_learning_rate=algorithm.critic_learning_rate,
+        temperature_learning_rate=algorithm.temperature_learning_rate,
+        generator=noise,
+    )

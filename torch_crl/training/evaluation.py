@@ -1,0 +1,190 @@
+"""Deterministic episodes on envs of their own. N envs, S state, G goal, A action."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from torch_crl.agent.policy import Policy
+from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.vector_env import StepResult, VectorEnv
+from torch_crl.errors import NotFiniteError, UsageError
+from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction
+from torch_crl.system.threads import torch_threads
+from torch_crl.system.torch_defaults import torch_defaults
+
+# More goals than this are told apart by no one.
+_MOST_GOALS = 16
+
+
+@torch_defaults()
+@torch_threads(1)
+@torch.no_grad()
+def evaluate(
+    policy: Callable[[Tensor, Tensor], Tensor],
+    task_name: str,
+    *,
+    num_envs: int = 128,
+    episode_length: int = 1000,
+    seed: int = 0,
+    simulator: str = "cpu",
+    num_threads: int = 0,
+    device: torch.device | str = "cpu",
+    env_timeout: float = 300.0,
+    on_step: Callable[[int], object] | None = None,
+) -> dict[str, float]:
+    """One episode of `policy` in each of `num_envs` fresh envs.
+
+    Args:
+        policy: (state [N, S], goal [N, G]) to action [N, A], float32 tensors where physics runs.
+        task_name: a registered task or `module:function`.
+        episode_length: control steps until the time limit.
+        seed: decides starts and goals.
+        simulator, num_threads, device, env_timeout: see `make_vector_env`.
+        on_step: called with the number of control steps done, to show progress.
+
+    Returns:
+        Means over the episodes, each counted until it first ends: `time_at_goal` control steps
+        within the success radius (more is better), and as a share of the time limit in
+        `time_at_goal_share`; `success_any` share of episodes that were there at least once;
+        `final_distance` and `mean_distance` in metres; `episode_length` in control steps. Tasks
+        with other success levels add `time_at_goal_easy` and the like. Where episodes share at most
+        16 goals, as the cells of a maze, `success_at_12_4` is the share among those that began with
+        the goal (12, 4).
+
+        The time limit of an episode is `episode_length`, or where a Gymnasium env truncates it
+        earlier, that step. An episode that terminates has lost the rest of its time, so where an
+        env terminates at the goal, `success_any` tells more than `time_at_goal_share`.
+
+    Raises:
+        UsageError: no env or no step was asked for, or `policy` returns no tensor [N, A].
+        NotFiniteError: the task or the policy gave NaN or infinity: no metric is ever NaN.
+        SimulatorError: the simulator cannot run the task here, or its physics is wrong.
+    """
+    vector_env = make_vector_env(
+        task_name,
+        num_envs=num_envs,
+        episode_length=episode_length,
+        seed=seed,
+        simulator=simulator,
+        num_threads=num_threads,
+        device=device,
+        env_timeout=env_timeout,
+    )
+    with closing(vector_env) as env:
+        tally = _Tally(env.goal_NG, episode_length)
+
+        def act_and_step() -> dict[str, Tensor]:
+            tally.add(env.step(_checked(policy(env.state_NS, env.goal_NG), env)))
+            return {}
+
+        advance: Callable[[], object] = act_and_step
+        if env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy):
+            advance = GraphedFunction(
+                act_and_step,
+                make_recorder=lambda: CudaRecorder(env.state_NS.device, [*env.generators]),
+                fixed=env.live_tensors,
+            )
+        for step in range(1, episode_length + 1):
+            try:
+                advance()
+            except NotFiniteError as error:
+                env.check()
+                raise NotFiniteError(f"{task_name}, control step {step}: {error}") from None
+            if on_step is not None:
+                on_step(step)
+            # A look at another device waits for it.
+            if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
+                break
+        env.check()
+    metrics = tally.means()
+    _refuse_not_finite(metrics, task_name)
+    return metrics
+
+
+def _checked(action_NA: object, env: VectorEnv) -> Tensor:
+    wanted, given = [env.num_envs, env.spec.action_size], type(action_NA).__name__
+    if isinstance(action_NA, Tensor):
+        if list(action_NA.shape) == wanted:
+            return action_NA
+        given = str(list(action_NA.shape))
+    raise UsageError(f"the policy must return a tensor of shape {wanted}, got {given}")
+
+
+class _Tally:
+    """Sums over the first episode of each env, written in place."""
+
+    def __init__(self, goal_NG: Tensor, episode_length: int) -> None:
+        num_envs, device = len(goal_NG), goal_NG.device
+
+        def zeros() -> Tensor:
+            return torch.zeros(num_envs, device=device)
+
+        self.goals = goal_NG.tolist()
+        self.episode_length = episode_length
+        self.limit_N = torch.full((num_envs,), float(episode_length), device=device)
+        self.alive_N = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self.length_N, self.distance_sum_N, self.final_distance_N = zeros(), zeros(), zeros()
+        self.at_goal = defaultdict[str, Tensor](zeros)
+
+    def add(self, result: StepResult) -> None:
+        alive_N = self.alive_N
+        self.length_N += alive_N
+        self.distance_sum_N += alive_N * result.distance_N
+        self.final_distance_N.copy_(torch.where(alive_N, result.distance_N, self.final_distance_N))
+        for level, success_N in result.success.items():
+            self.at_goal[level] += alive_N & success_N
+        ends_N = alive_N & result.truncated_N
+        self.limit_N.copy_(torch.where(ends_N, self.length_N, self.limit_N))
+        alive_N &= ~(result.terminated_N | result.truncated_N)
+
+    def means(self) -> dict[str, float]:
+        reached_N = self.at_goal["success"] > 0
+        # Exactly 1 for episodes with the whole time, which keeps the last bit of their share.
+        weight_N = self.episode_length / self.limit_N
+        metrics = {
+            f"time_at_goal{level.removeprefix('success')}": steps_N.mean()
+            for level, steps_N in self.at_goal.items()
+        }
+        metrics |= {
+            "time_at_goal_share": (
+                (self.at_goal["success"] * weight_N).mean() / self.episode_length
+            ),
+            "success_any": reached_N.float().mean(),
+            "final_distance": self.final_distance_N.mean(),
+            "mean_distance": (self.distance_sum_N / self.length_N).mean(),
+            "episode_length": self.length_N.mean(),
+        }
+        by_goal = _success_by_goal(self.goals, reached_N.tolist())
+        return {name: float(value) for name, value in metrics.items()} | by_goal
+
+
+def _refuse_not_finite(metrics: dict[str, float], task_name: str) -> None:
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if wrong:
+        raise NotFiniteError(f"{task_name}: {', '.join(wrong)} of the evaluation are not finite")
+
+
+def _success_by_goal(goals: list[list[float]], reached: list[bool]) -> dict[str, float]:
+    """Share of each goal's episodes that reached it, in order of the goals; empty unless the goals
+    are few and shared.
+    """
+    reached_at = defaultdict(list)
+    for goal, there in zip(goals, reached, strict=True):
+        reached_at[tuple(map(_rounded, goal))].append(there)
+    if len(reached_at) > min(_MOST_GOALS, len(goals) - 1):
+        return {}
+    return {
+        "success_at_" + "_".join(f"{number:g}" for number in goal): sum(there) / len(there)
+        for goal, there in sorted(reached_at.items())
+    }
+
+
+def _rounded(number: float) -> float:
+    """To six digits and a tenth of a millimetre: what fp32 adds to a number must not tell goals
+    apart, nor may the sign of a zero.
+    """
+    return round(float(f"{number:.6g}"), 4) + 0.0

@@ -1,0 +1,145 @@
+"""How a run is saved so that it can go on, and how it goes on from what was saved."""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from torch_crl import __version__, fields
+from torch_crl.fields import PositiveOrZero, StepsOrZero
+from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
+from torch_crl.runs.policies import save_policy
+from torch_crl.system import checkpoint
+from torch_crl.system.checkpoint import CheckpointError
+from torch_crl.training.run import Run
+
+# The newest may be the one that a crash damaged.
+_KEPT_CHECKPOINTS = 2
+FORMAT = 1
+"""Of checkpoints. Raise it when a run's state changes: older ones are refused by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointMeta:
+    """What is saved of a run beside its tensors, as far as it is read again."""
+
+    __pydantic_config__ = {"strict": True, "extra": "ignore", "allow_inf_nan": False}
+
+    format: Literal[1]
+    device: str
+    collections_done: StepsOrZero
+    updates_done: StepsOrZero
+    seconds: PositiveOrZero
+
+
+def moment_of(run: Run) -> Moment:
+    """Where a run is now."""
+    return Moment(run.env_steps, run.updates_done)
+
+
+def commit(run: Run, directory: RunDirectory) -> None:
+    """Save what the run is now: the policy first, and with the checkpoint the step is done.
+
+    Killed between the two, the run goes on from the checkpoint before and writes the same policy
+    again. Raises CheckpointError or OSError, and everything of before is kept; RunDirectoryError if
+    the directory is gone.
+    """
+    if not directory.holds_run:
+        raise RunDirectoryError(
+            f"{directory} was removed or moved while the run went on; nothing can be saved any more"
+        )
+    moment, meta = moment_of(run), _provenance(run)
+    save_policy(run.policy, directory.policies / moment.name, meta)
+    if run.resumable:
+        tensors, counters = run.state_dict()
+        checkpoint.save(directory.checkpoints / moment.name, tensors, meta | counters)
+    directory.prune(checkpoints=_KEPT_CHECKPOINTS)
+
+
+def save_best(run: Run, directory: RunDirectory, evaluation: dict[str, float]) -> None:
+    """Keep the present policy as the best by evaluation. Raises CheckpointError or OSError."""
+    meta = _provenance(run) | {"evaluation": evaluation}
+    save_policy(run.policy, directory.best_policy(moment_of(run)), meta)
+
+
+def best_so_far(directory: RunDirectory, metric: str) -> float:
+    """What the best policy that is kept reached when it was evaluated; -inf without one."""
+    for folder in directory.best_policies:
+        with suppress(CheckpointError, KeyError, TypeError, ValueError):
+            return float(checkpoint.load_meta(folder)["evaluation"][metric])
+    return -math.inf
+
+
+def restore(run: Run, directory: RunDirectory) -> list[str]:
+    """Load the newest readable checkpoint; returns what to tell the user.
+
+    What the directory holds of later moments is removed: the run will write it again.
+    """
+    saved = directory.saved_checkpoints
+    # One policy may be older than the first checkpoint; more come after others.
+    if not saved and (directory.is_finished or len(directory.saved_policies) > 1):
+        raise CheckpointError(
+            f"{directory.checkpoints} holds no checkpoint to go on from, and this run had some; "
+            "its policies can be evaluated, and --overwrite starts it again"
+        )
+    if not saved:
+        before_all = Moment(-1, -1)
+        directory.go_back_to(before_all)
+        dropped = directory.drop_metrics_after(before_all)
+        return ["no checkpoint was written before; starting from the beginning", *dropped]
+    most_bytes = 4 * (run.recipe.replay_bytes + run.recipe.update_cost.training_bytes) + (1 << 30)
+    folder, tensors, meta, failures = checkpoint.load_newest(saved, most_bytes=most_bytes)
+    if "format" not in meta:
+        raise CheckpointError(
+            f"{folder} was written by an earlier version of torch_crl and cannot be resumed by "
+            "this one; it can be evaluated and compared, and --overwrite starts it again"
+        )
+    try:
+        counters = fields.read(CheckpointMeta, json.dumps(meta))
+        _load(run, tensors, counters)
+        if Moment.of(folder) != moment_of(run):
+            raise ValueError(f"it is of {moment_of(run).name}, and its name says otherwise")
+    except (ValueError, KeyError, RuntimeError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{folder} does not fit this run: {error}") from error
+    directory.go_back_to(moment_of(run))
+    # The process before may have been killed while it removed old ones.
+    directory.prune(checkpoints=_KEPT_CHECKPOINTS)
+    skipped = [f"passed over: {failure}" for failure in failures]
+    skipped += directory.drop_metrics_after(moment_of(run))
+    resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
+    if not run.env.saves_state:
+        resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
+    return [*skipped, resumed]
+
+
+def _load(run: Run, tensors: dict[str, torch.Tensor], meta: CheckpointMeta) -> None:
+    if meta.device != run.device.type:
+        raise CheckpointError(
+            f"it was written on {meta.device} and this run is on {run.device.type}; random numbers "
+            "differ between them, so a run goes on where it began"
+        )
+    collections, updates = meta.collections_done, meta.updates_done
+    recipe = run.recipe
+    trained = max(0, collections - recipe.prefill_collections)
+    due = trained * recipe.updates_per_collection
+    if trained > recipe.collections or not 0 <= due - updates <= recipe.updates_per_collection:
+        raise ValueError(
+            f"its recipe has no moment of {collections} collections, {updates} updates"
+        )
+    run.check_state(tensors, collections_done=collections, updates_done=updates)
+    run.load_state_dict(tensors, asdict(meta))
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "task": run.env.spec.name,
+        "env_steps": run.env_steps,
+        "updates": run.updates_done,
+        "torch_crl": __version__,
+        "torch": torch.__version__,
+        "device": run.device.type,
+    }
