@@ -29,7 +29,7 @@ from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.system.devices import resolve_device
 from torch_crl.system.threads import torch_threads
-from torch_crl.training.crl_run import NativeRun, build_run
+from torch_crl.training.crl_run import CrlRun, build_run
 
 STATE, GOAL, ACTION = 29, 2, 8
 
@@ -83,7 +83,7 @@ def recipe_of(scenario: Scenario, device: torch.device) -> Recipe:
     )
 
 
-def random_run(recipe: Recipe) -> NativeRun:
+def random_run(recipe: Recipe) -> CrlRun:
     """A run whose replay is full of random steps, so that no simulator has to fill it."""
     run = build_run(recipe)
     generator = Generator(run.learner.device).manual_seed(0)

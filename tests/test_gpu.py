@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.baselines.test_baselines import tiny as tiny_baseline
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny, tiny_baseline
 from torch_crl import load_policy
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import with_changes

@@ -8,6 +8,7 @@ imported by the first check and not by `--help`.
 import json
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 from typing import get_type_hints as hints
@@ -63,6 +64,19 @@ class FieldsError(ValueError):
         """One line a problem."""
         self.problems = problems
         super().__init__("; ".join(map(str, problems)))
+
+
+def whole_number(text: str) -> int:
+    """The integer that a text means: `1000000`, `1_000_000` or `1e6`. Raises ValueError."""
+    try:
+        number = Decimal(text.strip())
+        if number.is_finite() and number == number.to_integral_value():
+            if abs(number) < 2**63:
+                return int(number)
+            raise ValueError(f"must lie between -2^63 and 2^63, got {text!r}")
+    except ArithmeticError:
+        pass
+    raise ValueError(f"must be a whole number, as 1000000 or 1e6, got {text!r}")
 
 
 def read(kind: type[T], text: bytes | str) -> T:

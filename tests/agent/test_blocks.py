@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Generator
 
-from tests.agent.test_contrastive import make_batch
-from tests.recipe.test_recipe import tiny
+from tests.helpers.batches import make_batch
+from tests.helpers.recipes import tiny
 from torch_crl.agent.blocks import BLOCKS
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.contrastive import ContrastiveLearner, Objective

@@ -8,13 +8,12 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
+from tests.helpers.batches import A, G, S, make_batch
 from tests.helpers.largest_tensor import LargestTensor
 from torch_crl.agent.contrastive import ContrastiveLearner, Objective
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES, ENERGIES
 from torch_crl.agent.networks import build_networks
 from torch_crl.agent.sizes import network_sizes
-
-S, G, A = 6, 2, 3
 
 
 def make_learner(
@@ -50,18 +49,6 @@ def make_learner(
         critic_learning_rate=2 * learning_rate,
         temperature_learning_rate=3 * learning_rate,
         generator=Generator().manual_seed(1),
-    )
-
-
-def make_batch(size: int, seed: int = 0) -> TensorDict:
-    generator = Generator().manual_seed(seed)
-    return TensorDict(
-        {
-            "state": torch.randn(size, S, generator=generator),
-            "action": torch.rand(size, A, generator=generator) * 2 - 1,
-            "goal": torch.randn(size, G, generator=generator),
-        },
-        batch_size=[size],
     )
 
 

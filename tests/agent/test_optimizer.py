@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl.agent.optimizer import UpdateSizes, gradient_norm
-from torch_crl.training.crl_run import NativeRun, build_run
+from torch_crl.training.crl_run import CrlRun, build_run
 
 
 def test_sizes_of_an_update_by_hand() -> None:
@@ -38,7 +38,7 @@ def test_a_gradient_whose_square_fp32_cannot_hold_has_a_norm() -> None:
     assert gradient_norm([parameter]).item() == pytest.approx(5e30)
 
 
-def before_the_first_update(algo: str) -> NativeRun:
+def before_the_first_update(algo: str) -> CrlRun:
     budget = {"env_steps_per_update": 20.0}
     recipe = tiny(algorithm={"algo": algo}, budget=budget)
     assert recipe.updates_per_collection == 1

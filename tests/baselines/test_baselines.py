@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
+from tests.helpers.recipes import tiny_baseline
 from torch_crl import load_policy, train
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.baselines.run import BaselineRun, build_baseline
@@ -19,33 +20,10 @@ from torch_crl.benchmarks.baselines import plain_sac
 from torch_crl.envs.make import make_vector_env
 from torch_crl.recipe import checks
 from torch_crl.recipe.baseline_checks import baseline_problems
-from torch_crl.recipe.presets import preset, with_changes, with_depth
-from torch_crl.recipe.record import LIBRARY_ALGOS, Recipe
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.record import LIBRARY_ALGOS
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.policies import save_policy
-
-TINY: dict[str, dict[str, Any]] = {
-    "task": {"num_envs": 4, "num_eval_envs": 2, "episode_length": 10},
-    "algorithm": {"batch_size": 10},
-    "budget": {
-        "env_steps": 120,
-        "unroll_length": 5,
-        "env_steps_per_update": 5.0,
-        "evaluations": 2,
-        "checkpoints": 2,
-    },
-    "system": {"device": "cpu", "torch_threads": 1},
-}
-
-
-def tiny(algo: str, *, depth: int = 0, **parts: dict[str, Any]) -> Recipe:
-    recipe = with_changes(preset("reacher", algo=algo), **TINY)
-    # What an algorithm does not read is an error.
-    if algo != "ppo":
-        recipe = with_changes(recipe, budget={"prefill_rows": 10, "replay_rows": 20})
-    if depth:
-        recipe = with_changes(recipe, networks={"width": 16})
-    return with_depth(with_changes(recipe, **parts), depth)
 
 
 def go_on(run: BaselineRun, collections: int) -> None:
@@ -58,7 +36,7 @@ def go_on(run: BaselineRun, collections: int) -> None:
 
 @pytest.mark.parametrize("algo", [*LIBRARY_ALGOS, "gcbc"])
 def test_an_algorithm_fills_the_run_directory_of_any_other(algo: str, tmp_path: Path) -> None:
-    recipe = tiny(algo, depth=4)
+    recipe = tiny_baseline(algo, depth=4)
     result = train(recipe, tmp_path / "run", show=False)
     evaluations = RunDirectory(tmp_path / "run").read_metrics("evaluation")
     assert len(evaluations) == 2
@@ -79,7 +57,7 @@ def test_an_algorithm_fills_the_run_directory_of_any_other(algo: str, tmp_path: 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac", "td3_her"])
 def test_our_loop_makes_what_the_librarys_own_learn_makes(algo: str) -> None:
-    recipe = tiny(algo)
+    recipe = tiny_baseline(algo)
     ours, theirs = build_baseline(recipe), build_baseline(recipe)
     # Global random numbers, so one after the other.
     ours.model.set_random_seed(3)
@@ -100,7 +78,7 @@ def test_our_loop_makes_what_the_librarys_own_learn_makes(algo: str) -> None:
 
 
 def test_sac_learns_what_a_plain_script_on_gymnasium_make_learns() -> None:
-    recipe = tiny(
+    recipe = tiny_baseline(
         "sac",
         task={"num_envs": 1, "episode_length": 7},
         budget={"env_steps": 60, "prefill_rows": 20, "replay_rows": 60},
@@ -129,7 +107,7 @@ def test_sac_learns_what_a_plain_script_on_gymnasium_make_learns() -> None:
 def test_the_policy_is_the_models_deterministic_prediction(
     algo: str, depth: int, tmp_path: Path
 ) -> None:
-    run = build_baseline(tiny(algo, depth=depth))
+    run = build_baseline(tiny_baseline(algo, depth=depth))
     go_on(run, 4)
     state, goal = torch.randn(7, 10), torch.randn(7, 3)
     observation: Any = torch.cat([state, goal], dim=-1).numpy()
@@ -148,7 +126,7 @@ def test_the_policy_is_the_models_deterministic_prediction(
 
 @pytest.mark.parametrize("algo", ["ppo", "sac", "td3"])
 def test_depth_is_that_of_our_towers_and_all_of_them_are_trained(algo: str) -> None:
-    run = build_baseline(tiny(algo, depth=8))
+    run = build_baseline(tiny_baseline(algo, depth=8))
     towers = [part for part in run.model.policy.modules() if isinstance(part, ResidualTower)]
     # Twin critics and their targets, and TD3's target actor; PPO has one critic and no target.
     assert len(towers) == {"ppo": 2, "sac": 5, "td3": 6}[algo]
@@ -252,12 +230,12 @@ def test_what_does_not_fit_is_told(
     algo: str, parts: dict[str, dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(checks.RecipeError) as caught:
-        checks.check(with_changes(tiny(algo), **parts))
+        checks.check(with_changes(tiny_baseline(algo), **parts))
     assert message in str(caught.value)
 
 
 def test_hindsight_goals_of_the_library_need_a_task_of_ours() -> None:
-    foreign = with_changes(tiny("sac_her"), task={"name": "gymnasium:X-v0"})
+    foreign = with_changes(tiny_baseline("sac_her"), task={"name": "gymnasium:X-v0"})
     (problem,) = baseline_problems(foreign)
     assert "which gymnasium:X-v0 does not offer here; take sac" in problem
 
@@ -270,13 +248,13 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda name: None if name == "stable_baselines3" else find(name),
     )
     with pytest.raises(checks.RecipeError, match=r"pip install 'torch_crl\[baselines\]'"):
-        checks.check(tiny("sac"))
+        checks.check(tiny_baseline("sac"))
 
 
 def test_a_baseline_is_not_resumed(tmp_path: Path) -> None:
-    train(tiny("ppo"), tmp_path / "run", show=False)
+    train(tiny_baseline("ppo"), tmp_path / "run", show=False)
     with pytest.raises(checks.RecipeError, match="a run of ppo keeps no checkpoints"):
-        train(tiny("ppo"), tmp_path / "run", resume=True, show=False)
+        train(tiny_baseline("ppo"), tmp_path / "run", resume=True, show=False)
 
 
 @pytest.mark.parametrize("task", ["reacher", "ant", "point_u_maze"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from tests.agent.test_contrastive import A, G, S, make_batch
+from tests.helpers.batches import A, G, S, make_batch
 from torch_crl.agent.contrastive import ContrastiveLearner, Objective
 from torch_crl.agent.networks import ResidualTower, build_networks
 from torch_crl.agent.sizes import network_sizes

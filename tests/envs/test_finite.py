@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from tests.envs.test_vector_env import puck_env
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
+from tests.helpers.tasks import puck_env
 from torch_crl import evaluate
 from torch_crl.envs import make
-from torch_crl.envs.finite import FiniteWatch
+from torch_crl.envs.finite import FiniteMonitor
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators import Simulator, SimulatorError
 from torch_crl.envs.simulators.cpu import CpuSimulator
@@ -19,7 +19,7 @@ from torch_crl.envs.task import Start, Task
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.errors import NotFiniteError
 from torch_crl.training.crl_run import build_run
-from torch_crl.training.stability import StabilityWatch
+from torch_crl.training.stability import DivergenceMonitor
 
 NAN = float("nan")
 
@@ -30,10 +30,10 @@ NAN = float("nan")
 )
 def test_what_nothing_can_be_learned_from(value: float, fine: bool, capturable: bool) -> None:
     sizes = {"state": 2, "goal": 1}
-    watch = FiniteWatch(sizes, capturable=capturable, device=torch.device("cpu"))
+    watch = FiniteMonitor(sizes, capturable=capturable, device=torch.device("cpu"))
     state_N2, goal_N1 = torch.full((3, 2), 8e9), torch.zeros(3, 1)
     goal_N1[1] = value
-    watch.look(state_N2, goal_N1, steps_N=torch.tensor([4, 5, 6]))
+    watch.record(state_N2, goal_N1, steps_N=torch.tensor([4, 5, 6]))
     if fine:
         watch.check("puck")
         return
@@ -47,12 +47,12 @@ def test_a_network_that_gives_nan_is_named_before_anything_is_learned() -> None:
     run = build_run(tiny("reacher"))
     with torch.no_grad():
         run.learner.actor.output_bias[..., 1] = torch.nan
-    watch = StabilityWatch(run.env)
+    watch = DivergenceMonitor(run.env)
     run.collect()
     with pytest.raises(
         NotFiniteError, match=r"reacher: the action .* entry 1 of env 0, at step 1 "
     ):
-        watch.look(20)
+        watch.report(20)
 
 
 def spoilt(tensor: Tensor, env: int, entry: int) -> Tensor:
@@ -109,7 +109,7 @@ def test_the_first_is_named(
     for _ in range(14):
         env.step(torch.zeros(4, 2))
     with pytest.raises(NotFiniteError, match=f"own_task:make: .*{message}"):
-        StabilityWatch(env).look(1)
+        DivergenceMonitor(env).report(1)
 
 
 def test_an_action_that_is_not_finite_is_the_one_to_blame() -> None:

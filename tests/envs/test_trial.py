@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl import Start, Task, preset, with_changes
 from torch_crl.envs.registry import TASKS, UnknownTaskError, make_task
 from torch_crl.envs.simulators import Simulator, make_simulator

@@ -6,26 +6,11 @@ import pytest
 import torch
 from torch import Generator
 
+from tests.helpers.tasks import ant_env, puck_env
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators import SimulatorError, cpu
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.task_vector_env import TaskVectorEnv
-
-
-def puck_env(num_envs: int = 6, **options: object) -> TaskVectorEnv:
-    task = make_task("own_task:make")
-    simulator = CpuSimulator(task.model, num_envs=num_envs)
-    return TaskVectorEnv(
-        task, simulator, generator=Generator().manual_seed(0), **{"episode_length": 5, **options}
-    )
-
-
-def ant_env(num_envs: int, *, episode_length: int) -> TaskVectorEnv:
-    task = make_task("ant")
-    simulator = CpuSimulator(task.model, num_envs=num_envs)
-    return TaskVectorEnv(
-        task, simulator, episode_length=episode_length, generator=Generator().manual_seed(0)
-    )
 
 
 def test_time_limit_truncates_and_starts_a_fresh_episode() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from tests.helpers.graph_stand_in import StandIn
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl import evaluate, train
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.registry import make_task
@@ -16,7 +16,7 @@ from torch_crl.envs.simulators import Capacity, Simulator, SimulatorError, make_
 from torch_crl.envs.task import Task
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.recipe.checks import RecipeError, check
-from torch_crl.training.crl_run import NativeRun, build_run
+from torch_crl.training.crl_run import CrlRun, build_run
 
 pytest.importorskip("mujoco_warp")
 # Compiling is most of the time here.
@@ -177,7 +177,7 @@ def test_a_model_that_warp_cannot_run_names_the_feature() -> None:
         make_simulator("warp", own_pgs_task().model, num_envs=1)
 
 
-def collected(graph: str, **options: object) -> NativeRun:
+def collected(graph: str, **options: object) -> CrlRun:
     recipe = tiny("reacher", system={"cuda_graph": graph, "simulator": "warp", "device": "cpu"})
     run = build_run(recipe, **options)  # type: ignore[arg-type]
     for _ in range(3):

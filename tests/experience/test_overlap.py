@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.recipe.test_recipe import tiny
-from tests.training.test_trainer import assert_same_run
+from tests.helpers.recipes import tiny
+from tests.helpers.same_run import assert_same_run
 from torch_crl.experience.overlap import OverlappingCollector, Staging
 from torch_crl.experience.replay import Replay, Transition
 from torch_crl.recipe import checks
@@ -17,7 +17,7 @@ from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system import checkpoint
 from torch_crl.system.threads import torch_threads
-from torch_crl.training.crl_run import NativeRun, build_run
+from torch_crl.training.crl_run import CrlRun, build_run
 from torch_crl.training.trainer import train
 
 
@@ -96,7 +96,7 @@ def test_physics_runs_in_another_thread_while_the_main_one_goes_on() -> None:
     assert set(seen) != {threading.main_thread()} and len(set(seen)) == 1
 
 
-def lagged_by_hand(recipe: Recipe) -> NativeRun:
+def lagged_by_hand(recipe: Recipe) -> CrlRun:
     """The same order of acting and updating on one thread."""
     run = build_run(recipe)
     collector = run.collector
@@ -135,9 +135,9 @@ def test_resume_equals_the_uninterrupted_run(
     recipe = overlapped(budget={"checkpoints": 3})
     train(recipe, tmp_path / "whole", show=False)
 
-    update, calls = NativeRun.update, 0
+    update, calls = CrlRun.update, 0
 
-    def interrupted(self: NativeRun) -> Any:
+    def interrupted(self: CrlRun) -> Any:
         nonlocal calls
         calls += 1
         # In the middle of a round of updates, some time after the first checkpoint.
@@ -145,10 +145,10 @@ def test_resume_equals_the_uninterrupted_run(
             raise InterruptedError
         return update(self)
 
-    monkeypatch.setattr(NativeRun, "update", interrupted)
+    monkeypatch.setattr(CrlRun, "update", interrupted)
     with pytest.raises(InterruptedError):
         train(recipe, tmp_path / "part", show=False)
-    monkeypatch.setattr(NativeRun, "update", update)
+    monkeypatch.setattr(CrlRun, "update", update)
     train(recipe, tmp_path / "part", resume=True, show=False)
     assert_same_run(tmp_path / "part", tmp_path / "whole")
 

@@ -79,3 +79,19 @@ def contact_pairs(model: mujoco.MjModel) -> set[frozenset[str]]:
 def pairs_of(*pairs: str) -> set[frozenset[str]]:
     """Pairs written as "foot floor", or "foot" for two of a kind."""
     return {frozenset(pair.split()) for pair in pairs}
+
+
+def puck_env(num_envs: int = 6, **options: Any) -> TaskVectorEnv:
+    task = make_task("own_task:make")
+    simulator = CpuSimulator(task.model, num_envs=num_envs)
+    return TaskVectorEnv(
+        task, simulator, generator=Generator().manual_seed(0), **({"episode_length": 5} | options)
+    )
+
+
+def ant_env(num_envs: int, *, episode_length: int) -> TaskVectorEnv:
+    task = make_task("ant")
+    simulator = CpuSimulator(task.model, num_envs=num_envs)
+    return TaskVectorEnv(
+        task, simulator, episode_length=episode_length, generator=Generator().manual_seed(0)
+    )

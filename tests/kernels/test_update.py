@@ -5,8 +5,8 @@ import torch
 from tensordict import TensorDict
 from torch import Generator
 
+from tests.helpers.recipes import tiny
 from tests.kernels.check import DEVICE
-from tests.recipe.test_recipe import tiny
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.contrastive import ContrastiveLearner, Objective
 from torch_crl.agent.networks import build_networks

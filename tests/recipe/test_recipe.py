@@ -9,36 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.recipes import tiny
 from torch_crl.envs.registry import TASKS
-from torch_crl.fields import Problem
+from torch_crl.fields import Problem, whole_number
 from torch_crl.recipe import checks
 from torch_crl.recipe.dry_run import plan_rows
 from torch_crl.recipe.presets import preset, with_changes
-from torch_crl.recipe.record import Recipe, differences, whole_number
+from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.metrics import UpdateMetrics
 from torch_crl.system.devices import available_bytes
 from torch_crl.training import trainer
 from torch_crl.training.crl_run import build_run
-
-TINY: dict[str, dict[str, Any]] = {
-    "task": {"num_envs": 4, "num_eval_envs": 2, "episode_length": 10},
-    "networks": {"width": 8, "representation_size": 4},
-    "algorithm": {"batch_size": 8},
-    "budget": {
-        "env_steps": 120,
-        "unroll_length": 5,
-        "env_steps_per_update": 10.0,
-        "prefill_rows": 10,
-        "replay_rows": 20,
-        "evaluations": 2,
-        "checkpoints": 2,
-    },
-    "system": {"device": "cpu", "torch_threads": 1},
-}
-
-
-def tiny(of: str = "reacher", **parts: dict[str, Any]) -> Recipe:
-    return with_changes(with_changes(preset(of), **TINY), **parts)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -242,7 +223,8 @@ def test_an_eval_task_of_other_sizes_is_refused() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_replay_takes_the_bytes_that_the_plan_says(dtype: str) -> None:
     recipe = tiny("ant", system={"replay_dtype": dtype})
-    assert build_run(recipe).replay.num_bytes == recipe.replay_bytes
+    tensors = build_run(recipe).replay.tensors().values()
+    assert sum(tensor.nbytes for tensor in tensors) == recipe.replay_bytes
     assert f"{recipe.replay_bytes / 1e6:,.1f} MB" in {value for _, value, _ in plan_rows(recipe)}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl import load_policy
 from torch_crl.cli.main import main
 from torch_crl.envs.gymnasium.errors import ForeignEnvError

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.runs import weights_and_biases
 from torch_crl.runs.directory import RunDirectory
@@ -39,7 +39,7 @@ def process(
 def look_until_told(process: WandbProcess, told: list[str]) -> None:
     deadline = time.monotonic() + 20
     while not told and time.monotonic() < deadline:
-        process.look()
+        process.poll()
         time.sleep(0.01)
 
 
@@ -121,7 +121,7 @@ def test_a_process_that_fails_is_told_once(
 ) -> None:
     failing, told = process(run, monkeypatch, "echo warming up; echo no network. >&2; exit 1")
     look_until_told(failing, told)
-    failing.look()
+    failing.poll()
     failing.close(succeeded=True)
     assert told == [
         "warning: Weights & Biases was given up: no network; metrics.jsonl has every record"
@@ -145,7 +145,7 @@ def test_a_process_that_hangs_is_ended(run: RunDirectory, monkeypatch: pytest.Mo
     monkeypatch.setattr(weights_and_biases, "_SECONDS_OF_SILENCE", 0.05)
     monkeypatch.setattr(weights_and_biases, "_SECONDS_TO_END", 0.1)
     hanging, told = process(run, monkeypatch, "exec sleep 60")
-    hanging.look()
+    hanging.poll()
     begin = time.monotonic()
     hanging.close(succeeded=True)
     assert time.monotonic() - begin < 5
@@ -159,7 +159,7 @@ def test_a_process_that_cannot_be_started_is_told(
     monkeypatch.setattr(weights_and_biases, "_COMMAND", ("/nowhere/python",))
     told: list[str] = []
     absent = WandbProcess(run, project="mine", tell=told.append)
-    absent.look()
+    absent.poll()
     absent.close(succeeded=True)
     assert len(told) == 1 and "No such file" in told[0]
 

@@ -1,15 +1,8 @@
 """The published curves: what was read from them before, and that an installed package has them."""
 
-import os
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from tests.helpers.paths import ROOT
 from torch_crl.envs.registry import TASKS
 from torch_crl.study.published import published_curves
 
@@ -53,20 +46,3 @@ def test_every_curve_is_whole_and_of_a_task_of_ours() -> None:
         ("fig12", 3),
     }
     assert published_curves(task="reacher") == []
-
-
-def test_a_wheel_holds_all_data(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    # Built elsewhere: what an earlier build left in build/ would be packed too.
-    settings = tmp_path / "build.cfg"
-    settings.write_text(f"[build]\nbuild_base = {tmp_path / 'build'}\n")
-    subprocess.run(
-        [*command, "--wheel-dir", str(tmp_path), str(ROOT)],
-        check=True,
-        timeout=120,
-        env={**os.environ, "DIST_EXTRA_CONFIG": str(settings)},
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    packed = zipfile.ZipFile(wheel).namelist()
-    for path in (ROOT / "torch_crl/study/data").iterdir():
-        assert f"torch_crl/study/data/{path.name}" in packed

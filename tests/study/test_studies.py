@@ -42,7 +42,7 @@ from torch_crl.sweep.grid import Trial, check_trials, grid
 from torch_crl.sweep.worker import work
 from torch_crl.system.machine import machine
 from torch_crl.training import trainer
-from torch_crl.training.crl_run import NativeRun
+from torch_crl.training.crl_run import CrlRun
 
 EVALUATIONS = 16
 
@@ -106,7 +106,7 @@ def test_depth_finds_the_jump_that_was_put_in() -> None:
     levels = {4: 10.0, 8: 12.0, 16: 50.0}
     trials = seeded(STUDIES["depth"].trials("smoke"), 5)
     curves = made_up(trials, lambda recipe: levels[recipe.networks.critic_depth])
-    found = STUDIES["depth"].answer(curves, "smoke")
+    found = STUDIES["depth"].answer(curves)
     critical = found.data["critical_depth"]["reacher"]
     assert critical.depth == 16 and critical.stability[16] == 1.0
     assert critical.jump.rise == pytest.approx(0.38)
@@ -117,7 +117,7 @@ def test_depth_finds_the_jump_that_was_put_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "better"), [("objective", "sac_her"), ("recipe", "pre_norm"), ("recipe", "relu")]
+    ("name", "better"), [("objective", "sac_her"), ("block", "pre_norm"), ("block", "relu")]
 )
 def test_variants_are_compared_with_the_base_at_equal_depth(name: str, better: str) -> None:
     def level(recipe: Recipe) -> float:
@@ -126,7 +126,7 @@ def test_variants_are_compared_with_the_base_at_equal_depth(name: str, better: s
         return 2.0 * networks.critic_depth + (30.0 if ours else 0.0)
 
     trials = seeded(STUDIES[name].trials("smoke"), 4)
-    found = STUDIES[name].answer(made_up(trials, level), "smoke")
+    found = STUDIES[name].answer(made_up(trials, level))
     rows = tables(found)[-1].rows
     differences = {(row[0], row[1]): row[2] for row in rows}
     assert differences.pop((better, 4)) == pytest.approx(0.3)
@@ -172,7 +172,7 @@ def test_tasks_of_different_episode_lengths_count_alike() -> None:
         )
         for trial in trials
     ]
-    found = STUDIES["objective"].answer(curves, "smoke")
+    found = STUDIES["objective"].answer(curves)
     (row,) = tables(found)[-1].rows
     assert row[2] == pytest.approx(0.5)
     assert "+0.5 of the episode at the goal" in found.findings[0]
@@ -182,7 +182,7 @@ def test_actor_and_critic_are_told_apart() -> None:
     # Only the critic's depth pays.
     trials = seeded(actor_critic.trials("smoke"), 4)
     curves = made_up(trials, lambda recipe: 3.0 * recipe.networks.critic_depth)
-    found = actor_critic.answer(curves, "smoke")
+    found = actor_critic.answer(curves)
     assert found.findings[:3] == (
         "reacher: deepening the actor: +0 of the episode at the goal, p = 1.",
         "reacher: deepening the critic: +0.36 of the episode at the goal, p = 0.029.",
@@ -246,7 +246,7 @@ def test_wide_networks_have_the_parameters_of_deep_ones(task: str) -> None:
 def test_width_compares_networks_of_equal_parameters() -> None:
     trials = seeded(width.trials("smoke"), 4)
     curves = made_up(trials, lambda recipe: float(recipe.networks.critic_depth))
-    (row,) = tables(width.answer(curves, "smoke"))[-1].rows
+    (row,) = tables(width.answer(curves))[-1].rows
     task, deep, deep_count, wide, wide_count, difference, p, _ = row
     assert (task, deep) == ("reacher", "depth 16, width 32")
     assert str(wide).startswith("depth 4, width 6")
@@ -273,7 +273,7 @@ def test_a_slow_start_is_counted_in_what_it_was_made_of(unit: str) -> None:
         assert row.found.slow_start_p < 0.05
     (sentence,) = transitions.agreement(found)
     assert sentence.endswith(f"it is nearer to a count of {unit}.")
-    findings = transitions.answer(curves, "smoke").findings
+    findings = transitions.answer(curves).findings
     assert len(findings) == 3
     # A smooth start would be found too, so nothing is called a threshold.
     assert all("a slow start, with little learned before" in found for found in findings[:2])
@@ -358,10 +358,10 @@ def test_limits_measures_growth_and_gradients_at_tiny_size() -> None:
 
 def test_the_critics_gradient_is_that_of_both_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    closed: list[NativeRun] = []
-    update, close = NativeRun.update, NativeRun.close
+    closed: list[CrlRun] = []
+    update, close = CrlRun.update, CrlRun.close
 
-    def spied(run: NativeRun) -> dict[str, torch.Tensor]:
+    def spied(run: CrlRun) -> dict[str, torch.Tensor]:
         metrics = update(run)
         networks = run.learner.networks  # type: ignore[union-attr]
         encoders = (networks.state_action_encoder, networks.goal_encoder)
@@ -374,8 +374,8 @@ def test_the_critics_gradient_is_that_of_both_encoders(monkeypatch: pytest.Monke
         seen.append(math.sqrt(float(torch.stack(squares).sum())))
         return metrics
 
-    monkeypatch.setattr(NativeRun, "update", spied)
-    monkeypatch.setattr(NativeRun, "close", lambda run: (closed.append(run), close(run))[1])
+    monkeypatch.setattr(CrlRun, "update", spied)
+    monkeypatch.setattr(CrlRun, "close", lambda run: (closed.append(run), close(run))[1])
     answer = limits.report(limits.Sizes(depths=(4,), width=8, batch=8, updates=1))
     (table,) = tables(answer)
     rows = [limits.Limits(*row) for row in table.rows]  # type: ignore[arg-type]
@@ -445,10 +445,10 @@ def test_a_dry_run_states_the_cost_and_starts_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(["study", "recipe", "--scale", "smoke", "--dry-run", "--out", str(out)]) == 0
+    assert main(["study", "block", "--scale", "smoke", "--dry-run", "--out", str(out)]) == 0
     told = capsys.readouterr().out
-    runs = len(STUDIES["recipe"].trials("smoke"))
-    assert told.startswith("study recipe, scale smoke: Which parts of the published residual")
+    runs = len(STUDIES["block"].trials("smoke"))
+    assert told.startswith("study block, scale smoke: Which parts of the published residual")
     assert f"{runs} runs\n" in told and "PFLOP" in told
     assert not out.exists()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.recipe.test_recipe import TINY
+from tests.helpers.recipes import TINY
 from torch_crl.cli import sweep as command
 from torch_crl.cli.main import main
 from torch_crl.envs.registry import make_task

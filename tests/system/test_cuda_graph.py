@@ -5,9 +5,9 @@ import torch
 from torch import Generator, Tensor
 
 from tests.helpers.graph_stand_in import StandIn
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction
-from torch_crl.training.crl_run import NativeRun, build_run
+from torch_crl.training.crl_run import CrlRun, build_run
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -66,7 +66,7 @@ def test_a_tensor_that_moved_is_refused_until_reset() -> None:
     assert counter.graph.captures == 2
 
 
-def collected(graph: str, device: str = "cpu", **options: object) -> NativeRun:
+def collected(graph: str, device: str = "cpu", **options: object) -> CrlRun:
     """A run with data, which captures its updates or not."""
     recipe = tiny("ant", system={"device": device, "cuda_graph": graph})
     run = build_run(recipe, **options)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def collected(graph: str, device: str = "cpu", **options: object) -> NativeRun:
     return run
 
 
-def assert_equal_after_updates(eager: NativeRun, graphed: NativeRun, *, updates: int) -> None:
+def assert_equal_after_updates(eager: CrlRun, graphed: CrlRun, *, updates: int) -> None:
     for _ in range(updates):
         expected = {name: float(value) for name, value in eager.update().items()}
         assert {name: float(value) for name, value in graphed.update().items()} == expected

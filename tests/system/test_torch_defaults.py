@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torch_crl  # noqa: F401  Registers the envs.
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl import evaluate, load_policy, train
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.registry import make_task

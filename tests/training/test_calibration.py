@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.training import calibration

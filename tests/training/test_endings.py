@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
 from torch_crl import load_policy
 from torch_crl.runs import metrics
 from torch_crl.runs.directory import RunDirectory
@@ -25,8 +25,7 @@ from torch_crl.runs.plots import load_matplotlib
 from torch_crl.system import checkpoint
 from torch_crl.system.machine import machine
 from torch_crl.system.stopping import StopSignals
-from torch_crl.training import crl_run as native_run
-from torch_crl.training import trainer
+from torch_crl.training import crl_run, trainer
 from torch_crl.training.trainer import train
 
 
@@ -42,15 +41,15 @@ def room_for(size: int) -> Iterator[None]:
 
 
 def do_after_update(monkeypatch: pytest.MonkeyPatch, number: int, what: Any) -> None:
-    real = native_run.NativeRun.update
+    real = crl_run.CrlRun.update
 
-    def update(self: native_run.NativeRun) -> dict[str, torch.Tensor]:
+    def update(self: crl_run.CrlRun) -> dict[str, torch.Tensor]:
         found = real(self)
         if self.updates_done == number:
             what()
         return found
 
-    monkeypatch.setattr(native_run.NativeRun, "update", update)
+    monkeypatch.setattr(crl_run.CrlRun, "update", update)
 
 
 def test_a_machine_without_its_optional_parts_is_described(

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.envs.test_vector_env import ant_env
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
+from tests.helpers.tasks import ant_env
 from torch_crl.envs.simulators import SimulatorError
 from torch_crl.envs.task_vector_env import TaskVectorEnv
-from torch_crl.training.stability import MOST_UNSTABLE, StabilityWatch
+from torch_crl.training.stability import MOST_UNSTABLE, DivergenceMonitor
 from torch_crl.training.trainer import train
 
 
@@ -27,29 +27,29 @@ def blow_up(env: TaskVectorEnv, *indices: int) -> None:
 
 def test_names_env_step_and_task_and_each_only_once() -> None:
     env = ant_env(6, episode_length=100)
-    watch = StabilityWatch(env)
-    assert watch.look(100) == []
+    watch = DivergenceMonitor(env)
+    assert watch.report(100) == []
     env.step(torch.zeros(6, 8))
     blow_up(env, 4)
-    assert watch.look(100) == [
+    assert watch.report(100) == [
         "physics of env 4 diverged at step 2 of its episode of ant; it was reset"
     ]
-    assert watch.look(100) == []
+    assert watch.report(100) == []
     blow_up(env, 0, 1, 2, 3)
-    lines = watch.look(100)
+    lines = watch.report(100)
     assert len(lines) == 4 and lines[-1] == "and 1 more; 5 in all"
 
 
 def test_stops_above_the_stated_rate_and_not_below() -> None:
     env = ant_env(12, episode_length=100)
-    watch = StabilityWatch(env)
+    watch = DivergenceMonitor(env)
     blow_up(env, *range(11))
     enough = int(11 / MOST_UNSTABLE)
-    assert StabilityWatch(env).look(1) == []
-    assert watch.look(enough)
+    assert DivergenceMonitor(env).report(1) == []
+    assert watch.report(enough)
     blow_up(env, 0)
     with pytest.raises(SimulatorError, match=r"12 in 110,000 .* one in 10,000 is too many"):
-        watch.look(enough)
+        watch.report(enough)
 
 
 def test_training_goes_on_and_tells(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.recipe.test_recipe import tiny
+from tests.helpers.recipes import tiny
+from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import evaluate, load_policy
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.presets import preset, with_changes
@@ -22,33 +23,6 @@ from torch_crl.runs.metrics import DivergenceError, UpdateMetrics, first_not_fin
 from torch_crl.system import checkpoint
 from torch_crl.training.crl_run import build_run
 from torch_crl.training.trainer import train
-
-
-def final_tensors(run_dir: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    _, tensors, meta, _ = checkpoint.load_newest(RunDirectory(run_dir).saved_checkpoints)
-    # Wall-clock is the one thing that two runs may differ in.
-    return tensors, {name: value for name, value in meta.items() if name != "seconds"}
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    (tensors, meta), (other_tensors, other_meta) = final_tensors(ours), final_tensors(theirs)
-    assert meta == other_meta
-    assert set(tensors) == set(other_tensors)
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, other_tensors[name]), name
-    wall_clock = {"seconds", "collected_steps_per_second", "updates_per_second"}
-    for kind in ("evaluation", "train"):
-        records = [
-            [
-                {key: value for key, value in record.items() if key not in wall_clock}
-                for record in log
-            ]
-            for log in (
-                RunDirectory(ours).read_metrics(kind),
-                RunDirectory(theirs).read_metrics(kind),
-            )
-        ]
-        assert records[0] == records[1]
 
 
 def ant_recipe(**parts: dict[str, Any]) -> Recipe:
@@ -117,15 +91,15 @@ def test_stopped_between_two_updates_equals_the_uninterrupted_run(
 
     recipe = ant_recipe(system={"seed": 3})
     train(recipe, tmp_path / "whole", show=False)
-    real = run_module.NativeRun.update
+    real = run_module.CrlRun.update
 
-    def update_then_interrupt(self: run_module.NativeRun) -> dict[str, torch.Tensor]:
+    def update_then_interrupt(self: run_module.CrlRun) -> dict[str, torch.Tensor]:
         metrics = real(self)
         if self.updates_done == 9:
             os.kill(os.getpid(), signal.SIGINT)
         return metrics
 
-    monkeypatch.setattr(run_module.NativeRun, "update", update_then_interrupt)
+    monkeypatch.setattr(run_module.CrlRun, "update", update_then_interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "parts", show=False)
     stopped = final_tensors(tmp_path / "parts")[1]
@@ -145,15 +119,15 @@ def test_nan_stops_with_step_and_tensor_and_keeps_the_good_checkpoint(
 ) -> None:
     from torch_crl.training import crl_run as run_module
 
-    real = run_module.NativeRun.update
+    real = run_module.CrlRun.update
 
-    def poisoned(self: run_module.NativeRun) -> dict[str, torch.Tensor]:
+    def poisoned(self: run_module.CrlRun) -> dict[str, torch.Tensor]:
         if self.updates_done == 13:
             with torch.no_grad():
                 self.learner.networks.goal_encoder.weight[1, 2, 3] = float("nan")
         return real(self)
 
-    monkeypatch.setattr(run_module.NativeRun, "update", poisoned)
+    monkeypatch.setattr(run_module.CrlRun, "update", poisoned)
     message = r"_loss became nan at update 13 \(180 env steps\).* checkpoint is .*step_0000000001"
     with pytest.raises(DivergenceError, match=message):
         train(ant_recipe(), tmp_path / "run", show=False)
@@ -301,7 +275,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     policies = RunDirectory(tmp_path / "run").saved_policies
     assert len(policies) == 2
     size = sum(path.stat().st_size for path in policies[0].iterdir())
-    actor = recipe.update_cost.actor.parameters
+    actor = recipe.update_cost.networks.actor.parameters
     assert size < 4 * actor + 5_000
 
 

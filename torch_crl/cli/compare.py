@@ -15,7 +15,7 @@ from torch_crl.cli.sweep import print_plan
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, Depth, StepsOrZero
-from torch_crl.recipe.record import LIBRARY_ALGOS
+from torch_crl.recipe.marks import LIBRARY_ALGOS
 from torch_crl.sweep.launch import ONE_MACHINE
 from torch_crl.system.terminal import NameCell, console, plain, print_line
 

@@ -16,7 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from torch_crl import fields
 from torch_crl.errors import UsageError, listed
-from torch_crl.recipe.record import whole_number
+from torch_crl.fields import whole_number
 from torch_crl.sweep.launch import Launch
 
 Options = TypeVar("Options")

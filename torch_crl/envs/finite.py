@@ -11,24 +11,24 @@ from torch_crl.envs.spec import LARGEST
 from torch_crl.errors import NotFiniteError
 
 
-class FiniteWatch:
+class FiniteMonitor:
     """Remembers, on their device, the first number of N envs that nothing can be learned from."""
 
     def __init__(self, sizes: dict[str, int], *, capturable: bool, device: torch.device) -> None:
         """Watch parts [N, size], by what to call them, in the order in which they are computed.
 
-        Where `capturable`, `look` waits for nothing, so that a CUDA graph can hold it.
+        Where `capturable`, `record` waits for nothing, so that a CUDA graph can hold it.
         """
         self._sizes = sizes
         self._capturable = capturable
         # Index among the numbers of all envs, and control step. Written in place, never rebound.
         self._first = torch.full((2,), -1, dtype=torch.int64, device=device)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin anew."""
         self._first.fill_(-1)
 
-    def look(self, *parts: Tensor, steps_N: Tensor) -> None:
+    def record(self, *parts: Tensor, steps_N: Tensor) -> None:
         """Look at the parts of one control step, the `steps_N`-th of each env's episode."""
         # No number is larger than the norm, which costs less than a look at each of them. A
         # comparison with NaN is false.

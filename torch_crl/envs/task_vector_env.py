@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.finite import FiniteWatch
+from torch_crl.envs.finite import FiniteMonitor
 from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.task import Start, Task
 from torch_crl.envs.vector_env import StepResult, VectorEnv
@@ -51,13 +51,13 @@ class TaskVectorEnv(VectorEnv):
             self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
             self.unstable_N = torch.zeros(num_envs, dtype=torch.int32)
             self.unstable_step_N = torch.zeros(num_envs, dtype=torch.int32)
-        self._finite = self._make_finite_watch()
+        self._finite = self._make_finite_monitor()
         self.reset()
 
     @torch_defaults()
     def reset(self) -> None:
         """Begin a fresh episode in every env. What `check` would raise for is forgotten."""
-        self._finite.forget()
+        self._finite.reset()
         with self._device_context():
             self._begin_episodes(torch.ones(self.num_envs, dtype=torch.bool))
             self.state_NS.copy_(self.task.state(self.simulator))
@@ -87,7 +87,7 @@ class TaskVectorEnv(VectorEnv):
         terminated_N = task.failed(state_NS) | unstable_N
         truncated_N = (self.steps_N >= self.episode_length) & ~terminated_N
         distance_N, success = task.outcome(task.achieved_goal(state_NS), self.goal_NG)
-        self._finite.look(
+        self._finite.record(
             *(self.state_NS, self.goal_NG, action_NA, control_NU, state_NS, distance_N[:, None]),
             steps_N=self.steps_N,
         )
@@ -168,7 +168,7 @@ class TaskVectorEnv(VectorEnv):
         # The mode costs some time at every call of torch.
         return nullcontext() if device.type == "cpu" else device
 
-    def _make_finite_watch(self) -> FiniteWatch:
+    def _make_finite_monitor(self) -> FiniteMonitor:
         spec = self.spec
         # A state that is acted on was looked at in the step before, unless it began an episode.
         sizes = {
@@ -179,7 +179,7 @@ class TaskVectorEnv(VectorEnv):
             "what `state` returned": spec.state_size,
             "what `distance` returned": 1,
         }
-        return FiniteWatch(sizes, capturable=self.capturable, device=self.simulator.device)
+        return FiniteMonitor(sizes, capturable=self.capturable, device=self.simulator.device)
 
     def _sample_start(self) -> Start:
         return self.task.sample_start(self.num_envs, self.generator)

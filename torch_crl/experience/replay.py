@@ -99,11 +99,6 @@ class Replay:
         """Rows that hold data."""
         return min(self.next_row, self.rows)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the storage."""
-        return sum(int(tensor.nbytes) for tensor in self.tensors().values())
-
     def add(self, step: Transition) -> None:
         """Write one step of every env over the oldest one."""
         self.write(step)

@@ -13,8 +13,9 @@ from torch_crl.errors import TorchCrlError, listed
 from torch_crl.recipe.baseline_checks import baseline_problems
 from torch_crl.recipe.compute_choice import compute_problems
 from torch_crl.recipe.costs import BLOCK
+from torch_crl.recipe.marks import Mark, marked, unread
 from torch_crl.recipe.presets import preset, with_changes
-from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.record import Recipe, flag_of
 from torch_crl.system.devices import available_bytes, device_problems, resolve_device
 
 
@@ -31,7 +32,8 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     """Raise RecipeError if there is any problem; `run_problems` are listed with the recipe's."""
     wrong = fields.check(Recipe, dataclasses.asdict(recipe))
     ranges = {
-        ".".join(each.where): " ".join([*map(_flag, each.where[-1:]), each.what]) for each in wrong
+        ".".join(each.where): " ".join([*map(flag_of, each.where[-1:]), each.what])
+        for each in wrong
     }
     if not set(ranges) <= set(Recipe().leaves()):
         raise RecipeError([*ranges.values(), *(run_problems or [])])
@@ -39,7 +41,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     # told once: how values fit together is asked only where each is possible.
     given, recipe = recipe.leaves(), _with_defaults(recipe, ranges)
     ranges |= _least_problems(recipe, given)
-    possible = _SIZES.isdisjoint(ranges)
+    possible = set(marked(Recipe, Mark.SIZE)).isdisjoint(ranges)
     unread = _unread_problems(recipe, given)
     problems = [
         *_task_problems(recipe),
@@ -110,18 +112,6 @@ def _foreign_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-# What must be possible, each by itself, before it can be asked how they fit together.
-_SIZES = {
-    "task.num_envs",
-    "algorithm.batch_size",
-    "budget.env_steps",
-    "budget.unroll_length",
-    "budget.env_steps_per_update",
-    "budget.prefill_rows",
-    "budget.replay_rows",
-}
-
-
 _WITH_WINDOWS = ("task.episode_length", "budget.prefill_rows", "budget.replay_rows")
 
 
@@ -140,7 +130,7 @@ def _least_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
         )
         wanted |= {name: windowed for name in _WITH_WINDOWS if given[name] == 1}
     return {
-        name: f"{_flag(name)} must be {what}, got {given[name]}" for name, what in wanted.items()
+        name: f"{flag_of(name)} must be {what}, got {given[name]}" for name, what in wanted.items()
     }
 
 
@@ -153,7 +143,7 @@ def _depth_problems(recipe: Recipe) -> list[str]:
         if depth < BLOCK or depth % BLOCK:
             below = max(depth // BLOCK * BLOCK, BLOCK)
             problems.append(
-                f"{_flag(f'networks.{name}')} must be a positive multiple of {BLOCK} (a residual "
+                f"{flag_of(f'networks.{name}')} must be a positive multiple of {BLOCK} (a residual "
                 f"block has {BLOCK} layers), got {depth}; the nearest are {below} and "
                 f"{below + BLOCK}"
             )
@@ -233,40 +223,24 @@ def _memory_problems(recipe: Recipe) -> list[str]:
     ]
 
 
-# What an algorithm leaves unread beside what all read. `--depth` sets both depths for any of them.
-_CONTRASTIVE = (
-    "networks.representation_size",
-    "algorithm.energy",
-    "algorithm.contrastive_loss",
-    "algorithm.logsumexp_penalty",
-    "algorithm.target_entropy",
-    "algorithm.critic_learning_rate",
-    "algorithm.temperature_learning_rate",
-)
-_BASELINE = ("baseline.reward", "baseline.learning_rate")
-_LIBRARY = (*_CONTRASTIVE, "algorithm.actor_learning_rate", "system.replay_dtype")
-_TOWERS = ("networks.width", "networks.activation", "networks.branch", "networks.block")
-
-
 def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
     """Leaf to problem: what was `given` another value although the algorithm does not read it."""
     algo, networks = recipe.algorithm.algo, recipe.networks
-    unread = {"crl": _BASELINE, "gcbc": (*_CONTRASTIVE, *_BASELINE)}.get(algo, _LIBRARY)
-    if algo == "ppo":
-        unread += ("budget.replay_rows",)
+    of_towers = marked(Recipe, Mark.OF_TOWERS)
+    without = unread(Recipe, algo)
     if recipe.by_library and not (networks.actor_depth or networks.critic_depth):
-        unread += _TOWERS
+        without += of_towers
     try:
         usual = preset(recipe.task.name, algo=algo).leaves()
     except UnknownTaskError:
         return {}  # Told by the checks of the task.
     record = Recipe().leaves()
     return {
-        name: f"{_flag(name)} is not read by --algo {algo}"
-        + (" without --depth" if name in _TOWERS else "")
+        name: f"{flag_of(name)} is not read by --algo {algo}"
+        + (" without --depth" if name in of_towers else "")
         + f"; leave it out, got {given[name]!r} (the preset of {recipe.task.name} has "
         f"{usual[name]!r})"
-        for name in unread
+        for name in without
         if given[name] not in (usual[name], record[name])
     }
 
@@ -301,7 +275,3 @@ def _warp_problems(tasks: tuple[str, ...]) -> list[str]:
             continue  # Told by the checks of the task.
         problems += [f"{name}: {problem}"] if problem else []
     return problems
-
-
-def _flag(leaf: str) -> str:
-    return "--" + leaf.rpartition(".")[2].replace("_", "-")

@@ -4,8 +4,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from tyro.conf import Positional
 
@@ -28,14 +27,20 @@ from torch_crl.fields import (
     TwoOrMore,
 )
 from torch_crl.recipe.costs import UpdateCost, replay_bytes
+from torch_crl.recipe.marks import (
+    BY_ALL_WITH_REPLAY,
+    BY_CRL,
+    BY_LIBRARY,
+    BY_OURS,
+    LIBRARY_ALGOS,
+    Mark,
+)
 
 FORMAT = 1
 """Of recipe.json. Raise it with every field that a file of before cannot have."""
 _ADDED: dict[str, dict[str, Any]] = {"system": {"env_timeout": 300.0}}
 """Fields that files of an earlier format lack, with the values that behave as before them."""
 
-LIBRARY_ALGOS = ("ppo", "sac", "td3", "sac_her", "td3_her")
-"""What Stable-Baselines3 trains; everything else is ours."""
 Algo: TypeAlias = Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"]
 
 
@@ -45,15 +50,15 @@ class TaskRecipe:
 
     __pydantic_config__ = STRICT
 
-    name: Positional[str] = "reacher"
+    name: Annotated[Positional[str], Mark.NOT_OF_METHOD] = "reacher"
     """Task to train on; `torch-crl envs` lists them."""
-    eval_name: str = "reacher"
+    eval_name: Annotated[str, Mark.SAME_IN_COMPARISONS] = "reacher"
     """Task to evaluate on, usually the same."""
-    num_envs: Count = 512
+    num_envs: Annotated[Count, Mark.SIZE] = 512
     """Environments that collect in parallel."""
-    num_eval_envs: Count = 128
+    num_eval_envs: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 128
     """Episodes of one evaluation, all in parallel."""
-    episode_length: Count = 1000
+    episode_length: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 1000
     """Control steps until an episode's time limit."""
 
 
@@ -63,23 +68,23 @@ class NetworksRecipe:
 
     __pydantic_config__ = STRICT
 
-    actor_depth: Depth = 4
+    actor_depth: Annotated[Depth, Mark.IN_METHOD_NAME] = 4
     """Dense layers inside the actor's residual blocks; a multiple of 4. 0 is the library's own
     network, for the algorithms that come from one."""
-    critic_depth: Depth = 4
+    critic_depth: Annotated[Depth, Mark.IN_METHOD_NAME] = 4
     """The same for both encoders of the critic, or for a baseline's critics."""
-    width: Count = 256
+    width: Annotated[Count, Mark.OF_TOWERS] = 256
     """Units of every layer."""
-    representation_size: Count = 64
+    representation_size: Annotated[Count, BY_CRL] = 64
     """Entries of an encoder's output."""
-    activation: Literal["swish", "relu"] = "swish"
+    activation: Annotated[Literal["swish", "relu"], Mark.OF_TOWERS] = "swish"
     """After every LayerNorm."""
-    block: BlockName = "published"
+    block: Annotated[BlockName, Mark.OF_TOWERS] = "published"
     """`no_skip` adds no residual; `no_norm` has no LayerNorm statistics, only their scale and
     shift; `hyperspherical` has features and weight rows of norm 1 and moves towards each block's
     output (SimBaV2); `pre_norm` has LayerNorm at the start of a linear-ended branch and before the
     head (SimBa). Same parameters each; all but `published` in plain torch."""
-    branch: Literal["auto", "published", "scaled"] = "auto"
+    branch: Annotated[Literal["auto", "published", "scaled"], Mark.OF_TOWERS] = "auto"
     """What a block adds to the sum is multiplied by: `published` 1; `scaled` min(1, 16 / depth), so
     that what an update does stops growing with depth; `auto` is scaled above depth 512."""
 
@@ -90,28 +95,28 @@ class AlgorithmRecipe:
 
     __pydantic_config__ = STRICT
 
-    algo: Algo = "crl"
+    algo: Annotated[Algo, Mark.IN_METHOD_NAME] = "crl"
     """Contrastive RL; goal-conditioned behaviour cloning; or a baseline by Stable-Baselines3, with
     `_her` on hindsight goals."""
-    energy: Literal["norm", "l2", "dot", "cosine"] = "norm"
+    energy: Annotated[Literal["norm", "l2", "dot", "cosine"], BY_CRL] = "norm"
     """Similarity of the two encoders' outputs; `norm` is the negative Euclidean distance."""
-    contrastive_loss: Literal[
-        "forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"
+    contrastive_loss: Annotated[
+        Literal["forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"], BY_CRL
     ] = "forward_info_nce"
     """How the critic tells true futures from others; binary_nce cannot learn with `cosine`."""
-    logsumexp_penalty: PositiveOrZero = 0.1
+    logsumexp_penalty: Annotated[PositiveOrZero, BY_CRL] = 0.1
     """Weight of the squared log-sum-exp of a row of logits."""
     discount: BelowOne = 0.99
     """Goals are drawn k steps ahead with probability proportional to discount**k."""
-    target_entropy: float = -0.5
+    target_entropy: Annotated[float, BY_CRL] = -0.5
     """Of the policy, in nats for each entry of the action."""
-    actor_learning_rate: Positive = 3e-4
+    actor_learning_rate: Annotated[Positive, BY_OURS] = 3e-4
     """Adam's, constant."""
-    critic_learning_rate: Positive = 3e-4
+    critic_learning_rate: Annotated[Positive, BY_CRL] = 3e-4
     """Adam's, for both encoders, constant."""
-    temperature_learning_rate: Positive = 3e-4
+    temperature_learning_rate: Annotated[Positive, BY_CRL] = 3e-4
     """Adam's, for the logarithm of the entropy coefficient, constant."""
-    batch_size: TwoOrMore = 512
+    batch_size: Annotated[TwoOrMore, Mark.SIZE] = 512
     """Steps in one gradient update; each sees the goals of all others as negatives."""
     parity: Literal["none", "reference"] = "none"
     """`reference`: each env repeats its first start and goal, goals end with their window, and the
@@ -124,10 +129,10 @@ class BaselineRecipe:
 
     __pydantic_config__ = STRICT
 
-    reward: Literal["sparse", "dense"] = "sparse"
+    reward: Annotated[Literal["sparse", "dense"], BY_LIBRARY, Mark.IN_METHOD_NAME] = "sparse"
     """After each control step: 1 within the success radius, else 0; or minus the distance in
     metres."""
-    learning_rate: Positive = 3e-4
+    learning_rate: Annotated[Positive, BY_LIBRARY] = 3e-4
     """Adam's, for all networks of the baseline, constant."""
 
 
@@ -137,19 +142,19 @@ class BudgetRecipe:
 
     __pydantic_config__ = STRICT
 
-    env_steps: Steps = 100_000_000
+    env_steps: Annotated[Steps, Mark.SIZE, Mark.SAME_IN_COMPARISONS] = 100_000_000
     """Control steps of all training envs together, the prefill included; rounded up."""
-    unroll_length: Count = 62
+    unroll_length: Annotated[Count, Mark.SIZE] = 62
     """Control steps of each env between two rounds of updates."""
-    env_steps_per_update: Positive = 39.68
+    env_steps_per_update: Annotated[Positive, Mark.SIZE] = 39.68
     """Inverse of the update-to-data ratio; the published 39.68 is 800 updates for 512 x 62."""
-    prefill_rows: CountOrZero = 1000
+    prefill_rows: Annotated[CountOrZero, Mark.SIZE] = 1000
     """Steps of each env before the first update; 0 for PPO, which keeps no replay."""
-    replay_rows: Count = 10_000
+    replay_rows: Annotated[Count, BY_ALL_WITH_REPLAY, Mark.SIZE] = 10_000
     """Steps of each env that the replay keeps."""
-    evaluations: Count = 100
+    evaluations: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 100
     """Evaluations after the first, evenly spaced; the last is at the end."""
-    checkpoints: Count = 20
+    checkpoints: Annotated[Count, Mark.NOT_OF_METHOD] = 20
     """Checkpoints, evenly spaced; the last is at the end."""
 
 
@@ -159,23 +164,23 @@ class SystemRecipe:
 
     __pydantic_config__ = STRICT
 
-    seed: Seed = 0
+    seed: Annotated[Seed, Mark.NOT_OF_METHOD] = 0
     """Decides every random draw of the run."""
-    device: str = "auto"
+    device: Annotated[str, Mark.NOT_OF_METHOD] = "auto"
     """`auto` takes a CUDA device if there is one; or `cpu`, `cuda`, `cuda:1`."""
-    simulator: Literal["cpu", "warp"] = "cpu"
+    simulator: Annotated[Literal["cpu", "warp"], Mark.SAME_IN_COMPARISONS] = "cpu"
     """Where physics runs: on the CPU's cores, or by MuJoCo Warp on the device of the updates."""
     overlap: Literal["off", "on"] = "off"
     """Collect on the CPU while a CUDA device updates; the policy that collects is then that from
     before the last round of updates."""
-    replay_dtype: Literal["float32", "bfloat16"] = "float32"
+    replay_dtype: Annotated[Literal["float32", "bfloat16"], BY_OURS] = "float32"
     """bfloat16 halves the replay and rounds a position of 20 m to 0.1 m."""
-    simulator_threads: Threads = 0
+    simulator_threads: Annotated[Threads, Mark.NOT_OF_METHOD] = 0
     """Threads of physics; 0 takes every CPU."""
-    env_timeout: PositiveOrZero = 300.0
+    env_timeout: Annotated[PositiveOrZero, Mark.NOT_OF_METHOD] = 300.0
     """Seconds that a Gymnasium env may take for a step or a reset before it counts as hung, found
     after at most twice as long; 0 waits for ever."""
-    torch_threads: Threads = 0
+    torch_threads: Annotated[Threads, Mark.NOT_OF_METHOD] = 0
     """Threads of the updates on the CPU; 0 takes every CPU, or one for small layers."""
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
     """Of the operands of the inner layers' products, all else is fp32; `auto` is fp16 on CUDA,
@@ -330,19 +335,6 @@ class Recipe:
         }
 
 
-def whole_number(text: str) -> int:
-    """The integer that a text means: `1000000`, `1_000_000` or `1e6`. Raises ValueError."""
-    try:
-        number = Decimal(text.strip())
-        if number.is_finite() and number == number.to_integral_value():
-            if abs(number) < 2**63:
-                return int(number)
-            raise ValueError(f"must lie between -2^63 and 2^63, got {text!r}")
-    except ArithmeticError:
-        pass
-    raise ValueError(f"must be a whole number, as 1000000 or 1e6, got {text!r}")
-
-
 _PARTS: dict[str, type[Any]] = {
     "task": TaskRecipe,
     "networks": NetworksRecipe,
@@ -387,3 +379,8 @@ def _missing(document: dict[str, Any]) -> list[Problem]:
             names = [field.name for field in dataclasses.fields(part)]
             found += [Problem((name, field), "is missing") for field in names if field not in given]
     return found
+
+
+def flag_of(leaf: str) -> str:
+    """The flag of `train` that sets a field: `--batch-size` for `algorithm.batch_size`."""
+    return "--" + leaf.rpartition(".")[2].replace("_", "-")

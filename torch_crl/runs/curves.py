@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch_crl.errors import TorchCrlError, listed
-from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.marks import Mark, marked
+from torch_crl.recipe.record import Recipe, flag_of
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError, find_run_directories
 from torch_crl.system.files import DamagedFileError
 
@@ -22,15 +23,6 @@ Array = NDArray[np.float64]
 
 SCORED_EVALUATIONS = 5
 _COUNTERS = ("env_steps", "updates", "seconds")
-# What makes two runs on one task incomparable: name of the setting to its flag.
-_SETTINGS = {
-    "budget.env_steps": "--env-steps",
-    "budget.evaluations": "--evaluations",
-    "task.eval_name": "--eval-name",
-    "task.num_eval_envs": "--num-eval-envs",
-    "task.episode_length": "--episode-length",
-    "system.simulator": "--simulator",
-}
 _LAST_STEPS = "env steps at the last evaluation"
 # Runs of one budget end at different steps, each rounding up to whole collections of its own.
 _ROUNDING = 0.05
@@ -134,9 +126,9 @@ def check_comparable(curves: Sequence[Curve], *, varied: Collection[str] = ()) -
     for curve in curves:
         tasks[curve.recipe.task.name].append(curve)
     for task, runs in tasks.items():
-        for name, flag in _SETTINGS.items():
-            if name not in varied:
-                problems += _differing(task, f"{name} ({flag})", runs, _leaf_of(name))
+        for leaf in marked(Recipe, Mark.SAME_IN_COMPARISONS):
+            if leaf not in varied:
+                problems += _differing(task, f"{leaf} ({flag_of(leaf)})", runs, _leaf_of(leaf))
         budget_differs = len({run.recipe.budget.env_steps for run in runs}) > 1
         if not (budget_differs or "budget.env_steps" in varied):
             problems += _reached_differing(task, [run for run in runs if run.finished])

@@ -204,7 +204,7 @@ class RunLog:
         event = Event(step=int(record["env_steps"]), summary=Summary(value=values))
         self._append(self._events, _framed(event))
         if self._wandb is not None:
-            self._wandb.look()
+            self._wandb.poll()
 
     def _append(self, file: AppendFile, data: bytes) -> None:
         try:

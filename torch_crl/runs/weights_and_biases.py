@@ -63,7 +63,7 @@ class WandbProcess:
         except OSError as error:
             self._give_up(str(error))
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Tell if it has ended before its time."""
         if self._process is not None and self._process.poll() is not None:
             self._give_up(self._last_line())

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from torch_crl.recipe.marks import Mark, marked
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.curves import (
@@ -47,20 +48,11 @@ _NAMES = {
     "sac_her": "SAC+HER",
     "td3_her": "TD3+HER",
 }
-# What the method's name already says, what every run of it may have its own of, and what leaves
-# the result alone. All else that differs between runs of one name on one task becomes part of it.
+# What the method's name already says, and what leaves the result alone. All else that differs
+# between runs of one name on one task becomes part of it.
 _NOT_IN_NAME = {
-    "algorithm.algo",
-    "networks.actor_depth",
-    "networks.critic_depth",
-    "baseline.reward",
-    "task.name",
-    "budget.checkpoints",
-    "system.seed",
-    "system.device",
-    "system.simulator_threads",
-    "system.env_timeout",
-    "system.torch_threads",
+    *marked(Recipe, Mark.IN_METHOD_NAME),
+    *marked(Recipe, Mark.NOT_OF_METHOD),
 }
 _POINTS = 60
 

@@ -35,16 +35,22 @@ class Answer:
     """Numbers that no table holds, for report.json."""
 
 
+def no_trials(_: Scale) -> list[Trial]:
+    """Those of a study that trains nothing."""
+    return []
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
     """A question, the runs that answer it, and how they are read."""
 
     question: str
     statistic: str
-    trials: Callable[[Scale], list[Trial]]
-    """Empty for a study that trains nothing."""
-    answer: Callable[[Sequence[Curve], Scale], Answer]
-    """From the curves of the finished trials."""
+    trials: Callable[[Scale], list[Trial]] = no_trials
+    answer: Callable[[Sequence[Curve]], Answer] | None = None
+    """Reads the curves of the finished trials."""
+    measure: Callable[[Scale], Answer] | None = None
+    """What a study without trials does in this process."""
     runs_of: str = ""
     """Another study with the same trials, whose runs are taken; empty for one with its own."""
 
@@ -158,7 +164,10 @@ def make_report(
     command: str,
 ) -> Report:
     """The study's answer with what a reader needs to weigh it."""
-    answer = study.answer(curves, scale)
+    answer = study.answer(curves) if study.answer else None
+    if study.measure:
+        answer = study.measure(scale)
+    assert answer, "a study answers or measures"
     findings = [*answer.findings]
     if curves and min(seeds := seeds_of(curves)) == 1:
         some = "One seed" if max(seeds) == 1 else "One seed only of some settings"

@@ -156,7 +156,7 @@ class _Sweep:
                     if status is not None:
                         self._running.remove(attempt)
                         self._end(attempt, status, stopped=stop.requested)
-                self.progress.look(attempt.trial for attempt in self._running)
+                self.progress.refresh(attempt.trial for attempt in self._running)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             for attempt in self._running:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch_crl.envs.registry import UnknownTaskError, task_spec
+from torch_crl.fields import whole_number
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import preset, with_changes
-from torch_crl.recipe.record import Recipe, whole_number
+from torch_crl.recipe.record import Recipe
 
 # With the task these choose the preset that a trial starts from.
 _DEPTH, _ALGO, _TASK = "depth", "algorithm.algo", "task.name"

@@ -75,7 +75,7 @@ class SweepProgress:
             f"{outcome:<9} {trial.name} ({self._finished} of {self._trials} finished{failed})"
         )
 
-    def look(self, running: Iterable[Trial]) -> None:
+    def refresh(self, running: Iterable[Trial]) -> None:
         """Move the bars to what the runs have logged, at most once a second.
 
         Without a terminal this is a line once a minute in which nothing else was said.

@@ -26,7 +26,7 @@ from torch_crl.system.devices import resolve_device
 from torch_crl.training.run import Run, make_training_env, stream_seed
 
 
-class NativeRun(Run):
+class CrlRun(Run):
     """Contrastive RL or behaviour cloning: our collector, replay and learner."""
 
     resumable = True
@@ -186,7 +186,7 @@ def build_run(
     recipe: Recipe,
     *,
     make_recorder: Callable[[torch.device, list[Generator]], Recorder] = CudaRecorder,
-) -> NativeRun:
+) -> CrlRun:
     """Everything at its beginning. The recipe must have passed `checks.check`.
 
     `make_recorder` captures where the recipe asks for CUDA graphs.
@@ -212,7 +212,7 @@ def build_run(
         device=device,
         implementation=compute.other_kernels,
     )
-    run = NativeRun(
+    run = CrlRun(
         recipe,
         learner=learner,
         replay=replay,

@@ -11,7 +11,7 @@ _ALWAYS_TOLERATED = 10
 _MOST_LINES = 3
 
 
-class StabilityWatch:
+class DivergenceMonitor:
     """Compares an env's count of diverged episodes with that of the look before."""
 
     def __init__(self, env: VectorEnv) -> None:
@@ -19,7 +19,7 @@ class StabilityWatch:
         self._env = env
         self._before_N = env.unstable_N.clone()
 
-    def look(self, env_steps: int) -> list[str]:
+    def report(self, env_steps: int) -> list[str]:
         """A line for each env that diverged since, at most three and how many more.
 
         Raises SimulatorError if more than one of `env_steps` control steps in ten thousand ended

@@ -31,7 +31,7 @@ from torch_crl.training.crl_run import build_run
 from torch_crl.training.evaluation import evaluate
 from torch_crl.training.run import Run, stream_seed
 from torch_crl.training.saving import best_so_far, commit, moment_of, restore, save_best
-from torch_crl.training.stability import StabilityWatch
+from torch_crl.training.stability import DivergenceMonitor
 
 _BEST_BY = "time_at_goal_share"
 # Below this a second thread gains nothing; measured in benchmarks/LOG.md.
@@ -173,7 +173,7 @@ def _train(session: _Session, notes: list[str]) -> None:
     """From where the run is to its end, or until a signal asks it to stop."""
     run, log, clock, recipe = session.run, session.log, session.clock, session.run.recipe
     metrics = UpdateMetrics()
-    stability = StabilityWatch(run.env)
+    stability = DivergenceMonitor(run.env)
     with StopSignals(log.announce) as stop:
         log.announce(
             f"{recipe.task.name} on {run.device} ({run.description}), run directory "
@@ -188,7 +188,7 @@ def _train(session: _Session, notes: list[str]) -> None:
                 clock.show("collecting", log)
                 with clock.collecting(), _saved_if_an_env_fails(session):
                     episodes = run.collect()
-                log.announce(*stability.look(run.env_steps))
+                log.announce(*stability.report(run.env_steps))
                 run.collect_ahead()
 
             first_update = run.updates_done

@@ -15,7 +15,6 @@ FINGER_STROKE = 0.05
 FINGER_STIFFNESS, FINGER_FORCE = 500.0, 500.0
 # Of every servo: how much of its stiffness its damping is, s.
 SERVO_DAMPING = 0.1
-ARM_JOINTS = tuple(f"joint{number}" for number in range(1, 8))
 FINGER_JOINTS = ("left_finger", "right_finger")
 # What the cube, the bins and the table may touch, where the hand has fingers.
 _HAND_PARTS = ("hand", *FINGER_JOINTS)

@@ -3,11 +3,11 @@
 from torch_crl.study.studies import (
     actor_critic,
     batch,
+    block,
     cost,
     depth,
     limits,
     objective,
-    recipe,
     transitions,
     width,
 )
@@ -16,7 +16,7 @@ from torch_crl.study.study import Study
 STUDIES: dict[str, Study] = {
     "depth": depth.STUDY,
     "objective": objective.STUDY,
-    "recipe": recipe.STUDY,
+    "block": block.STUDY,
     "actor_critic": actor_critic.STUDY,
     "batch": batch.STUDY,
     "width": width.STUDY,

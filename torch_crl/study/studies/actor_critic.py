@@ -38,9 +38,8 @@ def trials(scale: Scale) -> list[Trial]:
     return grid(THREE_TASKS[scale], axes=axes, settings=SETTINGS[scale])
 
 
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+def answer(curves: Sequence[Curve]) -> Answer:
     """Heat maps, the two depths' shares, and the cheapest pair that is nearly the best."""
-    del scale
     leaves = ("networks.critic_depth", "networks.actor_depth")
     tasks: dict[str, Cells] = {
         task: grouped(runs, *leaves) for task, runs in by_task(curves).items()

@@ -95,9 +95,8 @@ def gains(cells: Cells) -> list[tuple[int, int, int, float, float, float]]:
     return rows
 
 
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+def answer(curves: Sequence[Curve]) -> Answer:
     """What the largest batch adds to the smallest, by depth, in both comparisons."""
-    del scale
     panels = {
         f"{task}, {kind}": cells
         for task, runs in by_task(curves).items()

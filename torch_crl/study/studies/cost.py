@@ -24,7 +24,7 @@ from torch_crl.study.studies.common import (
     grouped,
     scores,
 )
-from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.study.study import Answer, Study
 from torch_crl.system.machine import machine
 from torch_crl.system.threads import torch_threads
 
@@ -43,9 +43,8 @@ class Point(NamedTuple):
     """Of the policy for one state on one thread of the CPU, median."""
 
 
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+def answer(curves: Sequence[Curve]) -> Answer:
     """Fronts of the share of the episode at the goal against wall-clock and against latency."""
-    del scale
     tasks = {
         task: {depth: group for (depth,), group in grouped(runs, "networks.critic_depth").items()}
         for task, runs in by_task(curves).items()

@@ -35,9 +35,8 @@ def trials(scale: Scale) -> list[Trial]:
     return grid(TASKS[scale], axes=axes, settings=SETTINGS[scale])
 
 
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+def answer(curves: Sequence[Curve]) -> Answer:
     """The critical depth of each task."""
-    del scale
     depths = {
         task: {depth: group for (depth,), group in grouped(runs, "networks.critic_depth").items()}
         for task, runs in by_task(curves).items()

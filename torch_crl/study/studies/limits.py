@@ -20,14 +20,12 @@ from torch_crl.agent.optimizer import gradient_norm
 from torch_crl.kernels.tower import Stack, tower
 from torch_crl.recipe.costs import BLOCK
 from torch_crl.recipe.presets import preset, with_changes
-from torch_crl.runs.curves import Curve
 from torch_crl.study.pictures import Line, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
 from torch_crl.study.study import Answer, Scale, Study
-from torch_crl.sweep.grid import Trial
 from torch_crl.system.terminal import console
 from torch_crl.system.threads import torch_threads
-from torch_crl.training.crl_run import NativeRun, build_run
+from torch_crl.training.crl_run import CrlRun, build_run
 
 TASK = "ant"
 COLLECTIONS = 4
@@ -75,15 +73,8 @@ class Limits(NamedTuple):
     """Share of the policy's means in the flat part of their tanh before training."""
 
 
-def trials(scale: Scale) -> list[Trial]:
-    """None: nothing is trained to its end."""
-    del scale
-    return []
-
-
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
-    """Measured here; trains no policy to its end."""
-    del curves
+def measure(scale: Scale) -> Answer:
+    """Measured in this process; trains no policy to its end."""
     return report(SIZES[scale])
 
 
@@ -160,7 +151,7 @@ def growth_by_layer(network: ResidualTower, rows_BI: Tensor) -> list[float]:
     return [float(size) for size in torch.stack(sizes).cpu()]
 
 
-def _run(sizes: Sizes, *, branch: str, depth: int) -> NativeRun:
+def _run(sizes: Sizes, *, branch: str, depth: int) -> CrlRun:
     recipe = with_changes(
         preset(TASK, depth=depth),
         task={"num_envs": 64},
@@ -180,17 +171,17 @@ def _collected(sizes: Sizes) -> dict[str, Tensor]:
         return run.replay.state_dict()
 
 
-def _networks(run: NativeRun) -> Networks:
+def _networks(run: CrlRun) -> Networks:
     assert isinstance(run.learner, ContrastiveLearner)
     return run.learner.networks
 
 
-def _probe(run: NativeRun) -> Tensor:
+def _probe(run: CrlRun) -> Tensor:
     batch = run.replay.sample(64, discount=0.99, generator=run.sampler)
     return torch.cat([batch["state"], batch["action"]], dim=-1)
 
 
-def _measure(run: NativeRun, *, branch: str, depth: int, updates: int) -> Limits:
+def _measure(run: CrlRun, *, branch: str, depth: int, updates: int) -> Limits:
     networks = _networks(run)
     batch = run.replay.sample(64, discount=0.99, generator=run.sampler)
     with torch.no_grad():
@@ -270,6 +261,5 @@ STUDY = Study(
     "layers and more?",
     statistic="All three networks are equally deep. They take their first updates on transitions "
     "of a fresh shallow policy; nothing is trained to its end.",
-    trials=trials,
-    answer=answer,
+    measure=measure,
 )

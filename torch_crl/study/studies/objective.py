@@ -34,9 +34,8 @@ def variant_of(curve: Curve) -> str:
     return algorithm.contrastive_loss if algorithm.algo == "crl" else algorithm.algo
 
 
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+def answer(curves: Sequence[Curve]) -> Answer:
     """Every objective against forward InfoNCE at equal depth."""
-    del scale
     return compare_variants(curves, variant_of=variant_of, base=BASE)
 
 

@@ -70,9 +70,8 @@ def starts(curves: Sequence[Curve]) -> list[Start]:
     return rows
 
 
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+def answer(curves: Sequence[Curve]) -> Answer:
     """Change points with their tests, and which count agrees between update-to-data ratios."""
-    del scale
     rows = starts(curves)
     table = Table(
         caption="change points of the mean learning curve over seeds [95 % of resampled seeds]",

@@ -66,9 +66,8 @@ def trials(scale: Scale) -> list[Trial]:
     return found
 
 
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+def answer(curves: Sequence[Curve]) -> Answer:
     """Deep against wide at equal parameters."""
-    del scale
     leaves = ("networks.critic_depth", "networks.width")
     sizes = {task: grouped(runs, *leaves) for task, runs in by_task(curves).items()}
     labelled = {

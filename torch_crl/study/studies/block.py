@@ -34,9 +34,8 @@ def variant_of(curve: Curve) -> str:
     return "relu" if networks.activation == "relu" else networks.block
 
 
-def answer(curves: Sequence[Curve], scale: Scale) -> Answer:
+def answer(curves: Sequence[Curve]) -> Answer:
     """Every change against the published block at equal depth."""
-    del scale
     return compare_variants(curves, variant_of=variant_of, base=BASE)
 
 
