@@ -5,25 +5,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test lint bench clean
+.PHONY: train test lint docs bench clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
 	$(BIN)/torch-crl train $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=10 $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site is in site/; open site/index.html, or: $(BIN)/mkdocs serve"
+
 bench: $(VENV)/installed
 	$(BIN)/python -m torch_crl.benchmarks.cpu $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
 
 $(VENV)/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { \
@@ -36,7 +40,11 @@ $(VENV)/python:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/installed: $(VENV)/python setup.cfg pyproject.toml constraints.txt
+# Links that an archive or a checkout without symbolic links lacks.
+torch_crl/kernels torch_crl/benchmarks:
+	@ln -s ../$(@F) $@
+
+$(VENV)/installed: $(VENV)/python torch_crl/kernels torch_crl/benchmarks setup.cfg pyproject.toml constraints.txt
 	@$(PIP) --editable .
 	@touch $@
 

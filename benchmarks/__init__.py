@@ -1,1 +1,1 @@
-"""Benchmarks: every figure the README or an issue names comes out of a command in here."""
+"""Benchmarks: every measured number in the README or in an issue comes from a command in here."""

@@ -1,13 +1,13 @@
-"""The library's algorithms here and its own way: `python -m torch_crl.benchmarks.baselines [NAME]`.
+"""Baselines here and by the library alone: `python -m torch_crl.benchmarks.baselines [NAME]`.
 
 speed   PPO on `ant`, 64 envs, against the library's SubprocVecEnv of Ant-v5, equal settings
 curves  SAC on one env of `reacher`, against a plain script on `gymnasium.make`, equal settings and
-        equal random numbers: the two curves must be the same, but for the evaluation's rounding
+        equal random numbers: the curves must be equal, except for rounding in the evaluation
 
-Ant-v5 has the control step of `ant`, and MuJoCo's RK4, contacts of the whole body and a larger
-observation, as it prescribes. Contenders of `speed` take turns within one run, and the ratio is
-the median of the turns' ratios. `--out FILE` writes the JSON, which is also the last line of
-standard output.
+Ant-v5 has the same control step as `ant`, but by its definition it uses MuJoCo's RK4, contacts of
+the whole body and a larger observation. Contenders of `speed` take turns within one run, and the
+ratio is the median of the turns' ratios. `--out FILE` writes the JSON, which is also the last line
+of standard output.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def _learn_plainly(recipe: Recipe) -> Row:
 
 
 def plain_sac(recipe: Recipe) -> SAC:
-    """What a user of the library would write for one env, with the random numbers of our run."""
+    """The script that a user of the library would write for one env, with our random numbers."""
     task, budget, seed = recipe.task, recipe.budget, recipe.system.seed
     goal_env = gymnasium.make(
         gymnasium_id(task.name),
@@ -176,7 +176,7 @@ def plain_sac(recipe: Recipe) -> SAC:
         lambda observation: np.concatenate([observation[part] for part in parts]),
         spaces.Box(-np.inf, np.inf, (size,)),
     )
-    # Not `seed=` of the model, which would give the env's starts the seed of the weights too.
+    # `seed=` of the model is not used: it would seed the env's starts like the weights.
     env.reset(seed=stream_seed(seed, "starts"))
     env.action_space.seed(baseline_seed(seed))
     set_random_seed(baseline_seed(seed))
@@ -190,7 +190,7 @@ def plain_sac(recipe: Recipe) -> SAC:
         buffer_size=budget.replay_rows,
         device="cpu",
     )
-    # The library's own would leave a folder in the temporary directory.
+    # The library's own logger would leave a folder in the temporary directory.
     model.set_logger(Logger(None, []))
     return model
 
@@ -204,7 +204,7 @@ def _columns(steps: list[int], records: list[dict[str, Any]]) -> Row:
 
 
 def main() -> None:
-    """Run the chosen scenarios, print a line a row, then everything as JSON."""
+    """Run the chosen scenarios, then print all rows as JSON."""
     scenarios = {"speed": speed, "curves": curves}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scenarios", nargs="*", choices=[[], *scenarios], default=[])

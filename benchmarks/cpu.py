@@ -1,9 +1,9 @@
-"""Figures of a machine without a GPU: `python -m torch_crl.benchmarks.cpu [scenario ...]`.
+"""Benchmarks that need no GPU: `python -m torch_crl.benchmarks.cpu [scenario ...]`.
 
 update   gradient updates against a plain module-by-module PyTorch version of the same update
 env      env steps against bare mujoco.batch on the same model, substeps and actions
 startup  seconds from the start of a process to its first gradient update, depth 64
-deep     three updates on `ant` at depth 1024, batch 64: are they finite, and the peak memory
+deep     three updates on `ant` at depth 1024, batch 64: the last loss and the peak memory
 
 Contenders take turns within one run and the ratio is the median of the turns' ratios, so that a
 busy machine slows both. The last line of standard output is JSON.
@@ -42,7 +42,7 @@ _TRAIN = [sys.executable, "-m", "torch_crl.cli.main", "train"]
 
 
 def update() -> list[dict[str, Any]]:
-    """Updates per second on the sizes of `ant`, random data, both in fp32."""
+    """Updates per second with the sizes of `ant` on random data, both contenders in fp32."""
     return [_update(**size) for size in UPDATE_SIZES]
 
 
@@ -81,7 +81,7 @@ def _update(*, depth: int, width: int, batch_size: int) -> dict[str, Any]:
 
 
 def env() -> list[dict[str, Any]]:
-    """Env steps per second of `ant`, 512 envs, resets of fallen ants included in ours only."""
+    """Env steps per second of `ant`, 512 envs; only ours include resets of fallen ants."""
     task, num_envs = make_task("ant"), 512
     actions = torch.rand(100, num_envs, 8, generator=Generator().manual_seed(0)) * 2 - 1
     start = task.sample_start(num_envs, Generator().manual_seed(0))
@@ -118,8 +118,9 @@ def env() -> list[dict[str, Any]]:
 
 
 def startup() -> list[dict[str, Any]]:
-    """`torch-crl train` with the published sizes (512 envs, width 256, batch 512), until the first
-    update is logged; the shortest prefill there is.
+    """Seconds of `torch-crl train` until the first update is logged, with the shortest prefill.
+
+    The sizes are the published ones: 512 envs, width 256, batch 512.
     """
     flags = "--unroll-length 2 --prefill-rows 2 --env-steps 100000 --env-steps-per-update 1024"
     seconds = []
@@ -144,7 +145,7 @@ def startup() -> list[dict[str, Any]]:
 
 
 def deep() -> list[dict[str, Any]]:
-    """Three updates at depth 1024 in a process of its own, whose peak memory is told."""
+    """Three updates at depth 1024 in a process of their own, and its peak memory."""
     flags = (
         "--depth 1024 --batch-size 64 --num-envs 64 --num-eval-envs 2 --episode-length 20 "
         "--env-steps 512 --unroll-length 2 --prefill-rows 2 --replay-rows 100 "
@@ -170,7 +171,7 @@ def deep() -> list[dict[str, Any]]:
             "updates": records[-1]["updates"],
             "critic_loss": records[-1]["critic_loss"],
             "seconds_whole_run": seconds,
-            # Linux counts it in KiB.
+            # Linux gives ru_maxrss in KiB.
             "peak_gb": usage.ru_maxrss * 1024 / 1e9,
         }
     ]
@@ -185,7 +186,7 @@ SCENARIOS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 
 
 def main() -> None:
-    """Run the chosen scenarios, print a line a row, then everything as JSON."""
+    """Run the chosen scenarios, print a line for each row, then everything as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scenarios", nargs="*", choices=[[], *SCENARIOS], default=[])
     parser.add_argument("--out", type=Path, help="write the JSON here too")

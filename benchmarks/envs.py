@@ -1,10 +1,10 @@
 """Env steps per second: `python -m torch_crl.benchmarks.envs [families peers] [--out FILE]`.
 
 families  one task of each family against bare mujoco.batch, from equal starts with equal actions
-peers     `ant` against Ant-v5 in Gymnasium's AsyncVectorEnv and in envpool, where installed
+peers     `ant` against Ant-v5 in Gymnasium's AsyncVectorEnv and in envpool, if installed
 
-Ant-v5 has the control step of `ant`, 0.05 s. Contenders take turns within one run and the ratio is
-the median of the turns' ratios. The last line of standard output is JSON.
+Ant-v5 has the same control step as `ant`, 0.05 s. Contenders take turns within one run and the
+ratio is the median of the turns' ratios. The last line of standard output is JSON.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 def families() -> list[Row]:
-    """Every turn begins from the same fresh starts, so that physics has the same to do."""
+    """One task of each family; every turn simulates the same, from the same fresh starts."""
     return [_against_bare_batch(name) for name in FAMILIES]
 
 
@@ -47,7 +47,7 @@ def _against_bare_batch(name: str) -> Row:
     bare = Batch(task.model, ENVS)
     env.simulator.reset(everyone, start.qpos_NQ, start.qvel_NV)
     fresh = env.simulator.get_state()
-    # Some controls depend on the state; the bare batch takes those of the first one.
+    # Some controls depend on the state; the bare batch uses those of the first state.
     controls = [task.control(action, env.simulator).double().numpy() for action in actions]
     bare_state = bare.state.copy()
 
@@ -70,7 +70,7 @@ def _against_bare_batch(name: str) -> Row:
 
 
 def peers() -> list[Row]:
-    """All with the resets that random actions bring."""
+    """Other vector envs; all contenders include the resets that random actions cause."""
     actions = _actions(STEPS, 8)
     arrays = [action.numpy() for action in actions]
     env = make_task_vector_env("ant", num_envs=ENVS, episode_length=1000, seed=0)
@@ -131,7 +131,7 @@ def _compare(
 
 
 def main() -> None:
-    """Run the chosen scenarios, print a line a row, then everything as JSON."""
+    """Run the chosen scenarios, print a line for each row, then everything as JSON."""
     scenarios = {"families": families, "peers": peers}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scenarios", nargs="*", choices=[[], *scenarios], default=[])

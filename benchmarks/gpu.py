@@ -1,20 +1,21 @@
-"""Everything that a GPU host has to show: `python -m torch_crl.benchmarks.gpu --out DIRECTORY`.
+"""All tests and benchmarks on a GPU: `python -m torch_crl.benchmarks.gpu --out DIRECTORY`.
 
-Parts, in this order, each in a process of its own, so that a fault in one leaves the others alone:
+The parts run in this order, each in a process of its own, so that a crash of one leaves the others
+alone:
 
 tests        tests that need CUDA, and every kernel against fp64
-kernels      passes of the towers with every tile, LayerNorm, all pairs
+kernels      passes of the towers with every tile size, LayerNorm, scores of all pairs
 update       our update by depth
-peers        eager and compiled PyTorch, and JAX where it is installed
-variants     precisions, implementations, batch sizes, activations computed again
+peers        eager and compiled PyTorch, and JAX if it is installed
+variants     precisions, implementations, batch sizes, recomputed activations
 act          the policy's actions
-physics      collections of ant and humanoid on both simulators, whole training with its updates
-memory       the largest depths
+physics      collections of ant and humanoid on both simulators, training with its updates
+memory       updates at the largest depths
 learning     the default task, from start to evaluation
 
-`--only` chooses parts; one that does not fit into `--minutes` is skipped and said to be. Writes
-gpu.json, gpu.png, a log for each part, and prints a line for every row as it comes. The last line
-of standard output is the JSON.
+`--only` chooses parts; a part for which `--minutes` leaves no time is reported as skipped. Writes
+gpu.json, gpu.png and a log for each part, and prints a line for every row when its part has ended.
+The last line of standard output is the JSON.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from torch_crl.system.machine import machine
 ROOT = Path(__file__).resolve().parents[1]
 DEPTHS = (4, 16, 64, 256, 1024)
 TIMED_OUT = 124
-# Of parts that compile a lot, so that the later ones get their turn.
+# Time limits of parts that compile a lot, so that the later ones have time left.
 MOST_SECONDS = {"tests": 240.0, "peers": 180.0}
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ def _update(**sizes: Any) -> Scenario:
 
 
 def scenarios() -> dict[str, list[Scenario]]:
-    """Part to what it measures."""
+    """Name of a part to the scenarios that it measures."""
     peers = [
         *(Scenario(kind="update", depth=d, implementation="eager_torch") for d in (4, 16, 64)),
         *(Scenario(kind="update", depth=d, implementation="compiled_torch") for d in (4, 16)),
@@ -106,13 +107,13 @@ def _status(command: list[str], seconds: float, **options: Any) -> int:
 
 
 def _measure(part: str, folder: Path, seconds: float) -> list[Row]:
-    """Rows of one part, from a process of its own; what it wrote counts if it fails."""
+    """Rows of one part from a process of its own; if it fails, the rows written so far count."""
     command = [sys.executable, "-m", "torch_crl.benchmarks.gpu", "--worker", part]
     output, log = folder / f"{part}.jsonl", folder / f"{part}.log"
     with output.open("w") as rows_file, log.open("w") as errors:
         status = _status(command, seconds, stdout=rows_file, stderr=errors)
     # A process that was stopped may leave half a line, which follows the last newline.
-    # Compilers print what they like.
+    # Compilers may print other lines.
     lines = [line for line in output.read_text().split("\n")[:-1] if line.startswith("{")]
     rows: list[Row] = [json.loads(line) for line in lines]
     print(*map(_short, rows), sep="\n", flush=True)
@@ -136,7 +137,7 @@ def _run_command(name: str, command: list[str], folder: Path, seconds: float) ->
 
 def _tests(folder: Path, seconds: float) -> list[Row]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    # A host may have newer libraries than those that are tested; what they announce is no fault.
+    # A host may have newer libraries than those that are tested; their deprecations are no failure.
     command += ["-W", "default::DeprecationWarning"]
     command += [
         "tests/test_gpu.py",
@@ -160,12 +161,12 @@ def _learning(folder: Path, seconds: float) -> list[Row]:
 
 
 def _work(part: str) -> None:
-    """The worker: a JSON line for each row."""
+    """The worker process of a part: prints a JSON line for each row."""
     for scenario in scenarios()[part]:
         try:
             rows = run_scenario(scenario, device="cuda")
         except Exception as error:
-            # Whatever a compiler or a driver raises belongs to this scenario; the others go on.
+            # An error of a compiler or a driver is recorded for this scenario; the others go on.
             rows = [asdict(scenario) | {"error": f"{type(error).__name__}: {error}"[:500]}]
         for row in rows:
             print(json.dumps(row), flush=True)
@@ -193,17 +194,17 @@ def _short(row: Row) -> str:
 
 
 def main() -> int:
-    """Run the parts, write what they gave; the exit status is 1 if one failed."""
+    """Run the parts and write their results; the exit status is 1 if one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=9.0, help="of all parts together")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
     parser.add_argument("--out", type=Path, default=Path("gpu"), help="directory for the results")
     parser.add_argument("--worker", choices=list(scenarios()), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         _work(options.worker)
         return 0
-    # Tests and training run in the repository, wherever this was called.
+    # Tests and training run in the repository, whatever the current directory is.
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
@@ -218,7 +219,7 @@ def main() -> int:
         print(f"--- {part}, up to {left:.0f} s", flush=True)
         special = {"tests": _tests, "learning": _learning}.get(part)
         rows += special(options.out, left) if special else _measure(part, options.out, left)
-        # After every part, since the machine may be gone before the next.
+        # Written after every part, since the machine may be gone before the next.
         (options.out / "partial.json").write_text(json.dumps(rows))
     usual = {"kind": "update", "batch": 512, "width": 256, "tower": "auto"}
     usual |= {"cuda_graph": "auto", "recompute": 0}

@@ -1,4 +1,4 @@
-"""The parts of an update on their own: passes of the towers, LayerNorm, all pairs, sampling."""
+"""Times the parts of an update one by one: tower passes, LayerNorm, scores of pairs, sampling."""
 
 import itertools
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.kernels.tower import PERSISTENT_WIDTHS, Stack
 
 REPRESENTATION = 64
-# Of the ring that batches are drawn from, and of what it holds.
+# Rows of the ring buffer that batches are drawn from, and sizes of the vectors in it.
 ROWS, STATE, GOAL, ACTION = 200, 29, 2, 8
 
 
 def kernel_rows(scenario: Scenario, device: torch.device) -> list[Row]:
-    """A row for each part; `us_per_layer` where that makes sense."""
+    """A row for each part, with `us_per_layer` if the part has layers."""
     rows = []
     for name, function, layers in _parts(scenario, device):
         timing = time_calls(function, device=device, seconds=scenario.seconds)
@@ -71,7 +71,7 @@ def _parts(scenario: Scenario, device: torch.device) -> list[tuple[str, Callable
 def _sampling_parts(
     normal: Callable[..., Tensor], scenario: Scenario, implementation: str
 ) -> list[tuple[str, Callable[[], object], int]]:
-    """A batch from a full ring, and the actor's action from its output."""
+    """Drawing a batch from a full ring buffer, and the action from the actor's output."""
     noise = normal(scenario.batch, ACTION)
     output = normal(scenario.batch, 2 * ACTION).requires_grad_()
     upstream = (normal(scenario.batch, ACTION), normal(scenario.batch))
@@ -102,7 +102,7 @@ def _sampling_parts(
 def _tower_parts(
     stack: Stack, normal: Callable[..., Tensor], batch: int
 ) -> list[tuple[str, Callable[[], object], int]]:
-    """Each pass of the persistent tower with every tile, for the actor's and the critic's rows."""
+    """Each pass of the persistent tower with every tile size, for the rows of actor and critic."""
     from torch_crl.kernels.tower import op
     from torch_crl.kernels.tower.kernel import (
         TILES,

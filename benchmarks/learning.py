@@ -1,7 +1,7 @@
-"""What a preset reaches: `python -m torch_crl.benchmarks.learning TASK [--seeds 0 1 2]`.
+"""The scores of a preset: `python -m torch_crl.benchmarks.learning TASK [--seeds 0 1 2]`.
 
 Trains as `torch-crl train TASK` does and evaluates the final policies over 512 fresh episodes.
-`--threads 1` keeps a run on one core, so that several can go side by side.
+`--threads 1` keeps a run on one core, so that several can run side by side.
 """
 
 import argparse
@@ -21,7 +21,7 @@ EVALUATION_SEED = 1_000_000
 
 
 def run(task: str, seed: int, *, threads: int, root: Path) -> list[dict[str, Any]]:
-    """Train once; one row for each evaluation task."""
+    """Train once and evaluate; returns a row for each evaluation task."""
     system = {"seed": seed, "torch_threads": threads, "simulator_threads": threads}
     recipe = with_changes(preset(task), system=system)
     result = train(recipe, root / f"{task}_seed{seed}", overwrite=True)
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=0, help="of torch and MuJoCo; 0 is auto")
+    parser.add_argument("--threads", type=int, default=0, help="for torch and MuJoCo; 0: auto")
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="run directories")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Time of an update by depth, as a picture: measured, published, and what no program can beat."""
+"""Draws the time of an update by depth: measured, published, and a lower bound."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from torch_crl.runs.plots import load_matplotlib
 # table 3); one update for 39.68 env steps.
 PUBLISHED_HOURS = {4: 1.48, 8: 2.13, 16: 3.40, 32: 5.92, 64: 10.99}
 PUBLISHED_UPDATES = 100e6 / 39.68
-# Of an H200, as measured: half-precision products and memory traffic.
+# Measured rates of an H200: half-precision matmuls and memory traffic.
 FLOP_PER_SECOND, BYTES_PER_SECOND = 790e12, 4.3e12
-# Adam reads parameter, gradient and two moments and writes three of them, in fp32.
+# Adam reads a parameter, its gradient and two moments and writes all but the gradient, in fp32.
 ADAM_BYTES = 28
 
 
@@ -24,7 +24,7 @@ def published_milliseconds() -> dict[int, float]:
 
 
 def floor_milliseconds(depth: int, *, batch: int, width: int) -> float:
-    """Products at an H200's rate plus Adam's memory traffic; no launch, no latency."""
+    """Lower bound: matmuls at an H200's rate plus Adam's memory traffic; no launch, no latency."""
     sizes = network_sizes(
         state_size=29,
         goal_size=2,

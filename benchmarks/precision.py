@@ -1,10 +1,10 @@
 """Errors of each precision against fp64: `python -m torch_crl.benchmarks.precision`.
 
-Takes the state-action encoder of `ant`, at its random start and after some updates on data of the
-random policy, and measures its inner layers: the output, what tells the samples apart (the output
-minus its mean over the batch), and the gradients of input and weights for a random upstream
-gradient of the size that a mean over the batch gives. The rounding is that of the kernels, in
-plain torch, so that no GPU is needed. The last line of standard output is JSON.
+Takes the state-action encoder of `ant`, with its initial weights and after some updates on data of
+the random policy, and measures its hidden layers: the output, what tells the samples apart (the
+output minus its mean over the batch), and the gradients of input and weights for a random upstream
+gradient of the size that a mean over the batch gives. The kernels' rounding is computed in plain
+torch, so that no GPU is needed. The last line of standard output is JSON.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch_crl.kernels.tower import Stack, tower
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.training.crl_run import build_run
 
-# Updates before the second measurement, by depth: what a minute or two allows.
+# Depth to the updates before the second measurement, which take a minute or two.
 UPDATES = {4: 1000, 64: 150, 256: 40, 1024: 10}
 BATCH = 64
 
@@ -44,7 +44,7 @@ def measure(depth: int) -> list[dict[str, Any]]:
         for _ in range(updates):
             metrics = run.update()
         if updates and not all(value.isfinite() for value in metrics.values()):
-            raise RuntimeError(f"training at depth {depth} left the finite numbers")
+            raise RuntimeError(f"training at depth {depth} gave metrics that are not finite")
         batch = run.replay.sample(BATCH, discount=0.99, generator=Generator().manual_seed(1))
         assert isinstance(run.learner, ContrastiveLearner)
         network = run.learner.networks.state_action_encoder
@@ -83,7 +83,7 @@ def _error(value: Tensor, truth: Tensor) -> float:
 
 
 def main() -> None:
-    """Measure the depths asked for, print a line a row, then everything as JSON."""
+    """Measure the given depths, print a line for each row, then everything as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--depths", type=int, nargs="+", default=list(UPDATES))
     parser.add_argument("--out", type=Path, help="write the JSON here too")

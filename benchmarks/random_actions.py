@@ -1,9 +1,9 @@
 """Every task under random actions: `python -m torch_crl.benchmarks.random_actions [TASK ...]`.
 
-1,000 control steps of 64 envs each: are all states finite and of the size that the spec says, does
-MuJoCo warn, and how many contacts and scalar constraints do the simulations have at once? The last
-is what a task has to reserve on MuJoCo Warp (`Task.capacity`). The last line of standard output is
-JSON; the exit status is 1 if a task fails.
+Each task runs 1,000 control steps of 64 envs: are all states finite and of the size that the spec
+says, does MuJoCo warn, and how many contacts and scalar constraints do the simulations have at
+once? A task has to reserve these numbers on MuJoCo Warp (`Task.capacity`). The last line of
+standard output is JSON; the exit status is 1 if a task fails.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.system.threads import torch_threads
 
 STEPS, ENVS = 1000, 64
-# An action held for a while gets a robot further than one that changes at every step.
+# Steps for which an action is held: this gets a robot further than a new action at every step.
 _HELD = 5
 
 
 @torch_threads(1)
 def random_actions(name: str, *, steps: int = STEPS, num_envs: int = ENVS) -> dict[str, Any]:
-    """What `steps` control steps with uniform random actions showed."""
+    """A row on `steps` control steps with uniform random actions."""
     env = make_task_vector_env(name, num_envs=num_envs, episode_length=1000, seed=0)
     assert isinstance(env.simulator, CpuSimulator)
     generator = Generator().manual_seed(1)
@@ -60,7 +60,7 @@ def random_actions(name: str, *, steps: int = STEPS, num_envs: int = ENVS) -> di
 
 
 def failed(row: dict[str, Any]) -> bool:
-    """Whether a row shows something that must not be."""
+    """Whether a row shows an error: numbers that are not finite, warnings or wrong sizes."""
     return (
         not row["finite"]
         or row["warnings"] > 0

@@ -1,4 +1,4 @@
-"""What every benchmark leaves behind: its rows, and what they were measured on and with."""
+"""The output of every benchmark: its rows, with the machine and the versions that gave them."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,6 @@ def report(rows: list[dict[str, Any]], out: Path | None) -> None:
 
 
 def write_report(rows: list[dict[str, Any]], out: Path) -> None:
-    """The rows and the machine as JSON."""
+    """Write the rows and the machine as JSON."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""One measurement, as data."""
+"""What one measurement consists of, as data."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """One line of a result."""
+    """What is measured, and with which sizes and settings."""
 
     kind: Literal["update", "act", "env", "collect", "kernels", "end_to_end"]
     task: str = "ant"
@@ -17,7 +17,7 @@ class Scenario:
     overlap: str = "off"
     depth: int = 4
     batch: int = 512
-    """Rows of a batch, or envs where nothing is trained."""
+    """Rows of a batch, for updates and for the parts of an update."""
     width: int = 256
     implementation: str = "ours"
     """`ours`, or a peer: `eager_torch`, `compiled_torch`, `jax`."""
@@ -27,4 +27,4 @@ class Scenario:
     recompute: int = 0
     envs: int = 512
     seconds: float = 1.0
-    """To spend on samples."""
+    """Seconds to spend on timing calls."""

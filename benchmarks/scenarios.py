@@ -1,9 +1,9 @@
-"""What is measured, as data, and how each kind is run. Updates have the sizes of `ant`.
+"""Scenarios to measure, and how each kind is run. Updates have the sizes of `ant`.
 
 update      one gradient update, from random indices to new parameters
 act         the sampling policy for all envs
 env         one control step of all envs, physics and resets
-collect     whole collections: acting, physics, writing into the replay
+collect     whole collections: acting, physics, writing into the replay buffer
 kernels     the parts of an update on their own, and the tiles that the tower can run with
 end_to_end  collections and their updates as `torch-crl train` makes them, without evaluations
 """
@@ -35,7 +35,7 @@ STATE, GOAL, ACTION = 29, 2, 8
 
 
 def quick(*, depths: Sequence[int] = (4, 16, 64), batch: int = 256) -> list[Scenario]:
-    """What `torch-crl bench` runs: a minute on two cores, less on a GPU."""
+    """The scenarios of `torch-crl bench`: they take a minute on two cores, less on a GPU."""
     updates = [
         Scenario(kind="update", depth=depth, implementation=implementation, batch=batch)
         for depth in depths
@@ -45,10 +45,10 @@ def quick(*, depths: Sequence[int] = (4, 16, 64), batch: int = 256) -> list[Scen
 
 
 def run_scenario(scenario: Scenario, *, device: str = "auto") -> list[Row]:
-    """Rows of results; a scenario that the memory does not hold gives one with `out_of_memory`."""
+    """Rows of results; if the GPU's memory is too small, a single row with `out_of_memory`."""
     resolved = resolve_device(device)
     if resolved.type == "cuda":
-        # A run and its graphs refer to each other, and hold their memory until this.
+        # A run and its CUDA graphs refer to each other, and hold their memory until collected here.
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(resolved)
@@ -113,7 +113,7 @@ def _update(scenario: Scenario, device: torch.device) -> list[Row]:
     elif scenario.implementation == "ours":
         run = random_run(recipe)
         extra = {"compute": str(run.learner.actor.compute)}
-        # Three warm-up calls of the graph, and the one that captures.
+        # Covers the three warm-up calls of the CUDA graph and the call that captures it.
         timing = time_calls(run.update, device=device, seconds=scenario.seconds, warmup=5)
     else:
         timing, extra = _torch_update(scenario, device)
@@ -149,7 +149,7 @@ def _torch_update(scenario: Scenario, device: torch.device) -> tuple[Timing, Row
 
 
 def _jax_update(scenario: Scenario, device: torch.device) -> tuple[Timing, Row]:
-    # Here, so that JAX is needed only where it is measured.
+    # Imported here, so that JAX is needed only where it is measured.
     from torch_crl.benchmarks.peers.jax_crl import JaxCrl, backend, peak_bytes
 
     if device.type == "cuda" and backend() != "gpu":
@@ -199,7 +199,7 @@ def _env(scenario: Scenario, device: torch.device) -> list[Row]:
 
 def _collect(scenario: Scenario, device: torch.device) -> list[Row]:
     run = build_run(recipe_of(scenario, device))
-    # The first compiles and captures.
+    # The first collection compiles kernels and captures the CUDA graph.
     run.collect()
     timing = time_calls(
         run.collect, device=device, seconds=scenario.seconds, warmup=1, wall_clock=True
@@ -225,7 +225,7 @@ def _end_to_end(scenario: Scenario, device: torch.device) -> list[Row]:
             metrics = run.update()
         if run.updates_done:
             float(metrics["critic_loss"])
-        # The first collection with updates also captures.
+        # The first collection with updates also captures the update's CUDA graph.
         if collection > recipe.prefill_collections:
             seconds["collect"].append(middle - begin)
             seconds["update"].append(time.perf_counter() - middle)

@@ -1,22 +1,27 @@
-"""Writes the measured parts of the README: `python -m torch_crl.benchmarks.tables`.
+"""Writes the generated parts of README and docs: `python -m torch_crl.benchmarks.tables`.
 
-Everything between `<!-- NAME -->` and `<!-- end of NAME -->` comes from `benchmarks/results/` or
-from the examples. `--check` changes nothing and fails if the README is not what it would write.
+Everything between `<!-- NAME -->` and `<!-- end of NAME -->` on a page comes from
+`benchmarks/results/`, from the examples or from the cost model. `--check` changes nothing and fails
+if a page is not up to date.
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from torch_crl.kernels.tower import PERSISTENT_WIDTHS
+from torch_crl.recipe.presets import preset, with_changes
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def results_table() -> str:
-    """Every row of cpu.json, with what it was measured on."""
+    """Table of every row of cpu.json, with the machine that it was measured on."""
     document = read_result("cpu.json")
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
     lines += [_result_line(row) for row in document["rows"]]
@@ -51,7 +56,7 @@ def _result_line(row: dict[str, Any]) -> str:
 
 
 def envs_table() -> str:
-    """Every row of envs.json."""
+    """Table of every row of envs.json."""
     document = read_result("envs.json")
     lines = ["| task | here | beside | ratio |", "|---|---|---|---|"]
     names = {
@@ -69,7 +74,7 @@ def envs_table() -> str:
 
 
 def learning_table() -> str:
-    """Every run of learning_*.json."""
+    """Table of every run in learning_*.json."""
     lines = [
         "| preset | seed | evaluated on | reached the goal | time at goal | env steps | training |",
         "|---|---|---|---|---|---|---|",
@@ -92,7 +97,7 @@ def _learning_line(row: dict[str, Any]) -> str:
 
 
 def precision_table() -> str:
-    """Errors of the worst tensor a row, from precision.json."""
+    """Table of the errors of three tensors by depth and precision, from precision.json."""
     document = read_result("precision.json")
     columns = ("between_samples", "input_gradient", "weight_gradient")
     lines = [
@@ -108,7 +113,7 @@ def precision_table() -> str:
 
 
 def gpu_table() -> str:
-    """The updates of every gpu_*.json, ratios to the peers of the same file; nothing unmeasured."""
+    """Table of all measured updates, ours and the peers', in every gpu_*.json."""
     paths = sorted(RESULTS.glob("gpu_*.json"))
     if not paths:
         return "No GPU was at hand so far: nothing of this has run on one, and no time is known."
@@ -136,7 +141,7 @@ def _gpu_line(row: dict[str, Any]) -> str:
 
 
 def comparison_table() -> str:
-    """The scores of comparison/report.json, with the command that made it."""
+    """Table of the scores in comparison/report.json, with how they were made."""
     document = read_result("comparison/report.json")
     scores, facts = document["tables"][0], document["facts"]
     lines = [f"| {' | '.join(scores['columns'])} |", "|---" * len(scores["columns"]) + "|"]
@@ -153,7 +158,7 @@ def _estimate(cell: Any) -> str:
 
 
 def baselines_table() -> str:
-    """The speeds of baselines.json; its two curves are equal."""
+    """Table of the speeds in baselines.json; its two curves are equal and left out."""
     document = read_result("baselines.json")
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
     lines += [
@@ -166,6 +171,69 @@ def baselines_table() -> str:
     return "\n".join([*lines, "", _machine_line(document["machine"])])
 
 
+GIGABYTES = (8, 24, 40, 80)
+"""Memory of the GPUs in the tables, in GB."""
+# Half a gigabyte for the CUDA context and as much for what libraries reserve for themselves.
+_RESERVED_BYTES = 1e9
+
+
+def memory_table() -> str:
+    """Table of the memory of the published settings by depth, and the smallest GPU that has it."""
+    lines = [
+        "| task | depth | weights and Adam | activations | with `--recompute 16` | replay | "
+        "with bfloat16 | fits on | smallest, with both |",
+        "|" + "---|" * 9,
+    ]
+    for task, depth in itertools.product(("ant", "humanoid"), (4, 16, 64, 256, 1024)):
+        recipe = preset(task, depth=depth)
+        small = with_changes(recipe, system={"replay_dtype": "bfloat16"})
+        cost = recipe.update_cost
+        activations = cost.activation_bytes(fused=True)
+        recomputed = min(activations, cost.activation_bytes(fused=True, recompute=16))
+        whole = cost.training_bytes + activations + recipe.replay_bytes
+        least = cost.training_bytes + recomputed + small.replay_bytes
+        numbers = (
+            *(cost.training_bytes, activations, recomputed),
+            *(recipe.replay_bytes, small.replay_bytes),
+        )
+        cells = [f"{number / 1e9:.2f} GB" for number in numbers]
+        fits = f"{_smallest(whole)} | {_smallest(least)}"
+        lines.append(f"| `{task}` | {depth} | {' | '.join(cells)} | {fits} |")
+    return "\n".join(lines)
+
+
+def deepest_table() -> str:
+    """Table of the largest depth of all networks, a power of two, that fits on a GPU, on `ant`."""
+    settings = [(256, 512), (256, 2048), (512, 512), (1024, 512)]
+    headings = [f"width {width}, batch {batch}" for width, batch in settings]
+    lines = [f"| GPU | {' | '.join(headings)} |", "|---" * (1 + len(settings)) + "|"]
+    for size in GIGABYTES:
+        cells = [f"{_deepest(size * 1e9 - _RESERVED_BYTES, *each):,}" for each in settings]
+        lines.append(f"| {size} GB | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _deepest(most_bytes: float, width: int, batch: int) -> int:
+    def wanted(depth: int) -> float:
+        recipe = with_changes(
+            preset("ant", depth=depth),
+            networks={"width": width},
+            algorithm={"batch_size": batch},
+        )
+        cost = recipe.update_cost
+        # The fused kernel exists only for some widths.
+        activations = cost.activation_bytes(fused=width in PERSISTENT_WIDTHS, recompute=16)
+        return cost.training_bytes + activations + recipe.replay_bytes
+
+    depths: list[int] = [2**power for power in range(4, 20)]
+    return max(depth for depth in depths if wanted(depth) <= most_bytes)
+
+
+def _smallest(wanted: float) -> str:
+    fitting = [size for size in GIGABYTES if wanted + _RESERVED_BYTES <= size * 1e9]
+    return f"{fitting[0]} GB" if fitting else f"none of up to {GIGABYTES[-1]} GB"
+
+
 def _machine_line(machine: dict[str, Any]) -> str:
     return (
         f"{machine['device']}, torch {machine['torch']}, mujoco {machine['mujoco']}, "
@@ -174,14 +242,14 @@ def _machine_line(machine: dict[str, Any]) -> str:
 
 
 def own_task() -> str:
-    """The functions of examples/own_task.py."""
+    """The functions of examples/own_task.py as a code block."""
     text = (ROOT / "examples" / "own_task.py").read_text()
     body = text[text.index("def make()") : text.index("\n\nif __name__")]
     return f"```python\n{body.rstrip()}\n```"
 
 
 def first_run() -> str:
-    """What the default run printed."""
+    """The output of the default run as a code block."""
     return f"```\n{(RESULTS / 'first_run.txt').read_text().rstrip()}\n```"
 
 
@@ -195,37 +263,52 @@ PARTS = {
     "comparison": comparison_table,
     "precision": precision_table,
     "gpu": gpu_table,
+    "memory": memory_table,
+    "deepest": deepest_table,
 }
 
 
 def fill(text: str) -> str:
-    """The README with its generated parts."""
-    for name, write in PARTS.items():
+    """The text of a page with its generated parts up to date."""
+    for name in re.findall("<!-- end of (.+?) -->", text):
+        if name not in PARTS:
+            raise ValueError(f"no part is called {name!r}; there are {', '.join(PARTS)}")
         pattern = re.compile(f"(<!-- {name} -->\\n).*?(<!-- end of {name} -->)", re.DOTALL)
         # Backslashes in a replacement text would be read as references to groups.
-        part = write().replace("\\", r"\\")
+        part = PARTS[name]().replace("\\", r"\\")
         text, count = pattern.subn(rf"\g<1>{part}\n\g<2>", text)
         if count != 1:
-            raise ValueError(f"the README has {count} places for {name!r}")
+            raise ValueError(f"a page has {count} places for {name!r}; it needs one")
     return text
 
 
+def pages() -> list[Path]:
+    """README and the pages of docs/, which may hold generated parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 def read_result(name: str) -> dict[str, Any]:
-    """A document of benchmarks/results."""
+    """Read a JSON document of benchmarks/results."""
     document: dict[str, Any] = json.loads((RESULTS / name).read_text())
     return document
 
 
 def main() -> int:
-    """Fill or check the README; returns the exit status."""
+    """Fill or check the pages; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="only compare")
+    parser.add_argument("--check", action="store_true", help="only report pages out of date")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    filled = fill(readme.read_text())
+    stale = {}
+    for page in pages():
+        text = page.read_text()
+        if (filled := fill(text)) != text:
+            stale[page] = filled
     if options.check:
-        return int(filled != readme.read_text())
-    readme.write_text(filled)
+        for page in stale:
+            print(f"{page.relative_to(ROOT)} is out of date", file=sys.stderr)
+        return int(bool(stale))
+    for page, filled in stale.items():
+        page.write_text(filled)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Writes docs/tasks.md and a picture of every task: `python -m torch_crl.benchmarks.task_pages`.
 
 The page comes from the registry and from the docstrings of `torch_crl/envs/tasks/`. `--text` leaves
-the pictures alone, and needs nothing that draws.
+the pictures as they are and needs no renderer.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from rich.progress import Progress
 from torch_crl.benchmarks.tables import ROOT, read_result
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.recipe.presets import preset
 
 PAGE = ROOT / "docs" / "tasks.md"
 PICTURES = ROOT / "docs" / "tasks"
@@ -39,7 +40,7 @@ def page() -> str:
 
 
 def families() -> list[tuple[str, list[TaskSpec]]]:
-    """Module below torch_crl.envs.tasks and its tasks, in the registry's order."""
+    """Each module in torch_crl.envs.tasks with its tasks, in the registry's order."""
     grouped: dict[str, list[TaskSpec]] = {}
     for module, specs in groupby(TASKS.values(), key=lambda spec: spec.build.partition(":")[0]):
         grouped.setdefault(module, []).extend(specs)
@@ -47,7 +48,7 @@ def families() -> list[tuple[str, list[TaskSpec]]]:
 
 
 def picture_path(name: str) -> Path:
-    """Where the picture of a task lies."""
+    """Path of the picture of a task."""
     return PICTURES / f"{name}.jpg"
 
 
@@ -55,7 +56,7 @@ def _section(module: str, specs: list[TaskSpec]) -> str:
     title, _, text = inspect.cleandoc(importlib.import_module(module).__doc__ or "").partition("\n")
     return "\n".join(
         [
-            # Legends for readers of the code follow the first sentence.
+            # Only the first sentence: legends for readers of the code follow it.
             f"## {title.partition('. ')[0].rstrip('.')}",
             "",
             text.strip(),
@@ -80,7 +81,7 @@ def _table(specs: list[TaskSpec]) -> str:
             f"`{spec.name}`",
             *(spec.state_size, spec.goal_size, spec.action_size),
             f"{spec.success_text} m",
-            spec.episode_length,
+            preset(spec.name).task.episode_length,
             f"{task.model.opt.timestep * task.substeps:g} s",
             f"{need['most_contacts']} of {task.capacity.contacts}, "
             f"{need['most_constraints']} of {task.capacity.constraints}",
@@ -102,7 +103,7 @@ def _gallery(specs: list[TaskSpec]) -> str:
 
 
 def draw(names: list[str]) -> None:
-    """A picture of each of these tasks."""
+    """Draw and save a picture of each of these tasks."""
     from torch_crl.rendering.pictures import save_image, task_picture
 
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def draw(names: list[str]) -> None:
 
 
 def main() -> int:
-    """Write page and pictures."""
+    """Write the page and the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--text", action="store_true", help="write the page and draw nothing")
     options = parser.parse_args()

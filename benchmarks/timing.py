@@ -1,4 +1,4 @@
-"""How long a call takes: warm, many times, in percentiles."""
+"""Measures how long a call takes: percentiles over many calls, after warming up."""
 
 import itertools
 import statistics
@@ -10,14 +10,14 @@ import torch
 
 
 class Timing(NamedTuple):
-    """Milliseconds of one call."""
+    """Percentiles of the milliseconds of a call."""
 
     p20: float
     p50: float
     p80: float
 
     def row(self) -> dict[str, float]:
-        """As the columns of a result."""
+        """The percentiles as columns of a result."""
         return {f"ms_{name}": value for name, value in self._asdict().items()}
 
 
@@ -30,11 +30,11 @@ def time_calls(
     warmup: int = 3,
     wall_clock: bool = False,
 ) -> Timing:
-    """Percentiles over 5 to 1000 calls, for about `seconds`; a call does `units` of the work.
+    """Percentiles of the time of a unit of work, over 5 to 1000 calls in about `seconds`.
 
-    On CUDA the time is between events around each call, and calls follow each other without
-    waiting, as they do in training. On the CPU, or for a function that waits for its own work
-    (`wall_clock`), it is the wall clock's.
+    A call does `units` of the work. On CUDA the time is between events around each call, and calls
+    follow each other without waiting, as they do in training. On the CPU, or for a function that
+    waits for its own work (`wall_clock`), it is wall-clock time.
     """
     for _ in range(warmup):
         function()
@@ -81,9 +81,10 @@ def take_turns(
     repeats: int = 1,
     begin: Callable[[], object] = lambda: None,
 ) -> list[list[float]]:
-    """Seconds per call of each contender, on the wall clock, in turns after one to warm up.
+    """Wall-clock seconds per call of each contender in `turns` turns, after one to warm up.
 
-    A busy machine slows all of them. `begin` is called before every turn, and not timed.
+    Contenders alternate, so that a busy machine slows all of them. `begin` is called before every
+    turn and is not timed.
     """
     seconds: list[list[float]] = [[] for _ in contenders]
     for turn in range(turns + 1):

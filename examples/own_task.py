@@ -2,7 +2,7 @@
 
     torch-crl train own_task:make        (in this folder)
 
-or run this file. `make` is all that torch_crl needs to know.
+or run this file. The function `make` is all that torch_crl needs.
 """
 
 import os

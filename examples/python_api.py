@@ -6,7 +6,7 @@ import torch
 
 from torch_crl import evaluate, load_policy, preset, train, with_changes
 
-# Set by the tests, which have little time; leave it alone to learn something.
+# The tests set this variable to train for a shorter time; leave it unset to learn the task.
 steps = int(os.environ.get("TORCH_CRL_EXAMPLE_STEPS", "100000"))
 
 recipe = with_changes(

@@ -1,4 +1,4 @@
-"""Operations of an update, one folder each: the definition in plain torch, then faster ones.
+"""Operations of an update, one folder each: the definition in plain torch and faster versions.
 
 Imported as `torch_crl.kernels`. Nothing here knows about networks, losses or environments.
 """

@@ -1,4 +1,4 @@
-"""Matrix products whose operands are rounded to a chosen precision and summed in fp32.
+"""Matmuls whose inputs are rounded to a chosen precision and whose sums are in fp32.
 
 B rows, I inputs, O outputs.
 """
@@ -19,11 +19,11 @@ PRECISIONS = {
 
 
 def rounded(x: Tensor, precision: str) -> Tensor:
-    """The values that enter a product, in the dtype of `x`; `fp32` leaves them as they are."""
+    """`x` rounded to the precision of a matmul's inputs, in its own dtype; fp32 changes nothing."""
     if precision == "fp32":
         return x
     if precision == "tf32":
-        # Ten bits of mantissa, nearest, ties away from zero: what CUDA's cvt.rna.tf32 does.
+        # To ten bits of mantissa, to nearest, ties away from zero, as CUDA's cvt.rna.tf32 does.
         bits = x.float().view(torch.int32)
         return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32).to(x.dtype)
     return x.to(PRECISIONS[precision]).to(x.dtype)
@@ -37,11 +37,11 @@ def dense(
     precision: str = "fp32",
     gradient_scale: float = 1.0,
 ) -> Tensor:
-    """x W^T + b in the dtype of x, from rounded x and W.
+    """x W^T + b in the dtype of x, with x and W rounded to `precision`.
 
-    Backward multiplies the gradient by `gradient_scale`, a power of two, before it is rounded, and
-    divides both products by it, so that small gradients survive in fp16. The bias and its gradient
-    are not rounded.
+    The backward pass multiplies the gradient by `gradient_scale`, a power of two, before rounding,
+    and divides the results of both matmuls by it, so that small gradients do not underflow in fp16.
+    The bias and its gradient are not rounded.
     """
     if precision == "fp32":
         return functional.linear(x_BI, weight_OI, bias_O)
@@ -80,7 +80,7 @@ class _RoundedDense(torch.autograd.Function):
 
 
 def _operand(x: Tensor, precision: str) -> Tensor:
-    """Rounded, and on CUDA in the narrow dtype itself."""
+    """`x` rounded; on CUDA, a 16-bit precision is also the dtype of the result."""
     if x.is_cuda and precision in ("fp16", "bf16"):
         return x.to(PRECISIONS[precision])
     return rounded(x, precision)

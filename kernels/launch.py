@@ -16,13 +16,13 @@ def require_device(x: Tensor, op: str) -> None:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Of a CUDA device; under the interpreter, those of an H100."""
+    """Number of multiprocessors of a CUDA device; under the interpreter, that of an H100."""
     if device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def shared_memory(device: torch.device) -> int:
-    """Bytes that one program may have on a CUDA device."""
+    """Bytes of shared memory that one program may use on a CUDA device."""
     index = torch.cuda.current_device() if device.index is None else device.index
     return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])

@@ -9,31 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.commands import SMALL_FLAGS
+from tests.helpers.packages import build
 from tests.helpers.paths import ROOT
-
-SMALL_RUN = (
-    "reacher --num-envs 4 --num-eval-envs 2 --episode-length 10 --width 8 --batch-size 8 "
-    "--env-steps 120 --unroll-length 5 --env-steps-per-update 10 --prefill-rows 10 "
-    "--replay-rows 20 --evaluations 2 --checkpoints 2 --device cpu --run-dir run"
-)
-
-
-def build(kind: str, folder: Path) -> Path:
-    """Build a wheel or an sdist of the working tree without leaving anything in it."""
-    # Elsewhere, since what an earlier build left in build/ would be packed too.
-    settings = folder / "build.cfg"
-    settings.write_text(
-        f"[build]\nbuild_base = {folder / 'build'}\n[egg_info]\negg_base = {folder}\n"
-    )
-    subprocess.run(
-        [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", folder, ROOT],
-        check=True,
-        timeout=120,
-        capture_output=True,
-        env={**os.environ, "DIST_EXTRA_CONFIG": str(settings)},
-    )
-    (built,) = folder.glob("*.whl" if kind == "wheel" else "*.tar.gz")
-    return built
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +40,7 @@ def test_a_wheel_works_beside_the_parents_packages(wheel: Path, tmp_path: Path) 
     )
     assert all(path.startswith(str(site)) for path in files.split())
     command = ("-m", "torch_crl")
-    run(*command, "train", *SMALL_RUN.split())
+    run(*command, "train", "reacher", *SMALL_FLAGS, "--run-dir", "run")
     assert "time_at_goal" in run(*command, "eval", "run", "--num-envs", "2")
     assert "ant_big_maze" in run(*command, "envs")
     assert "eager" in run(*command, "bench", "--depths", "4", "--batch", "8", "--device", "cpu")

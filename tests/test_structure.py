@@ -4,14 +4,17 @@ import ast
 import configparser
 import glob
 import graphlib
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+import torch_crl
 from tests.helpers.paths import ROOT
-from torch_crl.benchmarks.tables import fill
+from torch_crl.benchmarks.tables import PARTS, fill, pages
 from torch_crl.benchmarks.task_pages import PAGE, page, picture_path
 from torch_crl.envs.registry import TASKS
 
@@ -36,6 +39,7 @@ FLOORS = [
 STRANGERS = [("agent.networks", "agent.losses"), ("kernels", "recipe.costs")]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Dotted name below torch_crl to file, kernels and benchmarks by the links to them."""
     found = {}
@@ -46,6 +50,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Modules of torch_crl that a file imports when it runs; names for type checkers left out."""
     found = set()
@@ -158,6 +163,18 @@ def test_import_of_the_package_is_light_and_every_public_name_exists() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_public_names_are_typed_as_they_are_loaded() -> None:
+    tree = ast.parse((ROOT / "torch_crl" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        alias.asname: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == torch_crl._PUBLIC
+
+
 def test_nothing_is_pickled() -> None:
     for module, path in modules().items():
         # What our own processes are sent is no file.
@@ -166,9 +183,16 @@ def test_nothing_is_pickled() -> None:
         assert "torch.load(" not in text, module
 
 
-def test_generated_parts_of_the_readme_are_up_to_date() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert fill(readme) == readme, "run `python -m torch_crl.benchmarks.tables`"
+def test_generated_parts_of_the_pages_are_up_to_date() -> None:
+    for path in pages():
+        text = path.read_text()
+        assert fill(text) == text, f"{path}: run `python -m torch_crl.benchmarks.tables`"
+
+
+def test_every_generated_part_stands_on_one_page() -> None:
+    texts = [path.read_text() for path in pages()]
+    found = [part for text in texts for part in re.findall("<!-- end of (.+) -->", text)]
+    assert sorted(found) == sorted(PARTS)
 
 
 def test_the_page_of_tasks_is_up_to_date_and_has_all_pictures() -> None:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# The names above, each loaded when it is first used, so that `torch-crl --help` does not have to
-# wait for torch.
+# The names above are loaded at their first use, so that `torch-crl --help` does not have to wait
+# for torch.
 _PUBLIC = {
     "Recipe": "torch_crl.recipe.record",
     "Start": "torch_crl.envs.task",
@@ -46,14 +46,14 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
 
 
-# With MUJOCO_GL=osmesa, importing MuJoCo loads Mesa and with it one copy of LLVM; if Triton then
-# loads its own copy, the process crashes. In the other order both work.
+# With MUJOCO_GL=osmesa, importing MuJoCo loads Mesa and with it one copy of LLVM. If Triton loads
+# its own copy afterwards, the process crashes; in the other order both work.
 if os.environ.get("MUJOCO_GL", "").lower().strip() == "osmesa" and "mujoco" not in sys.modules:
     with suppress(ImportError):
         importlib.import_module("triton")
 
 # As with other packages of Gymnasium envs, importing this one registers its envs. The commands
-# register them later, once they can answer Ctrl-C with a message.
+# register them later, after they have installed their handling of Ctrl-C.
 _IS_COMMAND = os.path.basename(next(iter(sys.argv), "")) == "torch-crl" or (
     sys.argv[:1] == ["-m"] and "torch_crl" in sys.orig_argv
 )

@@ -1,4 +1,4 @@
-"""The one root of all errors that are meant for people, and the exit status that each ends with."""
+"""The base class of all errors that are meant for the user, and the exit status of each."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import traceback
 
 
 class TorchCrlError(Exception):
-    """Something that the user can mend; the message says what was given and what to do.
+    """A problem that the user can solve; the message says what was given and what to do.
 
     The command line prints it as one message without a traceback. Every error of this kind derives
     from this class, and also from ValueError or RuntimeError where callers may expect that.
@@ -15,7 +15,7 @@ class TorchCrlError(Exception):
 
 
 class UsageError(TorchCrlError):
-    """A command, or a call, cannot be carried out as it was given."""
+    """A command or a call cannot be carried out with the given arguments."""
 
 
 class NotFiniteError(TorchCrlError, ValueError):
@@ -25,7 +25,7 @@ class NotFiniteError(TorchCrlError, ValueError):
 
 
 def exit_status(error: BaseException) -> int:
-    """What a process that ends with this error tells its parent: 128 + signal, or 1."""
+    """Exit status of a process that ends with this error: 128 + signal, or 1."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     if isinstance(error, BrokenPipeError):
@@ -34,20 +34,21 @@ def exit_status(error: BaseException) -> int:
 
 
 def listed(problems: list[str]) -> str:
-    """`2 problems:` and a line for each."""
+    """`2 problems:` and one line for each."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return f"{count}:" + "".join(f"\n  - {problem}" for problem in problems)
 
 
 def in_one_line(error: BaseException) -> str:
-    """What a user's own code raised: kind, message, and the line of theirs that it came from.
+    """An error raised by a user's own code, as one line: type, message, file and line number.
 
-    Where none is theirs it is a line of the package that they use, and never one of ours.
+    The line is the innermost one in the user's code, else the innermost one in a package that the
+    user has installed; it is never one of torch_crl.
     """
     message = (str(error).splitlines() or [""])[0]
     said = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if isinstance(error, SyntaxError):
-        return said  # Names file and line itself.
+        return said  # The message names file and line.
     python, packages = map(sysconfig.get_path, ("stdlib", "purelib"))
     lines = [
         frame

@@ -1,8 +1,8 @@
-"""What a field of a record may hold: said once, beside the field, and read by checks and help.
+"""Bounds on the fields of a record: stated once, beside the field, and read by checks and help.
 
-A record is a dataclass whose annotations carry bounds, such as `num_envs: Count`. `read` makes one
-of JSON and reports everything that is wrong with it at once; pydantic does the checking, and is
-imported by the first check and not by `--help`.
+A record is a dataclass whose annotations carry bounds, such as `num_envs: Count`. `read` makes a
+record from JSON and reports all problems at once. The checks are pydantic's, which is imported by
+the first check and not by `--help`.
 """
 
 import json
@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# No machine counts further; a number of a damaged file may be anything.
+# More than any machine needs; a number in a damaged file may be anything.
 _MOST = 2**31 - 1
 
 Count = Annotated[int, Ge(1), Le(_MOST), arg(metavar="INT>=1")]
 CountOrZero = Annotated[int, Ge(0), Le(_MOST), arg(metavar="INT>=0")]
-# More threads than any machine has cores end in a crash of the libraries that start them.
+# Libraries crash when they are asked for more threads than they can start.
 Threads = Annotated[int, Ge(0), Le(1024), arg(metavar="INT>=0")]
 TwoOrMore = Annotated[int, Ge(2), Le(_MOST), arg(metavar="INT>=2")]
 Steps = Annotated[int, Ge(1), Le(2**53), arg(metavar="INT>=1")]
 StepsOrZero = Annotated[int, Ge(0), Le(2**53), arg(metavar="INT>=0")]
-# Not below 0 but as `validation` tells it: a multiple of a block's layers, with the nearest ones.
+# No lower bound here: `recipe.checks` has the whole rule, multiples of a block's layers, and names
+# the nearest ones.
 Depth = Annotated[int, Le(2**20)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1), arg(metavar="INT>=0")]
 Positive = Annotated[float, Gt(0.0), arg(metavar="FLOAT>0")]
@@ -41,16 +42,16 @@ PositiveOrZero = Annotated[float, Ge(0.0), arg(metavar="FLOAT>=0")]
 BelowOne = Annotated[float, Gt(0.0), Lt(1.0), arg(metavar="0<FLOAT<1")]
 
 STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
-"""The `__pydantic_config__` of a record: no text where a number belongs, no unknown field."""
+"""The `__pydantic_config__` of a record: no text in place of a number, no unknown fields."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a record."""
+    """One problem of a record."""
 
     where: tuple[str, ...]
-    """Path of the field's names."""
+    """The names that lead to the field, outermost first."""
     what: str
-    """What it must be and what it is: `must be at least 1, got 0`."""
+    """What the field must be and what it is: `must be at least 1, got 0`."""
 
     def __str__(self) -> str:
         """`part.field must be at least 1, got 0`."""
@@ -58,16 +59,16 @@ class Problem(NamedTuple):
 
 
 class FieldsError(ValueError):
-    """A record that cannot be used; `problems` has all that is wrong with it."""
+    """A record cannot be used; `problems` lists every reason."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        """One line a problem."""
+        """The message has all problems in one line."""
         self.problems = problems
         super().__init__("; ".join(map(str, problems)))
 
 
 def whole_number(text: str) -> int:
-    """The integer that a text means: `1000000`, `1_000_000` or `1e6`. Raises ValueError."""
+    """The integer in a text such as `1000000`, `1_000_000` or `1e6`. Raises ValueError."""
     try:
         number = Decimal(text.strip())
         if number.is_finite() and number == number.to_integral_value():
@@ -80,7 +81,7 @@ def whole_number(text: str) -> int:
 
 
 def read(kind: type[T], text: bytes | str) -> T:
-    """The record of type `kind` that the JSON holds. Raises FieldsError with all problems."""
+    """The record of type `kind` in a JSON text. Raises FieldsError with all problems."""
     from pydantic import ValidationError
 
     try:
@@ -94,8 +95,8 @@ def read(kind: type[T], text: bytes | str) -> T:
 
 
 def check(kind: type[T], values: Any) -> list[Problem]:
-    """What is wrong with values of a record, given as nested dictionaries."""
-    # Bytes of a command line that are no UTF-8 come as lone surrogates, which JSON cannot hold.
+    """The problems of a record's values, which are given as nested dictionaries."""
+    # Bytes on a command line that are not UTF-8 arrive as lone surrogates, which JSON cannot hold.
     problems = [
         Problem(where, f"must be text in UTF-8, got {_short(text)}")
         for where, text in _texts(values)
@@ -111,7 +112,7 @@ def check(kind: type[T], values: Any) -> list[Problem]:
 
 
 def _texts(values: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """All texts in nested dictionaries and sequences, each behind the path of its names."""
+    """All texts in nested dictionaries and sequences, each with the names that lead to it."""
     if isinstance(values, str):
         yield where, values
     elif isinstance(values, dict | list | tuple):
@@ -147,12 +148,12 @@ def _problem(kind: Any, detail: "ErrorDetails") -> Problem:
     elif detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         text = "is no field that this version knows"
     elif detail["type"] == "json_invalid":
-        text = f"it is no JSON ({detail['ctx']['error']})"
+        text = f"it is not valid JSON ({detail['ctx']['error']})"
     return Problem(tuple(where), text)
 
 
 def _below(kind: Any, name: int | str) -> Any:
-    """The annotation of a field of a record; None where it has none."""
+    """The annotation of a field or entry of a type; None if it has none."""
     plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if is_dataclass(plain) or is_typeddict(plain):
         return hints(plain, include_extras=True).get(str(name))
@@ -161,7 +162,7 @@ def _below(kind: Any, name: int | str) -> Any:
 
 
 def _wanted(detail: "ErrorDetails", field: Any) -> str:
-    """What a field must be, from its annotation where that has a bound, else from the error."""
+    """What a field must be: from its annotation if that has a bound, else from the error."""
     bounds = dict(_bounds(field))
     if {"above", "below"} <= set(bounds):
         between = f"lie between {bounds['above']:g} and {bounds['below']:g}"

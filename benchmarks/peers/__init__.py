@@ -1,1 +1,1 @@
-"""Other implementations of the same update, to run beside ours."""
+"""Other implementations of the same update, to measure beside ours."""

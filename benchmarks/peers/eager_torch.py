@@ -1,7 +1,7 @@
-"""Contrastive RL's update as one writes it in PyTorch without thinking of depth: a module a layer.
+"""Contrastive RL's update in plain PyTorch, with a module for each layer and no tuning for depth.
 
-The same mathematics as `torch_crl.agent.learner`, and the peer that it is measured against:
-nn.Linear and nn.LayerNorm modules, one optimiser a loss, actor first, `Adam(fused=True)`.
+It computes the same as `torch_crl.agent.learner`, which is measured against it: nn.Linear and
+nn.LayerNorm modules, one optimiser for each loss, the actor first, `Adam(fused=True)`.
 """
 
 import math
@@ -20,7 +20,7 @@ def _dense(inputs: int, outputs: int) -> nn.Linear:
 
 
 class Block(nn.Module):
-    """Four times Dense - LayerNorm - SiLU, then the skip."""
+    """Four times Dense - LayerNorm - SiLU, then the skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 def tower(inputs: int, outputs: int, *, width: int, depth: int) -> nn.Sequential:
-    """The published trunk with a linear head."""
+    """The published residual tower with a linear output layer."""
     head = [_dense(inputs, width), nn.LayerNorm(width, eps=1e-6), nn.SiLU()]
     return nn.Sequential(
         *head, *(Block(width) for _ in range(depth // BLOCK)), _dense(width, outputs)
@@ -84,7 +84,7 @@ class EagerCrl:
         """Losses of the actor and of the temperature."""
         mean, raw = self.actor(torch.cat([state, goal], -1)).chunk(2, -1)
         log_std = -5.0 + 3.5 * (torch.tanh(raw) + 1.0)
-        # Validating the arguments would make a GPU wait for the host.
+        # Validating the arguments would make the host wait for the GPU.
         normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
         sample = normal.rsample()
         policy_action = torch.tanh(sample)
@@ -98,10 +98,10 @@ class EagerCrl:
         return actor_loss, alpha_loss
 
     def critic_loss(self, state: Tensor, action: Tensor, goal: Tensor) -> Tensor:
-        """Forward InfoNCE and the penalty on its normaliser."""
+        """Forward InfoNCE and the penalty on its normaliser (logsumexp)."""
         phi = self.phi(torch.cat([state, action], -1))
         psi = self.psi(goal)
-        # The cheap form: what is compared is the towers, not a B x B x R tensor.
+        # Without a B x B x R tensor: the towers are to be compared, not this.
         squares = (phi**2).sum(-1, keepdim=True) + (psi**2).sum(-1) - 2 * phi @ psi.T
         logits = -torch.sqrt(squares.clamp(min=0) + 1e-6)
         logsumexp = torch.logsumexp(logits, 1)

@@ -2,10 +2,10 @@
 
 Faithful to the published code: three optax.adam(3e-4), actor and temperature before the critic on
 each batch, variance as E[x^2] - E[x]^2, many updates inside one jitted scan with donated state.
-Kinder to JAX than the published code: the B x B logits come from one matrix product and not from
-a B x B x R tensor, so that the towers are compared; batches are one uniform draw of rows.
-As published, each loss runs the towers it needs: XLA may merge the two passes of the goal encoder
-where layers are unrolled, but not the loops of "scan".
+Faster in JAX than the published code: the B x B logits come from one matmul and not from a
+B x B x R tensor, so that the towers are compared; a batch is one uniform draw of rows.
+As published, each loss runs the towers that it needs: XLA may merge the two passes of the goal
+encoder if layers are unrolled, but it cannot merge the loops of "scan".
 
 Importing this module makes JAX allocate GPU memory as needed, unless the variable
 XLA_PYTHON_CLIENT_PREALLOCATE says otherwise: by default JAX takes three quarters of the memory at
@@ -38,7 +38,7 @@ Dense = Callable[[Array, Array], Array]
 
 
 class Layer(NamedTuple):
-    """Dense and the LayerNorm behind it; a leading [N] where blocks are stacked."""
+    """A dense layer and the LayerNorm after it; with a leading [N] if blocks are stacked."""
 
     weight: Array
     """[in, out]"""
@@ -51,7 +51,7 @@ Block = tuple[Layer, ...]
 
 
 class Tower(NamedTuple):
-    """The published trunk and its linear head."""
+    """The published residual tower and its linear output layer."""
 
     input: Layer
     blocks: Block | tuple[Block, ...]
@@ -107,14 +107,14 @@ class JaxCrl:
         Args:
             state_size, goal_size, action_size, width, depth, representation_size: as ours.
             precision: "fp32" multiplies in full fp32 and "tf32" allows TF32 (JAX's own default on
-                a GPU); "bf16" rounds the operands of every Dense, forward and backward, and keeps
-                parameters, products and the carried stream in fp32. The logits' product is fp32
-                in all three.
+                a GPU); "bf16" rounds the inputs of every dense layer's matmuls, forward and
+                backward, and keeps parameters, results and the residual stream in fp32. The matmul
+                of the logits is fp32 in all three.
             layers: "unrolled" writes every layer into the program, as published; "scan" is a
                 lax.scan over blocks of four with stacked parameters, whose compile time does not
                 grow with depth. None: "unrolled" up to depth 64, "scan" above.
-            scan_unroll: blocks per turn of that scan's loop.
-            batch_size, data_rows: of `run`.
+            scan_unroll: blocks per iteration of that scan's loop.
+            batch_size, data_rows: rows of a batch, and of the data set, in `run`.
             seed: equal seeds give equal weights with either `layers`.
         """
         if depth <= 0 or depth % BLOCK:
@@ -170,7 +170,7 @@ class JaxCrl:
         return time.perf_counter() - begin
 
     def run(self, updates: int) -> Losses:
-        """That many updates as one program on the device; returns losses [updates] when done.
+        """Run this many updates as one program on the device; returns losses [updates] when done.
 
         Every update draws `batch_size` rows of the data set. Compiles if `compile` has not.
         """
@@ -195,7 +195,7 @@ class JaxCrl:
 
 
 def backend() -> str:
-    """What JAX runs on: `cpu`, `gpu` or `tpu`; without a fitting plugin it takes the CPU."""
+    """What JAX runs on: `cpu`, `gpu` or `tpu`; without a suitable plugin it is the CPU."""
     return str(jax.default_backend())
 
 
@@ -214,7 +214,7 @@ def _uniform(key: Array, *shape: int) -> Array:
 
 
 def _layer(key: Array, *shape: int) -> Layer:
-    """Of weights [..., in, out]."""
+    """A fresh layer with weights [..., in, out]."""
     vector = (*shape[:-2], shape[-1])
     return Layer(_uniform(key, *shape), jnp.zeros(vector), jnp.ones(vector), jnp.zeros(vector))
 
@@ -241,7 +241,7 @@ def _product16(x: Array, y: Array) -> Array:
     )
 
 
-# Without a rule of its own, the gradient of a bf16 product would multiply in fp32.
+# Without a rule of its own, the gradient of a bf16 matmul would be computed in fp32.
 @jax.custom_vjp
 def _dense16(x_BI: Array, weight_IO: Array) -> Array:
     return _product16(x_BI, weight_IO)
@@ -323,7 +323,7 @@ def _alpha_loss(log_alpha: Array, log_prob_B: Array, target_entropy: float) -> A
 def _critic_loss(critic: tuple[Tower, Tower], batch: Batch, forward: Forward) -> Array:
     phi_BR = forward(critic[0], jnp.concatenate([batch.state, batch.action], -1))
     psi_BR = forward(critic[1], batch.goal)
-    # |x|^2 + |y|^2 - 2 x.y cancels less around the goals' mean, and distances do not change.
+    # Subtracting the goals' mean keeps the distances, and |x|^2 + |y|^2 - 2 x.y then cancels less.
     offset_R = lax.stop_gradient(psi_BR.mean(0))
     x_BR, y_BR = phi_BR - offset_R, psi_BR - offset_R
     squares_BB = jnp.square(x_BR).sum(-1)[:, None] + jnp.square(y_BR).sum(-1)

@@ -1,4 +1,4 @@
-"""Energies of all pairs in a batch, reduced to what the contrastive losses need of them."""
+"""Energies of all pairs in a batch, reduced to the scores that the contrastive losses need."""
 
 from typing import Literal
 
@@ -30,16 +30,16 @@ def pair_scores(
         columns: Also compute column_logsumexp_B.
         softplus: Also compute row_softplus_B.
         implementation: "reference" makes the B x B matrix of energies, in any floating dtype;
-            "triton" never does, takes float32 on a CUDA device, and raises where it cannot run.
+            "triton" does not make it, takes float32 on a CUDA device, and raises if it cannot run.
 
     Raises:
-        ValueError: For shapes that do not match, an unknown name, or tensors that the asked
-            implementation does not take.
+        ValueError: For shapes that do not match, an unknown name, or tensors that the
+            requested implementation does not take.
     """
     if phi_BR.ndim != 2 or phi_BR.shape != psi_BR.shape or phi_BR.numel() == 0:
         raise ValueError(
             f"phi {tuple(phi_BR.shape)} and psi {tuple(psi_BR.shape)} must both be [B, R] with "
-            "B and R at least 1; pass one representation a row, matching pairs at the same row"
+            "B and R at least 1; pass one representation per row, true pairs in equal rows"
         )
     if energy not in ENERGIES:
         raise ValueError(f"energy {energy!r} is unknown; choose one of {', '.join(ENERGIES)}")
@@ -48,7 +48,7 @@ def pair_scores(
             phi_BR, psi_BR, energy=energy, columns=columns, softplus=softplus
         )
     if implementation == "triton":
-        # Here and not above: triton is heavy, and not everywhere.
+        # Imported here, so that Triton is needed only if its kernels are requested.
         from torch_crl.kernels.infonce import kernel
 
         return kernel.pair_scores(phi_BR, psi_BR, energy=energy, columns=columns, softplus=softplus)

@@ -1,7 +1,7 @@
 """`pair_scores` in two Triton kernels, without the B x B matrix in memory. See the README.
 
-x and y stand for (phi, psi) in programs that own rows, for (psi, phi) in those that own columns.
-B pairs, R representation, BM rows owned by a program, BN walked at a time, BK and BR slices of R.
+x and y are (phi, psi) in programs that own rows, and (psi, phi) in those that own columns.
+B pairs, R representation, BM rows of x per program, BN rows of y per step, BK and BR slices of R.
 """
 
 from typing import Any, NamedTuple, cast
@@ -15,16 +15,16 @@ from torch_crl.kernels.infonce.reference import EPSILON, PairScores, unit_rows
 
 _EPSILON = tl.constexpr(EPSILON)
 _INTERPRETED = triton.knobs.runtime.interpret
-# Left alone, ptxas spills a few registers in order to fit one more program on a multiprocessor.
+# Without these limits, ptxas spills a few registers to fit one more program on a multiprocessor.
 FWD_REGISTERS = 128
 BWD_REGISTERS = 255
 
-# In the order of PairScores; those not asked for are empty.
+# In the order of PairScores; scores that were not requested are empty tensors.
 _Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Launch(NamedTuple):
-    """Block sizes and what the compiler is told."""
+    """Block sizes and compiler options."""
 
     BM: int
     BN: int
@@ -35,7 +35,7 @@ class Launch(NamedTuple):
 
 
 def choose_launch(batch: int, size: int) -> Launch:
-    """Few rows a program where there are few rows, so that all multiprocessors have work."""
+    """Few rows per program in a small batch, so that all multiprocessors have work."""
     few = batch <= 2048
     return Launch(
         BM=16 if few else 32,
@@ -49,7 +49,7 @@ def choose_launch(batch: int, size: int) -> Launch:
 
 @triton.jit
 def _load_rows(p_rows, p_offset, o_rows, o_r, B, R: tl.constexpr, CENTRED: tl.constexpr):
-    # [rows, slice of R], minus the offset.
+    # Loads [rows, slice of R], minus the offset if CENTRED.
     m_r = o_r < R
     m_rows = (o_rows < B)[:, None] & m_r[None, :]
     b_rows = tl.load(p_rows + o_rows[:, None] * R + o_r[None, :], mask=m_rows, other=0.0)
@@ -63,7 +63,7 @@ def _tile(
     p_x, p_y, p_offset, o_x, o_y, B, R: tl.constexpr, DISTANCE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    # [BM, BN] products, or squared distances, which rounding can leave below zero.
+    # [BM, BN] dot products, or squared distances, which rounding can make negative.
     b_dot = tl.zeros([BM, BN], tl.float32)
     b_x_square = tl.zeros([BM], tl.float32)
     b_y_square = tl.zeros([BN], tl.float32)
@@ -82,7 +82,7 @@ def _tile(
 
 @triton.jit
 def _energy(b_tile, m_pairs, ENERGY: tl.constexpr):
-    # -inf for pairs that do not exist: no weight in any of the sums of exponentials.
+    # -inf for pairs outside the batch, so that they add nothing to the sums of exponentials.
     b_energy = b_tile
     if ENERGY != "dot":
         # Not tl.maximum, which turns NaN into 0.
@@ -94,7 +94,7 @@ def _energy(b_tile, m_pairs, ENERGY: tl.constexpr):
 
 @triton.jit
 def _softplus(b_x):
-    # log(1 + e) with e = exp(-|x|) in (0, 1]; 1 + e rounds, and the quotient takes that back.
+    # log(1 + e) with e = exp(-|x|) in (0, 1]; the quotient corrects the rounding of 1 + e.
     b_e = tl.exp(-tl.abs(b_x))
     b_u = 1.0 + b_e
     b_exact = b_u == 1.0
@@ -163,7 +163,7 @@ def infonce_fwd_kernel(
     ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of rows, and behind them as many blocks of columns where COLUMNS."""
+    """Grid: blocks of rows, followed by as many blocks of columns if COLUMNS."""
     i_block = tl.program_id(0)
     num_blocks = tl.cdiv(B, BM)
     if i_block < num_blocks:
@@ -187,7 +187,7 @@ def _energy_gradient(
     p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
     IS_ROW: tl.constexpr, SUM_OF_X: tl.constexpr, SUM_OF_Y: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    # d loss / d E_ij, [BM, BN]: one term for each of the sums that E_ij went into.
+    # d loss / d E_ij, [BM, BN]: one term for each of the scores that E_ij is part of.
     m_x, m_y = o_x < B, o_y < B
     b_diagonal = tl.load(p_diagonal_grad + o_x, mask=m_x, other=0.0)
     b_grad = tl.where(o_x[:, None] == o_y[None, :], b_diagonal[:, None], 0.0)
@@ -200,7 +200,7 @@ def _energy_gradient(
         b_upstream = tl.load(p_y_grad + o_y, mask=m_y, other=0.0)
         b_grad += b_upstream[None, :] * tl.exp(b_energy - b_logsumexp[None, :])
     if SOFTPLUS:
-        # Summed over rows, so indexed by whichever of x and y is phi.
+        # One softplus score per row of phi, so indexed like whichever of x and y is phi.
         if IS_ROW:
             b_softplus = tl.load(p_softplus_grad + o_x, mask=m_x, other=0.0)[:, None]
         else:
@@ -236,7 +236,7 @@ def _gradient_block(
             p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
             IS_ROW, SUM_OF_X, SUM_OF_Y, SOFTPLUS,
         )  # fmt: skip
-        # dE = factor * (x - y) for distances, whose clamp at zero stops the gradient, else y.
+        # dE/dx is factor * (x - y) for distances, zero where the distance is clamped, else y.
         if ENERGY == "norm":
             b_weight = tl.where(b_tile < 0.0, 0.0, b_weight / b_energy)
         if ENERGY == "l2":
@@ -263,7 +263,7 @@ def infonce_bwd_kernel(
     ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (blocks of rows, then of columns; slices of R)."""
+    """Grid: (blocks of rows followed by blocks of columns, slices of R)."""
     i_block = tl.program_id(0)
     num_blocks = tl.cdiv(B, BM)
     if i_block < num_blocks:
@@ -283,14 +283,14 @@ def infonce_bwd_kernel(
 
 
 def _offset(psi_BR: Tensor, energy: str) -> Tensor:
-    # Read by distances only. See the reference for why they are centred.
+    # Used by distances only. See the reference for why they are centred.
     return psi_BR if energy == "dot" else psi_BR.mean(0)
 
 
 def infonce_fwd(
     phi_BR: Tensor, psi_BR: Tensor, energy: str, columns: bool, softplus: bool
 ) -> _Scores:
-    """Launch the forward kernel; phi and psi [B, R] to scores [B]."""
+    """Launch the forward kernel; returns the scores [B] of phi and psi [B, R]."""
     phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
     batch, size = phi_BR.shape
     launch = choose_launch(batch, size)
@@ -314,7 +314,7 @@ def infonce_bwd(
     diagonal_grad_B: Tensor, row_grad_B: Tensor, column_grad_B: Tensor, softplus_grad_B: Tensor,
     energy: str, columns: bool, softplus: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch the backward kernel; the gradients [B, R] of phi and psi."""
+    """Launch the backward kernel; returns the gradients [B, R] of phi and psi."""
     phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
     batch, size = phi_BR.shape
     launch = choose_launch(batch, size)
@@ -367,7 +367,7 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 def pair_scores(
     phi_BR: Tensor, psi_BR: Tensor, *, energy: str, columns: bool, softplus: bool
 ) -> PairScores:
-    """As the reference, for float32 [B, R] on one CUDA device, or anywhere when interpreted.
+    """Same as the reference, for float32 on one CUDA device, or anywhere when interpreted.
 
     Raises:
         ValueError: For tensors of another dtype, device or size than the kernels take.
@@ -383,7 +383,7 @@ def pair_scores(
                 f"{name} is on {x_BR.device}; the triton implementation takes tensors of one CUDA "
                 'device: move it, or choose implementation="reference"'
             )
-    # Offsets inside a tensor are 32 bit, and reach one block past its end.
+    # Offsets inside a tensor are 32-bit integers, and reach up to one block past its end.
     if phi_BR.numel() >= 2**30:
         raise ValueError(
             f"phi is {tuple(phi_BR.shape)}; the triton implementation takes fewer than 2^30 "

@@ -1,6 +1,6 @@
-"""The definition of `pair_scores` in plain torch: energies of pairs, then what losses need of them.
+"""The definition of `pair_scores` in plain torch: energies of all pairs, and their reductions.
 
-B pairs: row i is a (state, action), column j a goal, the diagonal holds true pairs.
+B pairs: row i is a (state, action), column j a goal, the diagonal holds the true pairs.
 R representation. Source: arXiv 2408.11052 (energies).
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Under the root of a distance and of a norm, so that the gradient at zero is zero and not NaN.
+# Added under the root of a distance or norm, so that the gradient at zero is zero and not NaN.
 EPSILON = 1e-6
 
 
@@ -25,16 +25,16 @@ class Energy(NamedTuple):
 
 
 class PairScores(NamedTuple):
-    """Sums over the energies E_BB of all pairs; the losses and their metrics need no more."""
+    """Reductions of the energies E_BB of all pairs: all that the losses and their metrics need."""
 
     diagonal_B: Tensor
-    """E_ii, the true pairs."""
+    """E_ii, the energies of the true pairs."""
     row_logsumexp_B: Tensor
     """log sum_j exp E_ij."""
     column_logsumexp_B: Tensor | None
-    """log sum_i exp E_ij for each j; None unless asked for."""
+    """log sum_i exp E_ij for each j; None unless requested."""
     row_softplus_B: Tensor | None
-    """sum_j log(1 + exp E_ij); None unless asked for."""
+    """sum_j log(1 + exp E_ij); None unless requested."""
     row_rival_B: Tensor
     """max over j != i of E_ij, -inf when B is 1. Carries no gradient."""
     row_sum_B: Tensor
@@ -42,8 +42,8 @@ class PairScores(NamedTuple):
 
 
 def _squared_distance_matrix(phi_BR: Tensor, psi_BR: Tensor) -> Tensor:
-    # |x|^2 + |y|^2 - 2 x.y is one matrix product, but cancels where both lie far from the origin;
-    # distances do not change under a shift, so the common offset goes first.
+    # |x|^2 + |y|^2 - 2 x.y needs only one matmul, but cancels if x and y are far from the origin.
+    # Distances do not change under a shift, so the common offset is subtracted first.
     offset_R = psi_BR.mean(0).detach()
     x_BR, y_BR = phi_BR - offset_R, psi_BR - offset_R
     squares_B1 = x_BR.square().sum(-1, keepdim=True)
@@ -77,7 +77,7 @@ ENERGIES: dict[str, Energy] = {
 
 
 def reduce_energies(energies_BB: Tensor, *, columns: bool, softplus: bool) -> PairScores:
-    """The scores of a matrix of energies that is at hand."""
+    """The scores of a given matrix of energies."""
     with torch.no_grad():
         rivals_BB = energies_BB.clone().fill_diagonal_(-torch.inf)
         row_rival_B, row_sum_B = rivals_BB.amax(1), energies_BB.sum(1)
@@ -95,6 +95,6 @@ def reduce_energies(energies_BB: Tensor, *, columns: bool, softplus: bool) -> Pa
 def pair_scores(
     phi_BR: Tensor, psi_BR: Tensor, *, energy: str, columns: bool, softplus: bool
 ) -> PairScores:
-    """Scores of all pairs of rows, through the B x B matrix of their energies."""
+    """Scores of all pairs of rows, computed from the B x B matrix of their energies."""
     energies_BB = ENERGIES[energy].pairwise(phi_BR, psi_BR)
     return reduce_energies(energies_BB, columns=columns, softplus=softplus)

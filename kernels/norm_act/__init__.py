@@ -1,4 +1,4 @@
-"""LayerNorm, activation and residual sum in one: what comes after every dense layer of a tower."""
+"""LayerNorm, activation and residual sum in one operation, after every dense layer of a tower."""
 
 from torch import Tensor
 
@@ -24,15 +24,15 @@ def norm_act(
 
     Args:
         x_BD: [B, D] in fp32, fp16 or bf16; the statistics are fp32.
-        weight_D, bias_D: of the LayerNorm, whose epsilon is 1e-6.
-        residual_BD: added after the activation; the result has its dtype, else that of x.
+        weight_D, bias_D: parameters of the LayerNorm, whose epsilon is 1e-6.
+        residual_BD: if given, added after the activation; the result has its dtype, else that of x.
         activation: `swish` or `relu`.
-        scale: of what is added to the residual; without one it is not used.
-        implementation: `reference` is plain torch; `triton` one kernel forward and one backward,
+        scale: factor on the activation that is added to the residual; unused without a residual.
+        implementation: `reference` is plain torch; `triton` is one kernel forward and one backward,
             for widths up to 4096, on a CUDA device or under Triton's interpreter.
 
     Raises:
-        ValueError: shapes that do not fit, or an implementation that cannot run here.
+        ValueError: for shapes that do not match, or an implementation that cannot run here.
     """
     width = x_BD.shape[-1]
     if x_BD.dim() != 2 or weight_D.shape != (width,) or bias_D.shape != (width,):
@@ -53,7 +53,7 @@ def norm_act(
         raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}")
     if width > LARGEST_WIDTH:
         raise ValueError(f"norm_act's kernel is for widths up to {LARGEST_WIDTH}, got {width}")
-    # Here, so that Triton is imported only where its kernels are asked for.
+    # Imported here, so that Triton is needed only if its kernels are requested.
     from torch_crl.kernels.norm_act import kernel
 
     return kernel.norm_act(x_BD, weight_D, bias_D, residual_BD, activation=activation, scale=scale)

@@ -1,4 +1,4 @@
-"""`norm_act` as one Triton kernel forward and one backward. B rows, D width, P programs."""
+"""`norm_act` as one forward and one backward Triton kernel. B rows, D width, P programs."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_crl.kernels.launch import require_device
 from torch_crl.kernels.norm_act.reference import EPSILON
 
-# Elements of a tile; more spills at 8 warps in the backward.
+# Elements of a tile; larger tiles spill registers in the backward kernel with 8 warps.
 _TILE = 4096
 _MOST_ROWS = 16
 
@@ -106,14 +106,14 @@ def norm_act_bwd_kernel(
 
 
 def tile_of(width: int) -> tuple[int, int, int]:
-    """Rows of a tile, its padded width, and warps."""
+    """Number of rows of a tile, its padded width, and number of warps."""
     padded = triton.next_power_of_2(width)
     rows = max(1, min(_MOST_ROWS, _TILE // padded))
     return rows, padded, min(8, max(1, rows * padded // 512))
 
 
 def tiles_of(rows: int, tile_rows: int) -> int:
-    """Tiles that one program of the backward walks; few programs leave few partial sums."""
+    """Number of tiles per program of the backward; few programs make few partial sums."""
     return max(1, triton.cdiv(rows, tile_rows * 512))
 
 
@@ -194,7 +194,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(x, mean, rstd, weight, bias)
     ctx.residual = residual is not None
     ctx.scale = scale if ctx.residual else 1.0
-    # Or zeros would be made as the gradients of the statistics.
+    # Otherwise autograd would make tensors of zeros as the gradients of the statistics.
     ctx.set_materialize_grads(False)
 
 

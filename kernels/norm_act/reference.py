@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 ACTIVATIONS = {"swish": functional.silu, "relu": functional.relu}
-# Flax's default, which the published networks were trained with; torch's own is 1e-5.
+# Flax's default, with which the published networks were trained; torch's default is 1e-5.
 EPSILON = 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Hindsight batches: from uniform draws to steps of a trajectory ring and goals of their future."""
+"""Hindsight batches: steps drawn from a ring of trajectories, each with a goal of its future."""
 
 import torch
 from torch import Tensor
@@ -20,34 +20,36 @@ def relabel(
     window: int = 0,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Steps drawn uniformly from the ring, each with a goal from its future.
+    """Draw steps uniformly from the ring, each with a goal from its future.
 
-    The goal of a step is what its trajectory had achieved `truncated_geometric` steps after its
-    state: after the step itself for one, at the end of the trajectory for the most. Where physics
-    diverged in the step there is nothing after it, and its own state is its goal.
+    The goal of a step is the one that its trajectory had achieved `truncated_geometric` steps after
+    the step's state: 1 means after the step itself, the largest value at the end of the trajectory.
+    If the physics diverged in the step, nothing was achieved after it, and its goal is that of its
+    own state.
 
-    With a window, which is the published procedure, goals are states of the ring: the one after
-    the last step of a trajectory is not among them, and the newest row has none and is not drawn.
+    With a window, which is the published procedure, goals are taken from the states in the ring.
+    The state after the last step of a trajectory is not in the ring, so it is never a goal; the
+    newest row has no later state and is not drawn.
 
     Args:
-        uniform_4B: float64 draws from U[0, 1): of the column, the row, the goal, the window.
-        position: int64 scalar on the device, the number of rows written so far; at least 1, with
-            a window 2.
-        ring: what has been written.
-        goal_slice: first and stop of the achieved goal in a state.
-        discount: in (0, 1).
-        window: above 0, each step is drawn in a window of that many rows (at least 2), which also
-            ends the reach of goals.
-        implementation: "reference" is plain torch; "triton" one kernel, on a CUDA device or under
-            Triton's interpreter.
+        uniform_4B: float64 draws from U[0, 1): for the column, the row, the goal and the window.
+        position: int64 scalar on the device, the number of rows written so far; at least 1, or
+            2 with a window.
+        ring: the tensors of the replay.
+        goal_slice: first and stop index of the achieved goal in a state.
+        discount: discount factor in (0, 1).
+        window: if above 0, each step is drawn from a window of that many rows (at least 2), and
+            its goal from the same window.
+        implementation: "reference" is plain torch; "triton" is one kernel, on a CUDA device or
+            under Triton's interpreter.
 
     Returns:
-        float32 state [B, S], action [B, A] and goal [B, G]. Nothing is read on the host, and no
-        gradient flows.
+        float32 state [B, S], action [B, A] and goal [B, G]. No value is read on the host, and
+        there is no gradient.
 
     Raises:
-        ValueError: For shapes that do not match, an unknown name, or tensors that the asked
-            implementation does not take.
+        ValueError: For shapes that do not match, an unknown name, or tensors that the
+            requested implementation does not take.
     """
     if uniform_4B.ndim != 2 or len(uniform_4B) != 4 or uniform_4B.dtype != torch.float64:
         raise ValueError(
@@ -74,7 +76,7 @@ def relabel(
             f"implementation {implementation!r} is unknown; choose one of "
             f"{', '.join(IMPLEMENTATIONS)}"
         )
-    # Here, so that Triton is imported only where its kernels are asked for.
+    # Imported here, so that Triton is needed only if its kernels are requested.
     from torch_crl.kernels.relabel import kernel
 
     return kernel.relabel(

@@ -1,7 +1,7 @@
 """`relabel` as one Triton kernel. See the README.
 
-B batch, N envs, S state, G goal, A action, BM samples of a program; BS, BA and BG are sizes padded
-to powers of two.
+B batch, N envs, S state, G goal, A action, BM samples of a program; BS, BA and BG are S, A and G
+padded to powers of two.
 """
 
 import math
@@ -15,8 +15,8 @@ from torch import Tensor
 from torch_crl.kernels.launch import require_device
 from torch_crl.kernels.relabel.reference import Ring
 
-# Numbers of a state's tile. A program waits three times for memory in a row, so it is small, and
-# there are many.
+# Elements of a tile of states. A program waits for memory three times in a row, so programs are
+# small and many.
 _TILE = 512
 _MOST_SAMPLES = 8
 NUM_WARPS = 4
@@ -24,9 +24,9 @@ NUM_WARPS = 4
 
 @triton.jit
 def _expm1(b_x):
-    # For x <= 0. With u = exp(x) as it came out, (u - 1) / log(u) is (exp(x) - 1) / x to all digits
-    # although neither part is: their errors go together.
-    # Far below, u is nothing beside 1, and as a subnormal number has no digits to spare.
+    # For x <= 0. With u = exp(x) as rounded, (u - 1) / log(u) is accurate for (exp(x) - 1) / x,
+    # although numerator and denominator are not: their errors cancel.
+    # Below -40, u is negligible beside 1, and could be subnormal and thus inaccurate.
     b_far = b_x < -40.0
     b_u = tl.exp(tl.where(b_far, -1.0, b_x))
     b_same = b_u == 1.0
@@ -36,7 +36,7 @@ def _expm1(b_x):
 
 @triton.jit
 def _log1p(b_x):
-    # For -1 < x <= 0. The same with log(u) / (u - 1), where u = 1 + x as it rounds.
+    # For -1 < x <= 0. The same method with log(u) / (u - 1), where u = 1 + x as rounded.
     b_u = 1.0 + b_x
     b_same = b_u == 1.0
     return tl.where(b_same, b_x, tl.log(b_u) * (b_x / tl.where(b_same, 1.0, b_u - 1.0)))
@@ -51,7 +51,7 @@ def _truncated_geometric(b_uniform, b_horizon, LOG_DISCOUNT: tl.constexpr):
 
 @triton.jit
 def _copy_rows(p_from, p_to, o_from, o_to, m_m, size: tl.constexpr, padded: tl.constexpr):
-    # `size` numbers from each offset, of whatever dtype, to float32.
+    # Copies `size` numbers of any dtype from each offset, as float32.
     o = tl.arange(0, padded)
     m = m_m[:, None] & (o < size)[None, :]
     b = tl.load(p_from + o_from[:, None] + o[None, :], mask=m, other=0.0)
@@ -94,7 +94,7 @@ def relabel_kernel(
     b_horizon = b_last - b_row + 1
     if WINDOW:
         b_horizon = tl.minimum(b_last, b_first + (reach - 1)) - b_row
-    # What the mask filled in may lie before its row.
+    # In masked samples, the `last_row` that was filled in may be before the row.
     b_horizon = tl.where(m_m, b_horizon, 0)
     b_steps = _truncated_geometric(b_goal_draw, b_horizon, LOG_DISCOUNT)
 
@@ -120,7 +120,7 @@ def constants_of(
     discount: float,
     window: int,
 ) -> dict[str, Any]:
-    """What the kernel is compiled for: one run, whose numbers never change."""
+    """Compile-time constants of the kernel, which stay the same for a whole run."""
     sizes = {"S": state_size, "A": action_size, "G": goal_slice[1] - goal_slice[0]}
     padded = {f"B{name}": triton.next_power_of_2(size) for name, size in sizes.items()}
     samples = max(1, min(_MOST_SAMPLES, _TILE // padded["BS"]))
@@ -143,7 +143,7 @@ def relabel_forward(
     discount: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the kernel; state [B, S], action [B, A] and goal [B, G]."""
+    """Launch the kernel; returns state [B, S], action [B, A] and goal [B, G]."""
     batch = uniform_4B.shape[1]
     rows, num_envs, state_size = state.shape
     constants = constants_of(
@@ -164,7 +164,7 @@ def relabel_forward(
             uniform_4B, position, state, action, achieved, trajectory, last_row,
             state_BS, action_BA, goal_BG,
             batch, **constants,
-            # A fused 1 - uniform * mass would round differently from the reference's.
+            # A fused 1 - uniform * mass would be rounded differently from the reference.
             num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
     return state_BS, action_BA, goal_BG

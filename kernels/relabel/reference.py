@@ -1,7 +1,7 @@
 """The definition of `relabel` in plain torch.
 
-B batch, N envs, S state, G goal, A action. Rows are numbered for ever; row r lies in slot
-r % rows of the ring.
+B batch, N envs, S state, G goal, A action. Rows are numbered from 0 for ever; row r is
+in slot r % rows of the ring.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Ring(NamedTuple):
-    """What a replay holds, as [rows, N, ...] on one device."""
+    """The tensors of a replay, [rows, N, ...], all on one device."""
 
     state: Tensor
     """[rows, N, S] in float32 or bfloat16."""
@@ -23,22 +23,22 @@ class Ring(NamedTuple):
     trajectory: Tensor
     """[rows, N] int32: the number of each step's trajectory, counted upwards in each column."""
     last_row: Tensor
-    """[rows, N] int32: at [i % rows, n], the newest row of column n's trajectory i. Without a
-    window a row in which physics diverged, after which nothing was achieved, does not count: that
-    is then the row before."""
+    """[rows, N] int32: at [i % rows, n], the newest row of trajectory i of column n. Without a
+    window, a row in which the physics diverged does not count, since nothing was achieved after it;
+    the entry is then the row before."""
 
 
 def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float) -> Tensor:
-    """Steps into the future with P(k) proportional to discount**k on 1..horizon; 0 where that is 0.
+    """Steps into the future, P(k) proportional to discount**k on 1..horizon; 0 for horizon 0.
 
     Args:
         uniform_B: float draws from U[0, 1).
         horizon_B: int64 number of goals to choose from, all in the future of the same trajectory.
-        discount: in (0, 1).
+        discount: discount factor in (0, 1).
 
     Returns:
-        int64 [B]. The inverse of the distribution function in closed form, so no weight is ever
-        computed for a pair of rows.
+        int64 [B], from the inverse of the cumulative distribution function in closed form, so
+        that no weights of pairs of rows need to be computed.
     """
     log_discount = math.log(discount)
     # 1 - discount**horizon, without cancellation for a discount near one.
@@ -56,7 +56,7 @@ def relabel(
     discount: float,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """State [B, S], action [B, A] and goal [B, G] of drawn steps. No number comes to the host."""
+    """State [B, S], action [B, A] and goal [B, G] of drawn steps; nothing is read on the host."""
     rows, num_envs = ring.trajectory.shape
     filled = position.clamp(max=rows)
     oldest = position - filled

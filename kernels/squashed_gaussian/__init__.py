@@ -1,4 +1,4 @@
-"""The actor's last step: from what its tower says, and noise, to an action and its log-density."""
+"""The actor's last step: from its tower's output and noise to an action and its log-density."""
 
 from torch import Tensor
 
@@ -19,17 +19,17 @@ def squashed_gaussian(
 
     Args:
         output_B2A: concat(mean, raw log-std) [B, 2 A] of an actor; see `action_distribution`.
-        noise_BA: standard normal draws. They get no gradient from the kernel.
-        implementation: "reference" is plain torch, in any floating dtype; "triton" one kernel
-            forward and one backward, for float32 and up to 1024 entries of an action, on a CUDA
-            device or under Triton's interpreter.
+        noise_BA: standard normal draws, which get no gradient from the kernel.
+        implementation: "reference" is plain torch, in any floating dtype; "triton" is one
+            kernel forward and one backward, for float32 and up to 1024 entries of an action, on a
+            CUDA device or under Triton's interpreter.
 
     Returns:
         action [B, A] and log_prob [B].
 
     Raises:
-        ValueError: For shapes that do not match, an unknown name, or tensors that the asked
-            implementation does not take.
+        ValueError: For shapes that do not match, an unknown name, or tensors that the
+            requested implementation does not take.
     """
     if (
         output_B2A.ndim != 2
@@ -53,7 +53,7 @@ def squashed_gaussian(
             f"an action has {noise_BA.shape[1]} entries; the triton implementation takes up to "
             f'{LARGEST_ACTION}: choose implementation="reference"'
         )
-    # Here, so that Triton is imported only where its kernels are asked for.
+    # Imported here, so that Triton is needed only if its kernels are requested.
     from torch_crl.kernels.squashed_gaussian import kernel
 
     return kernel.squashed_gaussian(output_B2A, noise_BA)

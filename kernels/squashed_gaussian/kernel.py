@@ -1,6 +1,6 @@
-"""`squashed_gaussian` as one Triton kernel forward and one backward. See the README.
+"""`squashed_gaussian` as one forward and one backward Triton kernel. See the README.
 
-B batch, A action, BM rows owned by a program, BA the action padded to a power of two.
+B batch, A action, BM rows owned by a program, BA is A padded to a power of two.
 """
 
 from typing import Any
@@ -22,16 +22,16 @@ _EPSILON = tl.constexpr(EPSILON)
 _LOG_ROOT_TWO_PI = tl.constexpr(LOG_ROOT_TWO_PI)
 _LOG_STD_LOW = tl.constexpr(LOG_STD_LOW)
 _HALF_RANGE = tl.constexpr(0.5 * (LOG_STD_HIGH - LOG_STD_LOW))
-# Few numbers a thread: there are some thousands in all, and what counts is how soon they are done.
+# Elements of a tile. Few per thread: there are only some thousands in all, so latency dominates.
 _TILE = 128
 NUM_WARPS = 4
 
 
 @triton.jit
 def _tanh(b_x):
-    # 1 - 2 / (exp(2 |x|) + 1) cancels near zero, where a polynomial in x^2 takes over: fitted to
-    # (tanh(x) / x - 1) / x^2 on [0, 0.6] for the least largest relative error. How exact it is, the
-    # README tells. NaN is not below 0.6, and comes through the exponential.
+    # 1 - 2 / (exp(2 |x|) + 1) cancels near zero, so there a polynomial in x^2 is used. It is a fit
+    # to (tanh(x) / x - 1) / x^2 on [0, 0.6] with the smallest maximum relative error; the README
+    # states the accuracy. NaN is not below 0.6, and propagates through the exponential.
     b_size = tl.abs(b_x)
     b_z = b_x * b_x
     b_p = -0.00589515885 * b_z + 0.0207959724
@@ -95,7 +95,8 @@ def squashed_gaussian_bwd_kernel(
     b_density_grad = tl.load(p_log_prob_grad + o_m * log_prob_grad_stride, mask=m_m, other=0.0)
     b_squashed = _tanh(b_raw)
     b_std = tl.exp((b_squashed + 1.0) * _HALF_RANGE + _LOG_STD_LOW)
-    # Of the tanh, exact in the tails; under the logarithm the square has been rounded first.
+    # The slope of the tanh, exact in the tails. Under the logarithm, the square is rounded before
+    # it is subtracted, as in the reference.
     b_slope = (1.0 - b_action) * (1.0 + b_action)
     b_under_log = 1.0 - b_action * b_action + _EPSILON
     b_action_grad += b_density_grad[:, None] * (2.0 * b_action / b_under_log)
@@ -107,14 +108,14 @@ def squashed_gaussian_bwd_kernel(
 
 
 def tile_of(action_size: int) -> tuple[int, int]:
-    """Rows of a tile and its padded width."""
+    """Number of rows of a tile, and its padded width."""
     padded = triton.next_power_of_2(action_size)
     return max(1, _TILE // padded), padded
 
 
 @torch.library.custom_op("torch_crl::squashed_gaussian", mutates_args=())
 def squashed_gaussian_fwd(output_B2A: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel; action [B, A] and log-density [B]."""
+    """Launch the forward kernel; returns action [B, A] and log-density [B]."""
     batch, action_size = noise_BA.shape
     rows, padded = tile_of(action_size)
     action_BA, log_prob_B = torch.empty_like(noise_BA), noise_BA.new_empty(batch)
@@ -142,10 +143,10 @@ def squashed_gaussian_bwd(
     noise_BA: Tensor,
     action_BA: Tensor,
 ) -> Tensor:
-    """Launch the backward kernel; the gradient [B, 2 A] of the actor's output."""
+    """Launch the backward kernel; returns the gradient [B, 2 A] of the actor's output."""
     batch, action_size = noise_BA.shape
     rows, padded = tile_of(action_size)
-    # The actor's gradient is a slice of that of concat(state, action): rows lie apart.
+    # The action's gradient is a slice of that of concat(state, action), so its rows have gaps.
     if action_grad_BA.stride(1) != 1:
         action_grad_BA = action_grad_BA.contiguous()
     output_grad_B2A = torch.empty_like(output_B2A)

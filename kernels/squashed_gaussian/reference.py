@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 LOG_STD_LOW, LOG_STD_HIGH = -5.0, 2.0
-# Under the logarithm of the published density, which without it is infinite where |action| is 1.
+# Added under the logarithm of the published density, which is infinite at |action| = 1 otherwise.
 EPSILON = 1e-6
 LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def action_distribution(actor_output: Tensor) -> tuple[Tensor, Tensor]:
-    """The actor's output [B, 2 A] to mean and log-std [B, A] of the Gaussian under the tanh.
+    """Mean and log-std [B, A] of the Gaussian before the tanh, from the actor's output [B, 2 A].
 
     The log-std is squashed into [-5, 2]; a raw value of 0 gives -1.5.
     """
@@ -25,7 +25,7 @@ def squashed_sample(mean_BA: Tensor, log_std_BA: Tensor, noise_BA: Tensor) -> tu
     """A reparameterised action in (-1, 1) and its log-density.
 
     Args:
-        mean_BA, log_std_BA: of the Gaussian before the tanh.
+        mean_BA, log_std_BA: mean and log-std of the Gaussian before the tanh.
         noise_BA: standard normal draws.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The residual layers of one or two towers: [R, D] to [R, D] through L dense layers."""
+"""The residual blocks of one or two towers: [R, D] to [R, D] through L dense layers."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch_crl.kernels.tower.reference import Arithmetic
 from torch_crl.kernels.tower.reference import Stack as Stack
 
 IMPLEMENTATIONS = ("reference", "norm_act", "persistent")
-# By width, the most shared memory in bytes that a program takes on any GPU.
+# Width to the largest amount of shared memory, in bytes, that a program needs on any GPU.
 PERSISTENT_MEMORY = {128: 49_152, 256: 163_840}
 PERSISTENT_WIDTHS = tuple(PERSISTENT_MEMORY)
 PERSISTENT_PRECISIONS = ("fp16", "bf16")
@@ -30,39 +30,40 @@ def tower(
     gradient_scale: float | None = None,
     recompute: int = 0,
 ) -> list[Tensor]:
-    """x + branch_scale * f(x) for every block f of four times dense - LayerNorm - activation.
+    """x + branch_scale * f(x) for every block f, four times dense - LayerNorm - activation.
 
-    Several towers of equal sizes share a call, each with rows of its own, and further rows may
-    pass through the first of them as if its parameters were constants. Source: arXiv 2503.14858,
-    where the scale is 1.
+    Two towers of equal sizes can share a call, each with its own rows. Further rows may pass
+    through the first tower as if its parameters were constants. Source: arXiv 2503.14858, where
+    the scale is 1.
 
     Args:
-        rows: fp32 [B, D] for each stack; B may differ. The carried sums stay fp32.
-        stacks: one or two, with the same number of layers, a multiple of four.
-        frozen: fp32 [F, D], rows of the first stack whose gradient reaches them and no parameter.
+        rows: fp32 [B, D] for each stack; B may differ. The residual sums stay fp32.
+        stacks: parameters of one or two towers with equal numbers of layers, a multiple of four.
+        frozen: fp32 [F, D], further rows for the first stack; they get a gradient, but its
+            parameters get none from them.
         activation: `swish` or `relu`.
-        branch_scale: of every block's output before it is added to the carried sums.
-        precision: of the operands of every matrix product, `fp32`, `tf32`, `fp16` or `bf16`.
-        implementation: `reference` is plain torch; `norm_act` has a matrix product and one Triton
-            kernel a layer, any width; `persistent` one kernel for all layers and rows, widths 128
-            and 256, fp16 and bf16.
-        gradient_scale: a power of two that gradients carry while they are rounded; see
+        branch_scale: factor on every block's output before it is added to the residual sum.
+        precision: that of the inputs of every matmul: `fp32`, `tf32`, `fp16` or `bf16`.
+        implementation: `reference` is plain torch; `norm_act` runs one matmul and one Triton kernel
+            per layer, for widths up to 4096; `persistent` runs one kernel for all layers and rows,
+            for widths 128 and 256 in fp16 or bf16.
+        gradient_scale: a power of two by which gradients are multiplied before rounding; see
             `default_gradient_scale`.
-        recompute: layers between two kept inputs, a multiple of four; the rest is computed again
-            in the backward. 0 keeps everything.
+        recompute: number of layers between two kept inputs, a multiple of four; the rest is
+            recomputed in the backward pass. 0 keeps everything.
 
     Returns:
-        [B, D] for each of `rows`, and behind them [F, D] if there are frozen ones.
+        [B, D] for each of `rows`, followed by [F, D] if there are frozen rows.
 
     Raises:
-        ValueError: what does not fit together, or an implementation that cannot run here.
+        ValueError: for arguments that do not match, or an implementation that cannot run here.
     """
     problem = _problem(rows, stacks, frozen, precision, implementation, recompute)
     if problem:
         raise ValueError(f"tower: {problem}")
     scale = gradient_scale or default_gradient_scale(rows)
     if implementation == "persistent":
-        # Here, so that Triton is imported only where its kernels are asked for.
+        # Imported here, so that Triton is needed only if its kernels are requested.
         from torch_crl.kernels.tower import op
 
         return op.tower(
@@ -87,7 +88,7 @@ def tower(
 
 
 def default_gradient_scale(rows: Sequence[Tensor]) -> float:
-    """The number of rows rounded up to a power of two, which suits a mean of rows as the loss."""
+    """The number of rows rounded up to a power of two, for a loss that is a mean over rows."""
     return 2.0 ** math.ceil(math.log2(max(sum(map(len, rows)), 1)))
 
 
@@ -106,17 +107,17 @@ def _problem(
     if precision not in PRECISIONS:
         return f"precision must be one of {tuple(PRECISIONS)}, got {precision!r}"
     if len(stacks) not in (1, 2) or len(rows) != len(stacks):
-        return f"one or two stacks, each with rows; got {len(stacks)} and {len(rows)}"
+        return f"takes one or two stacks and rows for each; got {len(stacks)} and {len(rows)}"
     if any(stack.weight_LDD.shape != (layers, width, width) for stack in stacks):
-        return f"stacks of equal sizes, got {[tuple(s.weight_LDD.shape) for s in stacks]}"
+        return f"stacks must have equal sizes, got {[tuple(s.weight_LDD.shape) for s in stacks]}"
     if layers % BLOCK or recompute % BLOCK:
-        return f"layers and recompute are multiples of {BLOCK}, got {layers} and {recompute}"
+        return f"layers and recompute must be multiples of {BLOCK}, got {layers} and {recompute}"
     if any(x.dim() != 2 or x.shape[1] != width for x in inputs):
         return f"rows must be [B, {width}], got {[tuple(x.shape) for x in inputs]}"
     possible = width in PERSISTENT_WIDTHS and precision in PERSISTENT_PRECISIONS
     if implementation == "persistent" and not possible:
         return (
             f"the persistent kernel is for widths {PERSISTENT_WIDTHS} and precisions "
-            f"{PERSISTENT_PRECISIONS}, got {width} and {precision!r}; 'norm_act' takes any"
+            f"{PERSISTENT_PRECISIONS}, got {width} and {precision!r}; 'norm_act' has fewer limits"
         )
     return None

@@ -1,4 +1,4 @@
-"""`tower` as one persistent Triton kernel a pass: a program carries its rows through all layers.
+"""`tower` as one persistent Triton kernel per pass: programs take their rows through all layers.
 
 R rows, D width, L layers, T towers (1 or 2), P programs with live rows.
 """
@@ -21,25 +21,25 @@ class Tile(NamedTuple):
     """How a kernel is launched."""
 
     rows: int
-    """Of one program; 16 is the least that a tensor core takes."""
+    """Rows of one program; a tensor core needs at least 16."""
     warps: int
     stages: int
-    """2 copies the next layer's weights while this one's LayerNorm runs."""
+    """With 2, the weights of the next layer are copied while the LayerNorm of this one runs."""
 
     @property
     def options(self) -> dict[str, int]:
-        """Launch options. One program fills a multiprocessor, so it may have all registers."""
+        """Launch options. One program fills a multiprocessor, so it may use all registers."""
         return {"num_warps": self.warps, "maxnreg": min(255, 65536 // (32 * self.warps))}
 
 
-# By width: the tile for few rows, and the one for more rows than there are multiprocessors for.
+# Width to the tile for few rows and the tile for more rows than multiprocessors can take at once.
 TILES = {128: (Tile(16, 8, 2), Tile(32, 8, 2)), 256: (Tile(16, 8, 2), Tile(32, 8, 2))}
 _SIZES = ["live0", "live1", "frozen", "depth", "weight_rows"]
 
 
 @triton.jit
 def _rows_of_program(i_p, live0, live1, frozen, BM: tl.constexpr):
-    """The rows [start, stop) of a program, and its group: 0 and 1 live, 2 frozen."""
+    """The rows [start, stop) of a program, and its group: 0 and 1 are live towers, 2 is frozen."""
     n0, n1 = tl.cdiv(live0, BM), tl.cdiv(live1, BM)
     start, stop, i_group = i_p * BM, live0, 0
     if i_p >= n0 + n1:
@@ -62,16 +62,16 @@ def _vectors(p_bias, p_ln_weight, p_ln_bias, i_layer, o_d, D: tl.constexpr):
 
 @triton.jit
 def _normalise(b_h, b_bias, EPS: tl.constexpr, D: tl.constexpr):
-    """The rows of h + bias with mean 0 and variance 1, and 1 / std."""
+    """The rows of h + bias, normalised to mean 0 and variance 1, and their 1 / std."""
     b_h += b_bias[None, :]
     b_centred = b_h - (tl.sum(b_h, 1) / D)[:, None]
     b_rstd = 1.0 / tl.sqrt(tl.sum(b_centred * b_centred, 1) / D + EPS)
     return b_centred * b_rstd[:, None], b_rstd
 
 
-# Both loops end with the product, so that the copy of the next layer's weights to shared memory,
-# which the compiler starts behind it, runs during the next LayerNorm. What a LayerNorm reads is
-# loaded an iteration ahead, into registers.
+# Both loops end with the matmul. The compiler starts the copy of the next layer's weights to shared
+# memory right after it, so that the copy runs during the next LayerNorm. What a LayerNorm reads is
+# loaded into registers one iteration ahead.
 
 
 @triton.jit(do_not_specialize=[*_SIZES, "branch_scale"])
@@ -90,7 +90,7 @@ def tower_fwd_kernel(
     start, stop, i_group = _rows_of_program(tl.program_id(0), live0, live1, frozen, BM)
     p_bias, p_ln_weight, p_ln_bias = p_bias0, p_ln_weight0, p_ln_bias0
     if i_group == 1:
-        # In rows of D, so that the compiler sees aligned pointers and copies 16 bytes at a time.
+        # A multiple of D, so that the compiler sees aligned pointers and copies 16 bytes at a time.
         p_weight += tl.cast(weight_rows, tl.int64) * D
         p_bias, p_ln_weight, p_ln_bias = p_bias1, p_ln_weight1, p_ln_bias1
     o_m = start + tl.arange(0, BM)
@@ -106,7 +106,7 @@ def tower_fwd_kernel(
     b_h = tl.zeros([BM, D], tl.float32)
     b_bias, b_ln_weight, b_ln_bias = _vectors(p_bias, p_ln_weight, p_ln_bias, 0, o_d, D)
     for i_layer in tl.range(0, depth, num_stages=STAGES):
-        # What follows the product of the layer before; before the first there is none.
+        # What follows the matmul of the previous layer; the first layer has none before it.
         b_xhat, b_rstd = _normalise(b_h, b_bias, EPS, D)
         follows = i_layer > 0
         if SAVE:
@@ -121,7 +121,7 @@ def tower_fwd_kernel(
         if SAVE:
             tl.store(p_input + i_layer * rows_live * D + o, b_input, mask=m_live)
         b_bias, b_ln_weight, b_ln_bias = _vectors(p_bias, p_ln_weight, p_ln_bias, i_layer, o_d, D)
-        # Transposed: the product is with W^T, and W is [out, in].
+        # Loaded transposed: the matmul is with W^T, and W is [out, in].
         p_layer = p_weight + tl.cast(i_layer, tl.int64) * D * D
         b_h = tl.dot(b_input, tl.load(p_layer + o_d[None, :] * D + o_d[:, None]))
     b_xhat, b_rstd = _normalise(b_h, b_bias, EPS, D)
@@ -179,7 +179,7 @@ def tower_bwd_kernel(
         b_ln_bias_next = tl.load(p_ln_bias + i_next * D + o_d)
 
         b_dn = b_dinner * activation_bwd(b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :], RELU)
-        # [L, P, 3, D]: bias, LayerNorm's weight and bias; rows beyond `stop` bring zeros.
+        # [L, P, 3, D]: bias, LayerNorm's weight and bias; rows beyond `stop` add zeros.
         p_out = p_partial + (i_layer * n_partial + i_p) * 3 * D + o_d
         tl.store(p_out + D, tl.sum(b_dn * b_xhat, 0) * unscale, mask=is_live)
         tl.store(p_out + 2 * D, tl.sum(b_dn, 0) * unscale, mask=is_live)
@@ -196,36 +196,36 @@ def tower_bwd_kernel(
         b_weight = tl.load(p_layer + o_d[:, None] * D + o_d[None, :])
         b_dinner = tl.dot(b_dh16, b_weight, acc=tl.where(starts_block, b_dx, 0.0))
         b_dx = tl.where(starts_block, b_dinner, b_dx)
-        # Of the block before, whose output was scaled.
+        # The gradient of the previous block's output, which was multiplied by the branch scale.
         b_dinner *= tl.where(starts_block, branch_scale, 1.0)
     tl.store(p_dx + o, b_dx * unscale, mask=m)
 
 
 class Layers(NamedTuple):
-    """Parameters of the layers of a launch, and who passes through them."""
+    """Parameters of the layers of a launch, and the numbers of rows that pass through them."""
 
     weight16: Tensor
-    """[T, L, D, D] in the precision of the products."""
+    """[T, L, D, D] in the precision of the matmuls."""
     vectors: list[list[Tensor]]
-    """For each tower its bias, LayerNorm weight and LayerNorm bias [L, D]."""
+    """For each tower its bias, LayerNorm weight and LayerNorm bias, each [L, D]."""
     rows: tuple[int, int, int]
-    """Live rows of both towers (the second may be 0) and frozen ones."""
+    """Numbers of live rows of both towers (the second may be 0) and of frozen rows."""
     relu: bool
     branch_scale: float
 
     def part(self, layers: slice) -> "Layers":
-        """Some of the layers, without a copy."""
+        """A slice of the layers, without a copy."""
         vectors = [[vector[layers] for vector in tower] for tower in self.vectors]
         return self._replace(weight16=self.weight16[:, layers], vectors=vectors)
 
 
 def programs(rows: Sequence[int], tile: Tile) -> int:
-    """Programs for groups of rows: none of them works for two groups."""
+    """Number of programs for groups of rows; no program takes rows of two groups."""
     return sum(triton.cdiv(count, tile.rows) for count in rows)
 
 
 def choose_tile(width: int, rows: Sequence[int], device: torch.device) -> Tile:
-    """Small tiles while every program finds a multiprocessor of its own."""
+    """The small tile if every program then has its own multiprocessor, else the large one."""
     small, large = TILES[width]
     return small if programs(rows, small) <= multiprocessors(device) else large
 
@@ -233,7 +233,7 @@ def choose_tile(width: int, rows: Sequence[int], device: torch.device) -> Tile:
 def forward_layers(
     x: Tensor, layers: Layers, *, kept: Sequence[Tensor] | None, tile: Tile | None = None
 ) -> Tensor:
-    """y [R, D]; fills `kept`, which `empty_kept` made, with what the backward needs."""
+    """y [R, D]; fills `kept`, made by `empty_kept`, with what the backward pass needs."""
     weight16, vectors, rows, relu, branch_scale = layers
     depth, width = weight16.shape[1:3]
     tile = tile or choose_tile(width, rows, x.device)
@@ -250,7 +250,7 @@ def forward_layers(
 
 
 def empty_kept(x: Tensor, layers: Layers) -> list[Tensor]:
-    """Layer inputs [L, live, D], normalised values [L, R, D] and their 1 / std [L, R]."""
+    """Empty layer inputs [L, live, D], normalised values [L, R, D] and their 1 / std [L, R]."""
     depth, dtype = layers.weight16.shape[1], layers.weight16.dtype
     rows, width = x.shape
     return [
@@ -270,7 +270,7 @@ def backward_layers(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """dx [R, D], dh [L, live, D] times `scale`, and for each tower [3, L, D].
 
-    The three are the gradients of bias, LayerNorm weight and LayerNorm bias.
+    The [3, L, D] are the gradients of bias, LayerNorm weight and LayerNorm bias.
     """
     weight16, vectors, rows, relu, branch_scale = layers
     depth, width = weight16.shape[1:3]

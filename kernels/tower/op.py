@@ -1,4 +1,4 @@
-"""`tower` on the persistent kernels as one op: autograd, chunks to recompute, weight gradients.
+"""`tower` on the persistent kernels as one op: autograd, recomputed chunks, weight gradients.
 
 R rows, D width, L layers, T towers, C chunks of layers.
 """
@@ -16,7 +16,7 @@ from torch_crl.kernels.tower.reference import Stack
 
 
 def weight_gradient(dh: Tensor, inputs: Tensor, *, scale: float, out: Tensor) -> None:
-    """out [L, D, D] = dh^T inputs / scale: a product for each layer, all in one call, fp32 sums."""
+    """out [L, D, D] = dh^T inputs / scale: the matmuls of all layers in one call, fp32 sums."""
     factors = {"beta": 0, "alpha": 1.0 / scale, "out": out}
     if dh.is_cuda:
         torch.baddbmm(out, dh.mT, inputs, out_dtype=torch.float32, **factors)  # type: ignore[call-overload]
@@ -38,11 +38,11 @@ def tower_forward(
     scale: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """y [R, D], the rounded weights [T, L, D, D], and what the backward needs.
+    """y [R, D], the rounded weights [T, L, D, D], and the tensors kept for the backward pass.
 
-    `vectors` holds bias, LayerNorm weight and LayerNorm bias of each tower in turn. Kept are the
-    tensors of `empty_kept`, or with `recompute` the fp32 inputs [R, D] of each chunk of layers.
-    `scale` is the backward's.
+    `vectors` holds bias, LayerNorm weight and LayerNorm bias of each tower in turn. The kept
+    tensors are those of `empty_kept`, or with `recompute` the fp32 input [R, D] of each chunk of
+    layers. `scale` is used only by the backward pass.
     """
     weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
     for target, weight in zip(weight16, weights, strict=True):

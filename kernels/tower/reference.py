@@ -9,7 +9,7 @@ from torch_crl.kernels.dense import dense
 from torch_crl.kernels.norm_act import norm_act
 
 BLOCK = 4
-"""Layers inside one skip."""
+"""Number of layers in one residual block."""
 
 
 class Stack(NamedTuple):
@@ -22,12 +22,12 @@ class Stack(NamedTuple):
     ln_bias_LD: Tensor
 
     def detached(self) -> "Stack":
-        """The same numbers as constants."""
+        """The same parameters as constants, which get no gradient."""
         return Stack(*(parameter.detach() for parameter in self))
 
 
 class Arithmetic(NamedTuple):
-    """How the layers compute; see `torch_crl.kernels.tower.tower`."""
+    """How the layers are computed; see `torch_crl.kernels.tower.tower`."""
 
     activation: str
     precision: str
@@ -37,8 +37,8 @@ class Arithmetic(NamedTuple):
 
 
 def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
-    """x + branch_scale * f(x) for every block f of four times dense - LayerNorm - activation."""
-    # unbind and not weight[i]: the backward of indexing makes a full-size zero tensor a layer.
+    """x + branch_scale * f(x) for every block f, four times dense - LayerNorm - activation."""
+    # unbind, not weight[i], whose backward makes a full-size zero tensor for every layer.
     layers = zip(*(parameter.unbind(0) for parameter in stack), strict=True)
     inner_RD = x_RD
     for index, (weight_DD, bias_D, ln_weight_D, ln_bias_D) in enumerate(layers):
@@ -65,12 +65,13 @@ def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
 
 
 def tower(x_RD: Tensor, stack: Stack, *, arithmetic: Arithmetic, recompute: int) -> Tensor:
-    """As `walk`, with `recompute` layers between two kept inputs unless that is 0."""
+    """Same as `walk`, but keeps only the input of every `recompute` layers; 0 keeps everything."""
     if not recompute:
         return walk(x_RD, stack, arithmetic)
     chunks = zip(*(parameter.split(recompute) for parameter in stack), strict=True)
     for chunk in chunks:
-        # Nothing in it draws, and a CUDA graph may not be asked for the state of a generator.
+        # `walk` draws no random numbers, and the state of a generator cannot be read while a CUDA
+        # graph is captured.
         x_RD = checkpoint(
             walk,
             x_RD,

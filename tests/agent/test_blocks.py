@@ -20,7 +20,7 @@ from torch_crl.agent.networks import Networks, ResidualTower, build_networks
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import BlockName, TowerSizes, network_sizes
 from torch_crl.recipe import checks
-from torch_crl.recipe.compute_choice import choose_compute
+from torch_crl.recipe.compute_choice import choose_compute, compute_problems
 from torch_crl.runs.policies import load_policy, save_policy
 
 INPUTS, OUTPUTS, WIDTH, DEPTH = 3, 2, 5, 8
@@ -277,3 +277,16 @@ def test_auto_takes_plain_torch_for_other_blocks(monkeypatch: pytest.MonkeyPatch
     )
     chosen = choose_compute(tiny(networks={"block": "no_norm"}))
     assert (chosen.tower, chosen.precision) == ("reference", "tf32")
+
+
+def test_auto_takes_plain_torch_where_rows_are_too_wide_for_a_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = "torch_crl.recipe.compute_choice.resolve_device"
+    monkeypatch.setattr(device, lambda _: torch.device("cuda"))
+    towers = [choose_compute(tiny(networks={"width": width})).tower for width in (4096, 4100)]
+    assert towers == ["norm_act", "reference"]
+    problems = compute_problems(tiny(networks={"width": 4100}, system={"tower": "norm_act"}))
+    assert problems == [
+        "--tower norm_act is for widths up to 4096, got 4100; 'reference' takes any"
+    ]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator
 
+from torch_crl.agent.branch_scale import branch_scale
 from torch_crl.agent.networks import (
     ResidualTower,
     action_distribution,
@@ -14,7 +15,7 @@ from torch_crl.agent.networks import (
     run_stacks,
     squashed_sample,
 )
-from torch_crl.agent.sizes import TowerSizes, branch_scale, network_sizes
+from torch_crl.agent.sizes import TowerSizes, network_sizes
 from torch_crl.recipe.presets import preset
 
 

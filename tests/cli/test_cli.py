@@ -200,11 +200,11 @@ def test_wrong_input_is_told_without_a_traceback(
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["train", "--task", "ant"], "the task is named by itself: torch-crl train ant"),
+        (["train", "--task", "ant"], "the task is given without one: torch-crl train ant"),
         (["train", "--depth", "8", "--task"], "torch-crl train reacher"),
-        (["eval", "--run-dir=runs/a"], "the run is named by itself: torch-crl eval runs/a"),
-        (["sweep", "--task", "ant"], "each task is named by itself: torch-crl sweep ant"),
-        (["study", "--name", "depth"], "the study is named by itself: torch-crl study depth"),
+        (["eval", "--run-dir=runs/a"], "the run is given without one: torch-crl eval runs/a"),
+        (["sweep", "--task", "ant"], "each task is given without one: torch-crl sweep ant"),
+        (["study", "--name", "depth"], "the study is given without one: torch-crl study depth"),
     ],
 )
 def test_what_needs_no_flag_is_told(
@@ -277,7 +277,7 @@ def test_flags_may_stand_before_the_task(
 def test_help_shows_the_defaults_of_the_task() -> None:
     for task, width in (("reacher", "64"), ("ant", "256")):
         text = " ".join(torch_crl("train", task, "--help").stdout.replace("│", " ").split())
-        assert f"Units of every layer. (default: {width})" in text
+        assert f"Number of units of every hidden layer. (default: {width})" in text
 
 
 def test_own_task_by_name_trains_and_evaluates(tmp_path: Path) -> None:

@@ -39,6 +39,13 @@ def start_with(**parts: Tensor) -> Any:
     return sample_start
 
 
+def start_without(part: str) -> Any:
+    def sample_start(num_envs: int, generator: Generator) -> Start:
+        return make_task("own_task:make").sample_start(num_envs, generator)._replace(**{part: None})
+
+    return sample_start
+
+
 def nan_at_rest(simulator: Simulator) -> Tensor:
     speed = simulator.data["qvel"]
     return torch.cat([simulator.data["qpos"], speed / speed.norm(dim=-1, keepdim=True)], -1).float()
@@ -103,6 +110,8 @@ def test_a_good_task_has_no_problems() -> None:
         ({"distance": raises}, "distance raised RuntimeError"),
         ({"reached": lambda a, g: a[:, 0] > 0}, "reached must return a dict with 'success'"),
         ({"reached": lambda a, g: {"success": a[:, 0]}}, "reached's 'success' must be bool"),
+        ({"reached": lambda a, g: {"success": None}}, "reached's 'success' must be a torch tensor"),
+        ({"sample_start": start_without("goal_NG")}, "sample_start's goal must be a torch tensor"),
         ({"failed": lambda state: state[:, 2]}, "failed must be bool, got float32"),
         ({"moved_goal": lambda goal, state: goal[:, :1]}, "moved_goal must have shape [2, 2]"),
     ],

@@ -201,10 +201,10 @@ def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
     [
         ({"implementation": "fast"}, "implementation must be one of"),
         ({"precision": "fp8"}, "precision must be one of"),
-        ({"implementation": "persistent", "precision": "fp32"}, "'norm_act' takes any"),
+        ({"implementation": "persistent", "precision": "fp32"}, "'norm_act' has fewer limits"),
         ({"rows": [torch.zeros(5, 64)]}, r"rows must be \[B, 128\], got \[\(5, 64\)\]"),
         ({"recompute": 3}, "multiples of 4"),
-        ({"rows": [torch.zeros(2, 128)] * 2}, "each with rows; got 1 and 2"),
+        ({"rows": [torch.zeros(2, 128)] * 2}, "stacks and rows for each; got 1 and 2"),
     ],
 )
 def test_what_does_not_fit_is_told(change: dict[str, Any], told: str) -> None:

@@ -104,7 +104,7 @@ def test_everything_wrong_with_a_grid_is_told_at_once() -> None:
         "got 'binarynce'; nearest: binary_nce",
         "seed: 0 given twice",
         "width: must be a whole number, as 1000000 or 1e6, got 'w'",
-        "task: tasks are named by themselves",
+        "task: tasks are given without a flag",
         "discount: must be a number, got 'x'",
         "nearest: ant_big_maze",
     ):

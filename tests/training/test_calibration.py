@@ -71,7 +71,7 @@ def test_what_cannot_be_measured_is_told_and_many_hours_are(
     (unknown,) = estimate([tiny()])
     assert (unknown.shown, unknown.pace) == ("not known", None)
     (line,) = summary([unknown])
-    assert line.startswith("time: not known of 1 run: ") and "RuntimeError: no such task" in line
+    assert line.startswith("time: not known for 1 run: ") and "RuntimeError: no such task" in line
     assert unknown.rest(0.5) == unknown
     long = Estimate(seconds=90_000.0, pace=Pace(env_step=1.0, update=1.0), how="measured just now")
     assert summary([long]) == [

@@ -1,1 +1,1 @@
-"""What learns: networks, losses, one gradient update, and the policy that comes of it."""
+"""The learning part: networks, losses, one gradient update, and the resulting policy."""

@@ -1,6 +1,6 @@
-"""Goal-conditioned behaviour cloning: the actor repeats what once led to a goal, and nothing else.
+"""Goal-conditioned behaviour cloning: the actor imitates the actions that led to a goal.
 
-The simplest control of contrastive RL: same envs, replay, hindsight goals and actor; no critic.
+The simplest baseline for contrastive RL: same envs, replay, hindsight goals and actor; no critic.
 B batch, S state, G goal, A action.
 """
 
@@ -25,11 +25,11 @@ class BehaviourCloning(Learner):
 
     @property
     def generators(self) -> list[Generator]:
-        """`update` draws nothing."""
+        """No generators, since `update` draws no random numbers."""
         return []
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
-        """Make the batch's actions likelier for its goals; returns 0-D metrics on the device."""
+        """Make the batch's actions likelier, given its goals; returns 0-D metrics on the device."""
         output_B2A = self.actor(torch.cat([batch["state"], batch["goal"]], dim=-1))
         mean_BA, log_std_BA = action_distribution(output_B2A)
         loss, aux = cloning_loss(mean_BA, log_std_BA, batch["action"])

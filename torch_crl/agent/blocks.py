@@ -1,8 +1,9 @@
-"""The residual blocks of a tower: the published one, and others that show what it owes to what.
+"""The residual blocks of a tower: the published one, and variants to compare it with.
 
-Every block has the same stacked parameters, so depth and parameter count mean the
-same; the table says what each is used for, and none is without a gradient. The published one runs
-on fused kernels where `Compute` says so, the others in plain torch.
+A block has four layers (`BLOCK`), which is why a depth is a multiple of four. Every block has the
+same stacked parameters, so depth and parameter count mean the same for all.
+The table shows how each block uses them; every parameter gets a gradient. The published block
+runs on fused kernels if `Compute` says so; the others run in plain torch.
 
 | block          | first layer     | a block of four layers              | before the head |
 |----------------|-----------------|-------------------------------------|-----------------|
@@ -12,19 +13,21 @@ on fused kernels where `Compute` says so, the others in plain torch.
 | pre_norm       | W x             | h + W LN (act W LN)^3 h             | LN              |
 | hyperspherical | N act A W' N(x) | N(h + alpha ((N act A W')^4 h - h)) | times sqrt(D)   |
 
-W has a bias; A multiplies by `ln_weight` and adds `ln_bias`, which is LN without its statistics; N
-divides by the Euclidean norm.
+x is the input of the tower and h that of a block. W is a dense layer with a bias, LN a LayerNorm
+and act the activation. A multiplies by `ln_weight` and adds `ln_bias`, which is LN without its
+statistics. N divides by the Euclidean norm.
 
-pre_norm (SimBa, arXiv 2410.09754): nothing but linear layers writes to the carried sum. SimBa's
-branch has one LN and two layers; ours has four layers, each with its LN before it. Its first layer
-has no LN, so that layer's LN parameters serve the LN before the head. SimBa's
-running normalisation of the observations is left out, so that the blocks alone differ.
+pre_norm (SimBa, arXiv 2410.09754): only outputs of linear layers are added to the residual sum.
+SimBa's branch has one LN and two layers; ours has four layers, each with an LN before it. The
+first layer of the tower has no LN, so the LN before the head uses that layer's LN parameters.
+SimBa's running normalisation of the observations is left out, so that only the blocks differ.
 
-hyperspherical (SimBaV2, arXiv 2502.15280): W' has rows of norm 1, divided where they are used, so
-that the optimiser needs no projection (its steps turn a row less the longer the row has grown).
-What W' gives is multiplied by the root of its inputs, so that `ln_weight` 1 means entries of about
-1. The first layer's bias is the weight of a constant 3 beside the input; its A is as above. In
-the inner layers A is `ln_weight` and `bias`, and the `ln_bias` of a block's layers decide
+hyperspherical (SimBaV2, arXiv 2502.15280): W' has rows of norm 1. The rows are normalised where
+they are used, so the weights need no projection after an optimiser step (the larger the norm of
+a stored row has grown, the less a step turns it). The output of W' is multiplied by the square
+root of its number of inputs, so that `ln_weight` = 1 gives entries of about 1. In the first layer
+a constant 3 is appended to the input, whose weight is the bias; A is as above. In the inner layers
+A multiplies by `ln_weight` and adds `bias`, and the `ln_bias` of the layers of a block determine
 alpha = (1 + sqrt(D) mean(ln_bias)) / (blocks + 1), for each unit.
 
 B batch, D width, I inputs, L layers.
@@ -47,12 +50,12 @@ from torch_crl.kernels.dense import dense
 from torch_crl.kernels.norm_act import ACTIVATIONS, EPSILON, norm_act
 from torch_crl.kernels.tower import BLOCK, Stack, default_gradient_scale, tower
 
-# SimBaV2's: keeps the length of the input visible after it is divided by its norm.
+# SimBaV2's value. Appended to the input, it preserves the input's length under normalisation.
 CONSTANT_INPUT = 3.0
 
 
 class Layer(NamedTuple):
-    """The parameters of one layer; of the first one, the weight is [D, I]."""
+    """The parameters of one layer; the weight of the first layer is [D, I]."""
 
     weight_DD: Tensor
     bias_D: Tensor
@@ -62,14 +65,14 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
-    """How the layers of a block in plain torch compute."""
+    """How the layers of a block are computed in plain torch."""
 
     sizes: TowerSizes
     precision: str
     gradient_scale: float
 
     def act(self, x: Tensor) -> Tensor:
-        """The activation."""
+        """Apply the activation."""
         return ACTIVATIONS[self.sizes.activation](x)
 
     def product(self, x_BD: Tensor, weight_DD: Tensor, bias_D: Tensor) -> Tensor:
@@ -81,21 +84,21 @@ class Arithmetic:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """The parts of a tower that the choice of its block decides."""
+    """The parts of a tower that depend on the choice of its block."""
 
     embed: Callable[[Tensor, Layer, TowerSizes, Compute], Tensor]
-    """[B, I] through the first layer, to [B, D]."""
+    """Applies the first layer: [B, I] to [B, D]."""
     inner: Callable[
         [Sequence[Tensor], Sequence[Stack], Tensor | None, TowerSizes, Compute], list[Tensor]
     ]
-    """Rows [B, D] of one or two towers of these sizes through all inner layers, and further rows
-    through those of the first as if its parameters were constants."""
+    """Applies all inner layers to rows [B, D] of one or two towers of these sizes. Further rows,
+    if given, pass through the first tower as if its parameters were constants."""
     finish: Callable[[Tensor, Layer], Tensor]
-    """[B, D] and the first layer to what the head reads."""
+    """Maps [B, D] and the first layer's parameters to the input of the head."""
     has_sum: bool
-    """Whether `branch_scale` multiplies anything."""
+    """Whether the block has a residual sum, so that `branch_scale` has an effect."""
     has_kernels: bool = False
-    """Whether there are implementations beside plain torch."""
+    """Whether the block has fused kernels besides plain torch."""
 
 
 def _in_plain_torch(
@@ -106,7 +109,7 @@ def _in_plain_torch(
     sizes: TowerSizes,
     compute: Compute,
 ) -> list[Tensor]:
-    """`Block.inner` of a block that is given as a function of its rows and its four layers."""
+    """`Block.inner` for a block given as a function of its input rows and its four layers."""
     arithmetic = Arithmetic(
         sizes=sizes,
         precision=compute.precision,
@@ -115,7 +118,7 @@ def _in_plain_torch(
     recompute = compute.recompute
 
     def walk(x_BD: Tensor, chunk: Stack) -> Tensor:
-        # unbind and not weight[i]: the backward of indexing makes a full-size zero tensor a layer.
+        # unbind, not weight[i], whose backward makes a full-size zero tensor for every layer.
         unbound = zip(*(parameter.unbind(0) for parameter in chunk), strict=True)
         layers = [Layer(*each) for each in unbound]
         for start in range(0, len(layers), BLOCK):

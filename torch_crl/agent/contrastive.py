@@ -31,7 +31,7 @@ class Objective:
     contrastive_loss: str
     logsumexp_penalty: float
     target_entropy: float
-    """Of the whole action, in nats."""
+    """Target entropy of the whole action, in nats."""
 
 
 class ContrastiveLearner(Learner):
@@ -54,7 +54,7 @@ class ContrastiveLearner(Learner):
         self.actor = networks.actor
         self.device = networks.actor.weight.device
         self.log_alpha = torch.zeros((), device=self.device, requires_grad=True)
-        # Equal rates share a group, so that as few kernels as possible step all parameters.
+        # Equal learning rates share a parameter group, so that one step launches few kernels.
         groups: dict[float, list[Tensor]] = {}
         for rate, parameters in (
             (actor_learning_rate, networks.actor.parameters()),
@@ -68,12 +68,13 @@ class ContrastiveLearner(Learner):
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """Improve actor, temperature and critic on one batch; returns 0-D metrics on the device.
 
-        All three losses see the networks of before the update, so the actor never follows a
-        critic that was fitted to its own batch, as in the reference. Each loss reaches
-        parameters of its own: the actor's loss passes through a frozen critic, the temperature's
-        through nothing. One backward pass of the sum therefore gives each its own gradient, the
-        goal encoder's output serves both actor and critic, and all that the critic encodes goes
-        through its towers together.
+        All three losses use the networks from before the update, so the actor never follows a
+        critic that was already fitted to the same batch, as in the published code. Each loss has a
+        gradient for its own parameters only: the actor's loss treats the critic's parameters as
+        constants, and the temperature's loss depends on no network's parameters. One backward
+        pass of the sum therefore gives every parameter the gradient of its own loss. The goal
+        encoder's output serves both the actor's and the critic's loss, and all inputs of the
+        critic's encoders pass through their towers in one call.
         """
         objective, energy = self.objective, ENERGIES[self.objective.energy]
         state_BS, action_BA, goal_BG = batch["state"], batch["action"], batch["goal"]
@@ -119,7 +120,7 @@ class ContrastiveLearner(Learner):
 
     @property
     def generators(self) -> list[Generator]:
-        """What `update` draws from."""
+        """The random number generators that `update` draws from."""
         return [self.generator]
 
     @property

@@ -1,4 +1,4 @@
-"""What a run trains: an actor and what else its algorithm needs, improved batch by batch."""
+"""What a run trains: an actor and whatever else its algorithm needs, one batch at a time."""
 
 from abc import ABC, abstractmethod
 
@@ -13,27 +13,28 @@ class Learner(ABC):
     """The networks of one of our algorithms and their optimiser, changed in place by `update`."""
 
     actor: ResidualTower
-    """concat(state, goal) to concat(mean, raw log-std) of a squashed Gaussian."""
+    """Maps concat(state, goal) to concat(mean, raw log-std) of a squashed Gaussian."""
     device: torch.device
-    """Where the networks live, and the batches must."""
+    """Device of the networks; batches must be on it too."""
 
     @abstractmethod
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """One gradient update on a batch; returns 0-D metrics on the device.
 
-        `state` [B, S], `action` [B, A] and `goal` [B, G] are float32. A CUDA graph may hold the
-        call: nothing in it may wait for the device or replace a tensor by another.
+        `state` [B, S], `action` [B, A] and `goal` [B, G] are float32. The call
+        may be captured in a CUDA graph, so nothing in it may wait for the device or replace a
+        tensor by a new one.
         """
 
     @property
     @abstractmethod
     def generators(self) -> list[Generator]:
-        """What `update` draws from."""
+        """The random number generators that `update` draws from."""
 
     @property
     @abstractmethod
     def trained(self) -> dict[str, list[Tensor]]:
-        """Group of parameters, such as `actor`, to its tensors."""
+        """The trained tensors of each group of parameters, such as `actor`, by its name."""
 
     @abstractmethod
     def named_parameters(self) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Losses of contrastive RL, and of behaviour cloning: pure functions of tensors.
 
 f(s, a, g) = energy(phi(s, a), psi(g)) is high where g lies in the future of (s, a). E_ij is f of
-the i-th (state, action) and the j-th goal; the diagonal holds true pairs. The critic's losses see
-E through its PairScores only, so that the matrix need not exist.
+the i-th (state, action) and the j-th goal; the diagonal holds the true pairs. The critic's losses
+read only the PairScores of E, so the matrix itself need not be stored.
 
 B batch. Sources: arXiv 2503.14858 (InfoNCE, actor), arXiv 2408.11052 (energies).
 """
@@ -32,7 +32,7 @@ def backward_info_nce(scores: PairScores) -> Tensor:
 
 
 def symmetric_info_nce(scores: PairScores) -> Tensor:
-    """The sum of both directions."""
+    """The sum of the forward and the backward InfoNCE loss."""
     return forward_info_nce(scores) + backward_info_nce(scores)
 
 
@@ -46,7 +46,7 @@ def binary_nce(scores: PairScores) -> Tensor:
 
 
 class ContrastiveLoss(NamedTuple):
-    """A loss, and which of the optional scores it reads."""
+    """A loss, and which of the optional scores of PairScores it reads."""
 
     loss: Callable[[PairScores], Tensor]
     columns: bool = False
@@ -64,18 +64,18 @@ CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
 def critic_loss(
     scores: PairScores, *, contrastive_loss: str, logsumexp_penalty: float
 ) -> tuple[Tensor, Aux]:
-    """Contrastive loss plus penalty * mean_i (logsumexp_j E_ij)^2, and what the energies tell.
+    """Contrastive loss plus penalty * mean_i (logsumexp_j E_ij)^2, and metrics of the energies.
 
-    The penalty runs over rows for every loss; it keeps the energies from drifting, which InfoNCE
-    alone leaves free (a constant added to a row changes nothing). A row counts as classified
-    when its own goal's energy is above every other's; a tie is not.
+    The penalty is taken over rows for every contrastive loss. It keeps the energies from drifting,
+    which InfoNCE alone does not (it is the same if a constant is added to a row). A row counts as
+    correctly classified if the energy of its own goal is strictly above those of all others.
     """
     contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores)
     loss = contrastive + logsumexp_penalty * scores.row_logsumexp_B.square().mean()
     with torch.no_grad():
         right_B = (scores.diagonal_B > scores.row_rival_B).float()
         rows = (scores.row_logsumexp_B, scores.diagonal_B, scores.row_sum_B, right_B)
-        # One mean of all: in a CUDA graph each small op costs as much as a large one.
+        # One mean of the stack, since in a CUDA graph a small op costs as much as a large one.
         logsumexp, positive, row_sum, accuracy = torch.stack(rows).mean(1)
         aux = {
             "contrastive_loss": contrastive.detach(),
@@ -90,7 +90,7 @@ def critic_loss(
 def actor_loss(energy_B: Tensor, log_prob_B: Tensor, log_alpha: Tensor) -> tuple[Tensor, Aux]:
     """Mean [alpha * log pi(a|s,g) - f(s, a, g)] for reparameterised actions a.
 
-    The gradient flows through both arguments, and not into the temperature.
+    The gradient flows into `energy_B` and `log_prob_B`, but not into the temperature.
     """
     loss = (log_alpha.detach().exp() * log_prob_B - energy_B).mean()
     return loss, {"entropy": -log_prob_B.detach().mean()}
@@ -109,10 +109,10 @@ def temperature_loss(
 
 
 def cloning_loss(mean_BA: Tensor, log_std_BA: Tensor, action_BA: Tensor) -> tuple[Tensor, Aux]:
-    """Minus the mean log-density of the actions under tanh of a Gaussian (arXiv 1912.06088).
+    """Negative mean log-density of actions under a tanh-squashed Gaussian (arXiv 1912.06088).
 
-    What does not depend on the Gaussian, the tanh's own density, is left out. Actions are taken
-    to be at most 1 - 1e-6 in size, which the inverse of tanh maps to 7.25.
+    The log-derivative of the tanh is left out, since it does not depend on the Gaussian. Actions
+    are clipped to magnitude 1 - 1e-6, which the inverse of tanh maps to 7.25.
     """
     before_BA = torch.atanh(action_BA.clamp(-1.0 + 1e-6, 1.0 - 1e-6))
     noise_BA = (before_BA - mean_BA) * (-log_std_BA).exp()

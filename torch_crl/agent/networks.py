@@ -22,18 +22,18 @@ from torch_crl.kernels.tower import BLOCK, Stack
 
 
 class ResidualTower(nn.Module):
-    """Dense - LayerNorm - activation, then blocks of four of these with a skip, then Dense.
+    """Dense - LayerNorm - activation, then residual blocks of four such layers, then Dense.
 
-    The skip is added after a block's last activation, which `branch_scale` multiplies, and the sum
-    is not normalised again. `torch_crl.agent.blocks` has other blocks. The parameters of all L
-    inner layers are stacked: `weight` [L, D, D], `bias`, `ln_weight` and `ln_bias` [L, D], so that
-    an optimiser or a kernel sees one tensor for all of them.
+    A block multiplies its last activation by `branch_scale` and adds it to its input; the sum is
+    not normalised again. `torch_crl.agent.blocks` has other blocks. The parameters of all L inner
+    layers are stacked: `weight` [L, D, D], `bias`, `ln_weight` and `ln_bias` [L, D], so that an
+    optimiser or a kernel sees one tensor for all of them.
     """
 
     def __init__(
         self, sizes: TowerSizes, *, generator: Generator | None, compute: Compute = PLAIN
     ) -> None:
-        """Initialise as below; raises ValueError for a depth that is no multiple of four.
+        """Initialise as below; raises ValueError unless the depth is a positive multiple of four.
 
         | parameter   | initial value                                        |
         |-------------|------------------------------------------------------|
@@ -86,7 +86,7 @@ class ResidualTower(nn.Module):
         return functional.linear(x_BD, read(self.output_weight), read(self.output_bias))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., input] to [..., output]."""
+        """Map [..., input] to [..., output]."""
         rows = x.reshape(-1, x.shape[-1])
         (inner,) = run_stacks([self.embed(rows)], [self])
         return self.head(inner).view(*x.shape[:-1], -1)
@@ -103,7 +103,7 @@ def _itself(parameter: Tensor) -> Tensor:
 def run_stacks(
     rows: Sequence[Tensor], towers: Sequence[ResidualTower], *, frozen: Tensor | None = None
 ) -> list[Tensor]:
-    """Rows through the inner layers of towers of equal sizes; see `torch_crl.kernels.tower`."""
+    """Apply the inner layers of towers of equal sizes to rows; see `torch_crl.kernels.tower`."""
     sizes, compute = towers[0].sizes, towers[0].compute
     stacks = [each.stack for each in towers]
     return BLOCKS[sizes.block].inner(rows, stacks, frozen, sizes, compute)
@@ -124,7 +124,7 @@ def mlp(sizes: MlpSizes) -> nn.Sequential:
 
 
 def mlp_sizes(network: nn.Sequential) -> MlpSizes:
-    """What builds a network of the same function by `mlp`."""
+    """The sizes from which `mlp` builds a network of the same architecture."""
     dense = [module for module in network if isinstance(module, nn.Linear)]
     (activation,) = (name for name, kind in _MLP_ACTIVATIONS.items() if type(network[1]) is kind)
     layers = [dense[0].in_features, *(layer.out_features for layer in dense)]
@@ -147,7 +147,8 @@ class Networks:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """phi(s, a), psi(g) and phi(s, pi(s)), each [B, R], in one pass.
 
-        The last is for the actor: its gradient reaches the actions and no parameter.
+        The last is for the actor's loss: its gradient flows into the actions but into no parameter
+        of the critic.
         """
         phi, psi = self.state_action_encoder, self.goal_encoder
         rows = [phi.embed(state_action), psi.embed(goal)]
@@ -169,7 +170,7 @@ class Networks:
 def build_networks(
     sizes: NetworkSizes, *, generator: Generator, compute: Compute = PLAIN
 ) -> Networks:
-    """Freshly initialised networks on the CPU; equal generators give equal weights anywhere."""
+    """Newly initialised networks on the CPU; equal generators give equal weights anywhere."""
     return Networks(
         *(ResidualTower(tower, generator=generator, compute=compute) for tower in sizes)
     )

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def adam(groups: dict[float, list[Tensor]], device: torch.device) -> torch.optim.Adam:
-    """Learning rate to the tensors that it trains; one kernel steps all of a group on CUDA."""
+    """Adam on tensors grouped by their learning rate; on CUDA one kernel steps a whole group."""
     return torch.optim.Adam(
         [{"params": parameters, "lr": rate} for rate, parameters in groups.items()],
         fused=True,
-        # Counts its steps on the device, where a CUDA graph can.
+        # Keeps the step count on the device, where a CUDA graph can increment it.
         capturable=device.type == "cuda",
     )
 
@@ -19,7 +19,7 @@ def adam(groups: dict[float, list[Tensor]], device: torch.device) -> torch.optim
 def optimizer_state(
     named: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """The parameters, and their moments and step counts, by name."""
+    """The parameters, and their Adam moments and step counts, by name."""
     tensors = {}
     for name, parameter in named.items():
         tensors[f"parameter.{name}"] = parameter.detach()
@@ -44,10 +44,10 @@ def load_optimizer_state(
 
 
 class UpdateSizes:
-    """Measures one update of some networks: made before it, asked after it."""
+    """Measures one update of some networks: create it before the update, then call `measure`."""
 
     def __init__(self, networks: Mapping[str, list[Tensor]]) -> None:
-        """Name to parameters, which the update changes in place; they are copied."""
+        """Copy the parameters of each network, by name; the update will change them in place."""
         self._networks = networks
         self._before = {
             name: [parameter.detach().clone() for parameter in parameters]
@@ -56,13 +56,15 @@ class UpdateSizes:
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
-        """0-D, on the device: `gradient_norm_NAME`, and `update_size_NAME`, which is the norm of
-        what the update changed as a share of the norm of all parameters before it.
+        """`gradient_norm_NAME` and `update_size_NAME` of each network, 0-D on the device.
+
+        The update size is the norm of the change of the parameters, divided by the norm of the
+        parameters before the update.
         """
         sizes = {}
         for name, parameters in self._networks.items():
             before = self._before[name]
-            # One at a time, since together they are as large as the networks.
+            # Computed one at a time, since all together they are as large as the networks.
             changes = (new - old for new, old in zip(parameters, before, strict=True))
             sizes[f"gradient_norm_{name}"] = gradient_norm(parameters)
             sizes[f"update_size_{name}"] = _norm(changes) / _norm(before)
@@ -75,7 +77,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    # The square of a gradient that fp32 can hold may be more than fp32 can.
+    # In float64, since the square of a float32 gradient may overflow float32.
     norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
     norm: Tensor = torch.stack(norms).norm()
     return norm

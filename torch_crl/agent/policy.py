@@ -28,12 +28,13 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "clip": _clip,
 }
-"""What makes the deterministic action of an actor's output: tanh of its first half, concat(mean,
-raw log-std); tanh of all of it; all of it, cut off at -1 and 1."""
+"""How the deterministic action is made from an actor's output. squashed_gaussian: the output is
+concat(mean, raw log-std), and the action is tanh of the mean. tanh: the action is tanh of the whole
+output. clip: the action is the whole output, clipped to [-1, 1]."""
 
 
 class Policy:
-    """The deterministic policy: what evaluation and robots run."""
+    """The deterministic policy, which evaluation and robots run."""
 
     def __init__(
         self,
@@ -43,14 +44,14 @@ class Policy:
         goal_size: int,
         head: str = "squashed_gaussian",
     ) -> None:
-        """`actor` maps concat(state, goal) to what the head takes: a ResidualTower or an `mlp`."""
+        """`actor`, a ResidualTower or an `mlp`, maps concat(state, goal) to the head's input."""
         self.actor = actor
         self.head = head
         self.state_size, self.goal_size = state_size, goal_size
 
     @property
     def action_size(self) -> int:
-        """Entries of an action."""
+        """Number of entries of an action."""
         *_, bias = self.actor.state_dict().values()
         return len(bias) // 2 if self.head == "squashed_gaussian" else len(bias)
 
@@ -59,10 +60,11 @@ class Policy:
     def __call__(self, state: Array, goal: Array) -> Array:
         """Action in [-1, 1] for one state [S] and goal [G], or for batches [N, S] and [N, G].
 
-        One goal goes with many states, and one state with many goals. Torch tensors give a tensor
-        on the same device; NumPy arrays of any kind of number, and lists, an array; both float32.
-        Raises ValueError for other sizes, and for NaN or infinity, where they are on the CPU: a
-        look at another device would wait for it, and NaN gives a NaN action there.
+        One goal may be given for many states, and one state for many goals. A torch tensor as
+        state gives a tensor on its device; a NumPy array of any numeric type, or a list, gives an
+        array; both are float32. Raises ValueError for other sizes, and for NaN or infinity in
+        inputs on the CPU. Inputs on another device are not checked, since reading them would wait
+        for that device; NaN gives a NaN action there.
         """
         device = next(self.actor.parameters()).device
         state_tensor, goal_tensor = map(_as_tensor, (state, goal))
@@ -71,7 +73,7 @@ class Policy:
             _require_finite(name, part)
         parts = [part.to(device).expand(*leading, -1) for part in (state_tensor, goal_tensor)]
         inputs = torch.cat(parts, dim=-1)
-        # The actor takes at least one row.
+        # The actor needs at least one row, so an empty batch is replaced by a row of zeros.
         output = self.actor(inputs if inputs.numel() else inputs.new_zeros(1, inputs.shape[-1]))
         action = HEADS[self.head](output)
         if not inputs.numel():
@@ -81,7 +83,7 @@ class Policy:
         return action.cpu().numpy()
 
     def _leading(self, state: Tensor, goal: Tensor) -> torch.Size:
-        """The leading axes of the action. Raises ValueError for sizes that do not fit."""
+        """The batch axes of the action. Raises ValueError for sizes that do not fit."""
         shapes = f"got shapes {list(state.shape)} and {list(goal.shape)}"
         if (state.shape[-1:], goal.shape[-1:]) != ((self.state_size,), (self.goal_size,)):
             raise ValueError(
@@ -92,7 +94,7 @@ class Policy:
             leading: torch.Size = torch.broadcast_shapes(state.shape[:-1], goal.shape[:-1])
         except RuntimeError:
             raise ValueError(
-                f"there must be as many states as goals, or one of either; {shapes}"
+                f"give as many states as goals, or one state or one goal; {shapes}"
             ) from None
         return leading
 
@@ -100,12 +102,12 @@ class Policy:
 def _as_tensor(part: Any) -> Tensor:
     if isinstance(part, Tensor):
         return part.float()
-    # A copy where the array runs backwards or has another byte order, which torch does not take.
+    # Copied, since torch accepts neither negative strides nor a foreign byte order.
     return torch.from_numpy(np.array(part, dtype=np.float32))
 
 
 def _require_finite(name: str, part: Tensor) -> None:
-    # A sum of finite numbers is finite, and costs less than a look at each of them.
+    # A finite sum has only finite terms, and a sum costs less than a check of every entry.
     if not part.is_cpu or math.isfinite(part.sum()) or part.isfinite().all():
         return
     *row, entry = (~part.isfinite()).nonzero()[0].tolist()

@@ -1,12 +1,11 @@
-"""Sizes of the networks, and what they cost as arithmetic. Imports no torch."""
+"""Sizes of the networks, and counts of their parameters, FLOP and bytes. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len
 
-DEEPEST_PUBLISHED_ACTOR = 512
-"""The authors of arXiv 2503.14858 found that a deeper actor does not train."""
+from torch_crl.agent.branch_scale import branch_scale
 
 BlockName: TypeAlias = Literal["published", "no_skip", "no_norm", "hyperspherical", "pre_norm"]
 Size: TypeAlias = Annotated[int, Ge(1), Le(2**31 - 1)]
@@ -14,42 +13,44 @@ Size: TypeAlias = Annotated[int, Ge(1), Le(2**31 - 1)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TowerSizes:
-    """All that decides the function of a `ResidualTower` but its parameters."""
+    """All that defines the function of a `ResidualTower` except its parameters."""
 
     input_size: Size
     output_size: Size
     width: Size
-    """Units of every layer."""
+    """Number of units of every hidden layer."""
     depth: Annotated[int, Le(2**20)]
-    """Dense layers inside the residual blocks, a multiple of four."""
+    """Number of dense layers inside the residual blocks; a multiple of four."""
     activation: Literal["swish", "relu"] = "swish"
     branch_scale: Annotated[float, Gt(0.0)] = 1.0
-    """What a block's output is multiplied by before it is added to the sum."""
+    """Factor on the output of a block before it is added to the residual sum."""
     block: BlockName = "published"
-    """Which residual block, see `torch_crl.agent.blocks`."""
+    """Name of the residual block; see `torch_crl.agent.blocks`."""
 
     @property
     def parameters(self) -> int:
-        """Weights, biases and LayerNorm parameters."""
+        """Number of parameters: weights, biases and those of the LayerNorms."""
         layers = 1 + self.depth
         dense = self.width * (self.input_size + self.depth * self.width + self.output_size)
         return dense + 3 * layers * self.width + self.output_size
 
     @property
     def dense_flop(self) -> int:
-        """Multiplications and additions of the dense layers, for one row, forward."""
+        """Multiplications and additions of the dense layers in the forward pass of one row."""
         return 2 * self.width * (self.input_size + self.depth * self.width + self.output_size)
 
     def saved_bytes(self, *, trained: bool, fused: bool, recompute: int) -> int:
-        """Bytes that a forward pass keeps for its backward, per row.
+        """Bytes per row that a forward pass keeps for the backward pass.
 
-        In plain torch a layer keeps what its LayerNorm and its activation got, the two statistics
-        of the LayerNorm, and, if the weights are trained, what the dense layer got. The last layer
-        keeps its input if it is trained. The input itself belongs to the batch.
+        In plain torch a layer keeps the inputs of its LayerNorm and of its activation, the two
+        statistics of the LayerNorm, and, if the weights are trained, the input of its dense layer.
+        The last layer keeps its input if it is trained. The input of the network is part of the
+        batch and not counted.
 
-        `fused`: the persistent kernel, whose inner layers keep 16-bit numbers: what LayerNorm
-        made, and what the dense layer got if it is trained, whose gradient takes as much again.
-        `recompute`: fp32 sums every so many layers, and the rest for that many layers only.
+        `fused` stands for the persistent kernel, whose inner layers keep 16-bit numbers: the
+        normalised values and, if the weights are trained, the input of the dense layer and as much
+        again for the gradient of its output. `recompute` keeps the fp32 residual sum once in that
+        many layers, and everything else for that many layers only.
         """
         kept_layers = min(recompute, self.depth) if recompute else self.depth
         sums = 4 * self.width * (self.depth // recompute if recompute else 0)
@@ -63,12 +64,12 @@ class TowerSizes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MlpSizes:
-    """All that decides the function of an `mlp` but its parameters."""
+    """All that defines the function of an `mlp` except its parameters."""
 
     layers: Annotated[list[Size], Len(2, 64)]
-    """Units of the input and of every dense layer."""
+    """Number of entries of the input, then number of units of every dense layer."""
     activation: Literal["relu", "tanh"]
-    """Between the layers."""
+    """Activation between the dense layers."""
 
 
 class NetworkSizes(NamedTuple):
@@ -95,7 +96,7 @@ def network_sizes(
     branch: str = "auto",
     block: BlockName = "published",
 ) -> NetworkSizes:
-    """The three towers for a task of these sizes, S, G and A, with representations of size R."""
+    """Sizes of the three towers, for a task of sizes S, G and A and representations of size R."""
 
     def tower(input_size: int, output_size: int, depth: int) -> TowerSizes:
         return TowerSizes(
@@ -113,17 +114,3 @@ def network_sizes(
         state_action_encoder=tower(state_size + action_size, representation_size, critic_depth),
         goal_encoder=tower(goal_size, representation_size, critic_depth),
     )
-
-
-def branch_scale(branch: str, depth: int) -> float:
-    """The factor that `--branch` means for a network of this depth.
-
-    Every block adds the same positive mean to the sum, and Adam moves every block by about the
-    learning rate in a direction that all samples share. With factor 1, both the head's input and
-    what one update does to it therefore grow with the number of blocks. At depth 1024 the first
-    updates push every action into the flat part of its tanh, where no gradient is left. With
-    16 / depth neither grows any more, and networks of up to 16 layers are as published
-    (benchmarks/LOG.md).
-    """
-    scaled = branch == "scaled" or (branch == "auto" and depth > DEEPEST_PUBLISHED_ACTOR)
-    return min(1.0, 16 / depth) if scaled and depth else 1.0

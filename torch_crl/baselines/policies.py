@@ -1,9 +1,10 @@
-"""The library's policies with residual towers in the place of its own networks.
+"""Policies of Stable-Baselines3 with residual towers in place of the library's own networks.
 
 Depth then means what it means for contrastive RL: an actor is a tower over concat(state, goal),
-a critic one over concat(state, goal, action), with the same initial distribution of weights. All
-else stays the library's: distributions, target networks, optimisers. A depth of 0 keeps its own
-networks: two layers of 256 with ReLU for SAC, of 400 and 300 for TD3, two of 64 with tanh for PPO.
+a critic one over concat(state, goal, action), with the same initial distribution of weights.
+Everything else is the library's: distributions, target networks, optimisers. A depth of 0 keeps
+the library's networks: two layers of 256 with ReLU for SAC, of 400 and 300 for TD3, two of 64 with
+tanh for PPO.
 """
 
 from dataclasses import dataclass, replace
@@ -24,15 +25,15 @@ from torch_crl.agent.compute import Compute
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.sizes import TowerSizes
 
-# Of the library's own last layer of PPO's actor: it begins with small actions.
+# Gain of the last layer of PPO's actor, as in the library: training begins with small actions.
 _PPO_ACTION_GAIN = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Towers:
-    """The towers in the place of the library's networks, from the recipe.
+    """Sizes of the towers in place of the library's networks, from the recipe.
 
-    Their inputs and outputs are decided where they are built.
+    The sizes of inputs and outputs are set when a tower is built.
     """
 
     actor: TowerSizes | None
@@ -41,7 +42,7 @@ class Towers:
     compute: Compute
 
     def build(self, sizes: TowerSizes, inputs: int, outputs: int) -> ResidualTower:
-        """A fresh tower; the library's seed decides its weights."""
+        """A fresh tower, whose weights are drawn by torch's generator, which the library seeds."""
         return ResidualTower(
             replace(sizes, input_size=inputs, output_size=outputs),
             compute=self.compute,
@@ -53,7 +54,7 @@ class StateGoalExtractor(BaseFeaturesExtractor):
     """concat(state, goal) of a goal env's parts; the achieved goal is in the state already."""
 
     def __init__(self, observation_space: spaces.Dict) -> None:
-        """The space of `LibraryVecEnv` with `goal_env`."""
+        """Take the observation space of a `LibraryVecEnv` with `goal_env`."""
         parts = (observation_space["observation"], observation_space["desired_goal"])
         super().__init__(observation_space, sum(part.shape[0] for part in parts if part.shape))
 
@@ -63,20 +64,20 @@ class StateGoalExtractor(BaseFeaturesExtractor):
 
 
 def extractor(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
-    """What makes network inputs of this space."""
+    """The class that turns observations of this space into network inputs."""
     return StateGoalExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
 
 
 class TowerSACPolicy(SACPolicy):
-    """SAC's, whose actor is contrastive RL's: one tower to concat(mean, log-std)."""
+    """SAC's policy; its actor is like contrastive RL's, one tower to concat(mean, log-std)."""
 
     def __init__(self, *arguments: Any, towers: Towers, **keywords: Any) -> None:
-        """`towers`, and what SACPolicy takes."""
+        """Take `towers` and the arguments of SACPolicy."""
         self.towers = towers
         super().__init__(*arguments, **keywords)
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> GaussianActor:
-        """The library's, with its layers exchanged."""
+        """The library's actor, with a tower in place of its layers."""
         actor: Any = super().make_actor(features_extractor)
         if self.towers.actor:
             actions = get_action_dim(self.action_space)
@@ -89,22 +90,22 @@ class TowerSACPolicy(SACPolicy):
     def make_critic(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> ContinuousCritic:
-        """The library's, with its layers exchanged."""
+        """The library's critics, with towers in place of their layers."""
         return _with_towers(super().make_critic(features_extractor), self.towers)
 
 
 class TowerTD3Policy(TD3Policy):
-    """TD3's."""
+    """TD3's policy; its actor is one tower to the action before tanh."""
 
     def __init__(self, *arguments: Any, towers: Towers, **keywords: Any) -> None:
-        """`towers`, and what TD3Policy takes."""
+        """Take `towers` and the arguments of TD3Policy."""
         self.towers = towers
         super().__init__(*arguments, **keywords)
 
     def make_actor(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> DeterministicActor:
-        """The library's, with its layers exchanged."""
+        """The library's actor, with a tower in place of its layers."""
         actor = super().make_actor(features_extractor)
         if self.towers.actor:
             actions = get_action_dim(self.action_space)
@@ -115,15 +116,15 @@ class TowerTD3Policy(TD3Policy):
     def make_critic(
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> ContinuousCritic:
-        """The library's, with its layers exchanged."""
+        """The library's critics, with towers in place of their layers."""
         return _with_towers(super().make_critic(features_extractor), self.towers)
 
 
 class TowerPPOPolicy(ActorCriticPolicy):
-    """PPO's: two towers, the actor's to the mean; the log-std is one parameter an action."""
+    """PPO's policy: two towers, the actor's to the mean; log-std is a parameter for each action."""
 
     def __init__(self, *arguments: Any, towers: Towers, **keywords: Any) -> None:
-        """`towers`, and what ActorCriticPolicy takes."""
+        """Take `towers` and the arguments of ActorCriticPolicy."""
         self.towers = towers
         super().__init__(*arguments, **keywords)
 
@@ -140,7 +141,7 @@ class TowerPPOPolicy(ActorCriticPolicy):
             critic = towers.build(towers.critic, inputs, 1)
             self.mlp_extractor.value_net = nn.Sequential(critic)
             self.value_net = nn.Identity()  # type: ignore[assignment]
-        # The first one holds the layers that are gone.
+        # The library's optimiser, made first, holds the parameters of the replaced layers.
         make_optimizer: Any = self.optimizer_class
         self.optimizer = make_optimizer(
             self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
@@ -148,7 +149,7 @@ class TowerPPOPolicy(ActorCriticPolicy):
 
 
 class _Part(nn.Module):
-    """Some of the last axis."""
+    """A slice of the last axis."""
 
     def __init__(self, first: int, stop: int) -> None:
         super().__init__()

@@ -30,25 +30,25 @@ from torch_crl.training.run import Run, make_training_env, stream_seed
 
 # TD3 updates its actor at every second update, so two belong together.
 _UPDATES_AT_ONCE = 2
-# Of TD3's Gaussian noise on actions in [-1, 1], as published (arXiv 1802.09477).
+# Standard deviation of TD3's noise on actions in [-1, 1], as published (arXiv 1802.09477).
 _TD3_NOISE = 0.1
-# More bits than this are an error to NumPy.
+# Seeds are below this, since NumPy raises an error for a seed of too many bits.
 _LARGEST_SEED = 2**31
 
 
 class BaselineRun(Run):
-    """PPO, SAC or TD3 of Stable-Baselines3; its replay and optimisers are not saved."""
+    """PPO, SAC or TD3 of Stable-Baselines3; its replay buffer and optimisers are not saved."""
 
     resumable = False
 
     def __init__(self, recipe: Recipe, model: PPO | SAC | TD3, env: LibraryVecEnv) -> None:
-        """A model that has not learned yet, and the env that it was built with."""
+        """Take a model that has not learned yet, and the env that it was built with."""
         super().__init__(recipe)
         self.model = model
         self._vec_env = env
-        # The library's own would leave a folder in the temporary directory.
+        # The library's own logger would leave a folder in the temporary directory.
         model.set_logger(Logger(None, []))
-        # What `learn` would do first; between collections and updates the trainer has its say.
+        # The first part of `learn`. The rest is not used: our trainer runs the loop.
         _, self._callback = model._setup_learn(recipe.total_env_steps, None)
         self._metrics: dict[str, Tensor] = {}
 
@@ -59,7 +59,7 @@ class BaselineRun(Run):
 
     @property
     def device(self) -> torch.device:
-        """Where the library's networks live."""
+        """The device of the library's networks."""
         return torch.device(self.model.device)
 
     @property
@@ -73,14 +73,14 @@ class BaselineRun(Run):
 
     @property
     def policy(self) -> Policy:
-        """The present deterministic policy; it follows the model."""
+        """The deterministic policy; it shares its weights with the model and changes with it."""
         spec = self.env.spec
         actor, head = _actor(self.model)
         return Policy(actor, state_size=spec.state_size, goal_size=spec.goal_size, head=head)
 
     @torch_threads(1)
     def collect(self) -> dict[str, float]:
-        """One unroll in every env; returns what the episodes showed."""
+        """One unroll in every env; returns the shares of steps at the goal and of failures."""
         env, model, rows = self._vec_env, self.model, self.recipe.budget.unroll_length
         env.at_goal = env.failures = 0.0
         if isinstance(model, OffPolicyAlgorithm):
@@ -103,7 +103,7 @@ class BaselineRun(Run):
         }
 
     def update(self) -> dict[str, Tensor]:
-        """Two updates of SAC or TD3, or all that PPO makes of a rollout."""
+        """Two updates of SAC or TD3, or all the updates of PPO on a rollout."""
         waiting = self.updates_due - self.updates_done
         if isinstance(self.model, OffPolicyAlgorithm):
             count = min(_UPDATES_AT_ONCE, waiting)
@@ -118,6 +118,10 @@ class BaselineRun(Run):
                 self._metrics[name] = torch.tensor(float(logged[f"train/{name}"]))
         return self._metrics
 
+    def close(self) -> None:
+        """Release the resources of the envs."""
+        self.env.close()
+
     def named_parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by the library's name."""
         return dict(self.model.policy.named_parameters())
@@ -131,7 +135,7 @@ _METRICS: dict[type, tuple[str, ...]] = {
 
 
 def build_baseline(recipe: Recipe) -> BaselineRun:
-    """Everything at its beginning. The recipe must have passed `checks.check`."""
+    """A run at its beginning. The recipe must have passed `checks.check`."""
     algo, device = recipe.algorithm.algo, resolve_device(recipe.system.device)
     env = LibraryVecEnv(
         make_training_env(recipe, device),
@@ -160,7 +164,7 @@ def build_baseline(recipe: Recipe) -> BaselineRun:
 
 
 def baseline_seed(seed: int) -> int:
-    """What the library's global random numbers begin with in a run of this seed."""
+    """The seed of the library's global random numbers in a run of this seed."""
     return stream_seed(seed, "baseline") % _LARGEST_SEED
 
 
@@ -184,7 +188,7 @@ def _build_model(recipe: Recipe, common: dict[str, Any]) -> PPO | SAC | TD3:
 
 
 def _actor(model: PPO | SAC | TD3) -> tuple[nn.Module, str]:
-    """The network of the deterministic policy, and which head of `Policy` it takes."""
+    """The network of the deterministic policy, and the head of `Policy` that it needs."""
     policy = model.policy
     if isinstance(policy, TowerPPOPolicy):
         layers = [*policy.mlp_extractor.policy_net, policy.action_net]
@@ -195,7 +199,8 @@ def _actor(model: PPO | SAC | TD3) -> tuple[nn.Module, str]:
     else:
         assert isinstance(policy, TowerTD3Policy)
         layers, head = list(policy.actor.mu), "tanh"
-    # A tower is whole; without one what follows it, the last dense layer or a tanh, ends the list.
+    # A tower is the whole network. Without a tower the list ends in the last dense layer or in a
+    # tanh, which is the head's part.
     if policy.towers.actor:
         return layers[0], head
     dense = layers[:-1] if isinstance(layers[-1], nn.Tanh) else layers

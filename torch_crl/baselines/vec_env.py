@@ -1,4 +1,4 @@
-"""Our vector env as the library's. N envs, S state, G goal, A action, B batch."""
+"""Our vector env as one of Stable-Baselines3. N envs, S state, G goal, A action, B batch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,11 +17,11 @@ Observation = Floats | dict[str, Floats]
 
 
 class LibraryVecEnv(VecEnv):
-    """All episodes in one batch, whatever the library thinks of processes.
+    """A VecEnv that steps all episodes as one batch in this process.
 
-    An observation is concat(state, goal), or with `goal_env` the three parts that hindsight
-    goals need. The reward of a control step is 1 within the success radius, else 0 (`sparse`), or
-    minus the distance in metres (`dense`).
+    An observation is concat(state, goal) or, with `goal_env`, a dict of the three parts that
+    hindsight goals need. The reward of a control step is 1 within the success radius, else 0
+    (`sparse`), or minus the distance in metres (`dense`).
     """
 
     def __init__(self, env: VectorEnv, *, reward: str, goal_env: bool) -> None:
@@ -30,9 +30,9 @@ class LibraryVecEnv(VecEnv):
         self.reward = reward
         self.goal_env = goal_env
         self.at_goal = 0.0
-        """Steps at the goal, of all envs, since this was set to 0."""
+        """Number of steps at the goal, over all envs, since this was set to 0."""
         self.failures = 0.0
-        """The same of steps that were failures."""
+        """Number of steps that were failures, counted in the same way."""
         self._action_NA = torch.zeros(env.num_envs, env.spec.action_size)
         spec = env.spec
         parts: dict[str, spaces.Space[Any]] = {
@@ -56,7 +56,7 @@ class LibraryVecEnv(VecEnv):
         self._action_NA.copy_(torch.from_numpy(actions))
 
     def step_wait(self) -> tuple[Observation, Floats, NDArray[np.bool_], list[dict[str, Any]]]:
-        """One control step: observations, rewards [N], dones [N], and the ends of episodes."""
+        """One control step: observations, rewards [N], dones [N], and infos at ends of episodes."""
         env = self.env
         goal_NG = env.goal_NG.clone()
         result = env.step(self._action_NA.to(env.state_NS.device))
@@ -84,7 +84,7 @@ class LibraryVecEnv(VecEnv):
         desired_goal: Floats,
         infos: Any,  # noqa: ARG002
     ) -> Floats:
-        """Rewards [B] of achieved goals [B, G], had the goals been others."""
+        """Rewards [B] of achieved goals [B, G] if the desired goals had been these [B, G]."""
         distance_B, success = self.env.outcome(
             torch.from_numpy(achieved_goal), torch.from_numpy(desired_goal)
         )
@@ -98,19 +98,19 @@ class LibraryVecEnv(VecEnv):
         indices: int | Iterable[int] | None = None,
         **keywords: Any,
     ) -> list[Any]:
-        """The library asks one env for `compute_reward`; they are all the same."""
+        """Call a method of this object: the library calls `compute_reward` of a single env."""
         answer = getattr(self, method_name)(*arguments, **keywords)
         return [answer for _ in self._get_indices(indices)]
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """`render_mode`, which is none, or an attribute of this object."""
+        """`render_mode`, which is None, or an attribute of this object."""
         value = None if attr_name == "render_mode" else getattr(self, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(
         self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None
     ) -> None:
-        """Not possible for one env of a batch."""
+        """Raise NotImplementedError: an env cannot be changed, since all envs are one batch."""
         raise NotImplementedError(f"cannot set {attr_name} of {indices}: the envs are one batch")
 
     def env_is_wrapped(

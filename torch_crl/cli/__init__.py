@@ -1,1 +1,1 @@
-"""The `torch-crl` command, one file a subcommand. Importing it is light."""
+"""The `torch-crl` command, one module for each subcommand. Importing it loads nothing large."""

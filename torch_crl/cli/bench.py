@@ -1,4 +1,4 @@
-"""`torch-crl bench`: how fast this machine is, beside plain PyTorch."""
+"""`torch-crl bench`: measures the speed of this machine, and of plain PyTorch beside it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +22,18 @@ _UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Time updates, actions and env steps, with plain PyTorch beside in the same run."""
+    """Time gradient updates, actions and env steps, and the updates in plain PyTorch as well."""
 
     __pydantic_config__ = STRICT
 
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    """Device to measure: `auto`, `cpu`, `cuda`, or a certain GPU such as `cuda:1`."""
     depths: Annotated[tuple[Depth, ...], tyro.conf.arg(metavar="DEPTH ...")] = (4, 16, 64)
-    """Of all three networks, multiples of 4."""
+    """Depths to measure, each for all three networks (actor and two encoders); multiples of 4."""
     batch: Count = 256
-    """Rows of a batch."""
+    """Batch size of the updates."""
     out: Path = Path("bench")
-    """Directory for bench.json and bench.png."""
+    """Directory that bench.json and bench.png are written to."""
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     wrong = [depth for depth in options.depths if depth <= 0 or depth % 4]
     if wrong or not options.depths:
         raise UsageError(f"--depths are positive multiples of 4, got {wrong or 'none'}")
-    # Here, so that --help stays quick.
+    # Imported here, so that --help stays quick.
     from torch_crl.system.devices import device_problems
 
     if problems := device_problems(device):

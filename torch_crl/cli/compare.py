@@ -1,4 +1,4 @@
-"""`torch-crl compare`: methods beside each other, trained here or read from their runs."""
+"""`torch-crl compare`: compares methods, which are trained here or read from existing runs."""
 
 import shlex
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch_crl.recipe.marks import LIBRARY_ALGOS
 from torch_crl.sweep.launch import ONE_MACHINE
 from torch_crl.system.terminal import NameCell, console, plain, print_line
 
-# Columns that the table of scores takes with every row on one line.
+# Width of the terminal, in characters, from which on every row of the score table fits on one line.
 _WIDE = 110
 
 if TYPE_CHECKING:
@@ -29,38 +29,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compare algorithms and depths over tasks and seeds, with intervals, in one report. Started
-    again, it trains only what is missing.
+    """Compare algorithms and depths over tasks and seeds, with 95 % intervals, in one report.
+
+    The same command, started again, trains only the runs that are missing.
     """
 
     __pydantic_config__ = STRICT
 
     tasks: Positional[tuple[str, ...]] = ()
-    """Tasks to train on, each from its own preset; none with --runs."""
+    """Tasks to train on, each with its own preset; leave them out with --runs."""
     algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO ...")] = ("crl", "sac_her")
-    """crl, gcbc, ppo, sac, td3, sac_her, td3_her."""
+    """Algorithms to train: crl, gcbc, ppo, sac, td3, sac_her, td3_her."""
     depths: Annotated[tuple[Depth, ...], tyro.conf.arg(metavar="DEPTH ...")] = ()
-    """Of actor and critic, for every algorithm, 0 a baseline's own network; not given: the
-    preset's own."""
+    """Depths of actor and critic to train every algorithm with; the preset's own if not given.
+    0 is the preset's own depth too; for a baseline that is the library's own network."""
     seeds: Annotated[Count, Le(10_000)] = 3
-    """Runs of each; one gives no interval."""
+    """Number of runs of each algorithm, depth and task; a single one gives no interval."""
     env_steps: StepsOrZero = 0
-    """Of every run; 0 is the preset's."""
+    """Env steps of every run; 0 takes the number in the task's preset."""
     evaluations: CountOrZero = 0
-    """Of every run; 0 is the preset's."""
+    """Evaluations in every run; 0 takes the number in the task's preset."""
     reward: Literal["sparse", "dense"] = "sparse"
-    """What the baselines see: 1 at the goal, or the negative distance to it."""
+    """Reward of the baselines: 1 at the goal and else 0, or the negative distance to the goal."""
     runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER ...")] = ()
-    """Only read the runs in or below these folders."""
+    """Train nothing: compare the runs in or below these folders."""
     finished_only: bool = False
-    """With --runs: leave out runs that have not come to their end, and name them."""
+    """With --runs: leave out runs that are not finished, and name them in the report."""
     published: bool = False
-    """Lay the published curves of the same tasks and depths under ours."""
+    """Also draw the published learning curves of the same tasks and depths."""
     out: Path = Path("compare")
-    """Folder of report.html, report.json and the pictures, and of runs/ where it trains."""
+    """Folder of report.html, report.json and the pictures; new runs are written to runs/ in it."""
     launch: LaunchFlags = ONE_MACHINE
     dry_run: bool = False
-    """Print the runs and what they cost, check everything, and stop."""
+    """Check everything, print the runs and what they cost, and stop before training."""
 
 
 def main(arguments: list[str]) -> int:
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
     )
     _check(options)
     allow_tasks(options.tasks, typed=options.tasks)
-    # Here, so that --help stays quick.
+    # Imported here, so that --help stays quick.
     from torch_crl.runs.curves import read_curve, read_curves, read_finished_curves
     from torch_crl.study.compare import compare
     from torch_crl.study.compare_report import comparison_report, score_table
@@ -117,7 +118,9 @@ def _check(options: Options) -> None:
     if options.runs and options.dry_run:
         raise UsageError("--dry-run is for training, and --runs only reads")
     if options.finished_only and not options.runs:
-        raise UsageError("--finished-only goes with --runs; a training compare finishes its runs")
+        raise UsageError(
+            "--finished-only goes with --runs; without --runs every run is trained to its end"
+        )
     if not (options.runs or options.tasks):
         raise UsageError(
             "name tasks to train on (`torch-crl envs` lists them) or runs to read with --runs"
@@ -129,7 +132,7 @@ def _check(options: Options) -> None:
 
 
 def _train(options: Options) -> tuple[tuple[Path, ...], dict[str, str]]:
-    """Bring all trials to their end; returns run directories and what failed."""
+    """Train all trials to their end; returns their run directories and the reasons of failures."""
     from torch_crl.sweep.driver import run_trials
 
     result = run_trials(_trials(options), options.out / "runs", launch=options.launch)
@@ -154,14 +157,14 @@ def _trials(options: Options) -> "list[Trial]":
 
 
 def print_scores(table: "Table") -> None:
-    """Print the table, with every number whole from 80 columns on."""
+    """Print the table so that no number is cut off on a terminal of 80 or more columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Shown
 
     from torch_crl.study.report import shown
 
     screen = console()
-    # Intervals below their estimates and headings over several lines leave all numbers whole.
+    # On a narrow terminal intervals stand below their estimates and headings take several lines.
     narrow = screen.width < _WIDE
     drawn = Shown(
         title=table.caption,

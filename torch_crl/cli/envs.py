@@ -1,4 +1,4 @@
-"""`torch-crl envs`: a table of all tasks, or a picture of one."""
+"""`torch-crl envs`: prints a table of all tasks, or draws a picture of one."""
 
 import difflib
 from pathlib import Path
@@ -10,11 +10,12 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
+from torch_crl.recipe.presets import preset
 from torch_crl.system.terminal import console, print_line
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table, which a word narrows to the names that contain it, or draw one task."""
+    """Print a table of all tasks or of those whose names contain a given text, or draw one task."""
     read_flags(_envs, arguments, command="envs")
     return 0
 
@@ -23,8 +24,8 @@ def _envs(contains: tyro.conf.Positional[str] = "", png: Path | None = None) -> 
     """List the tasks, or draw one.
 
     Args:
-        contains: only tasks whose name contains this; with --png the name of one task.
-        png: draw the task's start and its goals into this file.
+        contains: list only the tasks whose names contain this text; with --png: the task to draw.
+        png: draw a start of the task and its goals, and save the picture as this .png or .jpg file.
     """
     if png is None:
         console().print(_table(contains))
@@ -41,7 +42,8 @@ def _table(contains: str) -> Table:
         if contains not in spec.name:
             continue
         sizes = (spec.state_size, spec.goal_size, spec.action_size)
-        table.add_row(spec.name, *map(str, sizes), spec.success_text, str(spec.episode_length))
+        steps = preset(spec.name).task.episode_length
+        table.add_row(spec.name, *map(str, sizes), spec.success_text, str(steps))
     if not table.rows:
         near = difflib.get_close_matches(contains, TASKS, n=4, cutoff=0.3)
         raise UsageError(f"no task name contains {contains!r}; nearest: {near}")

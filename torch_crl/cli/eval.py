@@ -1,4 +1,4 @@
-"""`torch-crl eval RUN`: what a trained policy does, on its own or another task."""
+"""`torch-crl eval RUN`: evaluates a trained policy, on its own task or on another one."""
 
 import json
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ class Options(TrainedOptions):
     __pydantic_config__ = STRICT
 
     num_envs: Count = 128
-    """Episodes, all in parallel."""
+    """Number of episodes, all simulated in parallel."""
     json: bool = False
     """Print one line of JSON instead of the table."""
     video: Path | None = None
-    """Also film the policy into this file, .mp4 or .gif, in real time."""
+    """Also save a video of the policy, in real time, as this .mp4 or .gif file."""
     video_envs: Count = 4
-    """Episodes side by side in the video."""
+    """Number of episodes shown side by side in the video."""
     video_seconds: Annotated[Positive, Le(86_400.0)] = 15.0
-    """Length of the video, a day at most."""
+    """Length of the video in seconds, a day at most."""
 
 
 def main(arguments: list[str]) -> int:
@@ -65,7 +65,7 @@ def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
 
     from torch_crl.training.evaluation import evaluate
 
-    # Gone when the numbers come; nothing at all where standard error is no terminal.
+    # The bar is removed before the numbers are printed. Without a terminal there is no bar.
     with Progress(console=console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"{options.num_envs} episodes", total=trained.episode_length)
         return evaluate(

@@ -1,5 +1,7 @@
-"""Reads and checks the flags of a command: whole numbers such as 1e6, paths below `~`, and hints
-for what needs no flag.
+"""Reads and checks the flags of a command.
+
+Whole numbers may be written as 1e6 and paths may begin with `~`. A flag such as --task, for
+something that is a positional argument, is answered with a hint.
 """
 
 import os
@@ -26,7 +28,7 @@ LaunchFlags: TypeAlias = Annotated[Launch, tyro.conf.arg(name="")]
 
 _TASKS = ("--task", "--tasks", "--task-name", "--env", "--env-name")
 _RUNS = ("--run", "--run-dir")
-# Command to what it takes without a flag, an example, and the flags that people try.
+# Command to its positional argument, an example of it, and the flags that people try for it.
 _BY_ITSELF = {
     "train": ("the task", "reacher", (*_TASKS, "--name")),
     "eval": ("the run", "runs/NAME", _RUNS),
@@ -43,11 +45,11 @@ _POSITIONAL = get_args(Positional[str])[1]
 def read_flags(
     options: Callable[..., Options], arguments: list[str], *, command: str, **tyro_options: Any
 ) -> Options:
-    """The options of `torch-crl command`; `tyro_options` as in `tyro.cli`.
+    """Read the options of `torch-crl COMMAND`; `tyro_options` are passed on to `tyro.cli`.
 
-    Raises UsageError for a flag that the command does not need, and for all values that its
-    dataclass does not allow; and SystemExit, after telling what is wrong, for all else that cannot
-    be read. A recipe among the flags is checked by `torch_crl.recipe.checks`, with all else of it.
+    Raises UsageError for a flag in place of a positional argument, and for all values that the
+    dataclass does not allow. Raises SystemExit, after printing what is wrong, for anything else
+    that cannot be read. A recipe among the options is checked by `torch_crl.recipe.checks` instead.
     """
     _hint(arguments, command)
     with _REGISTRY:
@@ -60,7 +62,7 @@ def read_flags(
 
 
 def _problems(options: Any) -> list[str]:
-    """What is wrong with the values of the flags. A recipe among them is checked elsewhere."""
+    """What is wrong with the values of the flags; a recipe among them is checked elsewhere."""
     if not is_dataclass(options):
         return []
     annotations = hints(type(options), include_extras=True)
@@ -83,12 +85,12 @@ def _hint(arguments: list[str], command: str) -> None:
     what, example, flags = _BY_ITSELF.get(command, ("", "", ()))
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         flag, _, value = argument.partition("=")
-        # `eval` has a flag --task too; it is not among these.
+        # The flag --task of `eval` exists, so it is not among these.
         if flag in flags:
             name = value or following
             name = example if not name or name.startswith("-") else name
             raise UsageError(
-                f"there is no flag {flag}; {what} is named by itself: torch-crl {command} {name}"
+                f"there is no flag {flag}; {what} is given without one: torch-crl {command} {name}"
             )
 
 
@@ -107,7 +109,7 @@ def _whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | N
 
 @_REGISTRY.primitive_rule
 def _paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """Shells leave `~` as it is in `--out=~/runs`."""
+    """Paths with `~` expanded, which shells do not do in `--out=~/runs`."""
     if info.type is not Path:
         return None
     return PrimitiveConstructorSpec(

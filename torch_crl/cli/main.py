@@ -1,4 +1,4 @@
-"""`torch-crl`: choose a subcommand, then import only what that one needs."""
+"""`torch-crl`: runs a subcommand and imports only what that one needs."""
 
 import importlib
 import sys
@@ -8,21 +8,21 @@ from torch_crl.cli.output import tell, wrong_mujoco_gl
 from torch_crl.errors import TorchCrlError, UsageError
 from torch_crl.system.terminal import print_line, safe_streams
 
-_COMMANDS = {
+COMMANDS = {
     "train": "train on a task, or resume a run",
     "eval": "evaluate a trained policy",
     "watch": "watch a trained policy in MuJoCo's viewer",
     "envs": "list the tasks, or draw one",
-    "compare": "algorithms and depths beside each other, in one report",
+    "compare": "compare algorithms and depths in one report",
     "sweep": "train every combination of some settings",
     "study": "answer an open question by runs, statistics and a report",
     "bench": "measure the speed of this machine beside plain PyTorch",
 }
 
 _USAGE = (
-    f"usage: torch-crl {{{','.join(_COMMANDS)}}} ...\n\n"
+    f"usage: torch-crl {{{','.join(COMMANDS)}}} ...\n\n"
     "Self-supervised reinforcement learning with very deep networks.\n\n"
-    + "".join(f"  torch-crl {name:<7} {purpose}\n" for name, purpose in _COMMANDS.items())
+    + "".join(f"  torch-crl {name:<7} {purpose}\n" for name, purpose in COMMANDS.items())
     + """
 `torch-crl COMMAND --help` explains the flags of a command."""
 )
@@ -53,12 +53,12 @@ def _run(arguments: list[str]) -> int:
 
         print_line(__version__)
         return 0
-    if command not in _COMMANDS:
+    if command not in COMMANDS:
         print_line(f"torch-crl: unknown command {command!r}\n\n{_USAGE}", stderr=True)
         return 2
-    # Without the places in our sources; what they quote may come from a file.
+    # Print warnings without their position in our source code, and escaped: they may quote a file.
     warnings.showwarning = lambda message, *_: print_line(f"warning: {message}", stderr=True)
-    # Here, where Ctrl-C while Gymnasium is imported is answered.
+    # Imported here, where Ctrl-C during the import of Gymnasium is already handled.
     from torch_crl.envs.gymnasium.registration import register_tasks
 
     register_tasks()

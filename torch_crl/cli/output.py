@@ -1,4 +1,4 @@
-"""What a command tells: errors as one message without a traceback, and folders that it writes."""
+"""Prints errors as one message without a traceback, and checks that folders can be written."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from torch_crl.system.terminal import print_line
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Raise UsageError, which names the flag, if the folder is not there and cannot be made."""
-    # Here, since Ctrl-C finds no answer until all that this module imports is there.
+    """Raise UsageError, which names the flag, if the folder cannot be made or written."""
+    # Imported here, since Ctrl-C is not handled before all imports of this module are done.
     import tempfile
 
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -19,8 +19,7 @@ def check_folder(flag: str, folder: Path) -> None:
             return
     except OSError as error:
         raise UsageError(
-            f"{flag} {folder} is no folder that can be written ({error.strerror}: {existing}); "
-            "name another"
+            f"{flag} {folder} cannot be written ({error.strerror}: {existing}); name another folder"
         ) from error
 
 
@@ -32,10 +31,10 @@ def tell(error: BaseException) -> int:
 
 
 def wrong_mujoco_gl(error: Exception) -> str:
-    """What to tell if MuJoCo could not be imported because of MUJOCO_GL; empty if it is not that.
+    """The message if MuJoCo could not be imported because of MUJOCO_GL; empty for other errors.
 
-    MuJoCo loads the library that the variable names even where nothing is drawn, and what is then
-    raised, of whatever kind, does not mention the variable.
+    MuJoCo loads the library that the variable names even if nothing is drawn. The error that it
+    raises if that fails can be of any type and does not mention the variable.
     """
     import traceback
 
@@ -45,7 +44,7 @@ def wrong_mujoco_gl(error: Exception) -> str:
     if not asked or not at_import or "mujoco" in sys.modules:
         return ""
     return (
-        f"MuJoCo cannot be imported with MUJOCO_GL={asked} ({error}). Unset it and torch_crl takes "
-        "what works, or install what it names; Debian and Ubuntu: `apt install libegl1 "
+        f"MuJoCo cannot be imported with MUJOCO_GL={asked} ({error}). Unset it, and torch_crl "
+        "takes what works, or install what it names; Debian and Ubuntu: `apt install libegl1 "
         "libgl1-mesa-dri` for egl, `apt install libosmesa6` for osmesa"
     )

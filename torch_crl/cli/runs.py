@@ -1,4 +1,4 @@
-"""What the commands need to know of a run directory."""
+"""Loads policies and tasks from run directories, for the commands that need them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOptions:
-    """Which policy, and what to show it on: the options that `eval` and `watch` share."""
+    """Which policy to run, and on which task: the options that `eval` and `watch` share."""
 
     run: Positional[Path]
-    """Run directory, or one folder below its policies/."""
+    """Run directory, or one of the folders in its policies/."""
     policy: Literal["newest", "best"] = "newest"
-    """Which one of the run's: the newest, or the best by its evaluations in training."""
+    """Which policy of the run: the newest, or the best by the evaluations during training."""
     task: str = ""
-    """Task to show it on; the run's own evaluation task if not given."""
+    """Task to run the policy on; the run's own evaluation task if not given."""
     episode_length: CountOrZero = 0
-    """Control steps until the time limit; as in training if not given."""
+    """Control steps until an episode's time limit; 0 takes the time limit of the training."""
     trust: bool = False
-    """Run the Python code of a task that only the run's files name."""
+    """Allow running the Python code of a task that only the run's files name, not the command."""
     seed: Seed = 1_000_000
-    """Decides starts and goals; training never uses this one."""
+    """Random seed of the episodes' starts and goals; training never uses the default value."""
 
 
 class Trained(NamedTuple):
-    """A policy and what to show it on."""
+    """A policy, and the task and time limits to run it with."""
 
     policy: "Policy"
     task: str
@@ -48,10 +48,10 @@ class Trained(NamedTuple):
 
 
 def load_trained(options: TrainedOptions) -> Trained:
-    """A policy of a run; task and time limit are those of its evaluation if not given.
+    """Load a policy of a run; task and time limit are those of its evaluations if not given.
 
-    Says on standard error which policy it is. A task that only the run's recipe names is loaded if
-    it is one of ours or `--trust` says so. Raises UsageError, UnknownTaskError or CheckpointError.
+    Prints on standard error which policy it is. A task that only the run's recipe names is loaded
+    if it is one of ours or with `--trust`. Raises UsageError, UnknownTaskError or CheckpointError.
     """
     from torch_crl.envs.registry import task_spec
     from torch_crl.runs.policies import find_policy
@@ -80,10 +80,10 @@ def load_trained(options: TrainedOptions) -> Trained:
 def allow_tasks_of(
     directory: RunDirectory, names: Iterable[str], *, typed: Iterable[str], trust: bool
 ) -> None:
-    """`allow_tasks` for what a run's recipe names; those that are Python code are then loaded.
+    """Call `allow_tasks` for tasks that a run's recipe names, and load those that are Python code.
 
-    Raises UsageError as `allow_tasks` does, and UnknownTaskError for one that cannot be loaded,
-    which says where its module was in training.
+    Raises UsageError as `allow_tasks` does, and UnknownTaskError for a task that cannot be loaded,
+    with the file that its module had in training.
     """
     from torch_crl.envs.registry import UnknownTaskError, module_of, task_spec
 
@@ -109,7 +109,7 @@ def task_env(trained: Trained, *, num_envs: int, seed: int) -> "TaskVectorEnv":
     if parse_task_name(trained.task).kind == "gymnasium":
         raise UsageError(
             f"{trained.task} has no model that MuJoCo's viewer could show; `torch-crl eval RUN "
-            "--video out.mp4` films it by its own render"
+            "--video out.mp4` films it with its own render()"
         )
     return make_task_vector_env(
         trained.task, num_envs=num_envs, episode_length=trained.episode_length, seed=seed
@@ -117,7 +117,7 @@ def task_env(trained: Trained, *, num_envs: int, seed: int) -> "TaskVectorEnv":
 
 
 def film_env(trained: Trained, *, num_envs: int, seed: int) -> "VectorEnv":
-    """Envs that can be filmed. Raises UnsuitableEnvError for one that draws no pictures."""
+    """Envs that can be filmed. Raises UnsuitableEnvError if the env cannot draw pictures."""
     from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
     from torch_crl.rendering.gl import draw_without_display
 

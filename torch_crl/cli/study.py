@@ -1,4 +1,4 @@
-"""`torch-crl study`: an open question as one command, or the list of them."""
+"""`torch-crl study`: answers an open question with runs and a report, or lists the questions."""
 
 import shlex
 import sys
@@ -16,7 +16,8 @@ from torch_crl.fields import STRICT
 from torch_crl.sweep.launch import ONE_MACHINE
 from torch_crl.system.terminal import console, print_line
 
-# Shown by --help; stands for `studies/NAME_SCALE`, so that a study goes on where it stopped.
+# Shown by --help; NAME and SCALE are replaced by the study's. Contains no date, so that the same
+# command continues a study that was stopped.
 _DEFAULT_OUT = Path("studies/NAME_SCALE")
 
 
@@ -27,18 +28,19 @@ class Options:
     __pydantic_config__ = STRICT
 
     name: Positional[str] = ""
-    """Which study; all are listed if this is left out."""
+    """Name of the study; if left out, all studies are listed."""
     scale: Literal["smoke", "small", "full"] = "smoke"
-    """smoke: that it runs, a minute or two of one core. small: a laptop's night or some GPU hours.
-    full: the published tasks, five seeds, 100 M steps."""
+    """smoke: shows only that the study runs, in a minute or two on one core.
+    small: takes a laptop a night, or a GPU some hours.
+    full: the published tasks, five seeds, 100 M env steps a run."""
     out: Path = _DEFAULT_OUT
-    """Folder of the report, and of the run directories in `runs`; finished runs are kept. Without
-    it, `cost` takes the runs of `depth`."""
+    """Folder of the report, with the run directories in `runs`; finished runs are not repeated.
+    If --out is not given, the study `cost` uses the runs of the study `depth`."""
     launch: LaunchFlags = ONE_MACHINE
     yes: bool = False
-    """Start scale full without being asked."""
+    """Start scale full without asking for confirmation."""
     dry_run: bool = False
-    """Print what the study would cost, check everything, and stop."""
+    """Check everything, print what the study would cost, and stop before training."""
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
     options = read_flags(
         Options, arguments, command="study", config=(tyro.conf.FlagCreatePairsOff,)
     )
-    # Here, so that --help stays quick.
+    # Imported here, so that --help stays quick.
     from torch_crl.study.studies import STUDIES
     from torch_crl.study.study import cost_of, run_study
     from torch_crl.sweep.driver import check_plan
@@ -87,7 +89,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _folders(options: Options, owner: str) -> tuple[Path, Path]:
-    """Of the report, and of the runs, which by default belong to the study `owner`."""
+    """Folder of the report, and folder of the runs, by default those of the study `owner`."""
     if options.out != _DEFAULT_OUT:
         return options.out, options.out / "runs"
     folder = _DEFAULT_OUT.parent
@@ -98,13 +100,13 @@ def _folders(options: Options, owner: str) -> tuple[Path, Path]:
 
 
 def _usual(scale: str) -> int:
-    """Runs at a time where the user has not said: those of scale smoke are too small for a GPU."""
+    """Default of --parallel: two at scale smoke, whose runs are too small for a GPU, else 0."""
     return 2 if scale == "smoke" else 0
 
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        raise UsageError("scale full starts only with --yes where nobody can be asked")
+        raise UsageError("without a terminal to ask for confirmation, scale full needs --yes")
     return input("start? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -1,4 +1,4 @@
-"""`torch-crl sweep`: a grid of recipes over processes, with the results in one table."""
+"""`torch-crl sweep`: trains a grid of recipes in processes and prints one table of results."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,35 +20,37 @@ if TYPE_CHECKING:
 
     from torch_crl.sweep.grid import Trial
 
-# Shown by --help; a sweep that goes on needs the same folder, so it has no date in it.
+# Contains no date, so that the same command continues a sweep in the same folder.
 _DEFAULT_OUT = Path("sweeps/sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train every combination of some settings. Started again, however it ended, it repeats no
-    finished run and goes on with the others.
+    """Train every combination of some settings.
+
+    The same command, started again after any end, keeps finished runs and continues the others.
     """
 
     __pydantic_config__ = STRICT
 
     tasks: Positional[tuple[str, ...]]
-    """Tasks to train on, each from its own preset; `torch-crl envs` lists them."""
+    """Tasks to train on, each with its own preset; `torch-crl envs` lists them."""
     grid: UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=A,B,...")]] = ()
-    """A setting and its values, by the name of its flag in `torch-crl train`; may be repeated."""
+    """A setting and its values, such as depth=4,8; NAME is a flag of `torch-crl train`.
+    May be repeated: every combination is trained."""
     set: UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]] = ()
-    """A setting of all trials; may be repeated."""
+    """A setting with one value for all trials; may be repeated."""
     algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO ...")] = ()
     """Algorithms to train with, `crl` if not given: crl, gcbc, ppo, sac, td3, sac_her, td3_her."""
     out: Path = _DEFAULT_OUT
     """Folder of the run directories, their logs and results.json."""
     launch: LaunchFlags = ONE_MACHINE
     dry_run: bool = False
-    """Print the trials and what they cost, check everything, and stop."""
+    """Check everything, print the trials and what they cost, and stop before training."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the sweep or print what it would be. Returns 1 if a trial failed."""
+    """Run the sweep or print its plan. Returns 1 if a trial failed."""
     options = read_flags(
         Options, arguments, command="sweep", config=(tyro.conf.FlagCreatePairsOff,)
     )
@@ -57,12 +59,12 @@ def main(arguments: list[str]) -> int:
         raise UsageError("; ".join(wrong) + ", --grid takes several")
     if options.algos and "algo" in axes:
         raise UsageError("--algos and --grid algo=... say the same thing; leave one out")
-    # An evaluation task may be among the values.
+    # The values may contain evaluation tasks.
     values = ",".join([*options.tasks, *axes.values(), *settings.values()]).split(",")
     allow_tasks(values, typed=values)
     if options.algos:
         axes = {"algo": ",".join(options.algos)} | axes
-    # Here, so that --help stays quick.
+    # Imported here, so that --help stays quick.
     from torch_crl.sweep.driver import check_plan, run_trials
     from torch_crl.sweep.grid import grid
     from torch_crl.sweep.results import collect, table
@@ -85,7 +87,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _assignments(texts: tuple[str, ...]) -> dict[str, str]:
-    """`name=values` to name and values. Raises UsageError."""
+    """Split each `name=values` into its name and its values. Raises UsageError."""
     found: dict[str, str] = {}
     for text in texts:
         name, equals, values = text.partition("=")
@@ -98,7 +100,7 @@ def _assignments(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def print_plan(trials: "Sequence[Trial]") -> None:
-    """Every trial with its env steps, the work of its updates and its time, and the sums."""
+    """Print the env steps, the work of the updates and the time of each trial, and their sums."""
     from rich.table import Table
 
     from torch_crl.training.calibration import estimate, summary

@@ -15,12 +15,13 @@ from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Depth
 from torch_crl.recipe.presets import preset, with_changes, with_depth
-from torch_crl.recipe.record import Algo, Recipe
+from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.settings import Algo
 from torch_crl.runs.directory import Moment, RunDirectory, default_run_dir
 from torch_crl.runs.records import read_recipe
 from torch_crl.system.terminal import print_line
 
-# Shown by --help; stands for `trainer.default_run_dir`.
+# Shown by --help; `default_run_dir` makes the real default.
 _DEFAULT_RUN_DIR = Path("runs/TASK_seedN_DATE-TIME")
 
 
@@ -32,28 +33,29 @@ class Options:
 
     recipe: Recipe = field(default_factory=Recipe)
     recipe_file: Annotated[Path | None, tyro.conf.arg(name="recipe")] = None
-    """Begin with the settings of this recipe.json in place of the task's own; flags change them."""
+    """Start from the settings in this recipe.json, not the task's preset; flags override them."""
     depth: Depth = 0
-    """Depth of actor and critic, 0 the preset's own; --actor-depth and --critic-depth beat it."""
+    """Depth of actor and critic; 0 is the preset's. --actor-depth, --critic-depth override it."""
     run_dir: Path = _DEFAULT_RUN_DIR
-    """Where the run is written."""
+    """Directory that the run is written to."""
     resume: bool = False
-    """Go on from the newest checkpoint in --run-dir; all other flags may be left out. With more
-    --env-steps than before the run becomes longer."""
+    """Continue from the newest checkpoint in --run-dir; all other flags may be left out.
+    With more --env-steps than before, the run becomes longer."""
     overwrite: bool = False
     """Delete an earlier run in --run-dir first."""
     wandb: str = ""
-    """Project of Weights & Biases that gets every record too; WANDB_MODE=offline keeps them here
-    until `wandb sync`."""
+    """Weights & Biases project to which all metrics are sent too.
+    With WANDB_MODE=offline they stay on this machine until `wandb sync`."""
     dry_run: bool = False
-    """Print what the run would cost, check everything, and stop."""
+    """Check everything, print what the run would cost, and stop before training."""
     trust: bool = False
-    """Run the Python code of tasks that only a file names: with --resume or --recipe."""
+    """With --resume or --recipe: allow running the Python code of tasks that only a file names.
+    Tasks that the command names need no --trust."""
 
 
 def main(arguments: list[str]) -> int:
     """Read the flags, then train or show the plan. Returns the exit status."""
-    # A first look for what decides the defaults of all other flags.
+    # The first pass only finds out what decides the defaults of all other flags.
     first_look = [argument for argument in arguments if argument not in ("-h", "--help")]
     nameless = with_changes(Recipe(), task={"name": "", "eval_name": ""})
     typed: list[str] = []
@@ -64,7 +66,7 @@ def main(arguments: list[str]) -> int:
         allow_tasks(typed, typed=typed)
         base = _base_recipe(asked)
     except SystemExit:
-        # The second look tells what is wrong, and beside it the defaults of what is recognised.
+        # The second pass reports what is wrong, with the defaults of the task that is recognised.
         base = _guessed_preset(arguments)
     options = _parse(arguments, Options(recipe=base))
     names = (options.recipe.task.name, options.recipe.task.eval_name)
@@ -127,13 +129,13 @@ def _run(options: Options) -> int:
 
 
 def _share_done(directory: RunDirectory, recipe: Recipe) -> float:
-    """Of the run's updates, those before its newest checkpoint."""
+    """Share of the run's updates that were done before its newest checkpoint."""
     moments = [Moment.of(folder) for folder in directory.saved_checkpoints]
     return max((moment.updates for moment in moments if moment), default=0) / recipe.total_updates
 
 
 def _base_recipe(asked: Options) -> Recipe:
-    """What the flags change: the recipe of a run or a file, else the task's preset."""
+    """The recipe that the flags change: that of a run or a file, else the task's preset."""
     task = asked.recipe.task.name
     if not _reads_file(asked):
         algo = asked.recipe.algorithm.algo
@@ -150,6 +152,6 @@ def _base_recipe(asked: Options) -> Recipe:
     if not task or task == recipe.task.name:
         return recipe
     if asked.recipe_file is not None:
-        # Of another task the file's evaluation task says nothing.
+        # The file's evaluation task belongs to the file's task, not to the one that was typed.
         recipe = with_changes(recipe, task={"eval_name": preset(task).task.eval_name})
     return with_changes(recipe, task={"name": task})

@@ -1,4 +1,4 @@
-"""`torch-crl watch RUN`: a trained policy in MuJoCo's own viewer, in real time."""
+"""`torch-crl watch RUN`: shows a trained policy in MuJoCo's own viewer, in real time."""
 
 from contextlib import closing
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Environments in three parts: task (what), simulator (on what), vector env (episodes).
+"""Environments in three parts: the task, the simulator that runs its physics, the vector env.
 
-Read `spec.py` for the numbers of a task, `registry.py` for their list, `task.py` for what a task
-does, one module of `tasks/`, then `simulators/` and `vector_env.py`. Nothing heavy is imported by
-the first two.
+Reading order: `spec.py` for the sizes and thresholds of a task, `registry.py` for the list of
+tasks, `task.py` for the functions that make up a task, one module of `tasks/`, then `simulators/`
+and `vector_env.py`, which runs the episodes. The first two import neither torch nor MuJoCo.
 """

@@ -1,4 +1,4 @@
-"""NaN, infinity and their like in what a task computes: found where they begin.
+"""Finds the first NaN, infinite or too large number in what a task computes.
 
 N envs, K numbers of an env.
 """
@@ -12,26 +12,29 @@ from torch_crl.errors import NotFiniteError
 
 
 class FiniteMonitor:
-    """Remembers, on their device, the first number of N envs that nothing can be learned from."""
+    """Remembers, on the device, the first number of N envs that is NaN, infinite or too large."""
 
     def __init__(self, sizes: dict[str, int], *, capturable: bool, device: torch.device) -> None:
-        """Watch parts [N, size], by what to call them, in the order in which they are computed.
+        """Watch several tensors [N, size], called parts.
 
-        Where `capturable`, `record` waits for nothing, so that a CUDA graph can hold it.
+        `sizes` maps the name of each part in error messages to its size, in the order in which the
+        parts are computed. With `capturable`, `record` never waits for the device, so that a CUDA
+        graph can capture it.
         """
         self._sizes = sizes
         self._capturable = capturable
-        # Index among the numbers of all envs, and control step. Written in place, never rebound.
+        # Flat index into the numbers [N, K] of all envs, and control step; -1 while nothing has
+        # been found. Written in place and never replaced by another tensor.
         self._first = torch.full((2,), -1, dtype=torch.int64, device=device)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget what has been found."""
         self._first.fill_(-1)
 
     def record(self, *parts: Tensor, steps_N: Tensor) -> None:
-        """Look at the parts of one control step, the `steps_N`-th of each env's episode."""
-        # No number is larger than the norm, which costs less than a look at each of them. A
-        # comparison with NaN is false.
+        """Check the parts of one control step, which is step `steps_N` of each env's episode."""
+        # No entry is larger than the norm, which costs less than a test of every entry. A
+        # comparison with NaN is false, so NaN is found too.
         if not self._capturable and all(float(vector_norm(part)) < LARGEST for part in parts):
             return
         wrong_NK = ~(torch.cat(parts, dim=-1).abs() < LARGEST)
@@ -41,7 +44,7 @@ class FiniteMonitor:
         self._first.copy_(torch.where(is_first, found, self._first))
 
     def check(self, task: str) -> None:
-        """Raise NotFiniteError if anything was found so far. Waits for the device."""
+        """Raise NotFiniteError if anything has been found. Waits for the device."""
         index, step = self._first.tolist()
         if index < 0:
             return

@@ -1,4 +1,4 @@
-"""One way to the parallel episodes of a task, whichever kind of name it has."""
+"""Makes the vector env of a task from its name, whichever kind of task it is."""
 
 import torch
 from torch import Generator
@@ -26,23 +26,24 @@ def make_vector_env(
     cached_starts: bool = False,
     env_timeout: float = 300.0,
 ) -> VectorEnv:
-    """`num_envs` parallel episodes of a task; `close` it at the end.
+    """Make `num_envs` parallel episodes of a task; call `close` on the result at the end.
 
     Args:
         name: a registered task, `module:function` or `gymnasium:ID`.
         episode_length: control steps until the time limit.
-        seed: decides starts and goals, drawn on the simulator's device.
+        seed: seed of the starts and goals, which are drawn on the simulator's device.
         simulator: `cpu` or `warp`, see `torch_crl.envs.simulators`.
-        num_threads: of the CPU simulator, or processes of a Gymnasium env, which brings its own
-            physics; 0 is every CPU.
-        device: of Warp; everything else is on the CPU.
-        cached_starts: each env repeats its first start and goal; not for Gymnasium envs.
-        env_timeout: seconds that a Gymnasium env may take for a step or a reset, 0 for any time.
+        num_threads: threads of the CPU simulator, or processes for a Gymnasium env, which brings
+            its own physics; 0 uses every CPU.
+        device: device of MuJoCo Warp; everything else runs on the CPU.
+        cached_starts: each env repeats its first start and goal in every episode; ignored for
+            Gymnasium envs.
+        env_timeout: seconds that a Gymnasium env may take for a step or a reset, 0 for no limit.
 
     Raises:
-        UsageError: no env or no step was asked for.
+        UsageError: `num_envs` or `episode_length` is less than 1.
         ValueError: there is no such task, or it cannot be trained on.
-        SimulatorError: the simulator cannot run it here.
+        SimulatorError: the simulator cannot run the task on this machine.
     """
     _require_positive(num_envs=num_envs, episode_length=episode_length)
     if parse_task_name(name).kind == "gymnasium":
@@ -78,7 +79,7 @@ def make_task_vector_env(
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
 ) -> TaskVectorEnv:
-    """`make_vector_env` for a registered task or `module:function`, which have a model."""
+    """Like `make_vector_env`, but only for tasks with a model: registered or `module:function`."""
     _require_positive(num_envs=num_envs, episode_length=episode_length)
     task = make_task(name)
     physics = make_simulator(

@@ -1,4 +1,7 @@
-"""Every task that ships with torch_crl, by name. Import is light: no torch, no MuJoCo."""
+"""All tasks that ship with torch_crl, by name. A new task is one more line of `_builtin_specs`.
+
+Importing this module loads neither torch nor MuJoCo.
+"""
 
 import difflib
 import importlib
@@ -18,16 +21,16 @@ if TYPE_CHECKING:
 
 
 class UnknownTaskError(TorchCrlError, ValueError):
-    """No task of that name, with the nearest ones, or one of the user's own that is no task."""
+    """No task has that name, or what the user's own function returns is not a working task."""
 
 
-# Success level to distance in metres.
+# Success levels, each with its distance in metres.
 _WALKING = {"success": 0.5, "success_easy": 2.0}
 _PUSHING = {"success": 0.1, "success_hard": 0.05}
 _ARM = {"success": 0.1, "success_easy": 0.3, "success_hard": 0.03}
-# Of the fingertips' middle; there is a condition on their distance too.
+# Distance of the fingertips' midpoint from the cube; their opening is checked as well.
 _GRASP = {"success": 0.05, "success_easy": 0.15, "success_hard": 0.02}
-# State entries, the slice of them that is the achieved goal, action entries.
+# Size of the state, the slice of it that is the achieved goal, size of the action.
 _REACHER = (10, (4, 7), 2)
 _ANT = (29, (0, 2), 8)
 _ANT_BALL = (31, (29, 31), 8)
@@ -43,11 +46,12 @@ _ARM_GRASP = (23, (16, 23), 5)
 _ARM_MOVE = (17, (0, 3), 5)
 _ARM_EEF = (11, (0, 3), 4)
 
-# The ant's evaluation on the big maze has nine goals, everyone else's ten.
+# `big_maze_eval` has nine goals for the ant and ten for the other robots.
 _TEN_GOALS = "big_maze_eval_10_goals"
 _MAZES = [name for name in LAYOUTS if name != _TEN_GOALS]
 _HUMANOID_MAZES = ["u_maze", "u_maze_eval", "big_maze", "big_maze_eval", "hardest_maze"]
-# Mazes that are one corridor, and how many cells ahead the goals of the listed variants lie.
+# Mazes that are one corridor without forks, and how many cells ahead of the start the goals of
+# the registered variants lie.
 _CORRIDORS = ["u_maze", "u2_maze", "u3_maze", "u4_maze", "u5_maze"]
 _CELLS_AHEAD = ["1f", "2f", "3f", "1f2f", "1f2f3f"]
 _GENERALIZATION = re.compile(r"ant_(?P<layout>\w+)_gen_(?P<ahead>(\d+f)+)")
@@ -73,7 +77,7 @@ def _spec(
 
 
 def _builtin_specs() -> list[TaskSpec]:
-    """All tasks, a robot after the other."""
+    """The specs of all tasks, grouped by robot."""
     return [
         _spec("reacher", "reacher:make", _REACHER, {"success": 0.05}),
         *_ant_specs(),
@@ -135,14 +139,14 @@ def _ant_specs() -> list[TaskSpec]:
 
 
 def _with_ten_goals(names: list[str]) -> list[tuple[str, str]]:
-    """Each maze and its layout, for robots other than the ant."""
+    """Pairs of a maze and the name of its layout, for robots other than the ant."""
     return [(name, _TEN_GOALS if name == "big_maze_eval" else name) for name in names]
 
 
 def _generalization_spec(name: str) -> TaskSpec:
     """The spec of `ant_<corridor>_gen_<k>f<k>f...`: goals k cells ahead of the start.
 
-    Raises UnknownTaskError for a maze that is no corridor, or one that is too short.
+    Raises UnknownTaskError if the maze is not a corridor, or is too short for these goals.
     """
     match = _GENERALIZATION.fullmatch(name)
     if match is None or match["layout"] not in _CORRIDORS:
@@ -180,10 +184,11 @@ TASKS: dict[str, TaskSpec] = _index(_builtin_specs())
 
 
 def task_spec(name: str) -> TaskSpec:
-    """The spec of a registered task, of the task that `module:function` makes, or `gymnasium:ID`.
+    """The spec of a registered task, of a `module:function` task or of a `gymnasium:ID` env.
 
-    Generalisation mazes of the ant need not be registered: `ant_u4_maze_gen_2f5f` is understood.
-    Raises UnknownTaskError with the nearest names, or what is wrong with the import or the env.
+    Generalisation mazes of the ant need not be registered: `ant_u4_maze_gen_2f5f` works too.
+    Raises UnknownTaskError, whose message gives the nearest names, or says what is wrong with the
+    import or the env.
     """
     kind = parse_task_name(name).kind
     if kind == "gymnasium":
@@ -210,14 +215,14 @@ def task_spec(name: str) -> TaskSpec:
 
 @cache
 def make_task(name: str) -> "Task":
-    """Build the task: compile its model. Tasks hold no state, so equal names share one object.
+    """Build a task and compile its model. Tasks are stateless, so equal names share one object.
 
     Raises UnknownTaskError, see `task_spec`.
     """
     kind = parse_task_name(name).kind
     if kind == "gymnasium":
         raise UnknownTaskError(f"{name} is stepped by Gymnasium; there is no task object for it")
-    # Here, because names and specs are read without torch.
+    # Imported here, because names and specs must be readable without torch.
     from torch_crl.system.torch_defaults import torch_defaults
 
     with torch_defaults():
@@ -229,27 +234,27 @@ def make_task(name: str) -> "Task":
 
 
 def module_of(name: str) -> str:
-    """The module that loading this task would import; empty if it imports nothing by name.
+    """The module that loading this task would import; empty if its name contains no module.
 
-    `gymnasium:ID` makes an env of a package that is installed and known to Gymnasium.
+    `gymnasium:ID` contains none: the package of such an env is registered with Gymnasium already.
     """
     return parse_task_name(name).module
 
 
 def task_files(names: Sequence[str]) -> dict[str, str]:
-    """Loaded tasks and Gymnasium envs of the user's own, by name, to the files of their modules."""
+    """Task name to the file of its module, for the user's own tasks and envs that are loaded."""
     modules = {name: sys.modules.get(module_of(name)) for name in names}
     files = {name: getattr(module, "__file__", None) for name, module in modules.items()}
     return {name: file for name, file in files.items() if file}
 
 
 def _make_own_task(name: str) -> "Task":
-    """What the user's function returns, where that is a task that works."""
+    """The task that the user's function returns. Raises UnknownTaskError if it does not work."""
     from torch_crl.envs.trial import task_problems
 
     try:
         function = _load(name)
-    # A module may raise, or leave, whatever it likes while it is imported.
+    # A module may raise any error, or call sys.exit, while it is imported.
     except (Exception, SystemExit) as error:
         raise UnknownTaskError(
             f"task {name!r} was read as module:function and could not be loaded: "

@@ -1,11 +1,11 @@
-"""The numbers of a task: all that can be known without building its model."""
+"""Sizes and thresholds of a task: all that is known without building its model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 LARGEST = 1e10
-"""No number of an env may be beyond it: MuJoCo calls its own bad there, and the square of a much
-larger one is infinite in float32."""
+"""Largest magnitude allowed for any number of an env: MuJoCo reports its own numbers as bad beyond
+it, and the square of a much larger number is infinite in float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,14 +15,14 @@ class TaskSpec:
     name: str
     """Name on the command line: `ant`, `module:function` of your own, or `gymnasium:ID`."""
     state_size: int
-    """Entries of the state vector (the commanded goal not included)."""
+    """Number of entries of the state vector, without the commanded goal."""
     goal_slice: tuple[int, int]
-    """First and one-past-last state entry that make up the achieved goal."""
+    """(first, stop): the slice of the state vector that is the achieved goal."""
     action_size: int
-    """Entries of the action; each lies in [-1, 1]."""
+    """Number of entries of the action; each lies in [-1, 1]."""
     success_radius: Mapping[str, float]
     """Success level (`success`, `success_easy`, `success_hard`) to distance in metres;
-    empty for Gymnasium envs, which say themselves what success is."""
+    empty for Gymnasium envs, which define success themselves."""
     episode_length: int = 1000
     """Control steps until the time limit, unless the recipe says otherwise."""
     build: str = ""
@@ -32,12 +32,12 @@ class TaskSpec:
 
     @property
     def goal_size(self) -> int:
-        """Entries of the goal."""
+        """Number of entries of the goal."""
         return self.goal_slice[1] - self.goal_slice[0]
 
     @property
     def success_text(self) -> str:
-        """The success radii for people: `0.5, easy 2`, in metres."""
+        """The success radii in metres, as text for people: `0.5, easy 2`."""
         return ", ".join(
             f"{level.removeprefix('success').removeprefix('_')} {radius:g}".strip()
             for level, radius in self.success_radius.items()

@@ -1,4 +1,4 @@
-"""What a task is: functions over whole batches of simulations, independent of where they run.
+"""What a task is: functions over whole batches of simulations, independent of the simulator.
 
 N envs, S state, G goal, A action, Q positions (nq), V velocities (nv).
 """
@@ -55,12 +55,12 @@ def direct_control(action_NA: Tensor, simulator: Simulator) -> Tensor:  # noqa: 
 
 
 def euclidean_distance(achieved_NG: Tensor, goal_NG: Tensor) -> Tensor:
-    """|achieved - goal| in the goal's units. Returns [N]."""
+    """Norm of achieved - goal, in the goal's units. Returns [N]."""
     return (achieved_NG - goal_NG).square().sum(-1).sqrt()
 
 
 def goal_points(goal_G: Tensor) -> Tensor:
-    """Where to draw a goal: one of 1 or 2 numbers on the floor, one of 3k numbers as k points.
+    """Where to draw a goal: 1 or 2 numbers are a point on the floor, 3k numbers are k points.
 
     Returns [points, 3] in metres.
     """
@@ -83,38 +83,38 @@ class Task:
     """Physics steps per control step."""
     sample_start: Callable[[int, torch.Generator], Start]
     state: Callable[[Simulator], Tensor]
-    """Simulator to float32 state [N, S], a new tensor."""
+    """Function from the simulator to the float32 state [N, S], which must be a new tensor."""
     fields: tuple[str, ...] = ()
-    """Derived MjData fields that `state` or `control` read, such as `xpos`. They are current: what
-    `mj_forward` makes of the state, and of the control of the step before."""
+    """Derived MjData fields that `state` or `control` read, such as `xpos`. They hold what
+    `mj_forward` computes from the present state and the control of the step before."""
     control: Callable[[Tensor, Simulator], Tensor] = scaled_control
-    """(action [N, A], simulator) to actuator controls [N, nu]. By default -1 and 1 are the ends of
-    each actuator's `ctrlrange`, and of one without limits -1 and 1."""
+    """(action [N, A], simulator) to actuator controls [N, nu]. By default -1 and 1 map to the
+    ends of each actuator's `ctrlrange`; an actuator without limits gets the action unchanged."""
     failed: Callable[[Tensor], Tensor] = never_failed
     """State [N, S] to bool [N]."""
     distance: Callable[[Tensor, Tensor], Tensor] = euclidean_distance
     """(achieved goal [N, G], goal [N, G]) to distance [N]."""
     reached: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
-    """(achieved goal [N, G], goal [N, G]) to success level to bool [N], for tasks where that is
-    more than a distance below `spec.success_radius`."""
+    """(achieved goal [N, G], goal [N, G]) to a dict of success level to bool [N], for tasks whose
+    success is more than a distance below `spec.success_radius`."""
     moved_goal: Callable[[Tensor, Tensor], Tensor] | None = None
     """(goal [N, G], state after a step [N, S]) to the goal from then on, for a goal that moves."""
     capacity: Capacity = DEFAULT_CAPACITY
-    """Room for contacts, where the simulator reserves it; too little is an error there."""
+    """Room for contacts, where the simulator reserves it; too little raises an error there."""
     goal_points: Callable[[Tensor], Tensor] = goal_points
     """Goal [G] to the points [P, 3] at which pictures draw it."""
 
     def achieved_goal(self, state_NS: Tensor) -> Tensor:
-        """The slice of the state that a goal asks for. Any leading shape."""
+        """The slice of the state that is compared with a goal. Any leading shape."""
         first, stop = self.spec.goal_slice
         return state_NS[..., first:stop]
 
     def success(self, achieved_NG: Tensor, goal_NG: Tensor) -> dict[str, Tensor]:
-        """Success level to bool [N]."""
+        """Dict of success level to bool [N]."""
         return self.outcome(achieved_NG, goal_NG)[1]
 
     def outcome(self, achieved_NG: Tensor, goal_NG: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Distance [N], and success level to bool [N]."""
+        """Distance [N], and a dict of success level to bool [N]."""
         distance_N = self.distance(achieved_NG, goal_NG)
         if self.reached is not None:
             return distance_N, self.reached(achieved_NG, goal_NG)

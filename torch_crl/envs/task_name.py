@@ -1,4 +1,4 @@
-"""The name of a task taken apart: one of ours, a function of the user's, or a Gymnasium env."""
+"""Parses the name of a task: a registered one, a function of the user's, or a Gymnasium env."""
 
 from typing import Literal, NamedTuple
 
@@ -6,19 +6,19 @@ _GYMNASIUM = "gymnasium:"
 
 
 class TaskName(NamedTuple):
-    """The name of a task, taken apart."""
+    """The parts of a task's name."""
 
     kind: Literal["registered", "own", "gymnasium"]
     """`ant` is registered, `module:function` a task of the user's own, `gymnasium:ID` or
     `gymnasium:module:ID` a Gymnasium goal env."""
     module: str
-    """The module that loading the task imports; empty if its name does not say one."""
+    """The module that loading the task imports; empty if its name contains none."""
     rest: str
     """The registered name, the function of the module, or Gymnasium's id, module included."""
 
 
 def parse_task_name(name: str) -> TaskName:
-    """Take a name apart. Whether there is such a task is found out where it is loaded."""
+    """Split a name into its parts. Whether such a task exists is checked when it is loaded."""
     if name.startswith(_GYMNASIUM):
         env_id = name.removeprefix(_GYMNASIUM)
         module, colon, _ = env_id.partition(":")

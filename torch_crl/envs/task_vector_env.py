@@ -1,4 +1,4 @@
-"""N parallel episodes of one of our tasks; here it is decided where an episode begins and ends.
+"""N parallel episodes of one of our tasks; decides where each episode begins and ends.
 
 N envs, S state, G goal, A action, U actuators.
 """
@@ -18,8 +18,8 @@ from torch_crl.system.torch_defaults import torch_defaults
 class TaskVectorEnv(VectorEnv):
     """Steps N episodes on a simulator and starts the next one wherever one ends.
 
-    Every start is a fresh draw. With `cached_starts` each env repeats its first start and goal in
-    every episode, as the published implementation does.
+    Every episode has a newly drawn start and goal. With `cached_starts` each env repeats its first
+    start and goal in every episode, as the published implementation does.
     """
 
     saves_state = True
@@ -33,7 +33,7 @@ class TaskVectorEnv(VectorEnv):
         generator: Generator,
         cached_starts: bool = False,
     ) -> None:
-        """Draw the first starts. The generator, on the simulator's device, draws later ones too."""
+        """Draw the first starts. `generator`, on the simulator's device, draws later ones too."""
         self.task = task
         self.spec = task.spec
         self.simulator = simulator
@@ -56,7 +56,7 @@ class TaskVectorEnv(VectorEnv):
 
     @torch_defaults()
     def reset(self) -> None:
-        """Begin a fresh episode in every env. What `check` would raise for is forgotten."""
+        """Begin a fresh episode in every env, and forget non-finite numbers found before."""
         self._finite.reset()
         with self._device_context():
             self._begin_episodes(torch.ones(self.num_envs, dtype=torch.bool))
@@ -76,11 +76,11 @@ class TaskVectorEnv(VectorEnv):
         self.steps_N += 1
         state_NS = task.state(simulator)
         unstable_N = simulator.unstable()
-        # A captured step cannot ask whether there is anything to do; others save the time.
+        # A captured step cannot branch on tensors, so it always does this; others save the time.
         if self.capturable or unstable_N.any():
             self.unstable_N += unstable_N
             self.unstable_step_N.copy_(torch.where(unstable_N, self.steps_N, self.unstable_step_N))
-            # What diverged is no state of the task; the one before it is.
+            # A diverged state is no valid state of the task, so the one before it is kept.
             state_NS = torch.where(unstable_N[:, None], self.state_NS, state_NS)
         if task.moved_goal is not None:
             self.goal_NG.copy_(task.moved_goal(self.goal_NG, state_NS))
@@ -107,22 +107,22 @@ class TaskVectorEnv(VectorEnv):
         return result
 
     def goal_after(self, goal_NG: Tensor, state_NS: Tensor) -> Tensor:
-        """The goal that the task's `moved_goal` makes of it, or the same one without such."""
+        """The goal that the task's `moved_goal` returns; the same goal if the task has none."""
         moved_goal = self.task.moved_goal
         return goal_NG if moved_goal is None else moved_goal(goal_NG, state_NS)
 
     def outcome(
         self, achieved_goal_NG: Tensor, goal_NG: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Distance and success by the task's own measure."""
+        """Distance and success as the task defines them."""
         return self.task.outcome(achieved_goal_NG, goal_NG)
 
     def check(self) -> None:
-        """Raise if what was told since `reset` cannot be trusted. Waits for the device.
+        """Raise if the results since `reset` cannot be trusted. Waits for the device.
 
         Raises:
             NotFiniteError: an action, or what a function of the task returned, was not finite.
-            SimulatorError: physics is wrong.
+            SimulatorError: physics is wrong, see `Simulator.check`.
         """
         self._finite.check(self.spec.name)
         self.simulator.check()
@@ -131,7 +131,7 @@ class TaskVectorEnv(VectorEnv):
         """Nothing to release; other kinds of envs hold processes."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that `load_state_dict` needs to go on as if never stopped."""
+        """Everything that `load_state_dict` needs to continue as if never interrupted."""
         tensors = {
             "simulator": self.simulator.get_state(),
             "generator": self.generator.get_state(),
@@ -152,7 +152,7 @@ class TaskVectorEnv(VectorEnv):
                 tensor.copy_(tensors[f"cached_{name}"])
 
     def live_tensors(self) -> dict[str, Tensor]:
-        """All that changes from step to step, besides the simulator."""
+        """All tensors that change from step to step, apart from the simulator's."""
         return {
             "state": self.state_NS,
             "goal": self.goal_NG,
@@ -163,14 +163,14 @@ class TaskVectorEnv(VectorEnv):
         }
 
     def _device_context(self) -> AbstractContextManager[object]:
-        """Inside, plain `torch.zeros` and draws of the task are made on the simulator's device."""
+        """Context in which `torch.zeros` and the task's draws use the simulator's device."""
         device = self.simulator.device
-        # The mode costs some time at every call of torch.
+        # A device context costs some time at every torch call; the CPU needs none.
         return nullcontext() if device.type == "cpu" else device
 
     def _make_finite_monitor(self) -> FiniteMonitor:
         spec = self.spec
-        # A state that is acted on was looked at in the step before, unless it began an episode.
+        # The state before the action was checked in the step before, unless it began an episode.
         sizes = {
             "what `state` returned at the start of the episode": spec.state_size,
             "the goal, by `sample_start` or `moved_goal`,": spec.goal_size,
@@ -185,7 +185,7 @@ class TaskVectorEnv(VectorEnv):
         return self.task.sample_start(self.num_envs, self.generator)
 
     def _fresh_starts(self, mask_N: Tensor) -> Start:
-        """Starts of all N envs, of which only those in the mask need be draws."""
+        """Starts for all N envs; only those in the mask need to be random draws."""
         if self.capturable:
             return self._sample_start()
         ids = mask_N.nonzero()[:, 0]
@@ -198,7 +198,7 @@ class TaskVectorEnv(VectorEnv):
         )
 
     def _cached_start(self) -> Start:
-        # A task may give one tensor for two parts; in a checkpoint each has its own memory.
+        # A task may return one tensor for two parts; a checkpoint needs separate memory for each.
         with self._device_context():
             return Start(*(part.clone() for part in self._sample_start()))
 

@@ -1,4 +1,4 @@
-"""A first try of a task of the user's own: every problem at once, before it is used.
+"""Tries out a task of the user's own before it is used, and reports all problems at once.
 
 G goal, A action, S state, Q positions, V velocities, U actuators.
 """
@@ -24,7 +24,7 @@ _FLOATS = (torch.float32, torch.float64)
 
 @torch_defaults()
 def task_problems(task: Any) -> list[str]:
-    """What is wrong with a task, found by two starts and one control step of it."""
+    """Problems of a task, found by one control step of two envs; empty if there are none."""
     if not isinstance(task, Task):
         return [f"it must return a torch_crl.Task, and returned {_shortly(task)}"]
     spec: Any = task.spec
@@ -44,7 +44,7 @@ def task_problems(task: Any) -> list[str]:
         function = getattr(task, name)
         if not callable(function) and (name in required or function is not None):
             problems.append(f"{name} must be a function, got {_shortly(function)}")
-    # Without these nothing can be tried.
+    # If any of these is wrong, nothing can be tried.
     return problems or [*_radius_problems(task.spec.success_radius), *_Trial(task).problems]
 
 
@@ -77,10 +77,11 @@ def _radius_problems(radius: object) -> list[str]:
 
 
 class _Trial:
-    """Calls every function of the task once, and those that it can after one that failed."""
+    """Calls every function of the task once, also after failures, where that is possible."""
 
     def __init__(self, task: Task) -> None:
         self.problems: list[str] = []
+        self._told: set[str] = set()
         self._task = task
         goal_NG, simulator = self._start()
         state_NS = None if simulator is None else self._step(simulator)
@@ -88,7 +89,7 @@ class _Trial:
             self._judge(state_NS, goal_NG)
 
     def _start(self) -> tuple[Tensor | None, Simulator | None]:
-        """Goals, and a simulator at the start; None for what could not be made."""
+        """Goals, and a simulator set to the start; None for what could not be made."""
         task, model = self._task, self._task.model
         start = self._call("sample_start", task.sample_start, _NUM_ENVS, Generator().manual_seed(0))
         if not isinstance(start, Start):
@@ -105,7 +106,7 @@ class _Trial:
             return goal_NG, None
         try:
             simulator = CpuSimulator(model, num_envs=_NUM_ENVS, fields=task.fields, num_threads=1)
-        # MuJoCo has reasons of its own to refuse a model.
+        # MuJoCo may refuse a model for reasons of its own.
         except (SimulatorError, ValueError, mujoco.FatalError) as error:
             self._tell("model", f"cannot be simulated: {error}")
             return goal_NG, None
@@ -113,7 +114,7 @@ class _Trial:
         return goal_NG, simulator
 
     def _step(self, simulator: Simulator) -> Tensor | None:
-        """The state after one control step, or before it if there could be none."""
+        """The state after one control step, or before it if no step is possible."""
         task = self._task
         state_NS = self._state("state", simulator)
         action_NA = 2 * torch.rand(_NUM_ENVS, task.spec.action_size, generator=Generator()) - 1
@@ -129,7 +130,7 @@ class _Trial:
         return self._state("state, after a control step,", simulator)
 
     def _judge(self, state_NS: Tensor | None, goal_NG: Tensor) -> None:
-        """Failure, distance, success and the goal's motion."""
+        """Try the functions for failure, distance, success and the goal's motion."""
         task = self._task
         achieved_NG = goal_NG if state_NS is None else task.achieved_goal(state_NS)
         distance = self._call("distance", task.distance, achieved_NG, goal_NG)
@@ -154,7 +155,7 @@ class _Trial:
         return self._numbers(what, state, (self._task.spec.state_size,), dtypes=(torch.float32,))
 
     def _call(self, name: str, function: Callable[..., Any], *arguments: object) -> Any:
-        """What the function returns; None, and a problem, if it raised or returned nothing."""
+        """What the function returns; None, and a problem, if it raised or returned None."""
         try:
             value = function(*arguments)
         except TorchCrlError as error:
@@ -175,9 +176,9 @@ class _Trial:
         *,
         dtypes: tuple[torch.dtype, ...] = _FLOATS,
     ) -> Tensor | None:
-        """The value, if it is a finite tensor of this shape for each env in one of the dtypes."""
+        """The value if it is a finite tensor [envs, *shape] in one of the dtypes, else None."""
         wanted = [_NUM_ENVS, *shape]
-        if value is None:  # Told where it was called.
+        if value is None and what in self._told:
             return None
         if not isinstance(value, Tensor):
             self._tell(what, f"must be a torch tensor of shape {wanted}, got {_shortly(value)}")
@@ -199,6 +200,7 @@ class _Trial:
 
     def _tell(self, what: str, problem: str) -> None:
         self.problems.append(f"{what} {problem}")
+        self._told.add(what)
 
 
 def _is_count(value: object) -> bool:

@@ -1,7 +1,7 @@
-"""Whose code may run: that of tasks which the user has typed, or trusts.
+"""Which tasks' code may run: that of tasks whose names the user has typed, or trusts.
 
-A task of one's own is a Python module, and to load it is to run it. A name that stands only in a
-file, which a stranger may have sent, is therefore not loaded before the user has said --trust.
+A task of the user's own is a Python module, and loading it runs its code. A task that is named only
+in a file, which a stranger may have sent, is therefore not loaded unless the user gives --trust.
 """
 
 import os
@@ -15,13 +15,14 @@ from torch_crl.errors import UsageError
 def allow_tasks(
     names: Iterable[str], *, typed: Iterable[str] = (), trust: bool = False, source: object = ""
 ) -> None:
-    """Let these tasks be loaded, also from modules in the working directory.
+    """Allow these tasks to be loaded, also from modules in the working directory.
 
     Args:
-        typed: those of them that stand on the command line.
+        typed: those of the names that the user typed on the command line.
         trust: whether the user trusts `source`, the file or folder that names the others.
 
-    Raises UsageError, which shows what would be imported, for names that are neither.
+    Raises UsageError, which shows what would be imported, for names that are
+    neither typed nor trusted.
     """
     own = [name for name in dict.fromkeys(names) if module_of(name)]
     named_only = [name for name in own if name not in set(typed)]
@@ -31,6 +32,6 @@ def allow_tasks(
             f"{source} names a task that is Python code, and would import {imports}; give --trust "
             "if you trust who made it, or type the task's name yourself"
         )
-    # Last, so that no file lying here is taken for a library.
+    # Appended last, so that no file in the working directory is imported in place of a library.
     if own and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

@@ -1,4 +1,4 @@
-"""What a batch of parallel episodes is to all that collects, evaluates and films.
+"""The interface of a batch of parallel episodes, for collection, evaluation and videos.
 
 N envs, S state, G goal, A action.
 """
@@ -14,14 +14,14 @@ from torch_crl.envs.spec import TaskSpec
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one control step of N envs brought."""
+    """The result of one control step of N envs."""
 
     final_state_NS: Tensor
-    """float32 state after the action, the last one of its episode where that ended."""
+    """float32 state after the action; where the episode ended, its last state."""
     distance_N: Tensor
     """Distance from that state's achieved goal to the commanded goal."""
     success: dict[str, Tensor]
-    """Success level to bool [N], of that state."""
+    """Success level to bool [N], for that state."""
     terminated_N: Tensor
     """The episode ended because it failed, or because its physics became unstable."""
     truncated_N: Tensor
@@ -34,15 +34,16 @@ class VectorEnv(ABC):
     """N episodes that are stepped together; wherever one ends, the next one begins.
 
     The tensors live on the simulator's device, are written in place and are never replaced by
-    other tensors. `TaskVectorEnv` has our own tasks, `GymnasiumVectorEnv` those of Gymnasium.
+    other tensors. `TaskVectorEnv` runs our own tasks, `GymnasiumVectorEnv` runs Gymnasium's goal
+    envs.
     """
 
     saves_state: bool
-    """Whether a run goes on in the middle of its episodes after `load_state_dict`."""
+    """Whether `load_state_dict` continues in the middle of the saved episodes."""
     capturable: bool
-    """Whether a CUDA graph can hold `step`, because it waits for nothing."""
+    """Whether a CUDA graph can capture `step`, because it never waits for the device."""
     generators: Sequence[Generator]
-    """What a captured `step` draws from."""
+    """Random number generators that a captured `step` draws from."""
     spec: TaskSpec
     num_envs: int
     episode_length: int
@@ -50,7 +51,7 @@ class VectorEnv(ABC):
     seconds_per_step: float
     """Simulated time of a control step."""
     state_NS: Tensor
-    """float32: what to act on next."""
+    """float32: the present state, on which to base the next action."""
     goal_NG: Tensor
     """float32: the commanded goal of the present episode."""
     steps_N: Tensor
@@ -72,28 +73,28 @@ class VectorEnv(ABC):
 
     @abstractmethod
     def goal_after(self, goal_NG: Tensor, state_NS: Tensor) -> Tensor:
-        """What a goal has become in this state, for tasks whose goal moves with the state."""
+        """What a goal becomes in this state, for tasks whose goal moves with the state."""
 
     @abstractmethod
     def outcome(
         self, achieved_goal_NG: Tensor, goal_NG: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Distance [N] of achieved goals to others, and success level to bool [N].
+        """Distance [N] from achieved goals to goals, and a dict of success level to bool [N].
 
-        Raises ValueError where only the env itself knows, as those of Gymnasium.
+        Raises ValueError where it is known for the env's own state only, as in Gymnasium's envs.
         """
 
     @abstractmethod
     def check(self) -> None:
-        """Raise if what was told since `reset` cannot be trusted; may wait for the device."""
+        """Raise if the results since `reset` cannot be trusted; may wait for the device."""
 
     @abstractmethod
     def live_tensors(self) -> dict[str, Tensor]:
-        """What `step` changes, by name, besides the state of the simulator."""
+        """The tensors that `step` changes, by name, apart from the state of the simulator."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """What can be saved of the present moment."""
+        """The part of the present state that can be saved."""
 
     @abstractmethod
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -101,4 +102,4 @@ class VectorEnv(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End processes and free what is held; calling it again does nothing."""
+        """End processes and free resources; calling it again does nothing."""

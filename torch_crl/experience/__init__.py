@@ -1,1 +1,1 @@
-"""From the envs to a batch: collecting steps, keeping them, drawing goals for them."""
+"""From the envs to a training batch: collecting steps, storing them, drawing goals for them."""

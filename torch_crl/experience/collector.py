@@ -16,20 +16,20 @@ from torch_crl.system.threads import torch_threads
 
 
 class Rows(Protocol):
-    """Where steps of N envs are written, such as the replay."""
+    """What steps of N envs are written to, such as the replay."""
 
     def write(self, step: Transition) -> None:
-        """Write one step of every env; a CUDA graph may hold the call."""
+        """Write one step of every env; the call may be captured in a CUDA graph."""
 
     def advance(self) -> None:
         """Count the step just written."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is written to, by name."""
+        """The tensors that `write` changes, by name."""
 
 
 class Collector:
-    """A sampling policy in `env`, with commanded goals."""
+    """Acts in `env` with actions sampled from the policy, given the goals that the env commands."""
 
     def __init__(
         self, env: VectorEnv, actor: ResidualTower, rows: Rows, *, generator: Generator
@@ -47,9 +47,9 @@ class Collector:
         )
 
     def use_graphs(self, make_recorder: Callable[[list[Generator]], Recorder]) -> None:
-        """Replay a capture of `step` where the env allows it, else of `act`.
+        """From now on capture and replay `step` as a CUDA graph if the env allows it, else `act`.
 
-        `make_recorder` is given the generators that the captured function draws from.
+        `make_recorder` receives the generators that the captured function draws from.
         """
         env, actor = self.env, self.actor
         if env.capturable:
@@ -82,17 +82,17 @@ class Collector:
         return self.episodes(steps)
 
     def episodes(self, steps: int) -> dict[str, float]:
-        """What `collect(steps)` returned last."""
+        """The metrics that the last `collect(steps)` returned."""
         return {
             "collected_at_goal": float(self._at_goal_N.mean()) / steps,
             "collected_failures": float(self._failures_N.mean()) / steps,
         }
 
     def step(self) -> dict[str, Tensor]:
-        """One control step of every env, written down; nothing is returned under any name."""
+        """Take one control step in every env and write it to the rows; returns an empty dict."""
         env = self.env
         first, stop = env.spec.goal_slice
-        # `env.step` writes what comes next into its own tensors.
+        # Copied, since `env.step` overwrites these tensors with the next state and trajectory.
         state_NS, trajectory_N = env.state_NS.clone(), env.trajectory_N.clone()
         inputs_NI = torch.cat([state_NS, env.goal_NG], dim=-1).to(self._device)
         action_NA = (self.act_graph or self.act)(inputs_NI)["action"]
@@ -114,7 +114,7 @@ class Collector:
         return {"action": squashed_gaussian(output_N2A, noise_NA, implementation=implementation)[0]}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Envs and exploration noise, to go on as if never stopped."""
+        """State of the envs and of the exploration noise, to continue as if never interrupted."""
         own = {"generator": self.generator.get_state()}
         own |= {"at_goal": self._at_goal_N, "failures": self._failures_N}
         return own | flatten({"env": self.env.state_dict()})
@@ -130,5 +130,5 @@ class Collector:
         self._failures_N.copy_(tensors["failures"])
 
     def close(self) -> None:
-        """Release what the env holds."""
+        """Release the resources of the env."""
         self.env.close()

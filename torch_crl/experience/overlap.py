@@ -1,11 +1,11 @@
-"""Collect on the CPU while a GPU updates: one collection of lag. N envs, S state, A action.
+"""Collect on the CPU while a GPU updates, one collection ahead. N envs, S state, A action.
 
     main thread    | take k | updates on k     | take k+1 | updates on k+1 ...
     other thread            | collects k+1                | collects k+2 ...
                             ^ with the weights of this moment
 
-Without overlap, collection k + 1 acts with what the updates on k have made of the weights; with it,
-with the weights from before them. The algorithm is off-policy and does not mind.
+Without overlap, collection k + 1 acts with the weights after the updates on k; with overlap, it
+acts with the weights from before them. The algorithm is off-policy, so it allows this lag.
 """
 
 import copy
@@ -24,12 +24,12 @@ from torch_crl.system.cuda_graph import Recorder
 
 
 class Staging:
-    """The steps of one collection, on the CPU, until the replay may take them."""
+    """Holds the steps of one collection on the CPU until they are moved to the replay."""
 
     def __init__(
         self, *, rows: int, num_envs: int, state_size: int, goal_size: int, action_size: int
     ) -> None:
-        """Room for `rows` steps of N envs."""
+        """Allocate memory for `rows` steps of N envs."""
         self.filled = 0
         self._parts = Transition(
             state=torch.zeros(rows, num_envs, state_size),
@@ -40,7 +40,7 @@ class Staging:
         )._asdict()
 
     def write(self, step: Transition) -> None:
-        """See `Rows`; the row is chosen on the host, so no CUDA graph can hold this."""
+        """See `Rows`; the host chooses the row, so no CUDA graph can capture the call."""
         for part, row in zip(self._parts.values(), step, strict=True):
             part[self.filled].copy_(row)
 
@@ -53,7 +53,7 @@ class Staging:
         return self._parts
 
     def move_to(self, replay: Replay) -> None:
-        """Add all steps to the replay, oldest first, and forget them."""
+        """Add all steps to the replay, oldest first, and drop them here."""
         parts = [part[: self.filled].to(replay.device) for part in self._parts.values()]
         for row in zip(*parts, strict=True):
             replay.add(Transition(*row))
@@ -64,7 +64,7 @@ class Staging:
         return {name: part[: self.filled] for name, part in self._parts.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; nothing, for no tensors."""
+        """Restore what `state_dict` returned; without tensors, no steps are held."""
         self.filled = len(tensors["state"]) if tensors else 0
         for name, tensor in tensors.items():
             self._parts[name][: self.filled].copy_(tensor)
@@ -82,7 +82,7 @@ class OverlappingCollector:
         rows: int,
         generator: Generator,
     ) -> None:
-        """`rows` is the most steps of a collection; all else as for `Collector`."""
+        """`rows` is the largest number of steps of a collection; the rest is as for `Collector`."""
         self.env = env
         self._actor, self._acting, self._replay = actor, copy.deepcopy(actor), replay
         self._staging = Staging(
@@ -103,7 +103,7 @@ class OverlappingCollector:
         self._collector.use_graphs(make_recorder)
 
     def start(self, steps: int) -> None:
-        """Begin a collection with the present weights, and return at once."""
+        """Start a collection with the current weights, and return at once."""
         with torch.no_grad():
             pairs = zip(self._acting.parameters(), self._actor.parameters(), strict=True)
             for ours, present in pairs:
@@ -113,9 +113,10 @@ class OverlappingCollector:
         self._under_way = self._thread.submit(self._collect, steps)
 
     def collect(self, steps: int) -> dict[str, float]:
-        """Move the collection under way, or one that begins now, into the replay.
+        """Wait for the running collection and move its steps into the replay.
 
-        Returns what `Collector.collect` does.
+        If no collection is running or staged, one is started first. Returns the metrics of
+        `Collector.collect`.
         """
         if self._under_way is None and not self._staging.filled:
             self.start(steps)
@@ -125,7 +126,7 @@ class OverlappingCollector:
         return episodes
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Waits for the collection under way; its steps are part of the state."""
+        """Waits for the running collection, since its steps are part of the state."""
         self._wait()
         tensors = self._collector.state_dict()
         if self._staging.filled:
@@ -133,7 +134,7 @@ class OverlappingCollector:
         return tensors
 
     def staged_like(self, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """What a state that has as many steps staged as `tensors` does must look like."""
+        """Template for the staged part of a state, with as many steps as `tensors` has staged."""
         steps = len(tensors.get(f"{prefix}/state", ()))
         parts = self._staging.tensors() if steps else {}
         return {f"{prefix}/{name}": part[:steps] for name, part in parts.items()}
@@ -145,12 +146,12 @@ class OverlappingCollector:
         self._staging.load_state_dict(part_of(tensors, "staged"))
 
     def close(self) -> None:
-        """End the thread and release what the env holds."""
+        """End the thread and release the resources of the env."""
         self._thread.shutdown()
         self._collector.close()
 
     def _wait(self) -> None:
-        """Until the thread is idle. What went wrong there is raised here."""
+        """Wait until the thread is idle. An exception in the thread is raised here."""
         if self._under_way is not None:
             self._under_way.result()
             self._under_way = None

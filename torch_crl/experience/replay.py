@@ -1,22 +1,22 @@
-"""Trajectory ring on the training device, and the hindsight goals drawn from it.
+"""Ring buffer of trajectories on the training device, and the hindsight goals drawn from it.
 
-    column (env)  0   1   2            `rows` rows of N columns; row r lives in slot r % rows.
-    slot 0      [r=6 r=6 r=6]          Rows are numbered from 0 for ever; the newest is
-    slot 1      [r=7 r=7 r=7] newest   `next_row` - 1. Here rows = 5: slots 2-4 hold rows 3-5
-    slot 2      [r=3 r=3 r=3] oldest   of the pass before, and slot 0 has been written over.
-    slot 3      [r=4 r=4 r=4]
-    slot 4      [r=5 r=5 r=5]
+    column (env)  0   1   2            `rows` rows of N columns; row r is in slot r % rows.
+    slot 0      [r=5 r=5 r=5]          Rows are numbered from 0 for ever; the newest is
+    slot 1      [r=6 r=6 r=6]          `next_row` - 1. Here rows = 5: slots 3-4 hold rows 3-4
+    slot 2      [r=7 r=7 r=7] newest   of the previous pass; slots 0-2 have been overwritten.
+    slot 3      [r=3 r=3 r=3] oldest
+    slot 4      [r=4 r=4 r=4]
 
-A row is one control step of every env: the state acted on, the action, and the goal achieved
-after it. That one is also part of the next row's state, but for the last step of an episode, after
-which the next row begins another:
+A row is one control step of every env: the state before the step, the action, and the goal
+achieved after the step. The achieved goal is also part of the next row's state, except after the
+last step of an episode, where the next row begins a new episode:
 
     state[r] --action[r]--> achieved[r] = goal of state[r + 1] --action[r + 1]--> achieved[r + 1]
                             a goal 1 step ahead of row r                          2 steps ahead
 
-A column's trajectories are numbered upwards, so at most `rows` of them are in the ring and their
-numbers differ modulo `rows`: `last_row` holds, for each, the newest row that it reaches. With it
-the horizon of a hindsight goal is one subtraction: last_row - r + 1.
+The trajectories of a column are numbered consecutively. At most `rows` of them are in the ring, so
+their numbers differ modulo `rows`, and `last_row` holds at that index the newest row of each. The
+horizon of a hindsight goal is then one subtraction: last_row - r + 1.
 
 B batch, N envs, S state, G goal, A action.
 """
@@ -34,15 +34,15 @@ class Transition(NamedTuple):
     """One control step of N envs, as the replay takes it."""
 
     state: Tensor
-    """[N, S], which was acted on."""
+    """[N, S], the state before the step."""
     action: Tensor
     """[N, A]"""
     achieved: Tensor
-    """[N, G], the achieved goal after the step; of the last state where the episode ended."""
+    """[N, G], the goal achieved after the step; that of the final state if the episode ended."""
     trajectory: Tensor
-    """[N] whole numbers: which trajectory of its env the step is in, counted upwards."""
+    """[N] integers: the number of the step's trajectory, counted upwards in each env."""
     unstable: Tensor
-    """bool [N]: physics diverged in the step, so that nothing was achieved after it."""
+    """bool [N]: whether the physics diverged in the step, so that no goal was achieved after it."""
 
 
 class Replay:
@@ -65,12 +65,12 @@ class Replay:
         device: torch.device | str = "cpu",
         implementation: str = "reference",
     ) -> None:
-        """Reserve all memory now.
+        """Allocate all memory.
 
         Args:
-            window: above 0, draw by the published procedure, in windows of that many rows.
+            window: if above 0, draw by the published procedure, in windows of that many rows.
             dtype: float32, or bfloat16 for half the bytes.
-            implementation: of the draws, see `torch_crl.kernels.relabel.relabel`.
+            implementation: that of `sample`; see `torch_crl.kernels.relabel.relabel`.
         """
         self.rows, self.num_envs = rows, num_envs
         self.goal_slice, self.window = goal_slice, window
@@ -91,12 +91,12 @@ class Replay:
             batch_size=[rows, num_envs],
         )
         self.next_row = 0
-        # The same on the device, for what a CUDA graph repeats while the ring moves on.
+        # `next_row` on the device, where a captured CUDA graph can read and increment it.
         self._position = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
     def filled(self) -> int:
-        """Rows that hold data."""
+        """Number of rows that hold data."""
         return min(self.next_row, self.rows)
 
     def add(self, step: Transition) -> None:
@@ -105,11 +105,11 @@ class Replay:
         self.advance()
 
     def advance(self) -> None:
-        """What `add` does on the host, for a caller whose CUDA graph holds the `write`."""
+        """The part of `add` on the host, for a caller that captures `write` in a CUDA graph."""
         self.next_row += 1
 
     def write(self, step: Transition) -> None:
-        """What `add` does on the device."""
+        """The part of `add` on the device."""
         slot_1 = (self._position % self.rows)[None]
         for name in ("state", "action", "achieved", "trajectory"):
             ring, part = self.storage[name], getattr(step, name)
@@ -117,17 +117,19 @@ class Replay:
         key_1N = (step.trajectory.to(self.device, torch.int64) % self.rows)[None]
         row_1N = self._position.int().expand(1, self.num_envs)
         if not self.window:
-            # A step in which physics diverged achieved nothing; its state, a window's goal, stays.
+            # No goal was achieved after a step in which the physics diverged. With a window, goals
+            # are states of the ring, and the state before such a step remains a valid goal.
             row_1N = row_1N - step.unstable.to(self.device, torch.int32)
         self.storage["last_row"].scatter_(0, key_1N, row_1N)
         self._position += 1
 
     def sample(self, batch_size: int, *, discount: float, generator: Generator) -> TensorDict:
-        """Steps drawn uniformly from all rows, each with a goal from its future.
+        """Draw steps uniformly from all rows, each with a goal from its future.
 
         The goal of a step was achieved `truncated_geometric` steps after its state, in the same
-        trajectory; the state's own goal stands in where physics diverged in the step. With a
-        window each step is drawn in one, and its goal from the later states in it.
+        trajectory. If the physics diverged in the step, the goal is that of its own state. With a
+        window, each step is drawn from a random window of rows, and its goal from the later states
+        in that window.
 
         Returns:
             TensorDict of float32 `state` [B, S], `action` [B, A], `goal` [B, G].
@@ -135,7 +137,7 @@ class Replay:
         needed = 2 if self.window else 1
         if self.filled < needed:
             raise ValueError(f"the replay holds {self.filled} rows; a goal needs {needed}")
-        # Nothing below is a number of the host: the ring's position is read on the device.
+        # Nothing below depends on a number on the host: the ring's position is read on the device.
         uniform_4B = torch.rand(
             4, batch_size, generator=generator, device=self.device, dtype=torch.float64
         )
@@ -153,23 +155,26 @@ class Replay:
         )
 
     def forget_after(self, row: int) -> None:
-        """Go back to where `row` rows were written. What was written over is lost until as many
-        rows have been added again, and nothing may be drawn before.
+        """Return to the position at which `row` rows had been written.
+
+        Rows that were overwritten since are lost, so `sample` may be called only after as many
+        rows have been added again.
         """
         self.next_row = row
         self._position.fill_(row)
         self.storage["last_row"].clamp_(max=row - 1)
 
     def check_rows(self, tensors: dict[str, Tensor]) -> None:
-        """Raise ValueError if what `state_dict` returned, of the right shapes, is no ring: kernels
-        look up rows by these numbers.
+        """Raise ValueError if the tensors, from `state_dict`, hold invalid row numbers.
+
+        Their shapes must be right already. Kernels index memory by these numbers, unchecked.
         """
         next_row, trajectory = int(tensors["next_row"]), tensors["trajectory"].long()
         newest = tensors["last_row"].long()
         slots = torch.arange(len(trajectory))
         rows = next_row - 1 - (next_row - 1 - slots) % self.rows
         reached = newest.gather(0, trajectory % self.rows)
-        # A step in which physics diverged is not reached by its own trajectory.
+        # A row in which the physics diverged may be one after the `last_row` of its trajectory.
         if trajectory.lt(0).any() or newest.ge(max(1, next_row)).any():
             raise ValueError("its replay has rows that were never written")
         if (reached < rows[:, None] - 1).any():
@@ -177,13 +182,13 @@ class Replay:
 
     @property
     def growing(self) -> list[str]:
-        """Names of tensors of which `state_dict` holds the filled rows alone."""
+        """Names of the tensors of which `state_dict` holds only the filled rows."""
         return [name for name in self.tensors() if name != "last_row"]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The filled part of the ring and its position."""
         tensors = {name: tensor[: self.filled] for name, tensor in self.tensors().items()}
-        # Numbers of trajectories point anywhere into `last_row`, filled or not.
+        # All of it, since trajectory numbers modulo `rows` index any entry, filled or not.
         tensors["last_row"] = self.storage["last_row"]
         return tensors | {"next_row": torch.tensor(self.next_row)}
 

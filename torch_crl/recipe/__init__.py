@@ -1,1 +1,1 @@
-"""All that decides a run: the record, its presets, its checks and what it costs."""
+"""The settings of a run: the record, its presets, its checks and what a run of it costs."""

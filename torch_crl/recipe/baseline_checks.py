@@ -1,4 +1,4 @@
-"""What a recipe for a library's algorithm can get wrong; nothing of the library is imported."""
+"""Checks of a recipe for an algorithm of Stable-Baselines3; the library itself is not imported."""
 
 import importlib.util
 
@@ -7,9 +7,9 @@ from torch_crl.recipe.record import Recipe
 
 
 def baseline_problems(recipe: Recipe) -> list[str]:
-    """Why Stable-Baselines3 cannot train this recipe, each with its flag.
+    """The reasons why Stable-Baselines3 cannot train this recipe, each with its flag.
 
-    Each value must be possible on its own, as the checks of ranges make sure.
+    Every value must have passed the check of its own range before.
     """
     algo, system = recipe.algorithm.algo, recipe.system
     problems = []
@@ -31,7 +31,7 @@ def baseline_problems(recipe: Recipe) -> list[str]:
 
 
 def ppo_epochs(recipe: Recipe) -> float:
-    """Passes over a rollout that make the updates which the recipe asks for."""
+    """Number of passes over each rollout that makes as many updates as the recipe asks for."""
     updates = recipe.steps_per_collection / recipe.budget.env_steps_per_update
     return updates * recipe.algorithm.batch_size / recipe.steps_per_collection
 

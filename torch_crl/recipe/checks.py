@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a recipe, found before anything is built."""
+"""All checks of a recipe, made before anything is built."""
 
 import dataclasses
 import importlib.util
@@ -10,9 +10,9 @@ from torch_crl.agent.blocks import BLOCKS
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.errors import TorchCrlError, listed
+from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe.baseline_checks import baseline_problems
 from torch_crl.recipe.compute_choice import compute_problems
-from torch_crl.recipe.costs import BLOCK
 from torch_crl.recipe.marks import Mark, marked, unread
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe, flag_of
@@ -23,13 +23,13 @@ class RecipeError(TorchCrlError, ValueError):
     """The recipe or the run directory cannot be used; the message lists every reason."""
 
     def __init__(self, problems: list[str]) -> None:
-        """One line a problem."""
+        """`problems` has one line for each problem."""
         self.problems = problems
         super().__init__(listed(problems))
 
 
 def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
-    """Raise RecipeError if there is any problem; `run_problems` are listed with the recipe's."""
+    """Raise RecipeError if there is any problem; it lists `run_problems` after the recipe's own."""
     wrong = fields.check(Recipe, dataclasses.asdict(recipe))
     ranges = {
         ".".join(each.where): " ".join([*map(flag_of, each.where[-1:]), each.what])
@@ -37,8 +37,8 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     }
     if not set(ranges) <= set(Recipe().leaves()):
         raise RecipeError([*ranges.values(), *(run_problems or [])])
-    # What follows computes with the values, so those that are wrong are replaced. One mistake is
-    # told once: how values fit together is asked only where each is possible.
+    # The checks below compute with the values, so values out of range are replaced by defaults.
+    # Each mistake is reported once: combinations of values are checked only if each is possible.
     given, recipe = recipe.leaves(), _with_defaults(recipe, ranges)
     ranges |= _least_problems(recipe, given)
     possible = set(marked(Recipe, Mark.SIZE)).isdisjoint(ranges)
@@ -63,7 +63,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
 
 
 def _with_defaults(recipe: Recipe, leaves: Iterable[str]) -> Recipe:
-    """The recipe with the record's own values in these leaves."""
+    """The recipe with the record's default values in these leaves."""
     defaults = Recipe().leaves()
     for leaf in leaves:
         part, name = leaf.split(".")
@@ -103,7 +103,7 @@ def _is_foreign(name: str) -> bool:
 
 
 def _foreign_problems(recipe: Recipe) -> list[str]:
-    """What a Gymnasium env cannot do, since it has no simulator and draws its own starts."""
+    """Settings that a Gymnasium env, with physics and starts of its own, cannot follow."""
     problems = []
     if str(recipe.system.simulator) != "cpu":
         problems.append("brings its own physics and needs --simulator cpu")
@@ -116,7 +116,7 @@ _WITH_WINDOWS = ("task.episode_length", "budget.prefill_rows", "budget.replay_ro
 
 
 def _least_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
-    """Leaf to problem: what is possible for some algorithms and not for this one."""
+    """Leaf to problem: values in range that this algorithm, or --parity, does not allow."""
     prefill, on_policy = given["budget.prefill_rows"], recipe.algorithm.algo == "ppo"
     wanted = {}
     if on_policy and prefill:
@@ -178,7 +178,7 @@ def _budget_problems(recipe: Recipe) -> list[str]:
             "it, or lower --prefill-rows or --num-envs"
         )
     rows = min(recipe.prefill_collections * budget.unroll_length, budget.replay_rows)
-    # The newest row of a published window is no step to draw: no state of it is later.
+    # With --parity reference the newest row is never drawn: there is no later state as its goal.
     served = (rows - (recipe.algorithm.parity == "reference")) * task.num_envs
     if recipe.algorithm.batch_size > served:
         problems.append(
@@ -190,16 +190,16 @@ def _budget_problems(recipe: Recipe) -> list[str]:
 
 
 def _memory_problems(recipe: Recipe) -> list[str]:
-    """Whether what is reserved at the start fits beside what runs already."""
+    """Problems where the memory reserved at the start is more than the device has free."""
     device = resolve_device(recipe.system.device)
     available = available_bytes(device)
     try:
         spec = task_spec(recipe.task.name)
     except UnknownTaskError:
-        return []  # Told by the checks of the task.
+        return []  # Reported by the checks of the task.
     if available is None:
         return []
-    # At the least: each env holds its state twice, and the networks three more copies of theirs.
+    # Lower bounds: each env holds its state twice; `training_bytes` has gradients and Adam moments.
     envs = max(recipe.task.num_envs, recipe.task.num_eval_envs)
     least = {
         "--width and the depths": recipe.update_cost.training_bytes,
@@ -224,7 +224,7 @@ def _memory_problems(recipe: Recipe) -> list[str]:
 
 
 def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
-    """Leaf to problem: what was `given` another value although the algorithm does not read it."""
+    """Leaf to problem: values, as `given`, of settings that the algorithm does not read."""
     algo, networks = recipe.algorithm.algo, recipe.networks
     of_towers = marked(Recipe, Mark.OF_TOWERS)
     without = unread(Recipe, algo)
@@ -233,7 +233,7 @@ def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]
     try:
         usual = preset(recipe.task.name, algo=algo).leaves()
     except UnknownTaskError:
-        return {}  # Told by the checks of the task.
+        return {}  # Reported by the checks of the task.
     record = Recipe().leaves()
     return {
         name: f"{flag_of(name)} is not read by --algo {algo}"
@@ -248,7 +248,7 @@ def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]
 def _simulator_problems(recipe: Recipe) -> list[str]:
     system, names = recipe.system, (recipe.task.name, recipe.task.eval_name)
     problems = []
-    # Of the library's algorithms it is told that they have none.
+    # For the library's algorithms `baseline_problems` reports it.
     if system.overlap == "on" and not recipe.by_library:
         if system.simulator != "cpu":
             problems.append(f"--overlap on is for --simulator cpu, got {system.simulator}")
@@ -272,6 +272,6 @@ def _warp_problems(tasks: tuple[str, ...]) -> list[str]:
         try:
             problem = model_problem(make_task(name).model)
         except UnknownTaskError:
-            continue  # Told by the checks of the task.
+            continue  # Reported by the checks of the task.
         problems += [f"{name}: {problem}"] if problem else []
     return problems

@@ -1,25 +1,28 @@
-"""Which implementation and precision a run computes with, chosen from its recipe and device."""
+"""Choice of the implementation and precision of a run's computations, by recipe and device."""
 
 from torch_crl.agent.blocks import BLOCKS
 from torch_crl.agent.compute import Compute
-from torch_crl.kernels.tower import PERSISTENT_MEMORY, PERSISTENT_PRECISIONS, PERSISTENT_WIDTHS
-from torch_crl.recipe.costs import BLOCK
+from torch_crl.kernels.norm_act import LARGEST_WIDTH
+from torch_crl.kernels.tower import (
+    BLOCK,
+    PERSISTENT_MEMORY,
+    PERSISTENT_PRECISIONS,
+    PERSISTENT_WIDTHS,
+)
 from torch_crl.recipe.record import Recipe
 from torch_crl.system.devices import resolve_device
 
 
 def choose_compute(recipe: Recipe) -> Compute:
-    """What the recipe asks for, with `auto` replaced by what is fastest on its device.
+    """The implementation that the recipe asks for; `auto` becomes the fastest one on its device.
 
     The recipe must have passed `compute_problems`.
     """
     system = recipe.system
     on_gpu = resolve_device(system.device).type == "cuda"
-    tower = system.tower
+    tower: str = system.tower
     if tower == "auto":
-        tower = "reference"
-        if on_gpu and BLOCKS[recipe.networks.block].has_kernels:
-            tower = "norm_act" if _persistent_problem(recipe) else "persistent"
+        tower = _fastest_tower(recipe) if on_gpu else "reference"
     graph = on_gpu if system.cuda_graph == "auto" else system.cuda_graph == "on"
     return Compute(
         tower=tower,
@@ -30,7 +33,7 @@ def choose_compute(recipe: Recipe) -> Compute:
 
 
 def compute_problems(recipe: Recipe) -> list[str]:
-    """What the recipe asks of this machine and cannot get, each with its flag."""
+    """Settings of the recipe that this machine cannot carry out, each with its flag."""
     system = recipe.system
     device = resolve_device(system.device)
     problems = []
@@ -47,9 +50,13 @@ def compute_problems(recipe: Recipe) -> list[str]:
             )
         if system.cuda_graph == "on":
             problems.append(f"--cuda-graph on needs a CUDA device, and the run is on {device}")
-    elif system.tower == "persistent":
-        problem = _persistent_problem(recipe)
-        problems += [f"--tower persistent {problem}; 'norm_act' takes any"] if problem else []
+    elif system.tower == "persistent" and (problem := _persistent_problem(recipe)):
+        problems.append(f"--tower persistent {problem}; 'norm_act' has fewer limits")
+    elif system.tower == "norm_act" and recipe.networks.width > LARGEST_WIDTH:
+        problems.append(
+            f"--tower norm_act is for widths up to {LARGEST_WIDTH}, got {recipe.networks.width}; "
+            "'reference' takes any"
+        )
     depths = {recipe.networks.actor_depth, recipe.networks.critic_depth}
     if system.recompute % BLOCK or not 0 <= system.recompute <= max(depths):
         problems.append(
@@ -57,6 +64,13 @@ def compute_problems(recipe: Recipe) -> list[str]:
             f"{system.recompute}"
         )
     return problems
+
+
+def _fastest_tower(recipe: Recipe) -> str:
+    """The fastest implementation on a GPU that has this block and this width."""
+    if not BLOCKS[recipe.networks.block].has_kernels or recipe.networks.width > LARGEST_WIDTH:
+        return "reference"
+    return "norm_act" if _persistent_problem(recipe) else "persistent"
 
 
 def _precision(recipe: Recipe) -> str:
@@ -73,7 +87,7 @@ def _persistent_problem(recipe: Recipe) -> str | None:
         return f"is for widths {' and '.join(map(str, PERSISTENT_WIDTHS))}, got {width}"
     if precision not in PERSISTENT_PRECISIONS:
         return f"is for {' and '.join(PERSISTENT_PRECISIONS)}, got {precision}"
-    # Here, so that Triton is imported only where its kernels may run.
+    # Imported here, so that Triton is loaded only where its kernels may run.
     from torch_crl.kernels.launch import shared_memory
 
     memory = shared_memory(resolve_device(recipe.system.device))

@@ -1,42 +1,40 @@
-"""What a run costs, as arithmetic on sizes: parameters, floating-point operations, bytes."""
+"""Costs of a run, computed from sizes: parameters, floating-point operations, bytes."""
 
 from dataclasses import dataclass
 
 from torch_crl.agent.sizes import NetworkSizes
 
-# Dense layers in a residual block. Depth counts dense layers inside blocks.
-BLOCK = 4
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateCost:
-    """One gradient update of actor and critic on a batch."""
+    """Costs of one gradient update of actor and critic on a batch."""
 
     networks: NetworkSizes
     batch_size: int
 
     @property
     def parameters(self) -> int:
-        """Of all three networks; the temperature is one more."""
+        """Number of parameters of all three networks; the log entropy coefficient is one more."""
         return sum(tower.parameters for tower in self.networks)
 
     @property
     def flop(self) -> int:
-        """Of the dense layers; a backward pass costs two forwards where weights are trained.
+        """Floating-point operations of the dense layers, forward and backward.
 
-        Actor 3, state-action encoder 3 for the stored action and 2 for the policy's (no weight
-        gradient), goal encoder 3: its one forward pass serves both losses.
+        A backward pass costs two forward passes where weights are trained, else one. Counted in
+        forward passes: actor 3, state-action encoder 3 for the stored action and 2 for the policy's
+        (no weight gradient), goal encoder 3, since its one forward pass serves both losses.
         """
         actor, state_action, goal = (tower.dense_flop for tower in self.networks)
         return self.batch_size * (3 * actor + 5 * state_action + 3 * goal)
 
     @property
     def cloning_flop(self) -> int:
-        """The same for behaviour cloning, which has the actor alone."""
+        """The same for behaviour cloning, which trains the actor only."""
         return self.batch_size * 3 * self.networks.actor.dense_flop
 
     def activation_bytes(self, *, fused: bool = False, recompute: int = 0) -> int:
-        """What the four forward passes keep for the backward pass, and plain torch's logits."""
+        """Bytes kept for the backward pass: of four forward passes, and of plain torch's logits."""
         per_row = sum(
             tower.saved_bytes(trained=True, fused=fused, recompute=recompute)
             for tower in self.networks
@@ -49,7 +47,7 @@ class UpdateCost:
 
     @property
     def training_bytes(self) -> int:
-        """fp32 parameters, gradients, two Adam moments, and the parameters before an update."""
+        """Bytes in fp32: parameters, their values before an update, gradients, two Adam moments."""
         return 5 * 4 * self.parameters
 
 
@@ -62,6 +60,6 @@ def replay_bytes(
     action_size: int,
     bytes_per_number: int,
 ) -> int:
-    """Of the replay: state, action and achieved goal a step, and two int32 for its trajectory."""
+    """Bytes of the replay buffer: state, action, achieved goal and two int32 numbers per step."""
     numbers = state_size + action_size + goal_size
     return rows * num_envs * (bytes_per_number * numbers + 2 * 4)

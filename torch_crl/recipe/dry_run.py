@@ -1,4 +1,4 @@
-"""What a recipe means in numbers, as a table: which settings fit together and what they cost."""
+"""The table of `--dry-run`: what the settings of a recipe amount to, and what they cost."""
 
 from rich.table import Table
 
@@ -53,7 +53,7 @@ def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
 
 
 def _work_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
-    """What is known of the updates' operations and memory: all of contrastive RL's."""
+    """Operations and memory of the updates, where known: nothing for the library's algorithms."""
     cost, compute, flop = recipe.update_cost, choose_compute(recipe), recipe.update_flop
     if flop is None:
         return []
@@ -74,12 +74,12 @@ def _work_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
             f"{recipe.replay_transitions:,} steps, {recipe.system.replay_dtype}",
         ),
         *(memory if recipe.algorithm.algo == "crl" else []),
-        ("products", compute.precision, compute.implementations),
+        ("matmul precision", compute.precision, compute.implementations),
     ]
 
 
 def print_plan(recipe: Recipe, *more_rows: tuple[str, str, str]) -> None:
-    """Print the table on standard output, with more rows at its end."""
+    """Print the table on standard output, with `more_rows` at its end."""
     table = Table(title="plan", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right", overflow="fold")
@@ -90,5 +90,5 @@ def print_plan(recipe: Recipe, *more_rows: tuple[str, str, str]) -> None:
 
 
 def megabytes(number: int) -> str:
-    """Bytes as MB of a million bytes."""
+    """A number of bytes as text, in MB of a million bytes."""
     return f"{number / 1e6:,.1f} MB"

@@ -1,6 +1,6 @@
-"""What is said of a recipe's field beside its type: who reads it, and what comparisons make of it.
+"""Marks on a recipe's fields: which algorithms read a field, and how comparisons treat it.
 
-A mark stands in the field's annotation, so that nothing else has to list the names of fields.
+A mark stands in the field's annotation, so that no other code has to list the names of fields.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ LIBRARY_ALGOS = ("ppo", "sac", "td3", "sac_her", "td3_her")
 
 @dataclass(frozen=True)
 class ReadBy:
-    """The algorithms that read a field. All of them do where it has no such mark."""
+    """The algorithms that read a field; a field without this mark is read by all of them."""
 
     algos: tuple[str, ...]
 
@@ -26,18 +26,18 @@ BY_ALL_WITH_REPLAY = ReadBy((*BY_OURS.algos, *(algo for algo in LIBRARY_ALGOS if
 
 
 class Mark(Enum):
-    """What a field is to those who check or compare recipes."""
+    """How checks and comparisons of recipes treat a field."""
 
     OF_TOWERS = auto()
-    """Read only where the networks are residual towers and not a library's own."""
+    """Read only if the networks are residual towers and not the library's own."""
     SIZE = auto()
-    """Must be possible by itself before it can be asked whether it fits with others."""
+    """Must be in its own range before its combination with other fields can be checked."""
     SAME_IN_COMPARISONS = auto()
-    """Runs on one task can be compared only if they agree in it."""
+    """Runs on one task can be compared only if they have the same value of it."""
     IN_METHOD_NAME = auto()
-    """The name of a method in a comparison says it already."""
+    """Already contained in the names of methods in comparisons."""
     NOT_OF_METHOD = auto()
-    """Two runs of one method may differ in it: it leaves the distribution of results alone."""
+    """May differ between runs of one method: it does not change the distribution of results."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The recipe that each task starts from: data, as differences from the published settings."""
+"""The default recipe of each task, as data: differences from the published settings."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     },
 }
 
-# Any Gymnasium goal env, on two cores: its physics is slower than ours.
+# For any Gymnasium goal env, on two cores: physics there is slower than that of our own tasks.
 _FOREIGN: dict[str, dict[str, Any]] = {
     "task": {"num_envs": 32, "num_eval_envs": 64},
     "networks": {"width": 64},
@@ -41,7 +41,8 @@ _FOREIGN: dict[str, dict[str, Any]] = {
     },
 }
 
-# Part of the recipe to field to value. A task takes the rows whose prefix it has, in this order.
+# Prefix of a task's name to the changes that all such tasks take, in this order; a change maps a
+# part of the recipe to fields and their values.
 _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "reacher": {**_SMALL, "task": {**_SMALL["task"], "episode_length": 200}},
     "point_": {
@@ -72,13 +73,13 @@ _EVALUATED_ELSEWHERE = {
 
 
 def preset(task: str, *, depth: int = 0, algo: str = "crl") -> Recipe:
-    """The recipe for a task; `depth` is that of actor and critic, 0 the preset's own.
+    """The default recipe for a task; `depth` sets that of actor and critic, 0 keeps the preset's.
 
-    A baseline takes as many env steps and evaluations as contrastive RL, SAC and TD3 as many
-    updates for each step too, and begins with its library's own networks.
+    A baseline has the env steps and evaluations of contrastive RL, SAC and TD3 also its updates
+    per env step; the networks are the baseline library's own.
 
-    Tasks without changes of their own take the published settings: 512 envs, width 256, batch
-    512, 100 M env steps. A task of your own begins with the small settings of `reacher`. Raises
+    Tasks without changes of their own have the published settings: 512 envs, width 256, batch
+    512, 100 M env steps. A task of your own has the small settings of `reacher`. Raises
     UnknownTaskError with the nearest names.
     """
     eval_name = _EVALUATED_ELSEWHERE.get(task, task)
@@ -95,7 +96,7 @@ def preset(task: str, *, depth: int = 0, algo: str = "crl") -> Recipe:
 
 
 def _with_algo(recipe: Recipe, algo: str) -> Recipe:
-    """The recipe changed to what an algorithm needs and what its library recommends."""
+    """The recipe with the changes that an algorithm needs or that its library recommends."""
     recipe = with_changes(recipe, algorithm={"algo": algo})
     if not recipe.by_library:
         return recipe

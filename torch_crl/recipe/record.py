@@ -1,201 +1,35 @@
-"""One frozen record of a run: all that decides its result. JSON both ways."""
+"""The recipe: one frozen record of every setting that decides a run's result, to and from JSON."""
 
 import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeAlias
-
-from tyro.conf import Positional
+from typing import Any
 
 from torch_crl import fields
-from torch_crl.agent.sizes import BlockName, NetworkSizes, network_sizes
+from torch_crl.agent.sizes import NetworkSizes, network_sizes
 from torch_crl.envs.registry import task_spec
-from torch_crl.fields import (
-    STRICT,
-    BelowOne,
-    Count,
-    CountOrZero,
-    Depth,
-    FieldsError,
-    Positive,
-    PositiveOrZero,
-    Problem,
-    Seed,
-    Steps,
-    Threads,
-    TwoOrMore,
-)
+from torch_crl.fields import STRICT, FieldsError, Problem
 from torch_crl.recipe.costs import UpdateCost, replay_bytes
-from torch_crl.recipe.marks import (
-    BY_ALL_WITH_REPLAY,
-    BY_CRL,
-    BY_LIBRARY,
-    BY_OURS,
-    LIBRARY_ALGOS,
-    Mark,
+from torch_crl.recipe.marks import LIBRARY_ALGOS
+from torch_crl.recipe.settings import (
+    AlgorithmRecipe,
+    BaselineRecipe,
+    BudgetRecipe,
+    NetworksRecipe,
+    SystemRecipe,
+    TaskRecipe,
 )
 
 FORMAT = 1
-"""Of recipe.json. Raise it with every field that a file of before cannot have."""
+"""Format version of recipe.json; increase it with every new field, which earlier files lack."""
 _ADDED: dict[str, dict[str, Any]] = {"system": {"env_timeout": 300.0}}
-"""Fields that files of an earlier format lack, with the values that behave as before them."""
-
-Algo: TypeAlias = Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskRecipe:
-    """Which task, and how many episodes of it run side by side."""
-
-    __pydantic_config__ = STRICT
-
-    name: Annotated[Positional[str], Mark.NOT_OF_METHOD] = "reacher"
-    """Task to train on; `torch-crl envs` lists them."""
-    eval_name: Annotated[str, Mark.SAME_IN_COMPARISONS] = "reacher"
-    """Task to evaluate on, usually the same."""
-    num_envs: Annotated[Count, Mark.SIZE] = 512
-    """Environments that collect in parallel."""
-    num_eval_envs: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 128
-    """Episodes of one evaluation, all in parallel."""
-    episode_length: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 1000
-    """Control steps until an episode's time limit."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NetworksRecipe:
-    """Sizes of the three residual towers."""
-
-    __pydantic_config__ = STRICT
-
-    actor_depth: Annotated[Depth, Mark.IN_METHOD_NAME] = 4
-    """Dense layers inside the actor's residual blocks; a multiple of 4. 0 is the library's own
-    network, for the algorithms that come from one."""
-    critic_depth: Annotated[Depth, Mark.IN_METHOD_NAME] = 4
-    """The same for both encoders of the critic, or for a baseline's critics."""
-    width: Annotated[Count, Mark.OF_TOWERS] = 256
-    """Units of every layer."""
-    representation_size: Annotated[Count, BY_CRL] = 64
-    """Entries of an encoder's output."""
-    activation: Annotated[Literal["swish", "relu"], Mark.OF_TOWERS] = "swish"
-    """After every LayerNorm."""
-    block: Annotated[BlockName, Mark.OF_TOWERS] = "published"
-    """`no_skip` adds no residual; `no_norm` has no LayerNorm statistics, only their scale and
-    shift; `hyperspherical` has features and weight rows of norm 1 and moves towards each block's
-    output (SimBaV2); `pre_norm` has LayerNorm at the start of a linear-ended branch and before the
-    head (SimBa). Same parameters each; all but `published` in plain torch."""
-    branch: Annotated[Literal["auto", "published", "scaled"], Mark.OF_TOWERS] = "auto"
-    """What a block adds to the sum is multiplied by: `published` 1; `scaled` min(1, 16 / depth), so
-    that what an update does stops growing with depth; `auto` is scaled above depth 512."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AlgorithmRecipe:
-    """What is learned: contrastive RL's objective and optimiser, or which baseline instead."""
-
-    __pydantic_config__ = STRICT
-
-    algo: Annotated[Algo, Mark.IN_METHOD_NAME] = "crl"
-    """Contrastive RL; goal-conditioned behaviour cloning; or a baseline by Stable-Baselines3, with
-    `_her` on hindsight goals."""
-    energy: Annotated[Literal["norm", "l2", "dot", "cosine"], BY_CRL] = "norm"
-    """Similarity of the two encoders' outputs; `norm` is the negative Euclidean distance."""
-    contrastive_loss: Annotated[
-        Literal["forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"], BY_CRL
-    ] = "forward_info_nce"
-    """How the critic tells true futures from others; binary_nce cannot learn with `cosine`."""
-    logsumexp_penalty: Annotated[PositiveOrZero, BY_CRL] = 0.1
-    """Weight of the squared log-sum-exp of a row of logits."""
-    discount: BelowOne = 0.99
-    """Goals are drawn k steps ahead with probability proportional to discount**k."""
-    target_entropy: Annotated[float, BY_CRL] = -0.5
-    """Of the policy, in nats for each entry of the action."""
-    actor_learning_rate: Annotated[Positive, BY_OURS] = 3e-4
-    """Adam's, constant."""
-    critic_learning_rate: Annotated[Positive, BY_CRL] = 3e-4
-    """Adam's, for both encoders, constant."""
-    temperature_learning_rate: Annotated[Positive, BY_CRL] = 3e-4
-    """Adam's, for the logarithm of the entropy coefficient, constant."""
-    batch_size: Annotated[TwoOrMore, Mark.SIZE] = 512
-    """Steps in one gradient update; each sees the goals of all others as negatives."""
-    parity: Literal["none", "reference"] = "none"
-    """`reference`: each env repeats its first start and goal, goals end with their window, and the
-    last state of an episode is none."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BaselineRecipe:
-    """What only the baselines read; all else of them is the default of Stable-Baselines3."""
-
-    __pydantic_config__ = STRICT
-
-    reward: Annotated[Literal["sparse", "dense"], BY_LIBRARY, Mark.IN_METHOD_NAME] = "sparse"
-    """After each control step: 1 within the success radius, else 0; or minus the distance in
-    metres."""
-    learning_rate: Annotated[Positive, BY_LIBRARY] = 3e-4
-    """Adam's, for all networks of the baseline, constant."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BudgetRecipe:
-    """How long, how much data, and how often to look."""
-
-    __pydantic_config__ = STRICT
-
-    env_steps: Annotated[Steps, Mark.SIZE, Mark.SAME_IN_COMPARISONS] = 100_000_000
-    """Control steps of all training envs together, the prefill included; rounded up."""
-    unroll_length: Annotated[Count, Mark.SIZE] = 62
-    """Control steps of each env between two rounds of updates."""
-    env_steps_per_update: Annotated[Positive, Mark.SIZE] = 39.68
-    """Inverse of the update-to-data ratio; the published 39.68 is 800 updates for 512 x 62."""
-    prefill_rows: Annotated[CountOrZero, Mark.SIZE] = 1000
-    """Steps of each env before the first update; 0 for PPO, which keeps no replay."""
-    replay_rows: Annotated[Count, BY_ALL_WITH_REPLAY, Mark.SIZE] = 10_000
-    """Steps of each env that the replay keeps."""
-    evaluations: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 100
-    """Evaluations after the first, evenly spaced; the last is at the end."""
-    checkpoints: Annotated[Count, Mark.NOT_OF_METHOD] = 20
-    """Checkpoints, evenly spaced; the last is at the end."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SystemRecipe:
-    """Machine and random numbers."""
-
-    __pydantic_config__ = STRICT
-
-    seed: Annotated[Seed, Mark.NOT_OF_METHOD] = 0
-    """Decides every random draw of the run."""
-    device: Annotated[str, Mark.NOT_OF_METHOD] = "auto"
-    """`auto` takes a CUDA device if there is one; or `cpu`, `cuda`, `cuda:1`."""
-    simulator: Annotated[Literal["cpu", "warp"], Mark.SAME_IN_COMPARISONS] = "cpu"
-    """Where physics runs: on the CPU's cores, or by MuJoCo Warp on the device of the updates."""
-    overlap: Literal["off", "on"] = "off"
-    """Collect on the CPU while a CUDA device updates; the policy that collects is then that from
-    before the last round of updates."""
-    replay_dtype: Annotated[Literal["float32", "bfloat16"], BY_OURS] = "float32"
-    """bfloat16 halves the replay and rounds a position of 20 m to 0.1 m."""
-    simulator_threads: Annotated[Threads, Mark.NOT_OF_METHOD] = 0
-    """Threads of physics; 0 takes every CPU."""
-    env_timeout: Annotated[PositiveOrZero, Mark.NOT_OF_METHOD] = 300.0
-    """Seconds that a Gymnasium env may take for a step or a reset before it counts as hung, found
-    after at most twice as long; 0 waits for ever."""
-    torch_threads: Annotated[Threads, Mark.NOT_OF_METHOD] = 0
-    """Threads of the updates on the CPU; 0 takes every CPU, or one for small layers."""
-    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
-    """Of the operands of the inner layers' products, all else is fp32; `auto` is fp16 on CUDA,
-    or tf32 for another --block than the published one, whose sums nothing bounds."""
-    tower: Literal["auto", "reference", "norm_act", "persistent"] = "auto"
-    """Plain torch; one kernel a layer; one kernel for all layers (width 128 or 256)."""
-    recompute: CountOrZero = 0
-    """Layers between two activations kept for the backward, to save memory; 0 keeps all."""
-    cuda_graph: Literal["auto", "on", "off"] = "auto"
-    """Capture the update once and replay it; `auto` does on CUDA."""
+"""Fields that files of an earlier format lack, with values that behave as the runs of then did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything that decides the result of a run."""
+    """Every setting that decides the result of a run."""
 
     __pydantic_config__ = STRICT
 
@@ -208,7 +42,7 @@ class Recipe:
 
     @property
     def by_library(self) -> bool:
-        """Whether the algorithm is one of Stable-Baselines3."""
+        """Whether Stable-Baselines3 provides the algorithm."""
         return self.algorithm.algo in LIBRARY_ALGOS
 
     @property
@@ -223,7 +57,7 @@ class Recipe:
 
     @property
     def prefill_collections(self) -> int:
-        """Collections before the first update; prefill_rows rounded up to whole collections."""
+        """Collections before the first update: prefill_rows, rounded up to whole collections."""
         return math.ceil(self.budget.prefill_rows / self.budget.unroll_length)
 
     @property
@@ -244,7 +78,7 @@ class Recipe:
 
     @property
     def samples_per_step(self) -> float:
-        """How often a collected step is trained on, on average."""
+        """Mean number of times that a collected step is drawn into a batch."""
         return self.total_updates * self.algorithm.batch_size / self.total_env_steps
 
     @property
@@ -254,7 +88,7 @@ class Recipe:
 
     @property
     def replay_bytes(self) -> int:
-        """Memory of the replay, all of it reserved at the start."""
+        """Memory of the replay buffer in bytes, all of it reserved at the start."""
         spec = task_spec(self.task.name)
         return replay_bytes(
             rows=self.budget.replay_rows,
@@ -275,7 +109,7 @@ class Recipe:
 
     @property
     def petaflop(self) -> float | None:
-        """1e15 such operations in all updates of the run; None for a baseline."""
+        """Operations of all updates of the run, in units of 1e15; None for a baseline."""
         return None if self.update_flop is None else self.update_flop * self.total_updates / 1e15
 
     @property
@@ -285,7 +119,7 @@ class Recipe:
 
     @property
     def network_sizes(self) -> NetworkSizes:
-        """The three networks of contrastive RL on this task."""
+        """Sizes of the three networks of contrastive RL on this task."""
         spec, networks = task_spec(self.task.name), self.networks
         return network_sizes(
             state_size=spec.state_size,
@@ -301,15 +135,14 @@ class Recipe:
         )
 
     def to_json(self) -> str:
-        """Indented JSON, a field a line, and the format that it has."""
+        """Indented JSON with one field per line and the format version."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> "Recipe":
-        """The recipe that `to_json` wrote, in this version or an earlier one.
+        """The recipe that `to_json` of this version or an earlier one wrote.
 
-        Raises FieldsError with all that is wrong: fields that are missing or unknown, values out
-        of range.
+        Raises FieldsError with every problem: a missing or unknown field, a value out of range.
         """
         document = fields.read(dict[str, Any], text)
         written = document.pop("format", 0)
@@ -369,7 +202,7 @@ def differences(ours: Recipe, theirs: Recipe) -> list[str]:
 
 
 def _missing(document: dict[str, Any]) -> list[Problem]:
-    """Fields without which a file is no recipe: their defaults are one task's, not this run's."""
+    """Fields that a file lacks: an error, since a default need not be the value the run had."""
     found = []
     for name, part in _PARTS.items():
         given = document.get(name)

@@ -1,4 +1,4 @@
-"""Where to look from so that given points fill a picture."""
+"""Places the camera so that given points fill the picture."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def frame(points: Array, *, azimuth: float, elevation: float, fovy: float, aspec
     axes = np.stack([right, up])
     low, high = points.min(0), points.max(0)
     centre, distance = (low + high) / 2, 1.0
-    # Near things look larger, so what is centred in space is not in the picture.
+    # In perspective, points centred in space are not centred in the picture, so this repeats.
     for _ in range(8):
         offset = points - centre
         across, along = offset @ axes.T, offset @ forward

@@ -1,4 +1,4 @@
-"""Which OpenGL draws offscreen: what MUJOCO_GL names, else EGL, else OSMesa."""
+"""Selects the OpenGL that draws offscreen: the one in MUJOCO_GL, else EGL, else OSMesa."""
 
 import importlib
 import os
@@ -28,20 +28,21 @@ class RenderError(TorchCrlError, RuntimeError):
 
 
 class Canvas(NamedTuple):
-    """What draws."""
+    """An OpenGL context, and MuJoCo's resources in it."""
 
     gl: Any
     """The OpenGL context, current in this thread."""
     mjr: mujoco.MjrContext
     """MuJoCo's resources in it: textures, meshes, the offscreen buffer."""
     backend: str
-    """The API and who draws, for people: `EGL, llvmpipe ...`."""
+    """The API and its renderer, as text for people: `EGL, llvmpipe ...`."""
 
 
 def make_canvas(model: mujoco.MjModel) -> Canvas:
     """An offscreen buffer of the size in `model.vis.global_`, with that model's textures.
 
-    MuJoCo's own choice would be a window's context, which needs a display. Raises RenderError.
+    MuJoCo's default would be the context of a window, which needs a display. Raises RenderError if
+    nothing can be drawn on this machine.
     """
     wanted = os.environ.get("MUJOCO_GL", "").lower().strip()
     if wanted not in _MODULES:
@@ -60,7 +61,7 @@ def make_canvas(model: mujoco.MjModel) -> Canvas:
             gl.make_current()
             mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, mjr)
-        # PyOpenGL has many ways to say that a library is missing, AttributeError among them.
+        # PyOpenGL reports a missing library by many kinds of errors, AttributeError among them.
         except Exception as error:
             failures.append(f"{name or 'MuJoCo'}: {type(error).__name__}: {error}")
             if platform is None:
@@ -72,10 +73,10 @@ def make_canvas(model: mujoco.MjModel) -> Canvas:
 
 
 def load_triton_first() -> None:
-    """Mesa brings one LLVM and Triton another; a process survives only if Triton's comes first.
+    """Load Triton before Mesa: each has its own LLVM, and a process crashes if Mesa's comes first.
 
-    With MUJOCO_GL=osmesa it is too late here, MuJoCo's import has loaded Mesa's; `torch_crl`
-    loads Triton first then.
+    With MUJOCO_GL=osmesa it is too late here, because the import of MuJoCo has loaded Mesa's; the
+    import of `torch_crl` then loads Triton first.
     """
     if os.environ.get("MUJOCO_GL", "").lower().strip() != "osmesa":
         with suppress(ImportError):
@@ -83,9 +84,9 @@ def load_triton_first() -> None:
 
 
 def draw_without_display() -> None:
-    """Let others that draw with MuJoCo, such as Gymnasium's envs, do so where no display is.
+    """Let other code that draws with MuJoCo, such as Gymnasium's envs, draw without a display.
 
-    Their own choice would be a window's context; MUJOCO_GL still says otherwise.
+    By default it would use the context of a window. MUJOCO_GL still overrides this.
     """
     load_triton_first()
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
@@ -93,7 +94,7 @@ def draw_without_display() -> None:
 
 
 def _described(name: str) -> str:
-    """`EGL (llvmpipe ...)`: the API and who draws."""
+    """The API and its renderer: `EGL, llvmpipe ...`."""
     title = {"egl": "EGL", "osmesa": "OSMesa", "": "OpenGL"}.get(name, name)
     with suppress(Exception):
         opengl = importlib.import_module("OpenGL.GL")
@@ -102,7 +103,7 @@ def _described(name: str) -> str:
 
 
 def _forget_opengl() -> None:
-    """PyOpenGL keeps to the platform of its first import, whether that worked or not."""
+    """Unload PyOpenGL, which keeps the platform of its first import even if that failed."""
     os.environ.pop("PYOPENGL_PLATFORM", None)
     for module in list(sys.modules):
         if module.split(".")[0] == "OpenGL" or module.startswith(("mujoco.egl", "mujoco.osmesa")):

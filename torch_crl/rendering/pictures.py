@@ -1,4 +1,4 @@
-"""One picture that explains a task: a start and the goals it may ask for. N draws, G goal."""
+"""One picture that explains a task: a start and its possible goals. N draws, G goal."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from torch_crl.envs.task import Task
 from torch_crl.rendering.renderer import Image, Renderer
 
 _DRAWS = 512
-# More different goals than this are no list of places.
+# A task with more different goals than this has a region of goals; only samples are drawn.
 _LISTED = 64
 _SAMPLED = 16
 
 
 def task_picture(task: Task, *, size: tuple[int, int] = (640, 480)) -> tuple[Image, str]:
-    """The task's start with all its goals, or some where there are endlessly many.
+    """Draw the task's start with all its goals, or with some if there are infinitely many.
 
-    Returns uint8 [height, width, 3] and what drew it. Raises RenderError.
+    Returns the picture, uint8 [height, width, 3], and the name of what drew it. Raises RenderError.
     """
     start = task.sample_start(_DRAWS, torch.Generator().manual_seed(0))
     goal_NG = torch.unique(start.goal_NG, dim=0)
@@ -28,7 +28,7 @@ def task_picture(task: Task, *, size: tuple[int, int] = (640, 480)) -> tuple[Ima
 
 
 def save_image(image: Image, path: Path) -> None:
-    """PNG or JPEG, by the ending."""
+    """Write a PNG or JPEG file, depending on the suffix of the path."""
     from PIL import Image as Pillow
 
     Pillow.fromarray(image).save(path, quality=70)

@@ -19,12 +19,12 @@ from torch_crl.rendering.gl import Canvas, make_canvas
 
 Image: TypeAlias = NDArray[np.uint8]
 
-# Where a task's scenes are looked for, to place camera and light.
+# Number of random starts and goals from which camera and light are placed.
 _SAMPLES = 64
-# Without walls, a camera that shows all of a larger place shows robots too small (metres).
+# On an open floor larger than this (metres), a camera that shows all of it shows robots too small.
 _FOLLOW_BEYOND = 5.0
-# Azimuth and elevation in degrees: MuJoCo's default, over walls with rows of the layout downwards,
-# and on an open floor.
+# Azimuth and elevation in degrees: MuJoCo's default, for mazes (the rows of the layout run
+# downwards in the picture), and for an open floor.
 _MUJOCO_DIRECTION = (90.0, -45.0)
 _MAZE_DIRECTION = (180.0, -65.0)
 _FLOOR_DIRECTION = (90.0, -28.0)
@@ -37,8 +37,8 @@ class Renderer:
     """Draws N simulations of a task side by side. The task's model is only read.
 
     The camera sees everything where a task has walls or is small, and follows robot and goal on
-    an open floor. `model.vis.global_.azimuth` and `.elevation` of the task say from where.
-    `backend` says what draws. Close it, or use it in a `with` statement.
+    an open floor. A task can set its direction by `model.vis.global_.azimuth` and `.elevation`.
+    `backend` names what draws. Close the renderer, or use it in a `with` statement.
     """
 
     def __init__(self, task: Task, *, columns: int = 1, rows: int = 1, tile: tuple[int, int]):
@@ -87,8 +87,8 @@ class Renderer:
         self.backend = canvas.backend
         self._canvas = canvas
         self.close = weakref.finalize(self, _free, canvas)
-        # At the exit MuJoCo ends OpenGL; what was registered later comes first there. The exit of
-        # weakref itself was registered whenever somebody made the first finalizer.
+        # MuJoCo ends OpenGL in an atexit function, and functions registered later run first. That
+        # of weakref may have been registered earlier, with the first finalizer of the process.
         self.close.atexit = False
         atexit.register(self.close)
 
@@ -110,8 +110,8 @@ class Renderer:
 
         Args:
             qpos_NQ: positions.
-            goals: of each simulation its goals [goals, G], usually one.
-            reached_N: whose goals to draw as reached.
+            goals: for each simulation its goals [goals, G], usually one.
+            reached_N: simulations whose goals are drawn as reached.
             overview: show all of an open floor instead of following the robot.
         """
         self._canvas.gl.make_current()
@@ -123,7 +123,7 @@ class Renderer:
             tiles, qpos_NQ, goals, reached_N.tolist(), strict=True
         ):
             self._set_scene(qpos_Q, goal_MG, reached=bool(reached), overview=overview)
-            # OpenGL counts from the bottom.
+            # OpenGL counts rows from the bottom.
             tile = mujoco.MjrRect(left, self.height - top - height, width, height)
             mujoco.mjr_render(tile, self._scene, self._canvas.mjr)
         whole = mujoco.MjrRect(0, 0, self.width, self.height)
@@ -146,9 +146,9 @@ class Renderer:
         *,
         reached_N: Tensor | None = None,
     ) -> Image:
-        """These envs, or all, as they are now; goals are green while reached.
+        """Draw these envs, or all, as they are now; goals are green while reached.
 
-        `reached_N` is whose goals to draw as reached instead.
+        If `reached_N` is given, it says instead which envs' goals are drawn as reached.
         """
         chosen = list(range(env.num_envs)) if indices is None else indices
         goal_NG = env.goal_NG[chosen]
@@ -169,7 +169,7 @@ class Renderer:
             robot = camera.geom_corners(self._model, self._data, self._moving)
             goal = camera.sphere_corners(points_P3, 1.5 * self.radius)
             view = self._camera(np.concatenate([robot, goal]))
-            # Shadows are drawn near the light's axis only.
+            # Shadows are drawn near the light's axis only, so the light follows the robot.
             light = robot.mean(0) + self._stage.stat.extent * stage.LIGHT
             self._stage_data.light_xpos[0] = light
         everything, unmoved = mujoco.mjtCatBit.mjCAT_ALL, mujoco.MjvPerturb()
@@ -177,7 +177,7 @@ class Renderer:
         mujoco.mjv_updateScene(
             self._stage, self._stage_data, options, unmoved, view, everything, scene
         )
-        # The floor casts no shadow as a decoration; the one on itself would have specks.
+        # As a decoration the floor casts no shadow; its shadow on itself would show specks.
         scene.geoms[0].category = mujoco.mjtCatBit.mjCAT_DECOR
         mujoco.mjv_addGeoms(self._model, self._data, options, unmoved, everything, scene)
         radius = self._small_radius if overview else self.radius
@@ -201,7 +201,7 @@ class Renderer:
         )
 
     def _visible_geoms(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Numbers of the visible fixed geoms, and of the visible ones that move."""
+        """Ids of the visible fixed geoms, and of the visible geoms that move."""
         model = self._model
         plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
         visible = (model.geom_rgba[:, 3] > 0) & ~plane & (model.geom_group < 3)
@@ -209,7 +209,7 @@ class Renderer:
         return np.flatnonzero(visible & fixed), np.flatnonzero(visible & ~fixed)
 
     def _sampled_points(self) -> NDArray[np.float64]:
-        """Corners of all that is seen at some starts and goals."""
+        """Corners of everything that is visible at some random starts and goals, [P, 3]."""
         start = self.task.sample_start(_SAMPLES, torch.Generator().manual_seed(0))
         found = [camera.sphere_corners(self._points(start.goal_NG), self.radius)]
         for qpos_Q in start.qpos_NQ:
@@ -219,7 +219,7 @@ class Renderer:
         return np.concatenate(found)
 
     def _floor_height(self) -> float:
-        """Of the model's own floor, or just below everything."""
+        """Height of the model's own floor; without one, of the lowest visible point."""
         model = self._model
         floors = [geom for geom in range(model.ngeom) if stage.is_floor(model, geom)]
         if floors:
@@ -230,7 +230,7 @@ class Renderer:
 def add_spheres(
     scene: Any, points_P3: NDArray[np.float64], radius: float, colour: tuple[float, ...]
 ) -> None:
-    """Draw translucent spheres into the scene, beside what is in it."""
+    """Add translucent spheres to the scene, as many as it has room for."""
     for point in points_P3:
         if scene.ngeom == scene.maxgeom:
             return
@@ -246,15 +246,15 @@ def add_spheres(
 
 
 def _free(canvas: Canvas) -> None:
-    # OpenGL has many ways to say that a context is current in a thread that drew and is gone.
+    # OpenGL reports by many kinds of errors that a thread which has ended still has the context.
     with suppress(Exception):
-        # MuJoCo deletes by number, in whatever context is current.
+        # MuJoCo deletes OpenGL's objects by their numbers, in whatever context is current.
         canvas.gl.make_current()
         canvas.mjr.free()
     canvas.gl.free()
 
 
 def grid_of(num_envs: int) -> tuple[int, int]:
-    """Columns and rows, as square as can be."""
+    """Columns and rows of a grid for the envs, as square as possible."""
     columns = math.ceil(math.sqrt(num_envs))
     return columns, math.ceil(num_envs / columns)

@@ -1,6 +1,6 @@
 """How everything looks: a stage of floor, sky and light around a painted copy of a task's model.
 
-The stage is a model of its own, so that a task's model has none of it and stays as it is.
+The stage is a MuJoCo model of its own, so that the task's model stays unchanged.
 """
 
 import copy
@@ -26,10 +26,10 @@ LIGHT = 6.0 * np.array([0.35, -0.45, 1.0])
 
 
 def painted(model: mujoco.MjModel) -> mujoco.MjModel:
-    """A copy in our colours: robots blue, what they move amber, all that is fixed sand.
+    """A copy in our colours: robots blue, movable objects amber, everything fixed sand.
 
-    A robot is a kinematic tree with an actuator. Floors are taken away, the stage has one; what
-    the model hides stays hidden.
+    A robot is a kinematic tree with an actuator. Floors are hidden, because the stage has
+    its own; what the model hides stays hidden.
     """
     model = copy.deepcopy(model)
     robots = _actuated_bodies(model)
@@ -41,7 +41,7 @@ def painted(model: mujoco.MjModel) -> mujoco.MjModel:
         else:
             depth = _depth(model, body)
             colour = _ROBOT[depth % 2] if body in robots else _OBJECT
-            # Round ends of two links fill the same space; one has to lie outside.
+            # Round ends of two links overlap exactly; one is made larger, so that it lies outside.
             model.geom_size[geom] *= 1.0 + 0.005 * depth
         model.geom_rgba[geom] = colour
         if hidden or is_floor(model, geom):
@@ -59,10 +59,10 @@ def is_floor(model: mujoco.MjModel, geom: int) -> bool:
 def make_stage(
     painted_model: mujoco.MjModel, *, floor: float, centre: Array, extent: float, size: Any
 ) -> mujoco.MjModel:
-    """Checkered floor at height `floor`, pale sky and one light; meshes of the model's own.
+    """A checkered floor at height `floor`, a pale sky, one light, and the meshes of the model.
 
-    `extent` in metres decides shadows, clipping planes and the floor's squares; `size` is that of
-    the offscreen buffer, (width, height) in pixels.
+    `extent` in metres determines shadows, clipping planes and the floor's squares; `size` is the
+    size of the offscreen buffer, (width, height) in pixels.
     """
     spec = mujoco.MjSpec()
     visual = spec.visual
@@ -88,7 +88,7 @@ def make_stage(
     )
     _add_shapes(spec, painted_model)
     stage = spec.compile()
-    # The compiler turns meshes into their own principal axes; these have been there already.
+    # The compiler rotates meshes into their principal axes; these meshes are rotated already.
     for name in ("mesh_vert", "mesh_normal"):
         getattr(stage, name)[:] = getattr(painted_model, name)
     return stage
@@ -123,7 +123,7 @@ def _add_sky_and_floor(spec: mujoco.MjSpec, *, floor: float, square: float) -> N
 
 
 def _add_shapes(spec: mujoco.MjSpec, model: mujoco.MjModel) -> None:
-    """Meshes and height fields in the order of the model, whose geoms refer to them by number."""
+    """Add meshes and height fields in the model's order: its geoms refer to them by number."""
     for mesh in range(model.nmesh):
         vertex, face = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
         spec.add_mesh(
@@ -165,6 +165,6 @@ def _depth(model: mujoco.MjModel, body: int) -> int:
 
 
 def _nice(length: float) -> float:
-    """1, 2 or 5 times a power of ten, near the length."""
+    """The number nearest to the length that is 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(length))
     return power * min((1, 2, 5, 10), key=lambda step: abs(math.log(step * power / length)))

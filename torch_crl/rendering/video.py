@@ -22,12 +22,12 @@ ENDINGS = (".mp4", ".gif")
 MAX_ENVS = 16
 
 _MAX_FPS = 34.0
-# Columns to the size of a tile in pixels: more envs in not much larger a picture.
+# Number of columns to the size of a tile in pixels: with more envs the picture grows little.
 _TILES = {1: (640, 480), 2: (400, 300), 3: (320, 240), 4: (240, 180)}
 
 
 def check_ending(path: Path) -> None:
-    """Raise RenderError unless videos can be written to files with this ending, here."""
+    """Raise RenderError unless videos can be written here to files with this suffix."""
     if path.suffix.lower() not in ENDINGS:
         raise RenderError(f"a video ends in {' or '.join(ENDINGS)}, got {path.name!r}")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -46,15 +46,15 @@ def record(
     steps: int,
     on_step: Callable[[int], object] | None = None,
 ) -> str:
-    """Write `steps` control steps of the policy in all envs, at the speed of the task's clock.
+    """Write a video of `steps` control steps of the policy in all envs, in real time.
 
     Args:
         policy: (state [N, S], goal [N, G]) to action [N, A].
-        env: at the beginning of episodes; what ends begins again.
+        env: at the beginning of its episodes; where one ends, the next one begins.
         path: `.mp4` or `.gif`.
         on_step: called with the number of control steps done, to show progress.
 
-    Returns what drew it. Raises RenderError.
+    Returns the name of what drew the pictures. Raises RenderError.
     """
     check_ending(path)
     seconds = env.seconds_per_step
@@ -76,7 +76,7 @@ def record(
 def _pictures(
     env: VectorEnv,
 ) -> Iterator[tuple[Callable[[], Image], tuple[Image, Image], str]]:
-    """What draws all envs as they are now, pictures with all the colours to come, and its name."""
+    """Yields a function that draws all envs, two pictures for the palette, the backend's name."""
     columns, rows = grid_of(env.num_envs)
     if isinstance(env, GymnasiumVectorEnv):
         own = env
@@ -163,12 +163,12 @@ def _write_gif(
     palette.putpalette(shared_palette(*goals))
 
     def write(image: Image) -> None:
-        # Undithered, flat areas stay flat.
+        # Without dithering, flat areas stay flat.
         picture = Pillow.fromarray(image)
         frames.append(picture.quantize(dither=Pillow.Dither.NONE, palette=palette))
 
     yield write
-    # In hundredths of a second; a browser slows down below two.
+    # Milliseconds; a GIF stores hundredths of a second, and browsers play less than two slowly.
     duration = max(20, 10 * round(100 * seconds_per_frame))
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
 
@@ -187,7 +187,7 @@ def shared_palette(unreached: Image, reached: Image) -> list[int]:
         (np.concatenate([unreached, reached]), 192),
         (np.concatenate([unreached[goal], reached[goal]])[None], 64),
     ):
-        # No goal may be within the picture.
+        # The picture may contain no goal.
         if pixels.size:
             colours += (Pillow.fromarray(pixels).quantize(count).getpalette() or [])[: 3 * count]
     return colours

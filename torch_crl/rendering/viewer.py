@@ -1,4 +1,4 @@
-"""A policy in MuJoCo's own interactive viewer. G goal, S state, A action, one env."""
+"""Shows a policy in MuJoCo's own interactive viewer. G goal, S state, A action, one env."""
 
 import os
 import sys
@@ -26,18 +26,18 @@ def watch(policy: Callable[[Tensor, Tensor], Tensor], env: TaskVectorEnv) -> Non
     """
     load_triton_first()
     _require_display()
-    # Importing it asks for GLFW's library.
+    # Imported here, because the import needs GLFW's library.
     import mujoco.viewer
 
     task = env.task
-    # A copy too because the window's controls change what it shows.
+    # A copy also because the window's controls change the model that it shows.
     model = _coloured(task.model)
     data = mujoco.MjData(model)
     radius = next(iter(task.spec.success_radius.values()), 0.05)
     seconds = model.opt.timestep * task.substeps
     threads = set(threading.enumerate())
     try:
-        # Tab and shift-tab bring the panels, which would hide most of a small window.
+        # Tab and shift-tab show the panels, which would hide most of a small window.
         viewer = mujoco.viewer.launch_passive(model, data, show_left_ui=False, show_right_ui=False)
     except Exception as error:
         raise RenderError(f"MuJoCo's viewer could not be opened: {error}. {_OTHERWISE}") from error
@@ -62,13 +62,13 @@ def watch(policy: Callable[[Tensor, Tensor], Tensor], env: TaskVectorEnv) -> Non
                 viewer.sync()
                 time.sleep(max(0.0, seconds - (time.perf_counter() - begin)))
     finally:
-        # The window's thread takes OpenGL down; a process that ends before it crashes.
+        # The window's thread shuts OpenGL down; a process that exits before that crashes.
         for thread in set(threading.enumerate()) - threads:
             thread.join(timeout=5.0)
 
 
 def _coloured(model: mujoco.MjModel) -> mujoco.MjModel:
-    """A copy in the colours of pictures and videos, with the model's own floor and sky paled.
+    """A copy in the colours of pictures and videos, with the model's own floor and sky, but paler.
 
     A model without a light gets a brighter one at the camera.
     """
@@ -87,7 +87,7 @@ def _coloured(model: mujoco.MjModel) -> mujoco.MjModel:
 
 
 def _followed(model: mujoco.MjModel) -> int | None:
-    """The body to keep in view where nothing but a floor stands around it."""
+    """The body that the camera follows; None if anything but a floor is fixed around it."""
     fixed = model.body_weldid[model.geom_bodyid] == 0
     if (fixed & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)).any():
         return None
@@ -105,7 +105,7 @@ def _require_display() -> None:
         )
     import glfw
 
-    # MuJoCo would end the process, or wait for its window for ever.
+    # Without this check MuJoCo would end the process, or wait for its window for ever.
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         opened = glfw.init()

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its directory, who may write there, and files read with care."""
+"""A run on disk: its directory, the lock of its writer, and the files that are read back."""

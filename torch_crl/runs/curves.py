@@ -1,4 +1,4 @@
-"""Learning curves of runs: read, checked for being comparable, scored, put on a common grid.
+"""Learning curves of runs: reading, checks that they are comparable, scores, a common grid.
 
 Legend: E evaluations of one run, X points of a grid.
 """
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 SCORED_EVALUATIONS = 5
 _COUNTERS = ("env_steps", "updates", "seconds")
 _LAST_STEPS = "env steps at the last evaluation"
-# Runs of one budget end at different steps, each rounding up to whole collections of its own.
+# Runs of one budget may end at different steps, since each rounds up to its own whole collections.
 _ROUNDING = 0.05
 
 
@@ -42,18 +42,18 @@ class Curve:
     """Control steps of all training envs before each evaluation."""
     updates_E: Array
     seconds_E: Array
-    """Wall-clock since the start of training, evaluations included."""
+    """Wall-clock seconds since the start of training, evaluations included."""
     metrics: dict[str, Array]
-    """What `torch_crl.evaluate` returns, [E] each; those that every evaluation has."""
+    """The metrics of `torch_crl.evaluate` that every evaluation has, [E] each."""
     finished: bool
-    """Whether the run came to its end."""
+    """Whether the run has reached its end."""
 
     def axis(self, name: Axis) -> Array:
         """Env steps or seconds of each evaluation, [E]."""
         return self.env_steps_E if name == "env_steps" else self.seconds_E
 
     def metric(self, name: str) -> Array:
-        """One metric, [E]. Raises CurveError naming those that there are."""
+        """One metric, [E]. Raises CurveError, which lists the existing ones, if it is missing."""
         if name not in self.metrics:
             raise CurveError(
                 f"{self.run_dir} has no metric {name!r}; it has {', '.join(sorted(self.metrics))}"
@@ -62,7 +62,7 @@ class Curve:
 
 
 def read_curve(run_dir: Path) -> Curve:
-    """The curve of one run directory. Raises CurveError if there is none to read."""
+    """The curve of one run directory. Raises CurveError if it cannot be read."""
     recipe, records = _read(run_dir)
     if not records:
         raise CurveError(f"{run_dir} has no evaluation yet; let it train on")
@@ -70,9 +70,9 @@ def read_curve(run_dir: Path) -> Curve:
 
 
 def read_curves(folders: Path | Sequence[Path]) -> list[Curve]:
-    """The curves of all runs at any level of these folders, each once, in order of their paths.
+    """The curves of all runs at any level of these folders, each once, by path within a folder.
 
-    Raises CurveError for a folder without runs, and with every run that cannot be read.
+    Raises CurveError, which names every folder without runs and every run that cannot be read.
     """
     run_dirs, problems = _find(folders)
     curves = []
@@ -86,7 +86,7 @@ def read_curves(folders: Path | Sequence[Path]) -> list[Curve]:
 
 
 def read_finished_curves(folders: Path | Sequence[Path]) -> tuple[list[Curve], dict[str, str]]:
-    """Those of `read_curves` that came to their end; the others as run directory to how far it is.
+    """The curves of finished runs, and for each other run directory how far that run is.
 
     Raises CurveError as `read_curves` does, and if no run is finished.
     """
@@ -111,10 +111,11 @@ def read_finished_curves(folders: Path | Sequence[Path]) -> tuple[list[Curve], d
 
 
 def check_comparable(curves: Sequence[Curve], *, varied: Collection[str] = ()) -> None:
-    """Raise CurveError unless all runs on one task had one budget and one way of evaluation.
+    """Raise CurveError unless all runs on a task had the same budget and the same evaluation.
 
-    Names every difference with two runs that have it, and unfinished runs. `varied` settings, such
-    as `budget.env_steps`, are those that the caller compares on purpose.
+    The message names every difference, with two runs that show it, and all unfinished runs.
+    `varied` are settings that may differ, such as `budget.env_steps`, because the caller compares
+    them on purpose.
     """
     problems = [
         f"{curve.run_dir} is not finished: {_reached(curve)}; `torch-crl compare --finished-only` "
@@ -136,17 +137,17 @@ def check_comparable(curves: Sequence[Curve], *, varied: Collection[str] = ()) -
 
 
 def score(curve: Curve, metric: str, *, last: int = SCORED_EVALUATIONS) -> float:
-    """Mean of the last five evaluations, the paper's single number (arXiv 2503.14858, table 1).
+    """Mean of the last five evaluations, the paper's score (arXiv 2503.14858, table 1).
 
-    Of all evaluations if there are fewer.
+    With fewer evaluations it is the mean of all.
     """
     return float(curve.metric(metric)[-last:].mean())
 
 
 def scored_part(curves: Sequence[Curve], *, last: int = SCORED_EVALUATIONS) -> str:
-    """What `score` averages, as in `the last 5 of 10 evaluations: the last 50 % of the run`.
+    """What `score` averages, as text: `the last 5 of 10 evaluations: the last 50 % of the run`.
 
-    An evaluation stands for the env steps since the one before it.
+    Each evaluation covers the env steps since the one before it.
     """
     counts = sorted({len(curve.env_steps_E) for curve in curves})
     shares = sorted({round(100 * _scored_share(curve, last)) for curve in curves})
@@ -158,9 +159,10 @@ def scored_part(curves: Sequence[Curve], *, last: int = SCORED_EVALUATIONS) -> s
 
 
 def common_grid(curves: Sequence[Curve], axis: Axis, *, points: int = 60) -> Array:
-    """Where all curves have values: from the latest first to the earliest last evaluation, [X].
+    """Grid points where all curves have values: latest first to earliest last evaluation, [X].
 
-    Their own evaluations if those of all curves lie at the same places, else `points` even ones.
+    The points are the evaluations if all curves have them at the same places, else `points` evenly
+    spaced ones.
     """
     places = [curve.axis(axis) for curve in curves]
     if all(np.array_equal(place_E, places[0]) for place_E in places):
@@ -170,9 +172,10 @@ def common_grid(curves: Sequence[Curve], axis: Axis, *, points: int = 60) -> Arr
 
 
 def on_grid(curve: Curve, metric: str, grid_X: Array, axis: Axis) -> Array:
-    """The metric at each point, [X], on straight lines between evaluations.
+    """The metric at each grid point, [X], interpolated linearly between evaluations.
 
-    Before the first and after the last evaluation it is held: a finished run keeps its policy.
+    Before the first and after the last evaluation their values are kept constant: a finished run
+    keeps its policy.
     """
     return np.asarray(np.interp(grid_X, curve.axis(axis), curve.metric(metric)))
 
@@ -184,7 +187,7 @@ def first_reached(curve: Curve, metric: str, level: float, axis: Axis) -> float:
 
 
 def _read(run_dir: Path) -> tuple[Recipe, list[dict[str, Any]]]:
-    """Recipe and evaluations. Raises CurveError."""
+    """Recipe and evaluations of a run. Raises CurveError."""
     directory = RunDirectory(run_dir)
     try:
         return directory.read_recipe(), directory.read_metrics("evaluation")
@@ -212,7 +215,7 @@ def _reached(curve: Curve) -> str:
 
 
 def _find(folders: Path | Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Run directories at any level of these folders, each once, and the folders without any."""
+    """Run directories at any level of these folders, each once, and a problem per empty folder."""
     run_dirs: list[Path] = []
     problems = []
     for folder in [folders] if isinstance(folders, Path) else folders:
@@ -245,7 +248,7 @@ def _leaf_of(name: str) -> Callable[[Curve], object]:
 def _differing(
     task: str, what: str, runs: list[Curve], value_of: Callable[[Curve], object]
 ) -> list[str]:
-    """One line that names a run for each of the values, if there are several."""
+    """A line that names one run for each value, if the runs have several values; else no line."""
     runs_of = defaultdict(list)
     for run in runs:
         runs_of[value_of(run)].append(run)

@@ -1,18 +1,18 @@
-"""A run directory: where everything lies, who may write there, and how it is read.
+"""A run directory: its files, the lock that only one process holds, reading and writing.
 
     RUN/recipe.json        every setting
-    RUN/machine.json       when and on what the run was started, and its own task's module
-    RUN/metrics.jsonl      a record a line: `train` after each collection, `evaluation`
-    RUN/tensorboard/       the same for TensorBoard
-    RUN/wandb/             the same for Weights & Biases, if it was asked for
-    RUN/checkpoints/       the newest states, each a folder of tensors
-    RUN/policies/          the actor at each checkpoint, and the best by evaluation
+    RUN/machine.json       time and machine of the start, and the module of a task of the user's own
+    RUN/metrics.jsonl      one record per line: `train` after each collection, and `evaluation`
+    RUN/tensorboard/       the same records for TensorBoard
+    RUN/wandb/             the same records for Weights & Biases, if --wandb was given
+    RUN/checkpoints/       the newest checkpoints, each a folder of tensors
+    RUN/policies/          the actor at each checkpoint, and the best one by evaluation
     RUN/learning_curve.png
-    RUN/result.json        the run is finished; its last evaluation
-    .RUN.lock              beside it, held by the process that writes; survives --overwrite
+    RUN/result.json        the last evaluation; exists when the run is finished
+    .RUN.lock              beside RUN, locked by the process that writes; survives --overwrite
 
-A run moves on by commits: the policy is written first and the checkpoint after it, so that a
-checkpoint, which appears by one rename, stands for both. Whatever is newer than the checkpoint that
+A run progresses by commits: it writes the policy first and the checkpoint after it, so that a
+checkpoint, which appears by one rename, confirms both. Whatever is newer than the checkpoint that
 a run resumes from was never committed, and is written again.
 """
 
@@ -57,18 +57,18 @@ _TAIL_BYTES = 4096
 
 
 class RunDirectoryError(TorchCrlError, ValueError):
-    """A folder is no run directory, or one that cannot be used like this; the message says why."""
+    """A folder is not a run directory, or cannot be used as asked; the message says why."""
 
 
 class Moment(NamedTuple):
-    """A moment of a run; names of folders made of it sort by time."""
+    """A moment of a run; folders that are named after moments sort by time."""
 
     env_steps: int
     updates: int
 
     @property
     def name(self) -> str:
-        """Of a folder that holds what a run was at this moment."""
+        """Name of a folder with the state of a run at this moment."""
         return f"step_{self.env_steps:012d}_update_{self.updates:09d}"
 
     @staticmethod
@@ -83,12 +83,12 @@ class Moment(NamedTuple):
 
 
 class RunDirectory:
-    """One run's folder. Nothing is read or written until it is asked for."""
+    """One run's folder. Creating this object reads and writes nothing."""
 
     def __init__(self, path: str | Path) -> None:
-        """The folder need not exist; `~` is the user's home, and a link is what it leads to."""
+        """The folder need not exist; `~` is the user's home, and a link stands for its target."""
         given = Path(os.path.expanduser(path))
-        # The present folder has no name, and a link would be another name of one directory.
+        # "." has no name, and a link would be a second name of the same directory.
         plain = given.name not in ("", "..") and not given.is_symlink()
         self.path = given if plain else Path(os.path.realpath(given))
         self.recipe = self.path / "recipe.json"
@@ -107,19 +107,19 @@ class RunDirectory:
 
     @cached_property
     def lock(self) -> Path:
-        """The file beside the directory that its writer locks."""
+        """The file beside the directory that the writing process locks."""
         real = Path(os.path.realpath(self.path))
         return real.with_name(f".{real.name}.lock")
 
     @property
     def _written(self) -> list[Path]:
-        """What a run writes into, or over, while it goes on."""
+        """Files and folders that a run in progress writes or replaces."""
         inside = [self.checkpoints, self.policies, self.tensorboard]
         return [*inside, self.recipe, self.metrics, self.result, self.learning_curve]
 
     @property
     def log(self) -> Path:
-        """The file beside the directory that takes what a sweep's worker prints."""
+        """The file beside the directory with the output of a sweep's worker."""
         return self.path.with_name(self.path.name + ".log")
 
     @property
@@ -129,19 +129,19 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """Whether training came to its end here."""
+        """Whether the run here has reached its end."""
         return self.result.exists()
 
     @property
     def is_occupied(self) -> bool:
-        """Whether something lies here, a run or not."""
+        """Whether the folder has contents, of a run or not, or the path is a file."""
         if not self.path.is_dir():
             return self.path.exists()
         return not self._is_begun and any(self.path.iterdir())
 
     @property
     def _is_begun(self) -> bool:
-        """Whether only that lies here which a process that was killed in `begin` has left."""
+        """Whether the folder holds only what a process killed in `begin` leaves behind."""
         empty = (self.checkpoints, self.policies)
         return all(
             entry in (self.machine, self.metrics)
@@ -150,10 +150,10 @@ class RunDirectory:
             for entry in self.path.iterdir()
         )
 
-    # Who may write.
+    # Permission to write.
 
     def problems(self, *, resume: bool, overwrite: bool) -> list[str]:
-        """Why a run cannot be started in, or continued from, this directory."""
+        """The reasons why a run cannot be started in, or resumed from, this directory."""
         if resume and overwrite:
             return ["--resume and --overwrite exclude each other"]
         if resume and not self.holds_run:
@@ -186,10 +186,10 @@ class RunDirectory:
 
     @contextmanager
     def owned(self, *, wait: Callable[[str], object] | None = None) -> Iterator[list[str]]:
-        """Be the only process that writes here. Yields lines to tell the user.
+        """Inside, this process is the only one that writes here. Yields lines to show the user.
 
-        `wait` is told whom it waits for; without it a directory in use raises DirectoryInUseError.
-        An owner may enter again.
+        `wait` is called with a line naming the process that is waited for; without `wait`, a
+        directory in use raises DirectoryInUseError. An owner may enter again.
         """
         if self._is_owned:
             yield []
@@ -202,14 +202,14 @@ class RunDirectory:
             finally:
                 self._is_owned = False
 
-    # Writing: for the owner alone.
+    # Writing: for the owner only.
 
     def begin(self, recipe: Recipe, *, machine: Mapping[str, Any]) -> None:
-        """Begin an empty run in the place of what is here.
+        """Delete what is here and begin an empty run.
 
-        It appears whole, by a rename, and all that resume needs is then safe from a power cut. A
-        folder that is there and empty, which may be a mount point, is filled instead; the recipe
-        comes last.
+        The new directory appears complete, by a rename, and all that --resume needs is then safe
+        from a power cut. An existing empty folder, which may be a mount point, is filled instead,
+        with the recipe last.
         """
         self.remove()
         new = self
@@ -226,19 +226,19 @@ class RunDirectory:
             sync(self.path.parent)
 
     def extend(self, recipe: Recipe) -> None:
-        """Let a run go on to the end of a longer recipe."""
+        """Replace the recipe by a longer one, so that the run can go on."""
         self.result.unlink(missing_ok=True)
         sync(self.path)
         write_text(self.recipe, recipe.to_json())
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """The run has come to its end."""
+        """Write result.json, which marks the run as finished."""
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
     def remove(self) -> None:
-        """Delete the run: by a rename, so that a kill leaves all of it or none.
+        """Delete the run, by a rename first, so that a kill leaves all of it or nothing.
 
-        Where that cannot be, for a mount point or the present folder, its recipe goes last.
+        Where a rename is impossible, for a mount point or ".", the recipe is deleted last.
         """
         aside = self.path.with_name(_DELETING + self.path.name)
         remove(aside)
@@ -257,7 +257,7 @@ class RunDirectory:
             remove(aside)
 
     def go_back_to(self, moment: Moment) -> None:
-        """Forget what is newer than a checkpoint, and what a killed process left half written."""
+        """Delete policies newer than a checkpoint, and what a killed process left half written."""
         for parent in (self.path, self.checkpoints, self.policies):
             for left in parent.glob(f"{ASIDE}*"):
                 remove(left)
@@ -267,15 +267,15 @@ class RunDirectory:
                 remove(policy)
 
     def best_policy(self, moment: Moment) -> Path:
-        """Where the policy lives that was the best one when it was evaluated at this moment."""
+        """The folder for a policy that was the best one when it was evaluated at this moment."""
         return self.policies / (_BEST + moment.name)
 
     def prune(self, *, checkpoints: int) -> None:
-        """Keep the newest checkpoints, and of the best policies the newest, which is the best."""
+        """Delete all but the newest checkpoints and, of the best policies, the newest, the best."""
         for folder in [*folders(self.checkpoints)[checkpoints:], *self.best_policies[1:]]:
             remove(folder)
 
-    # Reading: by anybody, from anybody.
+    # Reading: by any process, and from a directory of any origin.
 
     @property
     def saved_checkpoints(self) -> list[Path]:
@@ -293,17 +293,17 @@ class RunDirectory:
         return folders(self.policies, _BEST)
 
     def read_recipe(self) -> Recipe:
-        """Raises RunDirectoryError if there is none, DamagedFileError if it cannot be read."""
+        """The recipe. Raises RunDirectoryError if there is none, DamagedFileError if unreadable."""
         if not self.holds_run:
             raise RunDirectoryError(f"{self} holds no run (there is no recipe.json in it)")
         return read_recipe(self.recipe)
 
     def read_result(self) -> ResultFile:
-        """Raises DamagedFileError."""
+        """The content of result.json. Raises DamagedFileError."""
         return read_file(self.result, lambda text: fields.read(ResultFile, text))
 
     def read_machine(self) -> MachineFile:
-        """Empty for a run that has none, or a damaged one: nothing depends on it."""
+        """The content of machine.json; empty if the file is missing or damaged."""
         try:
             return read_file(self.machine, lambda text: fields.read(MachineFile, text))
         except DamagedFileError:
@@ -312,7 +312,7 @@ class RunDirectory:
     def read_metrics(self, kind: str) -> list[dict[str, Any]]:
         """The records of one kind, `train` or `evaluation`, in metrics.jsonl.
 
-        Raises DamagedFileError, naming the line, if one of either kind cannot be read.
+        Raises DamagedFileError, which names the line, if any record cannot be read.
         """
         records, damaged = self.scan_metrics()
         if damaged:
@@ -320,11 +320,11 @@ class RunDirectory:
         return [record for record in records if record["kind"] == kind]
 
     def scan_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """All records that can be read, and why the other lines cannot."""
+        """All readable records, and for each other line the reason why it cannot be read."""
         if not self.metrics.exists():
             return [], []
         records, damaged = [], []
-        # A killed run may leave half a line at the end; what follows the last newline is dropped.
+        # A killed run may leave half a line at the end: what follows the last newline is dropped.
         lines = read_bytes(self.metrics).split(b"\n")[:-1]
         for number, line in enumerate(lines, start=1):
             try:
@@ -335,16 +335,16 @@ class RunDirectory:
 
     @property
     def logged_env_steps(self) -> int:
-        """Env steps of the newest record that can be read; 0 if there is none."""
+        """Env steps of the newest readable record; 0 if there is none."""
         with suppress(DamagedFileError):
-            # What follows the last newline is half a line, and so may be the first.
+            # The part after the last newline is an incomplete line, and the first line may be one.
             for line in reversed(read_end(self.metrics, most=_TAIL_BYTES).split(b"\n")[:-1]):
                 with suppress(ValueError):
                     return int(parse_record(line)["env_steps"])
         return 0
 
     def drop_metrics_after(self, moment: Moment) -> list[str]:
-        """Forget records that will be written again; returns a line for what could not be read."""
+        """Drop records later than `moment`; returns a message for every unreadable line."""
         records, damaged = self.scan_metrics()
         kept = [
             record
@@ -356,7 +356,7 @@ class RunDirectory:
 
 
 def default_run_dir(recipe: Recipe) -> Path:
-    """`runs/TASK_seedN_DATE-TIME`, with a number behind it where that exists."""
+    """`runs/TASK_seedN_DATE-TIME`, with a number appended if that exists already."""
     task = re.sub("[:/]", "_", recipe.task.name)
     name = f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
@@ -364,11 +364,11 @@ def default_run_dir(recipe: Recipe) -> Path:
 
 
 def run_directory_of(path: Path) -> RunDirectory:
-    """The run directory itself, or the one that a policy folder in it belongs to.
+    """The run directory at this path, or the one that contains the policy folder at this path.
 
     Raises RunDirectoryError if the path is neither.
     """
-    # Unlike `Path.resolve` this answers where links lead in a circle.
+    # Unlike `Path.resolve`, this does not fail on links that form a circle.
     path = Path(os.path.realpath(os.path.expanduser(path)))
     for folder in (path, path.parent, path.parent.parent):
         if (folder / "recipe.json").exists():
@@ -377,8 +377,8 @@ def run_directory_of(path: Path) -> RunDirectory:
 
 
 def find_run_directories(folder: Path) -> Iterator[Path]:
-    """All run directories at any level of a folder. A link may be one, and is followed no further:
-    it may lead back up.
+    """All run directories at any level of a folder. A link may be one, but no other link is
+    followed, since it may lead back to a folder above.
     """
     if (folder / "recipe.json").exists():
         yield folder
@@ -391,6 +391,6 @@ def find_run_directories(folder: Path) -> Iterator[Path]:
 
 
 def folders(parent: Path, prefix: str = "") -> list[Path]:
-    """Folders that are named after moments of a run, the newest first."""
+    """Folders in `parent` that are named after moments of a run, the newest first."""
     found = [folder for folder in parent.glob(f"{prefix}step_*") if Moment.of(folder)]
     return sorted(found, key=lambda folder: folder.name, reverse=True)

@@ -1,4 +1,4 @@
-"""One living writer in a run directory, by a lock that ends with its process, however it ends."""
+"""At most one writer in a run directory, by a lock that ends with its process, however it ends."""
 
 import os
 import platform
@@ -14,20 +14,20 @@ from torch_crl.system.files import DamagedFileError, read_bytes
 
 
 class DirectoryInUseError(TorchCrlError, RuntimeError):
-    """Another process writes in the run directory; the message names it."""
+    """Another process is writing in the run directory; the message names the process."""
 
 
 @contextmanager
 def locked(path: Path, what: str, *, wait: Callable[[str], object] | None = None) -> Iterator[str]:
-    """Hold the lock file `path` inside, which says who holds it: process and host.
+    """Inside, hold the lock file `path`, which names its holder by process and host.
 
-    Yields what to tell the user, which is empty unless the file system has no locks: then there is
-    none, and the work goes on.
+    Yields a line to show the user, which is empty unless the file system has no locks: then nothing
+    is locked, and the work goes on.
 
     Args:
         what: what is locked, for messages.
-        wait: is told once whom it waits for; not given: a lock that is held raises
-            DirectoryInUseError.
+        wait: called once with a line that names the holder, before waiting for it; without `wait`,
+            a lock that is held raises DirectoryInUseError.
     """
     lock = FileLock(path)
     note = ""
@@ -47,7 +47,8 @@ def locked(path: Path, what: str, *, wait: Callable[[str], object] | None = None
         note = (
             f"{what} has a file system without locks; a file stands for one, which a crash leaves"
         )
-    # Where there is no flock, filelock turns its object into this kind, which writes the same.
+    # Where flock is missing, filelock changes the object's class to SoftFileLock, which writes both
+    # lines itself.
     if lock.is_locked and type(lock).__name__ != SoftFileLock.__name__:
         with suppress(OSError):
             path.write_text(f"{os.getpid()}\n{platform.node()}\n", encoding="utf-8")
@@ -58,7 +59,7 @@ def locked(path: Path, what: str, *, wait: Callable[[str], object] | None = None
 
 
 def holder(path: Path) -> str:
-    """Who holds a lock file, as it says itself: `process 4711 on host`."""
+    """The holder that a lock file names, as `process 4711 on host`."""
     try:
         process, host = read_bytes(path, most=4096).decode(errors="replace").split()[:2]
     except (DamagedFileError, ValueError):
@@ -67,7 +68,7 @@ def holder(path: Path) -> str:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock file now."""
+    """Whether a process holds the lock file now."""
     if not path.exists():
         return False
     try:

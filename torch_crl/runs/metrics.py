@@ -1,6 +1,6 @@
-"""Numbers from the run to people: metrics.jsonl, TensorBoard, Weights & Biases, and the progress.
+"""A run's metrics: metrics.jsonl, TensorBoard, Weights & Biases, and the display of progress.
 
-Updates hand over tensors on the device; the host waits for them once for each collection.
+Updates return metrics as tensors on the device; the host waits for them once per collection.
 """
 
 import io
@@ -23,12 +23,12 @@ from torch_crl.runs.weights_and_biases import WandbProcess
 from torch_crl.system.append_file import AppendFile
 from torch_crl.system.terminal import console, duration, plain
 
-# Without a terminal, where a bar would move.
+# Shortest time between two lines of progress where there is no terminal to draw a bar on.
 _SECONDS_OF_SILENCE = 15.0
 
 
 class DivergenceError(TorchCrlError, RuntimeError):
-    """A loss or a parameter is no longer finite; the message names it and when it happened."""
+    """A loss or a parameter is no longer finite; the message names it and the update."""
 
 
 class UpdateMetrics:
@@ -40,15 +40,15 @@ class UpdateMetrics:
         self._names: list[str] = []
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Keep one update's metrics; every update must bring the same names."""
+        """Keep one update's metrics; every update must have the same names."""
         self._names = list(metrics)
         self._rows.append(torch.stack(list(metrics.values())))
 
     def flush(self, *, first_update: int) -> dict[str, float]:
-        """Means over the updates since the last flush; the host waits for the device here.
+        """Means over the updates since the last flush. The host waits for the device here.
 
-        `first_update` is the number of the first of them, for the error message. Raises
-        DivergenceError for the first update with a metric that is not finite.
+        `first_update` is the number of the first of these updates, for the error message. Raises
+        DivergenceError, which names the first update with a metric that is not finite.
         """
         if not self._rows:
             return {}
@@ -66,7 +66,7 @@ class UpdateMetrics:
 
 
 def first_not_finite(named_tensors: dict[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds a NaN or an infinity."""
+    """The name of the first tensor that contains NaN or infinity; None if there is none."""
     finite = torch.stack([tensor.isfinite().all() for tensor in named_tensors.values()]).tolist()
     return next((name for name, good in zip(named_tensors, finite, strict=True) if not good), None)
 
@@ -74,7 +74,8 @@ def first_not_finite(named_tensors: dict[str, Tensor]) -> str | None:
 class RunLog:
     """Writes records to metrics.jsonl and TensorBoard, and shows the progress of a run.
 
-    What cannot be written is told once and kept until it can be; it never ends the run.
+    Records that cannot be written are kept until they can be. The first failure for each file is
+    reported, and none ends the run.
     """
 
     def __init__(
@@ -86,10 +87,12 @@ class RunLog:
         show: bool,
         wandb: str = "",
     ) -> None:
-        """`total` env steps to show progress towards; TensorBoard forgets what it has after
-        `resumed_at`; `wandb` is a project of Weights & Biases.
+        """Open the files. Raises OSError if metrics.jsonl cannot be opened.
 
-        Raises OSError if metrics.jsonl cannot be opened.
+        Args:
+            total: env steps at the end of the run, for the display of progress.
+            resumed_at: for a resumed run; TensorBoard drops its records after this moment.
+            wandb: project of Weights & Biases; empty for none.
         """
         self._console = console(stderr=True, quiet=not show)
         on_terminal = self._console.is_terminal and not self._console.is_dumb_terminal
@@ -106,7 +109,7 @@ class RunLog:
         self._bar = self._progress.add_task("starting", total=total, rates="", last="")
         self._total = total
         self._began: tuple[float, float] | None = None
-        """Env steps and seconds at the first look."""
+        """Env steps and seconds at the first call of `progress`."""
         self._spoke_at = time.monotonic()
         self._told: set[Path] = set()
         self._run, self._project = run, wandb
@@ -122,7 +125,7 @@ class RunLog:
             self._append(self._events, _framed(event))
 
     def __enter__(self) -> Self:
-        """Start the display, and the process that sends to Weights & Biases."""
+        """Start the display of progress, and the process that sends to Weights & Biases."""
         if self._project:
             self._wandb = WandbProcess(self._run, project=self._project, tell=self.announce)
         self._progress.start()
@@ -138,7 +141,7 @@ class RunLog:
             self._wandb.close(succeeded=kind is None)
 
     def announce(self, *lines: str) -> None:
-        """Show lines above the progress."""
+        """Print lines above the progress bar."""
         for line in lines:
             self._console.print(plain(line), soft_wrap=True)
 
@@ -151,7 +154,7 @@ class RunLog:
         seconds: float,
         rates: dict[str, float],
     ) -> None:
-        """Move the bar to `completed` env steps; without a terminal a line now and then."""
+        """Move the bar to `completed` env steps; without a terminal, print a line now and then."""
         speed = (
             f"{rates['collected_steps_per_second']:,.0f} steps/s, "
             f"{rates['updates_per_second']:,.1f} updates/s"
@@ -170,11 +173,11 @@ class RunLog:
         self._speak(completed, updates, seconds, f"{phase}, {speed}{left}")
 
     def train(self, record: dict[str, float]) -> None:
-        """A collection and its updates are done."""
+        """Write the record of a collection and its updates."""
         self._write("train", record)
 
     def evaluation(self, record: dict[str, float]) -> None:
-        """An evaluation is done; shown as a line of its own."""
+        """Write the record of an evaluation, and print a line about it."""
         self._write("evaluation", record)
         success, share = record["success_any"], record["time_at_goal_share"]
         self._progress.update(self._bar, last=f"   success {success:.0%}, at goal {share:.0%}")
@@ -185,7 +188,7 @@ class RunLog:
         self._speak(record["env_steps"], record["updates"], record["seconds"], found)
 
     def sync(self) -> None:
-        """All records so far are on the disk. Raises OSError if they cannot be."""
+        """Wait until all records are on the disk. Raises OSError if they cannot be written."""
         self._records.sync()
 
     def _speak(self, env_steps: float, updates: float, seconds: float, what: str) -> None:
@@ -219,7 +222,7 @@ class RunLog:
 
 
 def _framed(event: Event) -> bytes:
-    """As a record of TensorBoard's file, stamped with the present time."""
+    """The event as a record of TensorBoard's file format, stamped with the current time."""
     event.wall_time = time.time()
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())

@@ -9,7 +9,7 @@ from torch_crl.system.terminal import plain
 
 
 def load_matplotlib() -> None:
-    """Import matplotlib, which takes a while and says so, and where it may write no cache."""
+    """Import matplotlib without its messages about a slow first import or a read-only cache."""
     log = logging.getLogger("matplotlib")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -20,9 +20,9 @@ def load_matplotlib() -> None:
 
 
 def save_learning_curve(run_dir: Path) -> Path:
-    """Draw success, time at goal and the critic's accuracy, if it has one, into learning_curve.png.
+    """Draw success, time at goal and, for contrastive RL, the critic's accuracy.
 
-    Returns the path of the picture. Whatever goes wrong with matplotlib is raised as it comes.
+    Returns the path of the picture, learning_curve.png. Exceptions of matplotlib are not caught.
     """
     load_matplotlib()
     from matplotlib.figure import Figure
@@ -51,7 +51,8 @@ def save_learning_curve(run_dir: Path) -> Path:
     behaviour.set(
         title=f"evaluation ({minutes:.1f} minutes of training)", ylim=share_limits(highest)
     )
-    behaviour.legend(loc="best", frameon=False)
+    # Below the axes, where no curve can run through it.
+    behaviour.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
 
     steps = [record["env_steps"] for record in updates]
     accuracy = [record["categorical_accuracy"] for record in updates]
@@ -66,7 +67,7 @@ def save_learning_curve(run_dir: Path) -> Path:
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     path = run_dir / "learning_curve.png"
-    # Not through a link that somebody may have put there.
+    # Written aside and renamed, so that nothing is written through a link at this path.
     aside = path.with_name(ASIDE + path.name)
     remove(aside)
     figure.savefig(aside, dpi=120, format="png")
@@ -75,6 +76,6 @@ def save_learning_curve(run_dir: Path) -> Path:
 
 
 def share_limits(highest: float) -> tuple[float, float]:
-    """Ends of an axis of shares: 0 to 1, or to less where all of them are low, with a margin."""
+    """Limits of an axis of shares: 0 to 1, or to less if all shares are low, with a margin."""
     top = next((top for top in (0.05, 0.1, 0.2, 0.5) if highest <= top), 1.0)
     return -0.02 * top, 1.02 * top

@@ -1,4 +1,4 @@
-"""The policies that a run saves, each in a folder of its own: written, found and rebuilt."""
+"""Saving, finding and loading the policies of a run, each in a folder of its own."""
 
 import json
 import os
@@ -38,8 +38,8 @@ def load_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
     """The policy in a run directory or in one policy folder, on the CPU.
 
     Args:
-        which: of a run directory, the newest readable policy, or the one that was best when it was
-            evaluated in training.
+        which: for a run directory, the newest readable policy, or the one with the best evaluation
+            during training.
 
     Raises CheckpointError if there is none.
     """
@@ -47,7 +47,7 @@ def load_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
 
 
 class FoundPolicy(NamedTuple):
-    """A policy, where it was found, and why newer ones were passed over."""
+    """A policy, its folder, and the reasons why newer ones were passed over."""
 
     policy: Policy
     folder: Path
@@ -55,7 +55,7 @@ class FoundPolicy(NamedTuple):
 
 
 def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> FoundPolicy:
-    """`load_policy` with what a user should be told about it."""
+    """`load_policy`, with the folder and the newer policies that could not be read."""
     folder = Path(os.path.expanduser(path))
     failures: list[checkpoint.CheckpointError] = []
     if (folder / checkpoint.META).exists():
@@ -72,9 +72,9 @@ def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
 
 
 def _policy_in(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Policy:
-    """The policy of what `checkpoint.load` read in a folder.
+    """The policy from the tensors and metadata that `checkpoint.load` read in a folder.
 
-    Raises CheckpointError, which names the folder, where that describes no policy.
+    Raises CheckpointError, which names the folder, if they are not those of a policy.
     """
     if "policy" not in meta:
         raise checkpoint.CheckpointError(
@@ -82,14 +82,14 @@ def _policy_in(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
         )
     try:
         return _rebuild(fields.read(_Description, json.dumps(meta["policy"])), tensors)
-    # torch raises RuntimeError for sizes that it cannot even multiply.
+    # torch raises RuntimeError for sizes whose product overflows.
     except (ValueError, RuntimeError) as error:
         raise checkpoint.CheckpointError(f"{folder} holds no policy: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Description:
-    """What is saved of a policy beside its weights."""
+    """The metadata from which a policy is rebuilt, beside its weights."""
 
     __pydantic_config__ = STRICT
 
@@ -97,7 +97,7 @@ class _Description:
     goal_size: Count
     head: Literal["squashed_gaussian", "tanh", "clip"]
     network: dict[str, Any]
-    """`kind` is `tower` or `mlp`; the rest are `TowerSizes` or `MlpSizes`."""
+    """`kind` is `tower` or `mlp`; all else are the fields of `TowerSizes` or `MlpSizes`."""
 
 
 def _describe(actor: nn.Module) -> dict[str, Any]:
@@ -108,8 +108,8 @@ def _describe(actor: nn.Module) -> dict[str, Any]:
 
 
 def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
-    """The policy of these weights. Raises ValueError where they do not fit its description."""
-    # Without memory: what a description asks for may be larger than any machine.
+    """The policy with these weights. Raises ValueError if they do not fit its description."""
+    # On the meta device, without memory: a description may ask for more than the machine has.
     with torch.device("meta"):
         actor, input_size = _build(described.network)
     checkpoint.check_tensors(tensors, actor.state_dict())
@@ -129,7 +129,7 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
 
 
 def _build(network: dict[str, Any]) -> tuple[nn.Module, int]:
-    """A network of these sizes, and the length of its input. Raises ValueError."""
+    """A network of these sizes, and the length of its input. Raises ValueError for wrong sizes."""
     kind = network.get("kind")
     sizes = json.dumps({name: size for name, size in network.items() if name != "kind"})
     if kind == "tower":

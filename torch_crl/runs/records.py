@@ -1,4 +1,4 @@
-"""What the files of a run hold, as records with checked fields."""
+"""The contents of a run's files, as records with checked fields."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from typing_extensions import TypedDict  # Python's own cannot be checked before 3.12.
+from typing_extensions import TypedDict  # pydantic takes typing.TypedDict from Python 3.12 on only.
 
 from torch_crl import fields
 from torch_crl.fields import PositiveOrZero, StepsOrZero
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Record(TypedDict):
-    """What every line of metrics.jsonl has, beside its metrics, which are numbers."""
+    """The fields of every line of metrics.jsonl; all others are metrics, which are numbers."""
 
     kind: Literal["train", "evaluation"]
     env_steps: StepsOrZero
@@ -30,7 +30,7 @@ Record.__pydantic_config__ = {"extra": "allow", "allow_inf_nan": False}  # type:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultFile:
-    """What result.json holds."""
+    """The content of result.json."""
 
     __pydantic_config__ = {"extra": "ignore"}
 
@@ -40,15 +40,15 @@ class ResultFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineFile:
-    """What machine.json holds."""
+    """The content of machine.json."""
 
     __pydantic_config__ = {"extra": "ignore"}
 
     begun: str = ""
-    """When, as ISO 8601 in UTC."""
+    """Start of the run, as ISO 8601 in UTC."""
     machine: dict[str, Any] = field(default_factory=dict)
     task_files: dict[str, str] = field(default_factory=dict)
-    """Name of a task of the user's own to the file of its module."""
+    """Name of each task of the user's own to the file of its module."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -67,7 +67,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
     for name, value in record.items():
         if name == "kind":
             continue
-        # A whole number of hundreds of digits is no float.
+        # An integer of hundreds of digits cannot become a float.
         too_large = isinstance(value, int) and abs(value) > 2**63
         if isinstance(value, bool) or not isinstance(value, int | float) or too_large:
             raise ValueError(f"{name} must be a number, got {value!r}")
@@ -77,7 +77,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
 
 
 def read_file(path: Path, parse: Callable[[bytes], T]) -> T:
-    """What `parse` makes of a file. Raises DamagedFileError, also for a ValueError of `parse`."""
+    """The file as parsed by `parse`. Raises DamagedFileError, also for a ValueError of `parse`."""
     try:
         return parse(read_bytes(path))
     except DamagedFileError:

@@ -1,7 +1,8 @@
-"""Weights & Biases beside a run: a process of its own follows metrics.jsonl and sends its records.
+"""Weights & Biases: a separate process follows a run's metrics.jsonl and sends its records.
 
-A process of its own, since the library may wait for a network, print, ask or fail, and the run must
-not. It ends when its standard input does, so also when the run is killed.
+It is a separate process because the library may wait for a network, print, ask questions or fail,
+none of which may affect the run. It ends when its standard input does, so also if the run is
+killed.
 """
 
 import hashlib
@@ -23,30 +24,30 @@ from typing import IO, Any
 from torch_crl.errors import in_one_line
 from torch_crl.runs.directory import RunDirectory
 
-# Without -P, files in the working directory would be taken for libraries.
+# Without -P, files in the working directory would be imported in place of libraries.
 _COMMAND = (sys.executable, "-P", "-m", __name__)
 _SECONDS_BETWEEN_LOOKS = 1.0
-# At the end of a run: until the user is told what it waits for, and until it is given up.
+# At the end of a run: seconds until a message says what the run waits for, and until it gives up.
 _SECONDS_OF_SILENCE = 3.0
 _SECONDS_TO_END = 30
-# What the process reads before the end of its input if all went well.
+# The process reads this before the end of its input if the run succeeded.
 _SUCCEEDED = b"succeeded"
 
 
 def missing_wandb() -> list[str]:
-    """Why nothing can be sent from this installation."""
+    """The reason why this installation cannot send to Weights & Biases, if there is one."""
     found = importlib.util.find_spec("wandb")
-    # A folder `wandb` of earlier runs in the present folder looks like a package without a file.
+    # A folder `wandb` left by earlier runs in "." looks like a package without a file.
     if found is not None and found.origin is not None:
         return []
     return ["--wandb needs the library of Weights & Biases; pip install 'torch_crl[wandb]'"]
 
 
 class WandbProcess:
-    """Sends every record of a run, until it fails; that is told once and ends nothing."""
+    """Sends every record of a run. A failure is reported once and does not end the run."""
 
     def __init__(self, run: RunDirectory, *, project: str, tell: Callable[[str], object]) -> None:
-        """Start it; the run must have begun. `tell` is called with lines for the user."""
+        """Start the process; the run must have begun. `tell` is called with lines for the user."""
         self._tell = tell
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
@@ -57,19 +58,19 @@ class WandbProcess:
                 stdin=subprocess.PIPE,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for the run, which then ends this.
+                # Ctrl-C must reach only the run, which then ends this process.
                 start_new_session=True,
             )
         except OSError as error:
             self._give_up(str(error))
 
     def poll(self) -> None:
-        """Tell if it has ended before its time."""
+        """Report it if the process has ended too early."""
         if self._process is not None and self._process.poll() is not None:
             self._give_up(self._last_line())
 
     def close(self, *, succeeded: bool) -> None:
-        """Wait a while for what is still to be sent. Returns in any case."""
+        """Wait a limited time for the last records to be sent. Raises nothing if that fails."""
         process = self._process
         if process is None:
             return
@@ -117,7 +118,7 @@ class WandbProcess:
 
 
 def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
-    """The records of a growing metrics.jsonl, each once, until it has `ended` and all are read."""
+    """The records of a growing metrics.jsonl, each once, until `ended` is set and all are read."""
     with path.open("rb") as file:
         is_last, half = False, b""
         while not is_last:
@@ -127,15 +128,15 @@ def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def run_id(run: RunDirectory) -> str:
-    """The same for a run that goes on, another for one that begins in its place."""
+    """Identifier of a run: a resumed run keeps it, a new run in the same directory has another."""
     origin = f"{run.path.resolve().name} {run.read_machine().begun}"
     return hashlib.blake2b(origin.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 def send(run: RunDirectory, project: str, records: Iterator[dict[str, Any]]) -> Any:
-    """Log each record as `kind/name` over env steps; returns the library's run, still open.
+    """Log each record as `kind/name` over env steps; returns wandb's run object, still open.
 
-    A run that goes on there is sent what it lacks: it has one of the library's steps a record.
+    A resumed run gets only the records that it lacks: each record is one step of wandb's counter.
     """
     name, config = run.path.resolve().name, asdict(run.read_recipe())
     import wandb
@@ -146,12 +147,12 @@ def send(run: RunDirectory, project: str, records: Iterator[dict[str, Any]]) -> 
         name=name,
         resume="allow",
         config=config,
-        # A run that goes on may be made longer.
+        # A resumed run may be made longer, which changes its recipe.
         allow_val_change=True,
         dir=os.environ.get("WANDB_DIR") or run.path.resolve(),
         settings=wandb.Settings(silent=True, console="off"),
     )
-    # Of our own, since the library drops what has a step below its newest.
+    # Env steps are a metric, not wandb's own step: wandb drops records below its newest step.
     session.define_metric("*", step_metric="env_steps")
     for record in islice(records, session.step, None):
         kind, env_steps = record.pop("kind"), record.pop("env_steps")
@@ -161,15 +162,15 @@ def send(run: RunDirectory, project: str, records: Iterator[dict[str, Any]]) -> 
 
 
 def main() -> None:
-    """The process: its arguments are a run directory and a project."""
+    """Entry point of the process; its arguments are a run directory and a project."""
     run, project = RunDirectory(sys.argv[1]), sys.argv[2]
     ended, said = threading.Event(), bytearray()
 
     def wait_for_the_end() -> None:
-        # Not by `sys.stdin`, whose lock this thread would hold when the process ends by itself.
+        # Not `sys.stdin`, whose lock this thread would still hold when the process exits.
         while part := os.read(0, 1024):
             said.extend(part)
-        # Ends the process where the library, in a thread that waits for a network, does not.
+        # Ends the process even if the library waits for a network in one of its threads.
         signal.alarm(_SECONDS_TO_END)
         ended.set()
 
@@ -177,7 +178,7 @@ def main() -> None:
     try:
         session = send(run, project, follow(run.metrics, ended))
         session.finish(exit_code=0 if said == _SUCCEEDED else 1)
-    # Whatever it is, the run tells it as its reason.
+    # The run reads this line and reports it as the reason.
     except Exception as error:
         sys.exit(in_one_line(error))
 

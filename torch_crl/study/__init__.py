@@ -1,1 +1,1 @@
-"""Studies over many runs: their curves, the statistics of their seeds, and reports."""
+"""Studies of many runs: learning curves, statistics over seeds, and reports."""

@@ -1,19 +1,19 @@
 """Change points of learning curves: flat until an onset, then up to a plateau.
 
 A curve of E evaluations is fitted by least squares with a ramp, low + (high - low) r(x), where r is
-0 until the onset, 1 from the plateau on and linear between; both lie on evaluations. Two tests ask
-what the fit is worth:
+0 until the onset, 1 from the plateau on and linear between; onset and plateau are evaluations. Two
+tests compare the ramp with a simpler fit:
 
 - change: the ramp against a constant;
 - slow start: the ramp against one whose onset is the first evaluation, that is against learning
-  which is fastest at once and may level off. What it rejects may have started without a jump: of
-  smooth sigmoids with noise it rejected 87 %.
+  which is fastest at the beginning and may level off. A rejection does not mean that the curve
+  jumps: of smooth sigmoids with noise, 87 % were rejected.
 
-Both compare the drop of the residual sum of squares with what it is for curves made from the
-simpler fit with noise like the residuals', which are correlated from one evaluation to the next
-(autoregressive of order one). Tried on made curves, `change` at 5 % rejects flat ones in 4.5 %
-where their noise is white, in 9 % where it is correlated by 0.3 from one evaluation to the next,
-and in 13 % by 0.6: of a correlated curve, p values near 0.05 say little.
+Both compare the drop of the residual sum of squares with its values for simulated curves, which are
+the simpler fit plus noise. The noise has the variance of the residuals and their correlation from
+one evaluation to the next (autoregressive of order one). In simulations, `change` at 5 % rejects
+4.5 % of the flat curves with white noise, 9 % with a correlation of 0.3 from one evaluation to the
+next, and 13 % with 0.6: for a correlated curve, p values near 0.05 say little.
 
 E evaluations, R seeds, P pairs of onset and plateau, B resamples.
 """
@@ -26,9 +26,9 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 RESAMPLES = 500
-# Below this share of the curve's own sum of squares a residual is rounding.
+# A residual below this share of the curve's own sum of squares is a rounding error.
 _NOTHING = 1e-12
-# More evaluations than this are averaged in groups: pairs grow with the square.
+# More evaluations than this are averaged in groups: the number of pairs grows with their square.
 LARGEST = 60
 SMALLEST = 5
 
@@ -47,17 +47,17 @@ class Ramp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Onset:
-    """What a learning curve's change point is, and what it is worth."""
+    """The change point of a learning curve, with its p values and its interval."""
 
     ramp: Ramp
-    """Of the mean over seeds."""
+    """Fit to the mean of the curves over seeds."""
     change_p: float
-    """Of a constant curve giving such a rise."""
+    """Probability that a constant curve gives such a rise."""
     slow_start_p: float
-    """Of a curve that rises from the first evaluation on giving such a late onset; small for a
-    jump and for a smooth slow start alike."""
+    """Probability that a curve which rises from the first evaluation on gives such a late onset;
+    small for a jump and for a smooth slow start alike."""
     interval: tuple[float, float] | None
-    """95 % of the onsets of resampled seeds; None for one seed."""
+    """Interval of 95 % of the onsets of resampled seeds; None for one seed."""
     seeds: int
 
 
@@ -130,7 +130,7 @@ class _Fit:
 
 
 def _fit(curves_BE: Array, ramps_PE: Array) -> _Fit:
-    """Least squares over all pairs; a rise is not negative."""
+    """Least-squares fit over all pairs of onset and plateau; a rise is not negative."""
     centred_PE = ramps_PE - ramps_PE.mean(axis=1, keepdims=True)
     square_P = (centred_PE**2).sum(axis=1)
     product_BP = (curves_BE @ centred_PE.T).clip(min=0)
@@ -157,12 +157,12 @@ def _ramps(x_E: Array) -> tuple[Array, NDArray[np.int64]]:
 def _noise(residual_E: Array, resamples: int, generator: np.random.Generator) -> Array:
     """Stationary autoregressive noise with the residuals' variance and correlation, [B, E]."""
     count = len(residual_E)
-    # Four numbers were fitted.
+    # Four parameters were fitted: onset, plateau and both levels.
     variance = (residual_E**2).sum() / max(count - 4, 1)
     square = (residual_E**2).sum()
     product = (residual_E[1:] * residual_E[:-1]).sum()
     correlation = product / square if square else 0.0
-    # What a fit leaves looks less correlated than the noise was (Kendall, 1954, for a mean).
+    # The residuals of a fit are less correlated than the noise was (Kendall, 1954, for a mean).
     correlation = float(np.clip(correlation + (1 + 4 * correlation) / count, 0.0, 0.95))
     shocks_BE = generator.normal(size=(resamples, count)) * np.sqrt(variance)
     noise_BE: Array = shocks_BE.copy()
@@ -176,7 +176,7 @@ def _noise(residual_E: Array, resamples: int, generator: np.random.Generator) ->
 def _thinned(x_E: Array, curves_RE: Array) -> tuple[Array, Array]:
     size = -(-len(x_E) // LARGEST)
     count = len(x_E) // size
-    # The first evaluations go if they do not fill a group: the last are what the runs end with.
+    # Evaluations that do not fill a group are dropped at the beginning: the end must be kept.
     kept = slice(len(x_E) - count * size, None)
     groups_RE = curves_RE[:, kept].reshape(len(curves_RE), count, size)
     return x_E[kept].reshape(count, size).mean(axis=1), groups_RE.mean(axis=2)

@@ -1,6 +1,6 @@
-"""Methods beside each other on the same tasks: which trials, which runs belong together, numbers.
+"""Comparison of methods on the same tasks: their trials, their runs grouped, and the numbers.
 
-A method is an algorithm with its depth, and whatever else differs between the runs on a task.
+A method is an algorithm with its depth and all other settings that differ between runs on a task.
 Legend: R seeds, X points of a grid.
 """
 
@@ -48,8 +48,8 @@ _NAMES = {
     "sac_her": "SAC+HER",
     "td3_her": "TD3+HER",
 }
-# What the method's name already says, and what leaves the result alone. All else that differs
-# between runs of one name on one task becomes part of it.
+# Fields that the method's name already contains, and fields that do not change the results. Any
+# other field that differs between runs of one name on one task becomes part of the name.
 _NOT_IN_NAME = {
     *marked(Recipe, Mark.IN_METHOD_NAME),
     *marked(Recipe, Mark.NOT_OF_METHOD),
@@ -59,17 +59,17 @@ _POINTS = 60
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Runs by task and method, comparable and each seed once."""
+    """Comparable runs by task and method, each seed once."""
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
-    """By algorithm and depth; their order decides colours and rows."""
+    """Sorted by algorithm and depth; their order decides colours and rows."""
     runs: dict[tuple[str, str], list[Curve]]
-    """(task, method) to runs by seed; not every method needs to be on every task."""
+    """(task, method) to its runs, sorted by seed; not every method needs runs on every task."""
 
     @property
     def everywhere(self) -> tuple[str, ...]:
-        """The methods with runs on every task, which alone can be averaged over tasks."""
+        """The methods with runs on every task: only these can be averaged over tasks."""
         return tuple(
             method
             for method in self.methods
@@ -83,32 +83,32 @@ class Comparison:
         ]
 
     def scores(self, task: str, method: str, metric: str = METRIC) -> list[float]:
-        """Mean of the last five evaluations of each seed."""
+        """Score of each seed: the mean of its last five evaluations."""
         return [score(curve, metric) for curve in self.runs[task, method]]
 
     def estimate(self, method: str, *, task: str = "", metric: str = METRIC) -> Estimate:
-        """Interquartile mean of the scores on a task, or of all tasks."""
+        """Interquartile mean of the scores on a task, or on all tasks if none is given."""
         tasks = (task,) if task else self.tasks
         return estimate([self.scores(name, method, metric) for name in tasks])
 
     def ranked(self) -> list[str]:
-        """The methods that are on every task, best first."""
+        """The methods with runs on every task, best first."""
         return sorted(self.everywhere, key=lambda method: -self.estimate(method).point)
 
     def test(self, ours: str, theirs: str) -> PermutationTest:
-        """Whether two methods' scores differ over all tasks."""
+        """Permutation test of whether two methods' scores differ over all tasks."""
         return permutation_test(self._strata(ours), self._strata(theirs))
 
     def improvement(self, ours: str, theirs: str) -> Estimate:
-        """How likely a seed of ours scores more than one of theirs."""
+        """Probability that a seed of `ours` scores more than one of `theirs`."""
         return probability_of_improvement(self._strata(ours), self._strata(theirs))
 
     def seeds(self, task: str = "") -> list[int]:
-        """How many of each method, on a task or on each."""
+        """Number of seeds of each method, on one task or on every task."""
         return [len(curves) for (name, _), curves in self.runs.items() if task in ("", name)]
 
     def single_seeds(self) -> list[str]:
-        """Methods and tasks with one seed, which give no interval."""
+        """Methods and tasks with only one seed, which give no interval."""
         return [
             f"{method} on {task}" for (task, method), curves in self.runs.items() if len(curves) < 2
         ]
@@ -126,23 +126,23 @@ def comparison_trials(
     reward: str = "sparse",
     settings: dict[str, Any] | None = None,
 ) -> list[Trial]:
-    """Every task x algorithm x depth x seed, from each task's preset.
+    """Trials of every task x algorithm x depth x seed, from each task's preset.
 
-    Without depths each algorithm has its preset's own. The reward is that of the baselines;
-    `settings` are fields of the recipe that all trials share, such as `env_steps`. Raises
-    RecipeError for names and values that there are not, all at once.
+    Without depths each trial has its preset's own. The reward is that of the baselines; `settings`
+    are fields of the recipe that all trials share, such as `env_steps`. Raises RecipeError with all
+    unknown names and values.
     """
     axes: dict[str, Sequence[Any]] = {"algo": algos}
     if depths:
         axes["depth"] = depths
     trials = grid(tasks, axes=axes | {"seed": list(range(seeds))}, settings=settings)
-    # Depth 0 is the preset's own, which may be among the depths too.
+    # Depth 0 is the preset's own, which may be given as a number too: equal trials are kept once.
     distinct = {trial.recipe: trial for trial in reversed(trials)}
     return [_rewarded(trial, reward) for trial in reversed(distinct.values())]
 
 
 def _rewarded(trial: Trial, reward: str) -> Trial:
-    """The trial with this reward, if it is a baseline's, and then in a run directory of its own."""
+    """A baseline's trial with this reward and its own run directory; other trials unchanged."""
     if not trial.recipe.by_library or reward == trial.recipe.baseline.reward:
         return trial
     recipe = with_changes(trial.recipe, baseline={"reward": reward})
@@ -150,7 +150,7 @@ def _rewarded(trial: Trial, reward: str) -> Trial:
 
 
 def method_name(recipe: Recipe) -> str:
-    """Algorithm, depth (none: the library's own network), and a baseline's reward if dense."""
+    """Algorithm, depth (left out for the library's own network), and a baseline's dense reward."""
     networks, algo = recipe.networks, recipe.algorithm.algo
     actor, critic = networks.actor_depth, networks.critic_depth
     depth = f" depth {actor}" if actor == critic else f" actor {actor} critic {critic}"
@@ -159,14 +159,14 @@ def method_name(recipe: Recipe) -> str:
 
 
 def has_dense_reward(recipe: Recipe) -> bool:
-    """Whether the run was told the distance to its goal; CRL and GCBC see no reward at all."""
+    """Whether the run's reward was minus the distance to its goal; CRL and GCBC see no reward."""
     return recipe.by_library and recipe.baseline.reward == "dense"
 
 
 def compare(curves: Sequence[Curve]) -> Comparison:
-    """Sort runs by task and method.
+    """Group runs by task and method.
 
-    Raises CurveError for runs of different budgets or evaluations, and for one seed twice.
+    Raises CurveError if runs have different budgets or evaluations, or if a seed occurs twice.
     """
     if not curves:
         raise CurveError("there are no runs to compare")
@@ -215,9 +215,9 @@ def task_line(comparison: Comparison, task: str, method: str, axis: Axis) -> Lin
 
 
 def overall_line(comparison: Comparison, method: str, axis: Axis) -> Line:
-    """The same over all tasks: by the share of each task's env steps, or by wall-clock.
+    """Interquartile mean over all tasks, by the share of each task's env steps or by wall-clock.
 
-    By wall-clock a run that has ended keeps its last value, as its policy does.
+    By wall-clock a run that has ended keeps its last value, since its policy does not change.
     """
     everything = [comparison.runs[task, method] for task in comparison.tasks]
     flat = [curve for curves in everything for curve in curves]
@@ -239,7 +239,7 @@ def overall_line(comparison: Comparison, method: str, axis: Axis) -> Line:
 
 
 def median_reached(curves: Sequence[Curve], level: float, axis: Axis) -> float:
-    """Median over the seeds of where they first reach a level, inf for those that never do."""
+    """Median over the seeds of where each first reaches a level, inf for one that never does."""
     return float(np.median([first_reached(curve, METRIC, level, axis) for curve in curves]))
 
 

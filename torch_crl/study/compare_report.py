@@ -30,7 +30,7 @@ _VIEWS: dict[str, tuple[Axis, Unit]] = {
     "env steps": ("env_steps", "env steps"),
     "wall-clock": ("seconds", "seconds"),
 }
-# Of the published overlay, however short our own runs are.
+# At least this many points of a published curve are drawn, however short our own runs are.
 _LEAST_PUBLISHED_POINTS = 3
 
 
@@ -41,12 +41,12 @@ def comparison_report(
     published: bool = False,
     failed: Mapping[str, str] | None = None,
 ) -> Report:
-    """Everything about a comparison.
+    """Build the report of a comparison.
 
     Args:
-        command: that made it, as the report tells.
-        published: lay the authors' curves of the same task and depth under ours.
-        failed: runs that are not finished and so left out, name to reason; told first.
+        command: the command line, which the report shows.
+        published: whether to draw the authors' curves of the same task and depth under ours.
+        failed: runs that are left out since they are not finished, name to reason; shown first.
     """
     names = ", ".join(comparison.tasks)
     sections = [_scores(comparison), _curves(comparison, published=published)]
@@ -58,8 +58,8 @@ def comparison_report(
     ]
     return Report(
         title=f"{len(comparison.methods)} methods on {names}",
-        question="Which method brings its agent to the goal and keeps it there, for how many env "
-        "steps and how much time?",
+        question="Which method brings its agent to the goal and keeps it there, and how many env "
+        "steps and how much time does it need?",
         findings=(*failures(failed or {}), *findings(comparison)),
         sections=tuple(sections),
         facts=provenance(command),
@@ -132,12 +132,12 @@ def _overall(comparison: Comparison) -> Section:
             test = comparison.test(best, method)
             against = (comparison.improvement(best, method), test.difference, test.p_value)
         rows.append((method, seeds_text(pooled.seeds), pooled, *against))
-    columns = ("method", "seeds", "time at goal", "best beats it", "best less it", "p")
+    columns = ("method", "seeds", "time at goal", "best beats it", "best minus it", "p")
     caption = (
         f"Over {len(comparison.tasks)} tasks: interquartile mean of all scores [95 % interval]; "
         f"how likely a seed of {best} beats one of the method; the mean difference, with the "
-        "two-sided p of a permutation test within tasks, not corrected for the number of methods "
-        "and made on the best of those seen."
+        "two-sided p of a permutation test within tasks. p is not corrected for the number of "
+        "methods, nor for the choice of the best one by the same scores."
     )
     table = Table(caption=caption, columns=columns, rows=tuple(rows))
     left_out = [method for method in comparison.methods if method not in comparison.everywhere]
@@ -204,7 +204,7 @@ def _speed(comparison: Comparison) -> Section:
         methods = [method for method in comparison.methods if (task, method) in comparison.runs]
         best = max(comparison.estimate(method, task=task).point for method in methods)
         if best <= 0:
-            # Every first evaluation would have reached it.
+            # Every first evaluation would have reached such a level.
             continue
         for level in (best / 2, 0.9 * best):
             for method in methods:
@@ -225,9 +225,9 @@ def _speed(comparison: Comparison) -> Section:
                     )
                 )
     caption = (
-        "First evaluation with a time at goal of at least a level: half and nine tenths of the "
-        "best method's score on the task, left out where that is 0. Medians over all seeds, empty "
-        "where half of them or more never reach it."
+        "The first evaluation whose time at goal is at least a level. The levels are half and nine "
+        "tenths of the best method's score on the task, left out where that is 0. Env steps and "
+        "seconds are medians over all seeds, empty where half of them or more never reach it."
     )
     columns = ("task", "level", "method", "seeds that reach it", "env steps", "seconds")
     return Section(
@@ -236,9 +236,9 @@ def _speed(comparison: Comparison) -> Section:
 
 
 def _published_lines(comparison: Comparison, task: str) -> list[Line]:
-    """The authors' curves of depths that CRL has here, as far as ours go.
+    """The authors' curves of the depths that CRL has here, cut where our runs end.
 
-    Only where both were evaluated on one task in episodes of one length.
+    Only those that were evaluated on the same task and in episodes of the same length as ours.
     """
     methods = {
         curves[0].recipe.networks.actor_depth: (method, curves)
@@ -250,7 +250,7 @@ def _published_lines(comparison: Comparison, task: str) -> list[Line]:
     for curve in published_curves(task=task):
         if curve.depth in methods:
             method, ours = methods[curve.depth]
-            # All runs on a task were evaluated alike, which `compare` has made sure of.
+            # All runs on a task were evaluated alike; `compare` has checked that.
             evaluated = ours[0].recipe.task
             if (evaluated.eval_name, evaluated.episode_length) != (curve.eval_task, EPISODE_LENGTH):
                 continue

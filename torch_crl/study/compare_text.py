@@ -1,4 +1,4 @@
-"""What the report of a comparison says in words: findings, and how its numbers were made."""
+"""The sentences in the report of a comparison: findings, and how its numbers were made."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from torch_crl.study.statistics import RESAMPLES
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """The best two of each task and of all tasks, and where no interval can be given."""
+    """The best two methods of each task and of all tasks, and which have no interval."""
     found = []
     for task in comparison.tasks:
         scored = {
@@ -40,7 +40,7 @@ def findings(comparison: Comparison) -> list[str]:
 
 
 def failures(failed: Mapping[str, str]) -> list[str]:
-    """What is missing from the report; nothing if there were no failures."""
+    """A sentence on what is missing from the report; none if there were no failures."""
     if not failed:
         return []
     told = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
@@ -48,7 +48,7 @@ def failures(failed: Mapping[str, str]) -> list[str]:
 
 
 def making(comparison: Comparison) -> str:
-    """Budget, evaluation, rewards, statistics and seeds."""
+    """Paragraphs on budget, evaluation, rewards, statistics and seeds."""
     recipes = [curve.recipe for curves in comparison.runs.values() for curve in curves]
     lines = []
     for task in comparison.tasks:
@@ -87,7 +87,7 @@ def making(comparison: Comparison) -> str:
 
 
 def about_published(overlay: Mapping[str, Sequence[Line]]) -> str:
-    """Whose curves are laid under ours, on which tasks; `overlay` is task to curves."""
+    """Sentences on the published curves under ours; `overlay` is task to published curves."""
     found = [task for task, lines in overlay.items() if lines]
     missing = [task for task in overlay if task not in found]
     text = ""

@@ -15,26 +15,26 @@ from torch_crl.study.statistics import RESAMPLES, corrected, permutation_test
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """From one depth to the next deeper one of the study."""
+    """The step from one depth of the study to the next deeper one."""
 
     shallow: int
     deep: int
     rise: float
-    """Of the mean score over seeds."""
+    """Rise of the mean score over seeds."""
     p_value: float
     """Two-sided permutation test of equal scores, corrected for the number of steps (Holm)."""
     smallest_p: float
-    """What the test could show at best with these numbers of seeds, corrected alike."""
+    """Smallest p value that the test can give with these numbers of seeds, corrected likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CriticalDepth:
-    """The deeper end of the step with the largest rise."""
+    """The critical depth: the deeper end of the step with the largest rise."""
 
     depth: int | None
     """None if no step rises."""
     share_of_rise: float
-    """Of all rises together; with K steps of equal size it is 1 / K."""
+    """The largest rise as a share of all rises together; 1 / K for K steps of equal size."""
     steps: tuple[Step, ...]
     stability: Mapping[int | None, float] | None
     """Share of the resamples of the seeds in which each depth is the critical one; None where a
@@ -49,7 +49,7 @@ class CriticalDepth:
 def critical_depth(
     scores: Mapping[int, ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> CriticalDepth:
-    """Depth to the scores [R] of its seeds, at least two depths; R may differ.
+    """Find the critical depth, given depth to the scores [R] of its seeds; R may differ.
 
     Raises:
         ValueError: fewer than two depths.

@@ -1,4 +1,4 @@
-"""What is bought with cost: the choices that no other beats, and the cheapest good one."""
+"""Cost against value: the choices that no other beats, and the cheapest one near the best."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def cheapest_near_best(
     """Index of the cheapest point with at least `share` of the largest value.
 
     Raises:
-        ValueError: no points, or a largest value that is not above 0: no share of it means much.
+        ValueError: no points, or a largest value that is not above 0, whose share means nothing.
     """
     if not values or max(values) <= 0:
         raise ValueError("no point has a value above 0")

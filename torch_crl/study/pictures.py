@@ -1,6 +1,6 @@
 """Figures of studies: curves with bands, estimates with intervals, maps of numbers.
 
-X points of a curve. matplotlib is imported where something is drawn.
+X points of a curve. matplotlib is imported only when something is drawn.
 """
 
 import math
@@ -27,7 +27,7 @@ Unit = Literal["env steps", "seconds", "share", "plain"]
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; yellow is too pale for lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B6675", "#882255")
-# Those that are not in the ordered map, which is cut where it becomes too pale for lines.
+# Colours that are not in the ordered map, which is cut where it becomes too pale for lines.
 _BESIDE_ORDERED = ("#D55E00", "#CC79A7", "#E69F00", "#5B6675", "#882255")
 _ORDERED, _ORDERED_UNTIL = "viridis", 0.85
 _DEPTH = re.compile(r"\bdepth (\d+)")
@@ -63,7 +63,7 @@ class Line:
     band: tuple[Array, Array] | None = None
     """Low and high ends, [X] each."""
     published: bool = False
-    """Somebody else's figures: drawn thin and dotted, in the colour of its label."""
+    """Whether the curve is a published one: drawn thin and dotted, in the colour of its label."""
 
 
 def curves_figure(
@@ -73,12 +73,12 @@ def curves_figure(
     y: tuple[str, Unit],
     order: Sequence[str] = (),
 ) -> "Figure":
-    """A panel for each title, all with one legend.
+    """Draw a panel of curves for each title, all with one legend.
 
     Args:
         x, y: what the axis shows and its unit.
-        order: of the labels, which decides their colours; as they come if not given. Labels that
-            differ in their depth alone, as `depth 4` and `depth 16`, are coloured by it.
+        order: order of the labels, which decides their colours; as they come if not given. Labels
+            that differ only in their depth, as `depth 4` and `depth 16`, are coloured by depth.
     """
     labels = order or list(dict.fromkeys(line.label for lines in panels.values() for line in lines))
     looks = _looks(list(labels))
@@ -120,7 +120,7 @@ def estimates_figure(
     x: tuple[str, Unit],
     order: Sequence[str] = (),
 ) -> "Figure":
-    """A row for each label in each panel: a dot at the point and a bar over the interval."""
+    """Draw a row for each label in each panel: a dot at the point and a bar over the interval."""
     labels = list(order or dict.fromkeys(label for rows in panels.values() for label in rows))
     looks = _looks(labels)
     height = 1.1 + 0.34 * max(map(len, panels.values()))
@@ -157,7 +157,7 @@ def heat_map_figure(
     columns: tuple[str, Sequence[object]],
     value: str,
 ) -> "Figure":
-    """A table of numbers [rows, columns] for each title, each cell coloured by and showing its own.
+    """Draw a heat map of numbers [rows, columns] for each title, with the number in each cell.
 
     `rows` and `columns` are what varies along them and its values; row 0 is at the bottom.
     """
@@ -192,7 +192,7 @@ def _figure(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    # Two full rows rather than one of three and a single panel.
+    # Four panels make two full rows rather than one of three and a single panel.
     columns = 2 if count == 4 else min(3, count)
     rows = -(-count // columns)
     with rc_context(_STYLE):
@@ -207,8 +207,9 @@ def _figure(
 def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and dashes of each label.
 
-    Where labels differ in their depth alone, colours go from dark to light by its logarithm, the
-    same for one depth everywhere, and dashes tell the groups of such labels apart.
+    Labels that differ only in their depth form a group. Its colours go from dark to light with the
+    logarithm of the depth, a depth has the same colour in every group, and dashes tell the groups
+    apart.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for label in labels:
@@ -236,7 +237,7 @@ def _log_depth(label: str) -> float:
 
 
 def _ordered_colour(place: float) -> str:
-    """Of the ordered map, 0 its dark end and 1 its light one."""
+    """A colour of the ordered map: `place` 0 is its dark end and 1 its light one."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -251,8 +252,9 @@ def _format(axis: "Axis", unit: Unit) -> None:
 
 
 def _scale(x: tuple[str, Unit], ends: Sequence[float]) -> tuple[float, str]:
-    """What to divide an axis by, and its label: seconds become minutes or hours where there are
-    more than two of them.
+    """The number to divide an axis by, and its label.
+
+    Seconds become minutes or hours if the axis reaches at least two of them.
     """
     if x[1] != "seconds":
         return 1.0, x[0]

@@ -1,13 +1,14 @@
-"""The published learning curves of contrastive RL (arXiv 2503.14858), to lay under one's own.
+"""The published learning curves of contrastive RL (arXiv 2503.14858), to draw under one's own.
 
-The authors' own plot data, "data for plots from paper", commit 86c1f08 of 2026-04-30 in the history
-of their code (wang-kevin3290/scaling-crl), in data/published_curves.csv: a curve a line.
-`fig1` is depth (5 seeds, actor and critics alike), `fig7` batch size by depth (3 seeds, humanoid),
-`fig12` the limits, up to depth 1024 (3 seeds; its actor has 512). Width is 256, 512 envs.
+data/published_curves.csv has one curve on each line. It holds the authors' own plot data, "data for
+plots from paper", commit 86c1f08 of 2026-04-30 in the history of their code
+(wang-kevin3290/scaling-crl). `fig1` varies depth (5 seeds, actor and critics alike), `fig7` batch
+size and depth (3 seeds, humanoid), and `fig12` shows the limits, up to depth 1024 (3 seeds; its
+actor has depth 512). Width is 256, with 512 envs.
 
-Trimmed: of 100, 150, 200 or 400 epochs every one up to the 20th and the last five are kept, between
-them each 2nd, 3rd, 4th or 8th; values are rounded to 0.01 control steps. An evaluation is 128
-episodes of 1000 control steps after an epoch; an epoch is 984,064 env steps, and 539,648 come
+The data is trimmed: of 100, 150, 200 or 400 epochs the first 20 and the last five are kept, and
+between them each 2nd, 3rd, 4th or 8th; values are rounded to 0.01 control steps. An evaluation is
+128 episodes of 1000 control steps after an epoch; an epoch is 984,064 env steps, and 539,648 come
 before the first one. Legend: P evaluations of one curve.
 """
 
@@ -31,10 +32,10 @@ class PublishedCurve:
 
     figure: str
     task: str
-    """Trained on."""
+    """Task that the policy was trained on."""
     eval_task: str
     depth: int
-    """Dense layers of actor and critics each."""
+    """Dense layers of the actor, and of each critic."""
     batch_size: int
     seeds: int
     env_steps_P: Array
@@ -43,7 +44,7 @@ class PublishedCurve:
     share_P: Array
     """The same as a share of the episode, like `time_at_goal_share`."""
     standard_error_P: Array
-    """Of `time_at_goal_P`."""
+    """Standard error of `time_at_goal_P`."""
 
     @property
     def score(self) -> float:
@@ -52,7 +53,7 @@ class PublishedCurve:
 
 
 def published_curves(*, figure: str = "fig1", task: str = "") -> list[PublishedCurve]:
-    """The curves of a figure, of one task if given, by depth and batch size; none if unknown."""
+    """The curves of a figure, of one task if given, in the order of the file; none if unknown."""
     path = resources.files("torch_crl.study").joinpath("data", "published_curves.csv")
     return [
         _curve(row)

@@ -1,4 +1,4 @@
-"""A report: one HTML file that needs nothing else, all its numbers as JSON, its pictures as PNG."""
+"""Reports: an HTML file that needs no other file, its numbers as JSON and its pictures as PNG."""
 
 import base64
 import dataclasses
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Cell = str | int | float | Estimate | None
 
 _PICTURE_DPI = 150
-# A browser that is handed this page loads nothing from anywhere, whatever stands in it.
+# With this policy a browser loads nothing from elsewhere, whatever the page contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """Paragraphs, apart by empty lines."""
+    """Paragraphs, separated by empty lines."""
 
     text: str
 
@@ -47,15 +47,15 @@ class Picture:
     """One picture, or several views of one thing that the reader switches between."""
 
     name: str
-    """Of the PNG, without its ending; must differ from those of all others."""
+    """Name of the PNG file without its ending; must differ from those of all other pictures."""
     caption: str
     views: "Mapping[str, Figure]"
-    """What a view shows to its figure; the first is seen first."""
+    """Title of a view to its figure; the first view is shown first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and the parts under it."""
 
     title: str
     parts: tuple[Text | Table | Picture, ...]
@@ -63,7 +63,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Everything that a study has to say."""
+    """The contents of a report."""
 
     title: str
     question: str
@@ -72,9 +72,9 @@ class Report:
     """The answer, most important first."""
     sections: tuple[Section, ...] = ()
     facts: dict[str, str] = field(default_factory=dict)
-    """How it came about: see `provenance`."""
+    """How the report was made: see `provenance`."""
     data: dict[str, Any] = field(default_factory=dict)
-    """All numbers, for report.json, beside the tables."""
+    """All numbers that report.json gets beside the tables."""
 
 
 def provenance(command: str) -> dict[str, str]:
@@ -121,7 +121,7 @@ def write_report(report: Report, folder: str | Path) -> Path:
 
 
 def shown(value: Cell) -> str:
-    """A cell as text: three digits, or all of those before the point."""
+    """A cell as text: three significant digits, or all digits before the decimal point."""
     if value is None:
         return ""
     if isinstance(value, Estimate):
@@ -218,7 +218,7 @@ def _json(report: Report) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinities: what was never reached becomes null. Arrays become lists."""
+    """Replace numbers that are not finite, which JSON lacks, by null, and arrays by lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, Mapping):

@@ -1,7 +1,8 @@
 """Statistics of a few seeds on a few tasks, after Agarwal et al., 2021 (arXiv 2108.13264).
 
-Scores come as strata, one array a task: [R] a score of each of its R seeds, or [R, X] a curve of
-each over X points. Legend: R seeds of one task, B resamples, X further axes or none.
+Scores are given as strata, one array for each task: [R] has a score of each of its R seeds, and
+[R, X] a curve of each over X points. Legend: R seeds of one task, B resamples, X further axes or
+none.
 """
 
 import itertools
@@ -16,14 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000
-# With more ways than this to exchange the labels, a test draws that many at random.
+# If there are more ways than this to exchange the labels, a test draws this many at random.
 _EXACT_PERMUTATIONS = 10_000
-# Differences this close to the observed one count as equal to it: sums in another order.
+# Differences this close to the observed one count as equal to it: they are sums in another order.
 _TIE = 1e-12
 
 
 class Interval(NamedTuple):
-    """Both ends, each a number or, for curves, an array [X]."""
+    """Both ends of an interval, each a number or, for curves, an array [X]."""
 
     low: Array
     high: Array
@@ -37,19 +38,19 @@ class Estimate:
     interval: tuple[float, float] | None
     """Percentile interval of a stratified bootstrap; None where a task has one seed only."""
     seeds: tuple[int, ...]
-    """How many seeds of each task."""
+    """Number of seeds of each task."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PermutationTest:
-    """Whether two groups of seeds differ by more than exchanging their labels would make them."""
+    """Result of testing whether two groups of seeds differ, by exchanging their labels."""
 
     difference: float
-    """Mean of ours less mean of theirs, averaged over tasks."""
+    """Mean of ours minus mean of theirs, averaged over tasks."""
     p_value: float
     """Two-sided."""
     smallest_p: float
-    """What these numbers of seeds could show at best; 3 against 3 cannot show less than 0.1."""
+    """Smallest p value that these numbers of seeds can give; for 3 against 3 it is 0.1."""
     permutations: int
     exact: bool
     """Whether every permutation was counted, or a random sample of them."""
@@ -58,8 +59,8 @@ class PermutationTest:
 def interquartile_mean(values: ArrayLike, *, axis: int = 0) -> Array:
     """Mean of what is left after dropping floor(n / 4) of n values at each end, along `axis`.
 
-    This is scipy.stats.trim_mean(values, 0.25), the definition of rliable; no value is weighted
-    where n is no multiple of four, and of up to three values nothing is dropped.
+    This is scipy.stats.trim_mean(values, 0.25), the definition of rliable: if n is no multiple of
+    four, no value gets a fractional weight, and of up to three values nothing is dropped.
     """
     sorted_values = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
     count = sorted_values.shape[axis]
@@ -82,16 +83,16 @@ def stratified_bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval | None:
-    """Percentile interval of `statistic` over all seeds, drawn anew within each task.
+    """Percentile interval of `statistic` over all seeds, which are resampled within each task.
 
     Args:
-        strata: one array [R, X] a task, R may differ; a drawn seed brings its whole curve.
+        strata: one array [R, X] for each task, R may differ; a seed is drawn with its whole curve.
         statistic: takes values and `axis`, such as `interquartile_mean` or `numpy.mean`.
         confidence: the share of the resamples between both ends.
-        seed: of the draws, `integers(R, size=(B, R))` for each task in turn.
+        seed: random seed of the draws, which are `integers(R, size=(B, R))` for each task in turn.
 
     Returns:
-        None if any task has one seed: it would look as if it had no uncertainty.
+        The interval; None if any task has one seed, which would seem to have no uncertainty.
     """
     resampled = _resample(strata, resamples=resamples, generator=np.random.default_rng(seed))
     if resampled is None:
@@ -118,10 +119,10 @@ def probability_of_improvement(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """How likely a seed of ours beats one of theirs on the same task; a tie counts half.
+    """Probability that a seed of ours beats one of theirs on the same task; a tie counts half.
 
-    Averaged over tasks, with the bootstrap over the seeds of both, ours drawn before theirs.
-    `Estimate.seeds` are ours, then theirs.
+    It is averaged over tasks. Its interval is from a bootstrap over the seeds of both, ours drawn
+    before theirs. `Estimate.seeds` has the numbers of ours, then those of theirs.
     """
     _require_same_tasks(ours, theirs)
     generator = np.random.default_rng(seed)
@@ -148,15 +149,16 @@ def permutation_test(
 ) -> PermutationTest:
     """Two-sided test of equal scores, by exchanging labels within each task.
 
-    Exact if there are at most `permutations` ways to exchange them, else that many are drawn and
-    the observed labels are counted among them.
+    The test is exact if there are at most `permutations` ways to exchange them. Otherwise that many
+    are drawn, and the observed labels are counted as one more.
 
     Args:
-        ours, theirs: one array [R] a task.
-        paired: seed i of ours belongs to seed i of theirs, and only they are exchanged.
+        ours, theirs: one array [R] for each task.
+        paired: whether seed i of ours belongs to seed i of theirs; labels are then exchanged only
+            within such pairs.
 
     Raises:
-        ValueError: tasks, or in pairs seeds, that do not match.
+        ValueError: tasks that do not match or, with `paired`, numbers of seeds that do not match.
     """
     _require_same_tasks(ours, theirs)
     pairs = [
@@ -170,7 +172,7 @@ def permutation_test(
     exact = ways <= permutations
     observed = float(np.mean([a.mean() - b.mean() for a, b in pairs]))
     if exact:
-        # A difference for every way of every task, then all their combinations.
+        # The differences of all ways within each task, then all combinations over tasks.
         choices = [_all_differences(a, b, paired=paired) for a, b in pairs]
         differences = np.array([np.mean(chosen) for chosen in itertools.product(*choices)])
     else:
@@ -192,9 +194,9 @@ def permutation_test(
 
 
 def corrected(tests: Sequence[PermutationTest]) -> list[PermutationTest]:
-    """The tests of one question with p values for their number, in their order (Holm, 1979).
+    """The same tests with p values corrected for their number, in the same order (Holm, 1979).
 
-    What they could show at best is corrected alike, for the case that all of them show their best.
+    `smallest_p` is corrected likewise, for the case that every test gives its smallest p value.
     """
     p_values = holm([test.p_value for test in tests])
     smallest = holm([test.smallest_p for test in tests])
@@ -205,7 +207,7 @@ def corrected(tests: Sequence[PermutationTest]) -> list[PermutationTest]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in their order (Holm's step-down method)."""
+    """The p values corrected for their number, in the same order (Holm's step-down method)."""
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
@@ -217,7 +219,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _resample(
     strata: Sequence[ArrayLike], *, resamples: int, generator: np.random.Generator
 ) -> list[Array] | None:
-    """One array [B, R, X] a task; None if a task has fewer than two seeds."""
+    """One array [B, R, X] for each task; None if a task has fewer than two seeds."""
     arrays = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
     if not arrays or any(len(array) < 2 for array in arrays):
         return None
@@ -231,7 +233,7 @@ def _percentiles(statistics_BX: Array, confidence: float) -> Interval:
 
 
 def _improvement(ours: Sequence[Array], theirs: Sequence[Array]) -> Array:
-    """[B] out of arrays [B, R] of each task."""
+    """Probability of improvement [B] from arrays [B, R] of each task."""
     shares = []
     for our_BR, their_BR in zip(ours, theirs, strict=True):
         gap_BRR = our_BR[:, :, None] - their_BR[:, None, :]
@@ -267,7 +269,8 @@ def _drawn_differences(
 
 
 def _smallest_p(pairs: list[tuple[Array, Array]], *, paired: bool, ways: int, drawn: int) -> float:
-    # The opposite labels are as extreme; only there may be none, where the groups differ in size.
+    # Exchanging all labels gives a difference that is as extreme, but it is possible only if the
+    # groups are equally large.
     mirrored = paired or all(len(ours) == len(theirs) for ours, theirs in pairs)
     return 1 / (drawn + 1) if drawn else (2 if mirrored else 1) / ways
 

@@ -1,4 +1,4 @@
-"""What a named study is, what it costs, and how it is carried out."""
+"""Named studies: what they consist of, what they cost, and how they are run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,9 @@ from torch_crl.sweep.launch import ONE_MACHINE, Launch
 Scale = Literal["smoke", "small", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
 
-# Seconds of one update of the published system on one A100, and of each layer in it: fitted to the
-# hours of humanoid in table 3 of arXiv 2503.14858v3, width 256, batch 512, simulation included.
+# Seconds of one update of the published system on one A100: a constant, and a part for each layer.
+# Fitted to the hours of humanoid in table 3 of arXiv 2503.14858v3, width 256, batch 512, simulation
+# included.
 _PUBLISHED_SECONDS, _PUBLISHED_SECONDS_A_LAYER = 1.2e-3, 0.23e-3
 
 
@@ -29,49 +30,49 @@ class Answer:
     """What a study found."""
 
     findings: tuple[str, ...]
-    """Most important first."""
+    """Sentences, the most important one first."""
     sections: tuple[Section, ...]
     data: dict[str, Any] = field(default_factory=dict)
     """Numbers that no table holds, for report.json."""
 
 
 def no_trials(_: Scale) -> list[Trial]:
-    """Those of a study that trains nothing."""
+    """The trials of a study that trains nothing: none."""
     return []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """A question, the runs that answer it, and how they are read."""
+    """A question, the runs that answer it, and how the answer is computed from them."""
 
     question: str
     statistic: str
     trials: Callable[[Scale], list[Trial]] = no_trials
     answer: Callable[[Sequence[Curve]], Answer] | None = None
-    """Reads the curves of the finished trials."""
+    """Computes the answer from the curves of the finished trials."""
     measure: Callable[[Scale], Answer] | None = None
-    """What a study without trials does in this process."""
+    """Computes the answer of a study without trials, by measuring in this process."""
     runs_of: str = ""
-    """Another study with the same trials, whose runs are taken; empty for one with its own."""
+    """Another study with the same trials, whose runs are used; empty if it has its own runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Of all trials of a study."""
+    """What all trials of a study cost together."""
 
     runs: int
     env_steps: int
     updates: int
     petaflop: float
-    """Of the updates' dense layers, in the runs for which it is known."""
+    """Operations of the updates' dense layers, in 1e15, over the runs for which they are known."""
     petaflop_runs: int
-    """How many runs those are."""
+    """Number of runs for which the operations are known."""
     published_hours: float
-    """That the published system takes on one A100, for the runs it can do."""
+    """Hours that the published system takes on one A100, for the runs that it supports."""
     published_runs: int
 
     def __str__(self) -> str:
-        """One line a figure."""
+        """One line for each number."""
         rest = "" if self.petaflop_runs == self.runs else f" in {self.petaflop_runs} of the runs"
         lines = [
             f"{self.runs:,} runs",
@@ -117,16 +118,16 @@ def run_study(
     launch: Launch = ONE_MACHINE,
     show: bool = True,
 ) -> Path:
-    """Run what is not finished yet and write FOLDER/report.html; returns its path.
+    """Run the trials that are not finished yet and write FOLDER/report.html; returns its path.
 
     Args:
-        command: that made it, as the report tells.
+        command: the command line, which the report shows.
         runs: folder of the run directories, FOLDER/runs if not given.
         launch, show: as in `torch_crl.sweep.driver.run_trials`.
 
     Raises StudyError if no trial finished.
     """
-    # Here, so that the statistics can be read without what starts processes.
+    # Imported here, so that reports can be made without the code that starts processes.
     from torch_crl.sweep.driver import run_trials
 
     trials = study.trials(scale)
@@ -163,7 +164,7 @@ def make_report(
     failed: dict[str, str],
     command: str,
 ) -> Report:
-    """The study's answer with what a reader needs to weigh it."""
+    """A report of the study's answer, with what a reader needs to judge it."""
     answer = study.answer(curves) if study.answer else None
     if study.measure:
         answer = study.measure(scale)
@@ -212,7 +213,7 @@ def _published_hours(recipe: Recipe) -> float | None:
     sizes = (networks.width, algorithm.batch_size, networks.block, algorithm.algo)
     if sizes != (256, 512, "published", "crl"):
         return None
-    # By their shares of the operations, see UpdateCost.flop.
+    # Mean depth, weighted by the networks' shares of the operations; see UpdateCost.flop.
     depth = (3 * networks.actor_depth + 8 * networks.critic_depth) / 11
     seconds = _PUBLISHED_SECONDS + _PUBLISHED_SECONDS_A_LAYER * depth
     return seconds * recipe.total_updates / 3600

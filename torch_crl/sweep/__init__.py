@@ -1,1 +1,1 @@
-"""Many runs: a grid of recipes over processes, here or on a cluster, resumable."""
+"""Sweeps: many recipes trained in processes, on this machine or on a cluster; resumable."""

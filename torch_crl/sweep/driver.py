@@ -1,7 +1,7 @@
-"""Trials over processes, here or on a cluster: resumable, failures retried and told.
+"""Runs trials in processes, here or on a cluster; resumes them, retries and reports failures.
 
-What is done lies in the run directories alone: a sweep that is started again, however it was
-ended, runs what has no result.json and nothing else.
+Only the run directories record what is done: a sweep that is started again, however it ended,
+runs the trials that have no result.json and no others.
 """
 
 import signal
@@ -36,7 +36,7 @@ class SweepResult:
     finished: tuple[Path, ...]
     """Run directories, in the order of the trials."""
     failed: dict[str, str]
-    """Name of a trial to the reason, after all its retries."""
+    """Name of each trial that failed after all its retries, to the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ class _Attempt:
     number: int
     job: Job
     log_begin: int
-    """Size of the log before, which earlier attempts have written."""
+    """Size of the log in bytes when this attempt started; earlier attempts wrote that part."""
 
 
 def run_trials(
@@ -56,20 +56,20 @@ def run_trials(
     launcher: Launcher | None = None,
     show: bool = True,
 ) -> SweepResult:
-    """Bring every trial to its end in FOLDER/<name>, with FOLDER/<name>.log beside it.
+    """Train every trial to its end in FOLDER/<name>, with its output in FOLDER/<name>.log.
 
-    Finished trials are left alone, unfinished ones are resumed where their algorithm can be, and
-    else started again. FOLDER/results.json tells what they reached.
+    Finished trials are left alone. Unfinished ones are resumed if their algorithm allows it, else
+    started again. The results of all trials are written to FOLDER/results.json.
 
     Args:
-        launch: where the runs are started, how many at a time, and how often again.
+        launch: where the runs are started, how many at a time, and how often a failed one again.
         launcher: starts the workers in place of the one that `launch` names.
-        show: progress on standard error.
+        show: whether to show progress on standard error.
 
     Raises:
         RecipeError: every problem of every trial and its directory, before anything is started.
         KeyboardInterrupt, SystemExit: after Ctrl-C or a termination signal, once the workers have
-            saved what can be saved and left.
+            saved what can be saved and exited.
     """
     folder = Path(folder).absolute()
     check_plan(trials, folder, with_ray=launcher is None and launch.launcher == "ray")
@@ -90,7 +90,7 @@ def run_trials(
     finally:
         try:
             write(collect(trials, folder, failed=sweep.failed), folder / RESULTS)
-        # All that is in it lies in the run directories.
+        # The run directories hold everything that is in this file.
         except OSError as error:
             progress.announce(f"warning: {folder / RESULTS} cannot be written ({error.strerror})")
     finished = [folder / trial.name for trial in trials if trial.name not in sweep.failed]
@@ -98,7 +98,7 @@ def run_trials(
 
 
 def _launcher(launch: Launch, recipes: Sequence[Recipe]) -> Launcher:
-    # A cluster is not started for nothing.
+    # A cluster is not started if there is nothing to run.
     if launch.launcher == "ray" and recipes:
         return ray_launcher(
             recipes,
@@ -116,9 +116,9 @@ def _launcher(launch: Launch, recipes: Sequence[Recipe]) -> Launcher:
 
 
 def check_plan(trials: Sequence[Trial], folder: Path, *, with_ray: bool) -> None:
-    """Raise RecipeError for what keeps these trials from being run, before anything is started.
+    """Raise RecipeError, before anything is started, with all reasons why trials cannot be run.
 
-    That is: any problem of a recipe, a run directory that holds something else, and Ray missing.
+    Reasons are problems of a recipe, a run directory that holds something else, and missing Ray.
     """
     check_trials(trials)
     found = [(trial.name, other_run_in(folder / trial.name, trial.recipe)) for trial in trials]
@@ -129,7 +129,7 @@ def check_plan(trials: Sequence[Trial], folder: Path, *, with_ray: bool) -> None
 
 @dataclass(kw_only=True)
 class _Sweep:
-    """The loop over what waits and what runs."""
+    """The loop that starts waiting trials and handles the end of running ones."""
 
     folder: Path
     launcher: Launcher
@@ -140,7 +140,7 @@ class _Sweep:
     _running: list[_Attempt] = field(default_factory=list)
 
     def run(self, trials: Sequence[Trial], stop: StopSignals) -> None:
-        """Until all have ended, or, once a stop is requested, all that run have left."""
+        """Run until all trials have ended or, once a stop is requested, all workers have exited."""
         self._waiting.extend((trial, 1) for trial in trials)
         asked_to_stop = False
         try:
@@ -171,7 +171,7 @@ class _Sweep:
         log_begin = log.stat().st_size if log.exists() else 0
         try:
             job = self.launcher.start(run_dir, trial.recipe)
-        # No room for its log, say. Those that run already go on.
+        # For example, there is no space for its log. Trials that already run go on.
         except OSError as error:
             self._fail(trial, number, reason=f"could not be started: {error}")
             return
@@ -181,7 +181,7 @@ class _Sweep:
     def _end(self, attempt: _Attempt, status: int, *, stopped: bool) -> None:
         trial = attempt.trial
         run_dir = self.folder / trial.name
-        # Whatever it ended with, its result is there.
+        # Whatever the exit status is, the result is there.
         if is_finished(run_dir):
             self.progress.ended(trial, outcome="finished")
             return
@@ -213,7 +213,7 @@ def _ending(status: int) -> str:
 
 
 def _last_lines(log: Path, *, begin: int) -> list[str]:
-    """The end of what was printed since the log had `begin` bytes."""
+    """The last lines of what was printed after the first `begin` bytes of the log."""
     try:
         text = read_end(log, most=_TOLD_BYTES, begin=begin).decode(errors="replace")
     except DamagedFileError as error:

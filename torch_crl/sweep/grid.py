@@ -14,7 +14,7 @@ from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
 
-# With the task these choose the preset that a trial starts from.
+# Depth and algorithm, together with the task, choose the preset that a trial starts from.
 _DEPTH, _ALGO, _TASK = "depth", "algorithm.algo", "task.name"
 
 
@@ -23,7 +23,7 @@ class Trial:
     """One run of a sweep."""
 
     name: str
-    """Of its run directory; says what varies, as in `reacher_crl_depth4_seed0`."""
+    """Name of its run directory; contains what varies, as in `reacher_crl_depth4_seed0`."""
     recipe: Recipe
 
 
@@ -33,17 +33,17 @@ def grid(
     axes: Mapping[str, Sequence[Any]],
     settings: Mapping[str, Any] | None = None,
 ) -> list[Trial]:
-    """The product of `axes` on top of each task's preset, the last axis varying fastest.
+    """All combinations of the values of `axes`, the last varying fastest, on each task's preset.
 
     Args:
         tasks: names of tasks, the outermost axis.
         axes: name to values. A name is a field of the recipe (`seed`, `system.seed`, with dashes or
-            underscores), or `depth` for actor and critic together. Values given as text are read
-            as the field's type.
-        settings: the same with one value each, for all trials; they do not appear in names.
+            underscores), or `depth` for actor and critic together. Values given as text are
+            converted to the field's type.
+        settings: name to one value, for all trials; settings do not appear in the trials' names.
 
     Raises:
-        RecipeError: unknown names and values that cannot be read, all at once.
+        RecipeError: all unknown names and all values that cannot be read.
     """
     problems: list[str] = []
     varied = _read(axes, problems)
@@ -70,7 +70,7 @@ def grid(
 
 
 def check_trials(trials: Sequence[Trial]) -> None:
-    """Raise RecipeError if anything is wrong with any recipe, every problem with its trials."""
+    """Raise RecipeError with every problem of any recipe and the trials that have it."""
     who: dict[str, list[str]] = {}
     for trial in trials:
         try:
@@ -101,7 +101,7 @@ def _types() -> dict[str, Any]:
 
 
 def _read(given: Mapping[str, Sequence[Any]], problems: list[str]) -> dict[str, list[Any]]:
-    """Full name to values of the right type; what cannot be read goes to `problems`."""
+    """Full name to values of the right type; errors are appended to `problems`."""
     types = _types()
     found: dict[str, list[Any]] = {}
     for asked, texts in given.items():
@@ -122,7 +122,7 @@ def _read(given: Mapping[str, Sequence[Any]], problems: list[str]) -> dict[str, 
 def _full_name(asked: str, types: Mapping[str, Any]) -> str:
     wanted = asked.strip().removeprefix("--").replace("-", "_")
     if wanted in ("task", "name", _TASK):
-        raise ValueError(f"{asked}: tasks are named by themselves: torch-crl sweep reacher ant")
+        raise ValueError(f"{asked}: tasks are given without a flag: torch-crl sweep reacher ant")
     if wanted in types:
         return wanted
     matches = [name for name in types if name.rpartition(".")[2] == wanted]
@@ -139,7 +139,7 @@ def _full_name(asked: str, types: Mapping[str, Any]) -> str:
 
 
 def _value(name: str, text: Any, kind: Any) -> Any:
-    """Text as the field's type; a value that is no text is taken as it is."""
+    """Convert text to the field's type; a value that is not text is returned as it is."""
     if not isinstance(text, str):
         return text
     text = text.strip()
@@ -169,8 +169,10 @@ def _recipe(task: str, values: dict[str, Any]) -> Recipe:
 
 
 def _name(recipe: Recipe, point: dict[str, Any]) -> str:
-    """Task, algorithm, and every axis, whatever the number of its values: so that a longer axis
-    later on leaves the names of the earlier trials alone.
+    """Name of a trial: its task, its algorithm, and its value on every axis.
+
+    Axes of one value are included, so that adding values to an axis later on does not change the
+    names of earlier trials.
     """
     parts = [recipe.task.name, recipe.algorithm.algo]
     for name, value in point.items():

@@ -13,19 +13,19 @@ class Launch:
     __pydantic_config__ = STRICT
 
     launcher: Literal["local", "ray"] = "local"
-    """`local` starts processes on this machine; `ray` starts tasks of a Ray cluster, all of whose
-    nodes must see the same file system."""
+    """`local` starts processes on this machine; `ray` starts tasks on a Ray cluster.
+    All nodes of the cluster must see the same file system."""
     address: str = ""
     """Address of the Ray cluster, or `auto`; if empty, a cluster is started on this machine."""
     parallel: CountOrZero = 0
-    """Runs at a time. 0 means as many as the GPUs take, or one without a GPU; with Ray as many as
-    the cluster has room for."""
+    """Number of runs at a time. 0 means as many as the GPUs have room for, or one without a GPU.
+    With Ray, 0 means as many as the cluster has room for."""
     cpus_per_run: CountOrZero = 0
-    """CPUs of each run. 0 shares the CPUs evenly among the runs; with Ray it means one."""
+    """CPUs for each run. 0 divides all CPUs evenly among the parallel runs; with Ray, 0 means 1."""
     runs_per_gpu: Count = 1
     """How many runs share a GPU."""
     retries: CountOrZero = 1
-    """How often a failed run is started again."""
+    """How many times a failed run is started again."""
 
 
 ONE_MACHINE = Launch()

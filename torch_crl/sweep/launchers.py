@@ -1,4 +1,4 @@
-"""Where the workers of a sweep run: on this machine, or wherever Ray finds room."""
+"""Starts the workers of a sweep: what launchers have in common, and the one for this machine."""
 
 import os
 import signal
@@ -19,44 +19,44 @@ from torch_crl.system.devices import resolve_device
 from torch_crl.system.threads import THREADS, usable_cpus
 
 WORKER = ("-P", "-m", "torch_crl.sweep.worker")
-"""What Python is started with; the run directory follows. Without -P a folder torch_crl where the
-command is given would be imported instead of the package that starts the worker."""
+"""Arguments of the Python interpreter; the run directory follows. Without -P, a folder torch_crl in
+the current directory would be imported instead of the package that starts the worker."""
 
 
 class Job(Protocol):
     """A worker that was started."""
 
     def status(self) -> int | None:
-        """None while it runs, then its exit status; negative for the signal that killed it."""
+        """None while it runs, then its exit status; minus the signal's number if one killed it."""
 
     def stop(self) -> None:
-        """Ask it to save its state and leave."""
+        """Ask it to save its state and exit."""
 
     def kill(self) -> None:
-        """End it at once, unsaved."""
+        """End it at once, without saving."""
 
 
 class Launcher(Protocol):
     """Starts workers."""
 
     parallel: int
-    """How many may have been started and not ended at a time."""
+    """Largest number of workers that may be started and not yet ended at a time."""
 
     def start(self, run_dir: Path, recipe: Recipe) -> Job:
-        """A worker that trains `recipe` in `run_dir`."""
+        """Start a worker that trains `recipe` in `run_dir`."""
 
     def close(self) -> None:
-        """Give back what the launcher holds."""
+        """Release what the launcher holds."""
 
 
 @dataclass(kw_only=True)
 class LocalLauncher:
-    """Processes on this machine, which share its CPUs and GPUs by count."""
+    """Starts processes on this machine, each with a number of CPUs and one of the GPUs."""
 
     parallel: int
     cpus_per_run: int
     gpus: Sequence[str] = ()
-    """What CUDA_VISIBLE_DEVICES may name; runs take them in turns."""
+    """Values for CUDA_VISIBLE_DEVICES, one for each GPU; runs take them in turns."""
     worker: Sequence[str] = WORKER
     _slots: dict[int, "_Process"] = field(default_factory=dict)
 
@@ -76,7 +76,7 @@ class LocalLauncher:
         return self._slots[slot]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: this launcher holds nothing."""
 
 
 class _Process:
@@ -104,16 +104,17 @@ def local_launcher(
     runs_per_gpu: int = 1,
     worker: Sequence[str] = WORKER,
 ) -> LocalLauncher:
-    """Processes on this machine for these recipes.
+    """Make a launcher of processes on this machine for these recipes.
 
     Args:
-        parallel: runs at a time; 0 is as many as the GPUs take, or one where updates are on the
-            CPU.
-        cpus_per_run: 0 shares the CPUs evenly among them.
-        runs_per_gpu: how many runs share a GPU, where updates are on one.
-        worker: what Python is started with.
+        parallel: number of runs at a time; 0 is as many as the GPUs have room for, or one if
+            updates are on the CPU.
+        cpus_per_run: CPUs for each run; 0 divides them evenly among the runs at a time.
+        runs_per_gpu: how many runs share a GPU, if updates are on one.
+        worker: arguments of the Python interpreter.
 
-    Raises RecipeError if more runs are asked for than the GPUs take, or a certain GPU is.
+    Raises RecipeError if `parallel` is more than the GPUs have room for, or if a recipe names one
+    certain GPU.
     """
     gpus = _visible_gpus() if any(_wants_gpu(recipe) for recipe in recipes) else []
     problems = certain_gpu_problems(recipes)
@@ -135,7 +136,7 @@ def local_launcher(
 
 
 def certain_gpu_problems(recipes: Sequence[Recipe]) -> list[str]:
-    """Devices that name one GPU, which only the launcher can."""
+    """A message for each device that is one certain GPU: the launcher assigns GPUs itself."""
     named = sorted({r.system.device for r in recipes if r.system.device.startswith("cuda:")})
     return [
         f"--device {device}: a sweep hands out the GPUs itself; use cuda or auto, and "
@@ -145,7 +146,7 @@ def certain_gpu_problems(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def thread_limits(cpus: int) -> dict[str, str]:
-    """The environment in which a run takes this many CPUs where its recipe says "every CPU"."""
+    """Environment variables with which a run uses this many CPUs if its recipe says all CPUs."""
     return {THREADS: str(cpus), "OMP_NUM_THREADS": str(cpus)}
 
 
@@ -157,10 +158,11 @@ def start_worker(
     environment: Mapping[str, str],
     folder: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """A worker with the JSON of its recipe on standard input; what it prints goes to its log.
+    """Start a worker with its recipe as JSON on standard input and its output in its log.
 
-    It works in `folder` (the present one if not given), where tasks of the user's own are, and in
-    a session of its own: Ctrl-C in the terminal reaches the driver alone, which passes it on once.
+    Its working directory is `folder` (the current one if not given), where modules of the user's
+    own tasks are found. It has a session of its own, so that Ctrl-C in the terminal reaches only
+    the driver, which passes it on once.
     """
     with log_of(run_dir).open("ab") as log:
         process = subprocess.Popen(
@@ -172,7 +174,8 @@ def start_worker(
             start_new_session=True,
             cwd=folder,
         )
-    # A recipe is smaller than what a pipe holds. Of a worker that reads nothing its end will tell.
+    # A recipe fits into the pipe's buffer, so writing does not block. If the worker exits before it
+    # reads the recipe, its exit status shows that.
     with suppress(BrokenPipeError), process.stdin as given:  # type: ignore[union-attr]
         given.write(recipe.encode())
     return process

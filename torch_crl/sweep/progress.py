@@ -1,4 +1,4 @@
-"""What a sweep shows on standard error: bars on a terminal, lines elsewhere."""
+"""Progress of a sweep on standard error: bars on a terminal, lines of text elsewhere."""
 
 import time
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ _SECONDS_OF_SILENCE = 60.0
 
 
 class SweepProgress:
-    """A bar for the sweep, with the time left, and one for every trial that runs."""
+    """A progress bar for the sweep, with the time left, and one for every running trial."""
 
     def __init__(self, folder: Path, *, trials: int, finished: int, show: bool) -> None:
-        """`finished` of the `trials` were so before."""
+        """`finished` of the `trials` were already finished before this sweep."""
         self._folder, self._trials = folder, trials
         self._finished, self._failed = finished, 0
         self._console = console(stderr=True, quiet=not show)
@@ -33,7 +33,7 @@ class SweepProgress:
             console=self._console,
             disable=not (show and on_terminal),
         )
-        # Only what is done now says how long the rest takes.
+        # Without trials that were finished before: the time left follows from this sweep's speed.
         self._total = self._progress.add_task("sweep", total=trials - finished, note="")
         self._bars: dict[str, TaskID] = {}
         self._done = 0.0
@@ -55,7 +55,7 @@ class SweepProgress:
             self._console.print(plain(line), soft_wrap=True)
 
     def started(self, trial: Trial) -> None:
-        """A worker of this trial runs."""
+        """Show that a worker of this trial was started."""
         self._bars[trial.name] = self._progress.add_task(
             f"  {plain(trial.name)}", total=1.0, note=""
         )
@@ -63,7 +63,7 @@ class SweepProgress:
             self.announce(f"started   {trial.name}")
 
     def ended(self, trial: Trial, *, outcome: str) -> None:
-        """Its worker has ended; `outcome` is finished, failed or another word for the line."""
+        """Show that its worker ended; `outcome` is finished, failed or another word to print."""
         if trial.name in self._bars:
             self._progress.remove_task(self._bars.pop(trial.name))
         self._finished += outcome == "finished"
@@ -76,9 +76,9 @@ class SweepProgress:
         )
 
     def refresh(self, running: Iterable[Trial]) -> None:
-        """Move the bars to what the runs have logged, at most once a second.
+        """Set the bars to what the runs have logged, at most once a second.
 
-        Without a terminal this is a line once a minute in which nothing else was said.
+        Without a terminal, print a line whenever nothing else was printed for a minute.
         """
         now = time.monotonic()
         since, pause = self._looked_at, _SECONDS_BETWEEN_LOOKS

@@ -1,4 +1,4 @@
-"""Workers wherever Ray finds room: a cluster with a shared file system, or one on this machine."""
+"""Starts workers with Ray, on a cluster with a shared file system or on this machine."""
 
 import importlib.util
 import os
@@ -26,21 +26,21 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 @dataclass(kw_only=True)
 class RayLauncher:
-    """A Ray task a run, which starts the same worker as on one machine."""
+    """Starts a Ray task for each run; the task starts the same worker as `LocalLauncher`."""
 
     parallel: int
     cpus_per_run: int
     gpus_per_run: float
-    """A fraction where runs share one."""
+    """GPUs that Ray reserves for each run; a fraction if runs share one."""
     worker: Sequence[str] = WORKER
     shut_down: bool = True
-    """Disconnect from the cluster in the end, and end it if it was started for this sweep."""
+    """Whether `close` disconnects from the cluster and ends it if it was started for this sweep."""
 
     def start(self, run_dir: Path, recipe: Recipe) -> Job:
         import ray
 
         wants_gpu = recipe.system.device != "cpu"
-        # Failures are retried by the sweep, which tells them.
+        # The sweep retries failed runs itself and reports them.
         task = ray.remote(
             num_cpus=self.cpus_per_run,
             num_gpus=self.gpus_per_run if wants_gpu else 0,
@@ -73,7 +73,7 @@ class _RayJob:
         except ray.exceptions.TaskCancelledError:
             return _STOPPED
         except ray.exceptions.RayError as error:
-            # The node is gone, say, or does not see the folder.
+            # For example, the node is gone or does not see the folder.
             with self._log.open("a") as file:
                 file.write(f"Ray: {error}\n")
             return 1
@@ -84,7 +84,7 @@ class _RayJob:
         ray.cancel(self._reference)
 
     def kill(self) -> None:
-        # By force Ray would end its own process and leave the worker behind.
+        # With force=True Ray would kill its own process and leave the worker running.
         self.stop()
 
 
@@ -100,11 +100,11 @@ def ray_launcher(
     """Connect to a Ray cluster, or start one on this machine if `address` is empty.
 
     Args:
-        parallel: runs handed to Ray at a time; 0 is all of them, and Ray starts what has room.
-        cpus_per_run: that Ray sets aside for each; 0 is one.
-        runs_per_gpu: how many share a GPU, where the cluster has any and the recipe may use it.
-        address: of the cluster, or `auto` for the one that this machine belongs to.
-        worker: what Python is started with, on the node that runs it.
+        parallel: number of runs handed to Ray at a time; 0 is all, and Ray starts those that fit.
+        cpus_per_run: CPUs that Ray reserves for each run; 0 is one.
+        runs_per_gpu: how many runs share a GPU, if the cluster has GPUs and the recipe may use one.
+        address: address of the cluster, or `auto` for the one that this machine belongs to.
+        worker: arguments of the Python interpreter on the node that runs it.
 
     Raises RecipeError if Ray is missing, there is no cluster, or no node is large enough.
     """
@@ -133,7 +133,7 @@ def ray_launcher(
 
 
 def missing_ray() -> list[str]:
-    """Why there can be no such launcher in this installation."""
+    """Why this installation cannot use Ray; empty if it can."""
     if importlib.util.find_spec("ray") is not None:
         return []
     return ["--launcher ray needs Ray: pip install 'torch_crl[study]'"]
@@ -142,7 +142,7 @@ def missing_ray() -> list[str]:
 def _connect(address: str) -> None:
     import ray
 
-    # Ray would talk about itself between the lines of the sweep.
+    # Keeps Ray's own messages out of the output of the sweep.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if not address:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -153,7 +153,7 @@ def _connect(address: str) -> None:
     except ConnectionError as error:
         raise RecipeError(
             [
-                f"--address {address}: no Ray cluster there ({error}); `ray start --head` begins "
+                f"--address {address}: no Ray cluster there ({error}); `ray start --head` starts "
                 "one, and without --address one is started on this machine"
             ]
         ) from None
@@ -162,9 +162,9 @@ def _connect(address: str) -> None:
 def _work_in_ray(
     run_dir: str, recipe: str, worker: list[str], environment: dict[str, str], folder: str
 ) -> int:
-    """The worker's exit status. Runs on the node that Ray chose.
+    """Run the worker on the node that Ray chose; returns its exit status.
 
-    Ray cancels a task by a KeyboardInterrupt, which is passed on as a termination signal.
+    Ray cancels a task by raising KeyboardInterrupt, which is passed on as a termination signal.
     """
     process = start_worker(
         Path(run_dir), recipe, worker=worker, environment=environment, folder=folder

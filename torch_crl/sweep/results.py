@@ -1,4 +1,4 @@
-"""What the trials of a sweep reached, as records, a file and a table."""
+"""Results of the trials of a sweep, as records, as a file and as a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,11 @@ from torch_crl.system.terminal import NameCell
 def collect(
     trials: Sequence[Trial], folder: Path, *, failed: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """A record a trial: `status` finished, failed (with `reason`) or unfinished, and its numbers.
+    """A record for each trial: its `status` finished, failed or unfinished, and its numbers.
 
-    `score` and `success_any` are means over the last five evaluations, of the share of the time
-    at the goal and of the episodes that were there at least once; `seconds` is wall-clock.
+    A failed trial has a `reason`. `score` and `success_any` are means over the last five
+    evaluations: of the share of the time at the goal, and of the share of episodes that reached it
+    at least once. `seconds` is wall-clock.
     """
     records = []
     for trial in trials:
@@ -46,14 +47,15 @@ def collect(
 
 
 def write(records: list[dict[str, Any]], path: Path) -> None:
-    """As JSON, whole or not at all."""
+    """Write the records as JSON; the file is written whole or not at all."""
     write_text(path, json.dumps({"trials": records}, indent=2) + "\n")
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a trial; what did not finish says so instead of its numbers."""
+    """A row for each trial; one that did not finish shows its status instead of its numbers."""
     found = Table(
-        title=f"last (up to) {SCORED_EVALUATIONS} evaluations; score: time at the goal, share",
+        title=f"means of the last (up to) {SCORED_EVALUATIONS} evaluations; score: share of time "
+        "at the goal",
         title_justify="left",
     )
     for heading in ("trial", "score", "success_any", "minutes"):

@@ -1,7 +1,7 @@
 """One trial in a process of its own: `python -m torch_crl.sweep.worker RUN_DIR < recipe.json`.
 
-All that is known of a trial lies in its run directory, so that drivers and workers may be killed at
-any moment. A file beside it takes what the worker prints.
+The run directory holds all that is known of a trial, so that drivers and workers may be killed at
+any moment. What the worker prints goes to a file beside that directory.
 """
 
 import sys
@@ -23,7 +23,7 @@ def is_finished(run_dir: Path) -> bool:
 
 
 def log_of(run_dir: Path) -> Path:
-    """The file beside the run directory that takes what its worker prints."""
+    """The file beside the run directory to which its worker's output goes."""
     return RunDirectory(run_dir).log
 
 
@@ -41,10 +41,11 @@ def other_run_in(run_dir: Path, recipe: Recipe) -> str:
 
 
 def work(recipe: Recipe, run_dir: Path, *, train: Callable[..., object] | None = None) -> None:
-    """Bring the trial to its end: nothing if it is finished, else resume it or start it again.
+    """Train the trial to its end: do nothing if it is finished, else resume or restart it.
 
     Waits while another process works in the directory. `train` is `torch_crl.train` if not given.
-    Raises RunDirectoryError if the directory holds a run of another recipe, and what `train` does.
+    Raises RunDirectoryError if the directory holds a run of another recipe, and what `train`
+    raises.
     """
     directory = RunDirectory(run_dir)
     with directory.owned(wait=partial(print_line, stderr=True)):
@@ -52,7 +53,7 @@ def work(recipe: Recipe, run_dir: Path, *, train: Callable[..., object] | None =
             return
         if problem := other_run_in(run_dir, recipe):
             raise RunDirectoryError(problem)
-        # A baseline's library does not save all of its state.
+        # A baseline is started again: its library does not save all of its state.
         resume = bool(directory.saved_checkpoints) and not recipe.by_library
         if not resume:
             directory.remove()
@@ -60,7 +61,7 @@ def work(recipe: Recipe, run_dir: Path, *, train: Callable[..., object] | None =
 
 
 def _trainer() -> Callable[..., object]:
-    # Here, so that who only looks at run directories does not wait for its imports.
+    # Imported here, so that code which only reads run directories does not wait for its imports.
     from torch_crl.training.trainer import train
 
     return train
@@ -70,7 +71,7 @@ def main() -> None:
     """Read the recipe from standard input and train it in the directory that is named."""
     try:
         recipe = Recipe.from_json(sys.stdin.read())
-        # The user of the sweep has typed them.
+        # The user who started the sweep has typed these names.
         typed = (recipe.task.name, recipe.task.eval_name)
         allow_tasks(typed, typed=typed)
         work(recipe, Path(sys.argv[1]))

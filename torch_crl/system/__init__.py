@@ -1,1 +1,1 @@
-"""The machine a run computes on: files, checkpoints, threads, signals, terminals, CUDA graphs."""
+"""Operating system and devices: files, checkpoints, threads, signals, terminals, CUDA graphs."""

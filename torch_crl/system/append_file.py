@@ -1,4 +1,4 @@
-"""A log that grows by whole records and outlives a full disk."""
+"""A log file that grows by whole records and survives a full disk."""
 
 import errno
 import os
@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 class AppendFile:
-    """Appends records to a file; those that cannot be written wait and go first the next time."""
+    """Appends records to a file; those that cannot be written are kept for the next attempt."""
 
     def __init__(self, path: Path) -> None:
-        """The file and its folder are made when the first record is written."""
+        """The file and its folder are created when the first record is written."""
         self.path = path
         self._file: FileIO | None = None
         self._waiting = bytearray()
 
     def write(self, record: bytes) -> None:
-        """Append the record after those that wait.
+        """Append the record, after those that could not be written before.
 
-        Raises OSError, which names the path, if not all can be written; they are kept.
+        Raises OSError, which names the path, if not all can be written; the rest is kept.
         """
         self._waiting += record
         try:
@@ -27,13 +27,13 @@ class AppendFile:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
-        """Everything is on the disk. Raises OSError if it cannot be."""
+        """Wait until everything is on the disk. Raises OSError if it cannot be written."""
         self.write(b"")
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; what still waits is lost."""
+        """Close the file; records that are not written yet are lost."""
         if self._file is not None:
             self._file.close()
 
@@ -42,10 +42,10 @@ class AppendFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
         if os.fstat(self._file.fileno()).st_nlink == 0:
-            # The next record begins it anew.
+            # The next record creates the file again.
             self.close()
             self._file = None
             raise FileNotFoundError(errno.ENOENT, "it was removed while the run went on")
-        # On a full disk the beginning of a record may have been written; the rest follows later.
+        # A full disk may take only the beginning of a record; the rest is written later.
         while self._waiting:
             del self._waiting[: self._file.write(self._waiting)]

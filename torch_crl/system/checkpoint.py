@@ -1,10 +1,10 @@
-"""Folders of tensors that survive anything: written aside, synced, renamed, and checked when read.
+"""Folders of tensors that survive crashes: written aside, synced, renamed, and verified when read.
 
-A checkpoint folder holds `tensors.safetensors` and `meta.json`; the latter carries a checksum of
-both. Nothing is pickled, so a file from a stranger runs no code.
+A checkpoint folder holds `tensors.safetensors` and `meta.json`, which contains checksums of both.
+Nothing is pickled, so reading a file from an unknown source runs no code.
 
-    RUN/checkpoints/step_000000115200_update_000006400/   everything a run needs to go on
-    RUN/policies/step_000000115200_update_000006400/      the actor alone, small
+    RUN/checkpoints/step_000000115200_update_000006400/   everything that a resumed run needs
+    RUN/policies/step_000000115200_update_000006400/      only the actor, small
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class CheckpointError(TorchCrlError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Sums:
-    """SHA-256 of both parts."""
+    """SHA-256 checksums of the tensors and of the metadata."""
 
     __pydantic_config__ = STRICT
 
@@ -47,7 +47,7 @@ class _Sums:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Document:
-    """What meta.json holds."""
+    """The content of meta.json."""
 
     __pydantic_config__ = STRICT
 
@@ -58,7 +58,7 @@ class _Document:
 def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write a checkpoint folder, or leave everything as it was and raise CheckpointError.
 
-    A name stands for one moment of a run, so an intact folder of that name is left alone.
+    A name stands for one moment of a run, so an intact folder of that name is not written again.
     """
     if folder.exists() and _is_intact(folder):
         return
@@ -83,7 +83,7 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
 def load(
     folder: Path, *, most_bytes: int = _MOST_BYTES
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and meta of a checkpoint folder.
+    """Tensors (on the CPU) and metadata of a checkpoint folder.
 
     Raises CheckpointError if a file is missing, truncated or changed since it was written, or has
     more than `most_bytes`.
@@ -103,7 +103,7 @@ def load(
 
 
 def load_meta(folder: Path) -> dict[str, Any]:
-    """What `load` returns beside the tensors, without a look at them. Raises CheckpointError."""
+    """The metadata that `load` returns, without reading the tensors. Raises CheckpointError."""
     try:
         return fields.read(_Document, read_bytes(folder / META, most=_MOST_META_BYTES)).meta
     except ValueError as error:
@@ -113,7 +113,7 @@ def load_meta(folder: Path) -> dict[str, Any]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         str(path).encode()
-    # safetensors opens no path that is not UTF-8.
+    # safetensors cannot open a path that is not UTF-8.
     except UnicodeEncodeError:
         return load_bytes(path.read_bytes())
     return load_file(path)
@@ -130,9 +130,10 @@ def _is_intact(folder: Path) -> bool:
 def load_newest(
     folders: Sequence[Path], *, most_bytes: int = _MOST_BYTES
 ) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[CheckpointError]]:
-    """The first readable one of these checkpoints, and why those before it were passed over.
+    """Load the first readable one of these checkpoints: folder, tensors, metadata, failures.
 
-    Raises CheckpointError if there is none.
+    The failures say why the checkpoints before it could not be read. Raises CheckpointError if
+    none can be read.
     """
     failures: list[CheckpointError] = []
     for folder in folders:
@@ -146,7 +147,7 @@ def load_newest(
 
 
 def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless these are tensors of the wanted names, shapes and dtypes."""
+    """Raise ValueError unless names, shapes and dtypes of these tensors are the wanted ones."""
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in wanted]
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Run a function by replaying one capture of it: a single launch in place of thousands."""
+"""Run a function by replaying a CUDA graph of it: one launch in place of thousands."""
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
@@ -11,25 +11,25 @@ Function = Callable[..., dict[str, Tensor]]
 
 
 class Recorder(Protocol):
-    """Captures a call once and repeats it."""
+    """Captures a function call once and replays it."""
 
     def warm_up(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Call the function where it will be captured."""
+        """Call the function normally, on the stream where it will be captured."""
 
     def capture(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Record what `function(*inputs)` does on the device, without doing it."""
+        """Record the device work of `function(*inputs)` without executing it."""
 
     def replay(self) -> None:
-        """Do it again, on what the tensors hold now."""
+        """Execute the recorded work on the tensors' current contents."""
 
 
 class CudaRecorder:
-    """A `torch.cuda.CUDAGraph` whose random numbers go on from replay to replay."""
+    """A `torch.cuda.CUDAGraph` that draws new random numbers at every replay."""
 
     def __init__(self, device: torch.device, generators: Iterable[Generator]) -> None:
-        """`generators` are all that the function draws from."""
+        """`generators` are all generators that the function draws from."""
         self._device = device
-        # Autograd runs a backward on the streams of its forward, so both warm up on this one.
+        # Autograd runs a backward pass on its forward pass's streams: both warm up on this one.
         self._stream = torch.cuda.Stream(device)
         self._graph = torch.cuda.CUDAGraph()
         for generator in generators:
@@ -47,11 +47,11 @@ class CudaRecorder:
     def capture(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """See `Recorder`."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        # A finaliser that frees GPU memory in the middle of it would become part of the graph.
+        # If a finaliser freed GPU memory during the capture, that would become part of the graph.
         gc.collect()
         gc.disable()
         try:
-            # Other threads, such as the simulator's, may go on with what they do.
+            # "thread_local": other threads, such as the simulator's, may use CUDA meanwhile.
             with (
                 torch.cuda.device(self._device),
                 torch.cuda.graph(
@@ -68,22 +68,22 @@ class CudaRecorder:
 
 
 class GraphedFunction:
-    """`function(*inputs)`, called as it is a few times, then captured and replayed.
+    """`function(*inputs)`: called normally a few times, then captured and replayed.
 
     What a caller must know:
 
     - A capture holds addresses. Tensors that the function reads or writes may change their
-      content and must stay where they are: update with `copy_` and the like. `fixed()` lists
-      those that matter; a call raises RuntimeError if one has moved.
-    - Python ran once. Numbers, branches and prints inside the function are those of the capture;
-      what changes from call to call must be a tensor.
-    - `inputs` are copied into buffers of the capture. Others than at the first call, by shape,
-      dtype or device, raise ValueError.
+      content but must stay where they are: update them with `copy_` and the like. `fixed()` lists
+      those that matter; a call raises RuntimeError if one of them has moved.
+    - Python runs only at the capture. Numbers, branches and prints inside the function are those
+      of the capture; what changes from call to call must be a tensor.
+    - `inputs` are copied into buffers of the capture. If their shape, dtype or device differs from
+      those at the capture, the call raises ValueError.
     - The returned tensors belong to the capture: the next call overwrites them.
-    - After anything was rebound on purpose (a checkpoint loaded, say) call `reset`; the next
+    - After a tensor was replaced on purpose, as by loading a checkpoint, call `reset`; the next
       calls warm up and capture again.
 
-    Every call counts: the warm-up calls are real ones, and the call that captures also replays.
+    Every call does the work: the warm-up calls execute it, and the call that captures also replays.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class GraphedFunction:
         fixed: Callable[[], dict[str, Tensor]],
         warmup: int = 3,
     ) -> None:
-        """`warmup` calls let libraries allocate and Triton compile before the capture."""
+        """`warmup` normal calls let libraries allocate and Triton compile before the capture."""
         self._function = function
         self._make_recorder = make_recorder
         self._fixed = fixed
@@ -103,7 +103,7 @@ class GraphedFunction:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the capture."""
+        """Drop the capture."""
         self._calls = 0
         self._recorder: Recorder | None = None
         self._inputs: list[Tensor] = []
@@ -111,7 +111,7 @@ class GraphedFunction:
         self._addresses: dict[str, int] = {}
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Named tensors, to be read before the next call."""
+        """The function's named tensors; read them before the next call, which overwrites them."""
         self._calls += 1
         recorder = self._recorder = self._recorder or self._make_recorder()
         if self._calls <= self._warmup:

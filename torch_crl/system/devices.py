@@ -9,14 +9,14 @@ _MEMORY = Path("/proc/meminfo")
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the CUDA device if there is one, else the CPU."""
+    """The device of this name; `auto` is the CUDA device if there is one, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
 
 
 def device_problems(device: str) -> list[str]:
-    """Why a run cannot use `--device device` here."""
+    """The reasons why a run cannot use `--device device` here."""
     if device == "auto":
         return []
     try:
@@ -37,11 +37,11 @@ def device_problems(device: str) -> list[str]:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that can still be taken on a device; None where the system does not say."""
+    """Free memory of a device in bytes; None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if not _MEMORY.exists():
         return None
-    # Unlike the free pages of `os.sysconf`, this counts what files occupy and would give up.
+    # Unlike the free pages of `os.sysconf`, this includes the file cache, which can be released.
     lines = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
     return 1024 * int(lines["MemAvailable"].split()[0])

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and read with care: a stranger may have made them."""
+"""Files that are written whole or not at all, and read with care: their source may be unknown."""
 
 import os
 import shutil
@@ -11,22 +11,22 @@ from typing import BinaryIO
 from torch_crl.errors import TorchCrlError
 
 ASIDE = ".writing-"
-"""What the name of a file or folder begins with until it is whole."""
+"""Prefix of the name of a file or folder that is not complete yet."""
 _MOST_BYTES = 1 << 28
 
 
 class DamagedFileError(TorchCrlError, ValueError):
-    """A file is missing, or holds something else than it should; the message names it."""
+    """A file is missing or has content other than it should; the message names it."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file that is there whole or not at all, whenever the power fails.
+    """Write a small file such that it exists whole or not at all, even if the power fails.
 
-    Where the name is a link, the link is replaced, and what it leads to stays as it is.
+    If the path is a link, the link is replaced, and its target stays as it is.
     """
     aside = path.with_name(ASIDE + path.name)
     remove(aside)
-    # "x" never writes through a link that somebody has put there.
+    # "x" never writes through an existing link.
     with aside.open("xb") as file:
         file.write(text.encode("utf-8", "backslashreplace"))
     sync(aside)
@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a folder with all that is in it; nothing, where nothing is."""
+    """Delete a file, a link or a folder with its contents; it need not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -43,7 +43,7 @@ def remove(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each of which is there after a power cut."""
+    """Create a folder and its missing parents, such that each of them survives a power cut."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -54,7 +54,7 @@ def make_folder(path: Path) -> None:
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders, and has nothing to wait for.
+        return  # Windows cannot open a folder, and need not sync one.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,8 +65,8 @@ def sync(path: Path) -> None:
 def read_bytes(path: Path, *, most: int = _MOST_BYTES) -> bytes:
     """The content of a regular file of at most `most` bytes.
 
-    Raises DamagedFileError for anything else: a missing file, a folder, a device, a pipe that would
-    never end.
+    Raises DamagedFileError for anything else: a missing file, a folder, a device, or a pipe, which
+    might never end.
     """
     with _opened(path) as (file, status):
         check_regular(path, status, most=most)
@@ -74,7 +74,7 @@ def read_bytes(path: Path, *, most: int = _MOST_BYTES) -> bytes:
 
 
 def read_end(path: Path, *, most: int, begin: int = 0) -> bytes:
-    """The last `most` bytes of a regular file of any size, none of them before `begin`.
+    """The last `most` bytes of a regular file of any size, but none before the offset `begin`.
 
     Raises DamagedFileError as `read_bytes` does.
     """
@@ -87,7 +87,7 @@ def read_end(path: Path, *, most: int, begin: int = 0) -> bytes:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
     try:
-        # Without O_NONBLOCK the opening of a named pipe waits for somebody to write into it.
+        # Without O_NONBLOCK, opening a named pipe would wait until a process writes into it.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
             yield file, os.fstat(descriptor)

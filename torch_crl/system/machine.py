@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on, and the versions it was made with."""
+"""The machine and the software versions with which a measurement was made."""
 
 import os
 import platform
@@ -17,10 +17,10 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def machine(device: "torch.device | None" = None) -> dict[str, Any]:
-    """Device, versions of what computes, commit and date.
+    """Device, versions of the libraries that compute, commit and date.
 
-    `device` is what was computed on; if not given, all that the machine has is named. What cannot
-    be found out is None, or empty for the commit: a description never ends what it describes.
+    `device` is the device that was used; without it, all devices of the machine are named. What
+    cannot be found out is None, or empty for the commit, and never an error.
     """
     import mujoco
     import torch
@@ -45,13 +45,13 @@ def _gpu_name(device: "torch.device | None") -> str:
 
     try:
         return torch.cuda.get_device_name(device)
-    # A driver that is half there raises whatever it likes.
+    # An incomplete driver may raise any exception.
     except Exception:
         return "CUDA device of unknown name"
 
 
 def _commit() -> str:
-    # An installed copy may lie within the repository of somebody's own project.
+    # An installed copy may lie within the git repository of another project.
     if not (_ROOT / ".git").exists():
         return ""
     try:
@@ -62,7 +62,7 @@ def _commit() -> str:
             check=False,
             timeout=10,
         )
-    # There may be no git, or one that waits for a file system.
+    # git may be missing, or may wait for a file system.
     except (OSError, subprocess.SubprocessError):
         return ""
     return found.stdout.strip()
@@ -71,6 +71,6 @@ def _commit() -> str:
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    # Files of a half removed package are missing in more than one way.
+    # A package that was removed incompletely may raise different exceptions.
     except Exception:
         return None

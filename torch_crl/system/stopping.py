@@ -1,4 +1,4 @@
-"""Ctrl-C and termination signals as a request that the training loop answers when it can."""
+"""Ctrl-C and termination signals as a request that the training loop follows at its next chance."""
 
 import signal
 import threading
@@ -7,24 +7,24 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Self
 
-# Ctrl-C, `kill`, a terminal that goes away, and what Slurm can send before a time limit: those of
-# them that the system has.
+# Ctrl-C, `kill`, a closed terminal, and the signal that Slurm can send before a time limit; some
+# systems lack some of them.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-# `timeout` signals the process and then its group: the same Ctrl-C twice within a moment.
+# `timeout` signals the process and then its group, so that one Ctrl-C arrives twice.
 _SECONDS_OF_ONE_SIGNAL = 1.0
 
 
 class StopSignals:
-    """While entered, the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 sets `requested` and says so; a
-    second Ctrl-C stops at once.
+    """Context manager: inside, the first SIGINT, SIGTERM, SIGHUP or SIGUSR1 sets `requested` and
+    prints a line; a second Ctrl-C stops at once.
 
-    A signal that the process ignores, as SIGHUP under nohup, stays ignored. Outside the main
-    thread, where Python delivers no signals, it does nothing.
+    A signal that the process ignores, such as SIGHUP under nohup, stays ignored. Outside the main
+    thread, to which Python delivers no signals, this class does nothing.
     """
 
     def __init__(self, announce: Callable[[str], object]) -> None:
-        """`announce` gets one line at the first signal; it must not raise."""
+        """`announce` is called with one line at the first signal; it must not raise."""
         self._announce = announce
         self._signal: int | None = None
         self._came_at = 0.0
@@ -45,13 +45,13 @@ class StopSignals:
         """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # None is a handler of a program around Python, which could not be given back.
+                # None: the handler belongs to a program around Python and could not be restored.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Give the handlers back."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -1,8 +1,8 @@
-"""The one place that writes to a terminal, a pipe or a log: what it prints cannot end a run.
+"""All output to a terminal, a pipe or a log: a failure to print cannot end a run.
 
 Characters that the stream's encoding lacks are escaped, and so are control characters in text that
-comes from files. What cannot be written to standard error is dropped. A standard output that nobody
-reads any more ends the process as SIGPIPE would have, quietly.
+comes from files. What cannot be written to standard error is dropped. If the reader of standard
+output has closed it, the process ends without a message, with the exit status of SIGPIPE.
 """
 
 import errno
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.measure import Measurement
 
-# All but tab and newline; with them a file's text could colour, move and rename the terminal.
-# Surrogates are the bytes of a path that is not UTF-8; the others turn the order of a line around.
+# All control characters but tab and newline: with them a file's text could change colours, move the
+# cursor or rename the terminal. The Unicode ones among them reverse the direction of a line.
 _CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Python's representation of the bytes of a path that is not UTF-8.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 UNITS_OF_TIME = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
-"""Seconds and name of each, largest first."""
+"""Seconds and name of each unit of time, largest first."""
 
 
 def plain(text: object) -> str:
@@ -34,18 +35,18 @@ def plain(text: object) -> str:
 
 
 def print_line(text: object, *, stderr: bool = False) -> None:
-    """Print plain text and a newline."""
+    """Print the text, made `plain`, and a newline."""
     stream = _Stream(sys.stderr if stderr else sys.stdout, optional=stderr)
     stream.write(plain(text) + "\n")
     stream.flush()
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> "Console":
-    """A rich console that neither raises nor decorates what it is given.
+    """A rich console that does not raise, and prints text without markup or highlighting.
 
-    Text in brackets is shown as it is: names of files and tasks may hold them.
+    Text in brackets is shown as it is: names of files and tasks may contain brackets.
     """
-    # Here, so that what prints no table does not wait for it.
+    # Imported here, so that only commands that print tables wait for it.
     from rich.console import Console
 
     stream: Any = _Stream(sys.stderr if stderr else sys.stdout, optional=stderr)
@@ -54,7 +55,7 @@ def console(*, stderr: bool = False, quiet: bool = False) -> "Console":
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Standard output and error that cannot raise inside, also for what other libraries print."""
+    """Inside, printing to standard output and error cannot raise, in other libraries either."""
     _fill_closed_descriptors()
     before = sys.stdout, sys.stderr
     streams: Any = _Stream(sys.stdout, optional=False), _Stream(sys.stderr, optional=True)
@@ -68,7 +69,7 @@ def safe_streams() -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `1.5 min`, `2 h`: the largest unit of which there are two or more."""
+    """`40 s`, `1.5 min`, `2 h`: a time in the largest unit of which it has two or more."""
     for size, name in UNITS_OF_TIME:
         if abs(seconds) >= 2 * size:
             count = seconds / size
@@ -77,21 +78,21 @@ def duration(seconds: float) -> str:
 
 
 class NameCell:
-    """A name in a cell of a table, which wraps behind underscores so that numbers stay whole."""
+    """A name in a cell of a table, wrapped only after underscores so that numbers stay whole."""
 
     def __init__(self, name: str) -> None:
         """Control characters are escaped."""
         self._parts = re.findall("[^_]*_|[^_]+", plain(name)) or [""]
 
     def __rich_measure__(self, console: "Console", options: "ConsoleOptions") -> "Measurement":
-        """As narrow as its longest part, as wide as all of it."""
+        """At least the width of the longest part, at most that of the whole name."""
         from rich.measure import Measurement
 
         lengths = [len(part) for part in self._parts]
         return Measurement(max(lengths), sum(lengths)).with_maximum(options.max_width)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        """Lines of as many parts as fit."""
+        """The lines, each with as many parts as fit."""
         from rich.text import Text
 
         lines = [""]
@@ -103,40 +104,40 @@ class NameCell:
 
 
 class _Stream:
-    """A text stream that neither an encoding nor, if it is optional, anything else can stop."""
+    """A text stream that no character and, if it is optional, no failure to write can stop."""
 
     def __init__(self, stream: TextIO | None, *, optional: bool) -> None:
-        """`stream` is None where the process was started without it."""
+        """`stream` is None if the process was started without it."""
         self._stream, self._optional = stream, optional
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's own."""
+        """All other attributes are those of the wrapped stream."""
         return getattr(self._stream, name)
 
     @property
     def encoding(self) -> str:
-        """What rich asks for before it draws lines."""
+        """The stream's encoding, which rich reads before it draws lines."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether it is a terminal that is still there."""
+        """Whether the stream is a terminal that is still open."""
         with suppress(OSError, ValueError):
             return self._stream is not None and self._stream.isatty()
         return False
 
     def write(self, text: str) -> int:
-        """Write what the encoding can say, and the rest as escapes."""
+        """Write the text, with escapes for the characters that the encoding lacks."""
         said = _SURROGATE.sub(_escaped_surrogate, text)
         said = said.encode(self.encoding, "backslashreplace").decode(self.encoding)
         self._try("write", said)
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flush the wrapped stream."""
         self._try("flush")
 
     def settle(self) -> None:
-        """Flush; what cannot be written is given up, or Python would complain of it at its end."""
+        """Flush; drop what cannot be written, or Python would report an error when it exits."""
         try:
             if self._stream is not None:
                 self._stream.flush()
@@ -151,14 +152,14 @@ class _Stream:
         except BrokenPipeError:
             self._abandon()
             if not self._optional:
-                # rich would make it an exit with status 1.
+                # rich would turn BrokenPipeError into an exit with status 1.
                 raise SystemExit(128 + signal.SIGPIPE) from None
         except (OSError, ValueError, RuntimeError) as error:
-            # ValueError: it is closed. RuntimeError: a signal's handler writes within a write.
+            # ValueError: the stream is closed. RuntimeError: a signal handler writes in a write.
             if not self._optional:
                 raise
             if isinstance(error, OSError) and error.errno == errno.EIO:
-                # A terminal that was closed.
+                # The terminal was closed.
                 self._abandon()
 
     def _abandon(self) -> None:
@@ -174,7 +175,7 @@ def _escaped_surrogate(found: re.Match[str]) -> str:
 
 
 def _fill_closed_descriptors() -> None:
-    """A file opened later would take the number of a closed standard error, and its messages."""
+    """Open missing standard streams; a file opened later would take their number and messages."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""Who may use the CPU's cores: physics and updates take turns, and each gets all of them."""
+"""Use of the CPU's cores: physics and updates take turns, and each of them gets all cores."""
 
 import os
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ import torch
 from torch_crl.errors import UsageError
 
 THREADS = "TORCH_CRL_THREADS"
-"""Environment variable: how many CPUs a run may use where its recipe says "every CPU"."""
+"""Environment variable: the number of CPUs that a run uses where its recipe says "every CPU"."""
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute on `count` threads of the CPU inside, and as before after it.
+    """Inside, torch computes on `count` CPU threads; afterwards, on as many as before.
 
-    One is right while the simulator's threads need the cores: torch's idle threads spin for
+    One thread is best while the simulator's threads need the cores: torch's idle threads spin for
     milliseconds after each parallel operation. On two cores that costs the simulator 40 % of its
     speed; making them sleep instead (OMP_WAIT_POLICY=PASSIVE) costs the updates more than that.
     """
@@ -29,9 +29,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: TORCH_CRL_THREADS where that is set, else all it can.
+    """Number of CPUs to use: TORCH_CRL_THREADS if it is set, else all that this process may use.
 
-    Raises UsageError where that is no whole number of at least 1.
+    Raises UsageError if TORCH_CRL_THREADS is not a whole number of at least 1.
     """
     if (asked := os.environ.get(THREADS)) is not None:
         if not asked.strip().isdecimal() or int(asked) < 1:

@@ -1,4 +1,4 @@
-"""What torch takes where nothing is said: said once, for all that the library computes."""
+"""torch's default dtype, device and mode, set to the same for everything the library computes."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,12 +8,12 @@ import torch
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Inside, new tensors are float32, on the CPU and no inference tensors; after it, as before.
+    """Inside, new tensors are by default float32, on the CPU and not inference tensors.
 
     So `torch.set_default_dtype`, `torch.set_default_device` and `torch.inference_mode` in a user's
-    script change nothing of what the library computes.
+    script do not affect what the library computes. Afterwards the user's settings apply again.
     """
-    # One call that costs a microsecond and knows all three.
+    # One call, which takes a microsecond, shows all three settings.
     usual = torch.empty(0)
     if usual.dtype == torch.float32 and usual.is_cpu and not usual.is_inference():
         yield

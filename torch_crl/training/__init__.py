@@ -1,1 +1,1 @@
-"""A run from its first step to its last: the loop, its evaluations, its saving and stopping."""
+"""Training from the first step to the last: the loop, evaluations, saving and stopping."""

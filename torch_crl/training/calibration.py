@@ -1,6 +1,6 @@
-"""How long a run would take here: a few steps and updates of it, timed, and arithmetic.
+"""Estimates of a run's time on this machine, from a few timed steps and updates, for `--dry-run`.
 
-What `--dry-run` tells. Nothing is written, and a run that cannot be built is told, not raised.
+Nothing is written. A run that cannot be built is reported and raises nothing.
 """
 
 import math
@@ -12,31 +12,32 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from torch_crl.recipe.presets import with_changes
-from torch_crl.recipe.record import BudgetRecipe, Recipe
+from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.settings import BudgetRecipe
 from torch_crl.system.devices import resolve_device
 from torch_crl.system.terminal import duration
 from torch_crl.system.threads import torch_threads
 from torch_crl.training.trainer import build, thread_count
 
 MANY_HOURS = 24.0
-"""From here on a run is worth a warning."""
+"""Estimated hours above which there is a warning."""
 
 _STEPS = 4
 _SECONDS_OF_EACH = 0.5
 _MOST_MEASURED, _MOST_SECONDS = 4, 15.0
-# On the CPU deeper networks are timed at this depth, and larger batches at fewer rows.
+# On the CPU, deeper networks are timed at this depth, and costly batches with fewer rows.
 _MOST_DEPTH, _MOST_FLOP, _FEWEST_ROWS = 8, 5e9, 64
 _REPLAY_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pace:
-    """Seconds on this machine."""
+    """The speed of a run on this machine."""
 
     env_step: float
-    """A control step of one training env, acting included."""
+    """Seconds for a control step of one training env, with the policy's action."""
     update: float
-    """A gradient update."""
+    """Seconds for a gradient update."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,29 +45,29 @@ class Estimate:
     """How long one run would take."""
 
     seconds: float = math.inf
-    """inf if it is not known."""
+    """inf if the time is not known."""
     pace: Pace | None = None
-    """What was measured or scaled."""
+    """The measured or scaled speed; None if it is not known."""
     how: str = ""
-    """Where that comes from, or why it is not known."""
+    """How the speed was found, or why it is not known."""
 
     @property
     def shown(self) -> str:
-        """The time for people."""
+        """The time as text."""
         return duration(self.seconds) if self.pace else "not known"
 
     def rest(self, done: float) -> "Estimate":
-        """What is left of it where this share of the run is done already."""
+        """The estimate for the rest of a run of which the share `done` is complete."""
         if not self.pace:
             return self
         return replace(self, seconds=(1 - done) * self.seconds, how=f"{self.how}, {done:.0%} done")
 
 
 def estimate(recipes: Sequence[Recipe]) -> list[Estimate]:
-    """How long each run would take with the machine to itself, its evaluations included.
+    """The time that each run would take alone on the machine, its evaluations included.
 
-    A handful of the kinds of run among them is measured, some seconds each, first one of every task
-    and algorithm; the others are scaled from the most similar one by the operations of an update.
+    At most four kinds of run are measured, for some seconds each, first one for every task and
+    algorithm. The others are scaled from the most similar one by the operations of an update.
     """
     kinds = list(dict.fromkeys(map(_kind, recipes)))
     first = {(kind.task.name, kind.algorithm.algo): kind for kind in reversed(kinds)}
@@ -78,14 +79,14 @@ def estimate(recipes: Sequence[Recipe]) -> list[Estimate]:
             break
         try:
             measured[kind] = measure(kind)
-        # Whatever keeps a run from being built ends it when it is started, and not its plan.
+        # An error while building a run must end that run when it is started, but not its estimate.
         except Exception as error:
             problems[kind] = f"it cannot be tried here: {type(error).__name__}: {error}"
     return [_estimate(recipe, measured, problems) for recipe in recipes]
 
 
 def summary(estimates: Sequence[Estimate]) -> list[str]:
-    """Lines for people: the time of all together, where it comes from, and what it warns of."""
+    """Lines for the user: the time of all runs together, its sources, and warnings."""
     known = [found for found in estimates if found.pace]
     counts = Counter(found.how for found in known)
     sources = ", ".join(f"{count} {how}" for how, count in counts.items())
@@ -95,9 +96,9 @@ def summary(estimates: Sequence[Estimate]) -> list[str]:
 
 
 def warnings(estimates: Sequence[Estimate]) -> list[str]:
-    """Lines for people: runs whose time is not known, and many hours."""
+    """Lines for the user: runs whose time is not known, and a warning if it is many hours."""
     unknown = Counter(found.how for found in estimates if not found.pace)
-    lines = [f"time: not known of {_runs(count)}: {how}" for how, count in unknown.items()]
+    lines = [f"time: not known for {_runs(count)}: {how}" for how, count in unknown.items()]
     hours = sum(found.seconds for found in estimates if found.pace) / 3600
     if hours > MANY_HOURS:
         lines.append(f"warning: about {hours:,.0f} hours on this machine")
@@ -109,21 +110,21 @@ def _runs(count: int) -> str:
 
 
 def measure(recipe: Recipe) -> Pace:
-    """Time some control steps of all envs and then updates, of which one is enough if it is slow.
+    """Time some control steps of all envs, and then updates: only one if an update is slow.
 
-    Raises whatever building and driving such a run raises.
+    Raises whatever building and stepping such a run raises.
     """
     small = _small(recipe)
     run = build(small)
 
     def update() -> int:
         before = run.updates_done
-        # To read a metric is to wait for the device.
+        # Reading a metric waits for the device.
         float(next(iter(run.update().values())))
         return run.updates_done - before
 
     with closing(run), torch_threads(thread_count(recipe)):
-        # The first fills the replay.
+        # The first collection fills the replay buffer and is not timed.
         run.collect()
         collection = _seconds_each(lambda: len(run.collect()) and 1)
         updates = _seconds_each(update, while_true=lambda: run.updates_done < run.updates_due)
@@ -132,7 +133,7 @@ def measure(recipe: Recipe) -> Pace:
 
 
 def _scaled(pace: Pace, *, of: Recipe, to: Recipe) -> Pace:
-    """The pace of one recipe as that of another, by the operations of an update and of acting."""
+    """The pace of recipe `of` scaled to recipe `to`, by the operations of updating and acting."""
     cost, other = of.update_cost, to.update_cost
     rate = cost.flop / pace.update
     acting = max(0, other.networks.actor.dense_flop - cost.networks.actor.dense_flop)
@@ -142,8 +143,9 @@ def _scaled(pace: Pace, *, of: Recipe, to: Recipe) -> Pace:
 def _seconds_each(
     work: Callable[[], int], *, while_true: Callable[[], bool] = lambda: True
 ) -> float:
-    """Of one of the things that `work` does and counts; the first, which also warms up, counts only
-    if there is no time for more.
+    """Median seconds for each unit of the work that `work` does and counts.
+
+    The first call, which also warms up, is left out if there is time for more calls.
     """
     begin = time.perf_counter()
     times: list[float] = []
@@ -155,7 +157,7 @@ def _seconds_each(
 
 
 def _kind(recipe: Recipe) -> Recipe:
-    """The recipe without what changes only how long it goes on, or its random draws."""
+    """The recipe with defaults for settings that affect only a run's length or random numbers."""
     budget = replace(
         BudgetRecipe(),
         unroll_length=recipe.budget.unroll_length,
@@ -166,8 +168,8 @@ def _kind(recipe: Recipe) -> Recipe:
 
 
 def _small(recipe: Recipe) -> Recipe:
-    """The same work in a shorter collection, a smaller replay and, on the CPU, a smaller batch."""
-    # PPO learns from a whole collection; hindsight needs episodes that end.
+    """The recipe with shorter collections, a smaller replay buffer and, on the CPU, less work."""
+    # PPO learns from whole collections; hindsight goals need episodes that end.
     is_ppo = recipe.algorithm.algo == "ppo"
     steps = recipe.budget.unroll_length if is_ppo else _STEPS
     ends = recipe.algorithm.algo.endswith("_her")
@@ -203,7 +205,7 @@ def _estimate(
         return Estimate(how=problems[kind])
     near = [other for other in measured if _comparable(kind, other)]
     if not near:
-        return Estimate(how="nothing like it was measured")
+        return Estimate(how="no similar run was measured")
     nearest = min(near, key=lambda other: (other != kind, *_distance(kind, other)))
     pace, how = measured[nearest], "measured just now"
     if _small(kind).update_cost != kind.update_cost:
@@ -223,10 +225,10 @@ def _estimate(
 
 
 def _comparable(kind: Recipe, other: Recipe) -> bool:
-    """Whether the time of an update of the one says that of the other, by its operations."""
+    """Whether the time of an update of one can be scaled to the other by their operations."""
     if kind.algorithm.algo != other.algorithm.algo:
         return False
-    # What the library's own networks take follows from no number of ours.
+    # Our counts of operations do not apply to the library's own networks.
     return kind.networks.critic_depth > 0 < other.networks.critic_depth or (
         kind.networks == other.networks
     )

@@ -1,4 +1,4 @@
-"""Wall-clock of a run, and how fast it goes."""
+"""Wall-clock time of a run, and its speed."""
 
 import time
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ _SECONDS_BETWEEN_DISPLAYS = 0.05
 
 
 class Clock:
-    """Wall-clock of a run, over all of its sessions, and the rates of its newest collection."""
+    """Wall-clock time of a run over all its sessions, and the rates of its newest collection."""
 
     def __init__(self, run: Run) -> None:
-        """Goes on from the run's `seconds`."""
+        """The clock starts at the run's `seconds`."""
         self._run = run
         self._begin = time.perf_counter() - run.seconds
         self._collect_rate = self._update_rate = 0.0
@@ -23,28 +23,28 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Since training began, over all sessions."""
+        """Seconds of training so far, over all sessions."""
         return time.perf_counter() - self._begin
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Around one collection."""
+        """Context around one collection, which measures its rate."""
         begin = time.perf_counter()
         yield
         self._collect_rate = self._run.recipe.steps_per_collection / (time.perf_counter() - begin)
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Around the updates that follow it."""
+        """Context around the updates after a collection, which measures their rate."""
         self._updates_begin = (time.perf_counter(), self._run.updates_done)
         yield
         self._update_rate = self._present_update_rate()
         self._updates_begin = None
 
     def show(self, phase: str, log: RunLog) -> None:
-        """Move the display, unless it showed this phase a moment ago."""
+        """Refresh the display of progress, unless it showed this phase a moment ago."""
         now, run = time.perf_counter(), self._run
-        # Drawing costs as much as launching a small update.
+        # Drawing takes as long as launching a small update.
         if phase == self._shown_phase and now - self._shown_at < _SECONDS_BETWEEN_DISPLAYS:
             return
         self._shown_phase, self._shown_at = phase, now
@@ -57,7 +57,7 @@ class Clock:
         )
 
     def rates(self) -> dict[str, float]:
-        """Of collecting and updating; inside `updating`, of the updates so far."""
+        """Rates of collecting and updating; inside `updating`, the rate of the updates so far."""
         return {
             "collected_steps_per_second": self._collect_rate,
             "updates_per_second": self._present_update_rate(),

@@ -1,4 +1,4 @@
-"""The live parts of our own algorithms, built from a recipe, and their state for checkpoints."""
+"""A run of our own algorithms: its parts, built from a recipe, and its state for checkpoints."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,14 +40,14 @@ class CrlRun(Run):
         collector: Collector | OverlappingCollector,
         sampler: Generator,
     ) -> None:
-        """`sampler` draws the batches; it must live on the learner's device."""
+        """`sampler` draws the batches; it must be on the learner's device."""
         super().__init__(recipe)
         self.learner = learner
         self.replay = replay
         self.collector = collector
         self.sampler = sampler
         self.update_graph: GraphedFunction | None = None
-        """Replays `draw_and_update`; None where nothing is captured."""
+        """Captures and replays `draw_and_update`; None without CUDA graphs."""
 
     @property
     def env(self) -> VectorEnv:
@@ -56,32 +56,32 @@ class CrlRun(Run):
 
     @property
     def device(self) -> torch.device:
-        """Where replay and learner live."""
+        """The device of replay buffer and learner."""
         return self.learner.device
 
     @property
     def description(self) -> str:
-        """Precision and kernels."""
+        """Precision and kernels, as text."""
         return str(self.learner.actor.compute)
 
     @property
     def policy(self) -> Policy:
-        """The present deterministic policy; it follows the learner."""
+        """The current deterministic policy; it shares the learner's weights."""
         spec = self.env.spec
         return Policy(self.learner.actor, state_size=spec.state_size, goal_size=spec.goal_size)
 
     def collect(self) -> dict[str, float]:
-        """One unroll in every env; returns what the episodes showed."""
+        """Collect one unroll in every env; returns metrics of the episodes."""
         episodes = self.collector.collect(self.recipe.budget.unroll_length)
         self.collections_done += 1
         return episodes
 
     def forget_collection(self) -> None:
-        """Go back to before a collection that has failed; the envs begin fresh episodes."""
+        """Drop the rows of a collection that has failed; the envs begin fresh episodes."""
         self.replay.forget_after(self.collections_done * self.recipe.budget.unroll_length)
 
     def collect_ahead(self) -> None:
-        """With overlap, begin the next collection if there is one and updates to hide it behind."""
+        """With overlap, start the next collection if one is left and updates can run beside it."""
         wanted = self.recipe.prefill_collections + self.recipe.collections
         useful = self.collections_done < wanted and self.updates_done < self.updates_due
         if useful and isinstance(self.collector, OverlappingCollector):
@@ -92,12 +92,12 @@ class CrlRun(Run):
         return self.learner.named_parameters()
 
     def close(self) -> None:
-        """Release what the envs hold."""
+        """Release the resources of the envs."""
         self.collector.close()
 
     def update(self) -> dict[str, Tensor]:
         """One gradient update on a fresh batch; 0-D metrics, overwritten by the next update."""
-        # Once a collection, so that it costs nothing; and outside of what a graph captures.
+        # Measured once per collection, at negligible cost, and outside of the CUDA graph.
         is_last = self.updates_done + 1 == self.updates_due
         sizes = UpdateSizes(self.learner.trained) if is_last else None
         metrics = (self.update_graph or self.draw_and_update)()
@@ -107,7 +107,7 @@ class CrlRun(Run):
         return metrics
 
     def draw_and_update(self) -> dict[str, Tensor]:
-        """What `update` does on the device: from random indices to new parameters."""
+        """The device work of `update`: draw a batch, compute gradients, change the parameters."""
         algorithm = self.recipe.algorithm
         batch = self.replay.sample(
             algorithm.batch_size,
@@ -117,7 +117,7 @@ class CrlRun(Run):
         return self.learner.update(batch)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and counters of a checkpoint."""
+        """Tensors and counters for a checkpoint."""
         tensors = checkpoint.flatten(
             {
                 "learner": self.learner.state_dict(),
@@ -136,11 +136,11 @@ class CrlRun(Run):
     def check_state(
         self, tensors: dict[str, Tensor], *, collections_done: int, updates_done: int
     ) -> None:
-        """Raise ValueError unless this is a state of such a run after so many of both.
+        """Raise ValueError unless this can be the state of this run after so many of both.
 
-        Names, shapes and dtypes are those of this run's own state, but for what grows: rows of the
-        replay, steps that an overlapping collection holds, and Adam's moments after the first
-        update.
+        Names, shapes and dtypes must be those of this run's own state, except for what grows: rows
+        of the replay buffer, steps held by an overlapping collection, and Adam's moments, which
+        exist after the first update.
         """
         wanted, _ = self.state_dict()
         rows = min(collections_done * self.recipe.budget.unroll_length, self.replay.rows)
@@ -170,7 +170,7 @@ class CrlRun(Run):
             raise ValueError("its envs are at steps that no episode has")
 
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Go on where the run that wrote this was."""
+        """Restore the state of the run that wrote this."""
         if self.update_graph is not None:
             self.update_graph.reset()
         self.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
@@ -187,9 +187,9 @@ def build_run(
     *,
     make_recorder: Callable[[torch.device, list[Generator]], Recorder] = CudaRecorder,
 ) -> CrlRun:
-    """Everything at its beginning. The recipe must have passed `checks.check`.
+    """A run at its beginning. The recipe must have passed `checks.check`.
 
-    `make_recorder` captures where the recipe asks for CUDA graphs.
+    `make_recorder` makes the recorders for CUDA graphs, if the recipe asks for them.
     """
     device = resolve_device(recipe.system.device)
     compute = choose_compute(recipe)

@@ -1,4 +1,4 @@
-"""Deterministic episodes on envs of their own. N envs, S state, G goal, A action."""
+"""Evaluation of a policy by episodes in separate envs. N envs, S state, G goal, A action."""
 
 import math
 from collections import defaultdict
@@ -16,7 +16,7 @@ from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
 
-# More goals than this are told apart by no one.
+# With more goals than this, success is not listed for each of them.
 _MOST_GOALS = 16
 
 
@@ -36,32 +36,32 @@ def evaluate(
     env_timeout: float = 300.0,
     on_step: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
-    """One episode of `policy` in each of `num_envs` fresh envs.
+    """Metrics of one episode of `policy` in each of `num_envs` fresh envs.
 
     Args:
-        policy: (state [N, S], goal [N, G]) to action [N, A], float32 tensors where physics runs.
+        policy: (state [N, S], goal [N, G]) to action [N, A], float32 on the device of physics.
         task_name: a registered task or `module:function`.
-        episode_length: control steps until the time limit.
-        seed: decides starts and goals.
+        episode_length: the time limit, in control steps.
+        seed: of the random starts and goals.
         simulator, num_threads, device, env_timeout: see `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
 
     Returns:
-        Means over the episodes, each counted until it first ends: `time_at_goal` control steps
-        within the success radius (more is better), and as a share of the time limit in
-        `time_at_goal_share`; `success_any` share of episodes that were there at least once;
-        `final_distance` and `mean_distance` in metres; `episode_length` in control steps. Tasks
-        with other success levels add `time_at_goal_easy` and the like. Where episodes share at most
-        16 goals, as the cells of a maze, `success_at_12_4` is the share among those that began with
-        the goal (12, 4).
+        Means over the first episode of each env. `time_at_goal` is the number of control steps
+        within the success radius (more is better), `time_at_goal_share` is its share of the time
+        limit; `success_any` is the share of episodes that were there at least once;
+        `final_distance` and `mean_distance` are in metres, `episode_length` in control steps. Tasks
+        with further success levels add `time_at_goal_easy` and the like. For at most 16 different
+        goals, such as the cells of a maze, `success_at_12_4` is the share of successes among the
+        episodes that began with the goal (12, 4).
 
-        The time limit of an episode is `episode_length`, or where a Gymnasium env truncates it
-        earlier, that step. An episode that terminates has lost the rest of its time, so where an
-        env terminates at the goal, `success_any` tells more than `time_at_goal_share`.
+        The time limit of an episode is `episode_length`, or the step at which a Gymnasium env
+        truncates it earlier. An episode that terminates loses the rest of its time, so if an env
+        terminates at the goal, `success_any` tells more than `time_at_goal_share`.
 
     Raises:
-        UsageError: no env or no step was asked for, or `policy` returns no tensor [N, A].
-        NotFiniteError: the task or the policy gave NaN or infinity: no metric is ever NaN.
+        UsageError: `num_envs` or `episode_length` is below 1, or `policy` returns no [N, A] tensor.
+        NotFiniteError: the task or the policy gave NaN or infinity, so that no metric is ever NaN.
         SimulatorError: the simulator cannot run the task here, or its physics is wrong.
     """
     vector_env = make_vector_env(
@@ -96,7 +96,7 @@ def evaluate(
                 raise NotFiniteError(f"{task_name}, control step {step}: {error}") from None
             if on_step is not None:
                 on_step(step)
-            # A look at another device waits for it.
+            # Reading a tensor of another device would wait for that device.
             if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
                 break
         env.check()
@@ -115,7 +115,7 @@ def _checked(action_NA: object, env: VectorEnv) -> Tensor:
 
 
 class _Tally:
-    """Sums over the first episode of each env, written in place."""
+    """Sums over the first episode of each env, updated in place."""
 
     def __init__(self, goal_NG: Tensor, episode_length: int) -> None:
         num_envs, device = len(goal_NG), goal_NG.device
@@ -143,7 +143,7 @@ class _Tally:
 
     def means(self) -> dict[str, float]:
         reached_N = self.at_goal["success"] > 0
-        # Exactly 1 for episodes with the whole time, which keeps the last bit of their share.
+        # Exactly 1 for episodes with the whole time limit, so that their share is not rounded.
         weight_N = self.episode_length / self.limit_N
         metrics = {
             f"time_at_goal{level.removeprefix('success')}": steps_N.mean()
@@ -169,8 +169,8 @@ def _refuse_not_finite(metrics: dict[str, float], task_name: str) -> None:
 
 
 def _success_by_goal(goals: list[list[float]], reached: list[bool]) -> dict[str, float]:
-    """Share of each goal's episodes that reached it, in order of the goals; empty unless the goals
-    are few and shared.
+    """Share of each goal's episodes that reached it, in order of the goals; empty if there are
+    many goals or if no two episodes have the same one.
     """
     reached_at = defaultdict(list)
     for goal, there in zip(goals, reached, strict=True):
@@ -184,7 +184,7 @@ def _success_by_goal(goals: list[list[float]], reached: list[bool]) -> dict[str,
 
 
 def _rounded(number: float) -> float:
-    """To six digits and a tenth of a millimetre: what fp32 adds to a number must not tell goals
-    apart, nor may the sign of a zero.
+    """Rounded to six digits and a tenth of a millimetre, so that neither the rounding of fp32 nor
+    the sign of a zero makes equal goals differ.
     """
     return round(float(f"{number:.6g}"), 4) + 0.0

@@ -1,4 +1,4 @@
-"""What the trainer drives: a run that collects and updates, whoever's algorithm it is."""
+"""The interface between the trainer and an algorithm: a run that collects and updates."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -14,21 +14,21 @@ from torch_crl.recipe.record import Recipe
 
 
 class Run(ABC):
-    """Everything that changes while a run goes on. All counters follow from the first two."""
+    """The state of a run. All step counters follow from `collections_done` and `updates_done`."""
 
     resumable: bool
-    """Whether `state_dict` holds all that a run needs to go on."""
+    """Whether `state_dict` contains all that a run needs to be resumed."""
 
     def __init__(self, recipe: Recipe) -> None:
-        """At its beginning."""
+        """A run at its beginning."""
         self.recipe = recipe
         self.collections_done = 0
         self.updates_done = 0
         self.seconds = 0.0
-        """Wall-clock of training so far, over all sessions."""
+        """Wall-clock time of training so far, over all sessions."""
         self.update_sizes: dict[str, Tensor] = {}
-        """Of the last update that a collection asked for, see
-        `torch_crl.agent.optimizer.UpdateSizes`; empty where an algorithm does not measure them."""
+        """Gradient norms and sizes of the last update after a collection, see
+        `torch_crl.agent.optimizer.UpdateSizes`; empty if an algorithm does not measure them."""
 
     @property
     def env_steps(self) -> int:
@@ -37,13 +37,13 @@ class Run(ABC):
 
     @property
     def updates_due(self) -> int:
-        """Updates that the collections so far ask for."""
+        """Updates to be done after the collections so far."""
         after_prefill = max(0, self.collections_done - self.recipe.prefill_collections)
         return after_prefill * self.recipe.updates_per_collection
 
     @property
     def progress(self) -> float:
-        """Env steps whose updates are done: the present collection counts in proportion."""
+        """Env steps whose updates are done; the newest collection counts in proportion."""
         waiting = (self.updates_due - self.updates_done) / self.recipe.updates_per_collection
         return self.env_steps - waiting * self.recipe.steps_per_collection
 
@@ -55,55 +55,58 @@ class Run(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the updates are computed."""
+        """The device on which the updates are computed."""
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """How the updates are computed, for people."""
+        """How the updates are computed, as text for the user."""
 
     @property
     @abstractmethod
     def policy(self) -> Policy:
-        """The present deterministic policy; it follows the updates."""
+        """The current deterministic policy; later updates change it."""
 
     @abstractmethod
     def collect(self) -> dict[str, float]:
-        """One unroll in every env; returns what the episodes showed."""
+        """Collect one unroll in every env; returns metrics of the episodes."""
 
     @abstractmethod
     def update(self) -> dict[str, Tensor]:
-        """One gradient update, or a few that belong together; 0-D metrics, for a moment only."""
+        """One gradient update, or a few that belong together.
+
+        Returns 0-D metrics, valid until the next call overwrites them.
+        """
 
     @abstractmethod
     def named_parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name."""
 
     def forget_collection(self) -> None:
-        """Go back to before a collection that has failed, as far as that can be saved."""
+        """Drop the data of a collection that has failed, where a checkpoint would contain it."""
         return
 
     def collect_ahead(self) -> None:
-        """Begin the next collection early, where the run can."""
+        """Start the next collection early, if the run can."""
         return
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and counters of a checkpoint, if `resumable`."""
+        """Tensors and counters for a checkpoint, if `resumable`."""
         raise NotImplementedError
 
     def check_state(
         self, tensors: dict[str, Tensor], *, collections_done: int, updates_done: int
     ) -> None:
-        """Raise ValueError unless this is a state of such a run after so many of both."""
+        """Raise ValueError unless this can be the state of this run after so many of both."""
         raise NotImplementedError
 
     def load_state_dict(self, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-        """Go on where the run that wrote this was, if `resumable`."""
+        """Restore the state of the run that wrote this, if `resumable`."""
         raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
-        """Release what the envs hold."""
-        self.env.close()
+        """Release the resources of the envs."""
 
 
 def make_training_env(recipe: Recipe, device: torch.device) -> VectorEnv:

@@ -1,4 +1,4 @@
-"""How a run is saved so that it can go on, and how it goes on from what was saved."""
+"""Saving a run so that it can be resumed, and resuming it from what was saved."""
 
 import json
 import math
@@ -16,15 +16,15 @@ from torch_crl.system import checkpoint
 from torch_crl.system.checkpoint import CheckpointError
 from torch_crl.training.run import Run
 
-# The newest may be the one that a crash damaged.
+# Two, since a crash may have damaged the newest one.
 _KEPT_CHECKPOINTS = 2
 FORMAT = 1
-"""Of checkpoints. Raise it when a run's state changes: older ones are refused by name."""
+"""Format version of checkpoints; increase it when a run's state changes. Older ones are refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointMeta:
-    """What is saved of a run beside its tensors, as far as it is read again."""
+    """The metadata of a checkpoint that is read again when a run is resumed."""
 
     __pydantic_config__ = {"strict": True, "extra": "ignore", "allow_inf_nan": False}
 
@@ -36,16 +36,16 @@ class CheckpointMeta:
 
 
 def moment_of(run: Run) -> Moment:
-    """Where a run is now."""
+    """The current moment of a run."""
     return Moment(run.env_steps, run.updates_done)
 
 
 def commit(run: Run, directory: RunDirectory) -> None:
-    """Save what the run is now: the policy first, and with the checkpoint the step is done.
+    """Save the current state of the run: first the policy, then the checkpoint, which commits both.
 
-    Killed between the two, the run goes on from the checkpoint before and writes the same policy
-    again. Raises CheckpointError or OSError, and everything of before is kept; RunDirectoryError if
-    the directory is gone.
+    If the run is killed between the two, it resumes from the previous checkpoint and writes the
+    same policy again. Raises CheckpointError or OSError, and keeps what was saved before;
+    RunDirectoryError if the directory is gone.
     """
     if not directory.holds_run:
         raise RunDirectoryError(
@@ -60,13 +60,13 @@ def commit(run: Run, directory: RunDirectory) -> None:
 
 
 def save_best(run: Run, directory: RunDirectory, evaluation: dict[str, float]) -> None:
-    """Keep the present policy as the best by evaluation. Raises CheckpointError or OSError."""
+    """Save the current policy as the best by evaluation. Raises CheckpointError or OSError."""
     meta = _provenance(run) | {"evaluation": evaluation}
     save_policy(run.policy, directory.best_policy(moment_of(run)), meta)
 
 
 def best_so_far(directory: RunDirectory, metric: str) -> float:
-    """What the best policy that is kept reached when it was evaluated; -inf without one."""
+    """The metric in the evaluation of the saved best policy; -inf if there is none."""
     for folder in directory.best_policies:
         with suppress(CheckpointError, KeyError, TypeError, ValueError):
             return float(checkpoint.load_meta(folder)["evaluation"][metric])
@@ -74,12 +74,12 @@ def best_so_far(directory: RunDirectory, metric: str) -> float:
 
 
 def restore(run: Run, directory: RunDirectory) -> list[str]:
-    """Load the newest readable checkpoint; returns what to tell the user.
+    """Load the newest readable checkpoint; returns lines to show the user.
 
-    What the directory holds of later moments is removed: the run will write it again.
+    Everything of later moments in the directory is removed: the run will write it again.
     """
     saved = directory.saved_checkpoints
-    # One policy may be older than the first checkpoint; more come after others.
+    # One policy may have been written before the first checkpoint, but not more than one.
     if not saved and (directory.is_finished or len(directory.saved_policies) > 1):
         raise CheckpointError(
             f"{directory.checkpoints} holds no checkpoint to go on from, and this run had some; "
@@ -105,7 +105,7 @@ def restore(run: Run, directory: RunDirectory) -> list[str]:
     except (ValueError, KeyError, RuntimeError, IndexError, TypeError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
     directory.go_back_to(moment_of(run))
-    # The process before may have been killed while it removed old ones.
+    # The previous process may have been killed while it removed old checkpoints.
     directory.prune(checkpoints=_KEPT_CHECKPOINTS)
     skipped = [f"passed over: {failure}" for failure in failures]
     skipped += directory.drop_metrics_after(moment_of(run))
@@ -119,7 +119,7 @@ def _load(run: Run, tensors: dict[str, torch.Tensor], meta: CheckpointMeta) -> N
     if meta.device != run.device.type:
         raise CheckpointError(
             f"it was written on {meta.device} and this run is on {run.device.type}; random numbers "
-            "differ between them, so a run goes on where it began"
+            "differ between them, so a run can be resumed only on the kind of device it began on"
         )
     collections, updates = meta.collections_done, meta.updates_done
     recipe = run.recipe
@@ -127,7 +127,7 @@ def _load(run: Run, tensors: dict[str, torch.Tensor], meta: CheckpointMeta) -> N
     due = trained * recipe.updates_per_collection
     if trained > recipe.collections or not 0 <= due - updates <= recipe.updates_per_collection:
         raise ValueError(
-            f"its recipe has no moment of {collections} collections, {updates} updates"
+            f"a run of its recipe never has {collections} collections and {updates} updates"
         )
     run.check_state(tensors, collections_done=collections, updates_done=updates)
     run.load_state_dict(tensors, asdict(meta))

@@ -1,30 +1,30 @@
-"""Simulations that blow up: told, counted, and tolerated while they are rare. N envs."""
+"""Simulations that diverge: they are reported, counted, and tolerated while rare. N envs."""
 
 import torch
 
 from torch_crl.envs.simulators import SimulatorError
 from torch_crl.envs.vector_env import VectorEnv
 
-# One control step in ten thousand; the first few are never too many.
+# One control step in ten thousand; the first few divergences are always tolerated.
 MOST_UNSTABLE = 1e-4
 _ALWAYS_TOLERATED = 10
 _MOST_LINES = 3
 
 
 class DivergenceMonitor:
-    """Compares an env's count of diverged episodes with that of the look before."""
+    """Compares the envs' counts of diverged episodes with those at the previous report."""
 
     def __init__(self, env: VectorEnv) -> None:
-        """What the env has counted so far is not told again."""
+        """Episodes that have diverged already are not reported."""
         self._env = env
         self._before_N = env.unstable_N.clone()
 
     def report(self, env_steps: int) -> list[str]:
-        """A line for each env that diverged since, at most three and how many more.
+        """A line for each env that diverged since the last report, at most three, and a count.
 
-        Raises SimulatorError if more than one of `env_steps` control steps in ten thousand ended
-        an episode so, or if the simulator has lost contacts; NotFiniteError for numbers that
-        nothing can be learned from.
+        Raises SimulatorError if physics diverged in more than one of ten thousand of the
+        `env_steps` control steps, or if the simulator has lost contacts; NotFiniteError for NaN,
+        infinity and numbers too large to learn from.
         """
         env = self._env
         env.check()

@@ -1,4 +1,4 @@
-"""Training from the first step to the evaluated policy: `train` reads top to bottom."""
+"""Training from the first step to the evaluated policy; begin reading at `train`."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -34,32 +34,32 @@ from torch_crl.training.saving import best_so_far, commit, moment_of, restore, s
 from torch_crl.training.stability import DivergenceMonitor
 
 _BEST_BY = "time_at_goal_share"
-# Below this a second thread gains nothing; measured in benchmarks/LOG.md.
+# With fewer operations per layer, a second thread gains nothing; measured in benchmarks/LOG.md.
 _SHARED_LAYER_FLOP = 3e6
 _WARP_NOTE = "physics by MuJoCo Warp, which compiles for up to a minute at the first use of a task"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run reached."""
+    """The result of a run."""
 
     run_dir: Path
     evaluation: dict[str, float]
-    """The last evaluation, see `torch_crl.evaluate`."""
+    """Metrics of the last evaluation, see `torch_crl.evaluate`."""
     learning_curve: Path | None
-    """A PNG; None if it could not be drawn."""
+    """A PNG file; None if it could not be drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What a callback of `train` is told after an evaluation."""
+    """The argument of a callback of `train`, which is called after every evaluation."""
 
     run_dir: Path
     recipe: Recipe
     metrics: Mapping[str, float]
     """`env_steps`, `updates`, `seconds`, and what `torch_crl.evaluate` returns."""
     policy: Policy
-    """The policy that was evaluated; it follows the updates."""
+    """The policy that was evaluated; later updates change it."""
 
 
 Callback = Callable[[Evaluated], Mapping[str, float] | None]
@@ -67,19 +67,19 @@ Callback = Callable[[Evaluated], Mapping[str, float] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class _Session:
-    """One process's part of a run: what collects, updates, writes and tells."""
+    """The objects with which one process trains a run, from its start or from a checkpoint."""
 
     run: Run
     directory: RunDirectory
     log: RunLog
     clock: Clock
     evaluations: list[dict[str, float]]
-    """Of the whole run so far."""
+    """Records of all evaluations of the run so far."""
     callback: Callback | None
 
     @property
     def counters(self) -> dict[str, float]:
-        """Where the run is, as every record has it."""
+        """The current moment of the run, as contained in every record."""
         moment = moment_of(self.run)._asdict()
         return {**moment, "seconds": self.clock.seconds}
 
@@ -96,10 +96,10 @@ def train(
     callback: Callback | None = None,
     wandb: str = "",
 ) -> Result:
-    """Train `recipe` into `run_dir` (algorithm of arXiv 2503.14858).
+    """Train with the settings of `recipe`, and write the run to `run_dir` (arXiv 2503.14858).
 
-    What it writes is told in `torch_crl.runs.directory`; a run is finished if it has result.json.
-    One process at a time writes in a run directory.
+    `torch_crl.runs.directory` lists the files; a run is finished if it has result.json. Only one
+    process at a time may write in a run directory.
 
     Args:
         run_dir: `default_run_dir` if not given.
@@ -107,33 +107,33 @@ def train(
             uninterrupted run bit for bit. A recipe with more `env_steps` than the run's makes the
             run longer, with evaluations and checkpoints as far apart as before.
         overwrite: delete an earlier run in `run_dir` first.
-        show: progress on standard error.
-        callback: called after every evaluation with an `Evaluated`; numbers that it returns by
-            name are logged with the evaluation's own.
-        wandb: project of Weights & Biases that gets every record too; nothing that happens there
-            ends the run. Needs the extra `wandb`.
+        show: show progress on standard error.
+        callback: called after every evaluation with an `Evaluated`; it may return a dict from name
+            to number, which is logged with the evaluation's metrics.
+        wandb: project of Weights & Biases to which every record is sent too; a failure there does
+            not end the run. Needs the extra `wandb`.
 
     Raises:
         RecipeError: every problem of the recipe and the directory, before anything is built.
         DirectoryInUseError: another process began to write in the directory at the same time.
         DivergenceError: a loss or a parameter became NaN or infinite; the last good checkpoint
-            stays.
-        NotFiniteError: a task or the policy gave NaN, infinity or nearly that.
-        ForeignEnvError: a Gymnasium env did, raised an exception, hung or died.
+            is kept.
+        NotFiniteError: a task or the policy gave NaN, infinity or a number too large for fp32.
+        ForeignEnvError: a Gymnasium env gave such a number, raised an exception, hung or died.
         SimulatorError: the simulator cannot run the task here, or physics diverged too often.
         CheckpointError: nothing to resume from, or the last checkpoint could not be written.
         KeyboardInterrupt, SystemExit: after Ctrl-C or another signal of `StopSignals`, once a
-            checkpoint is written or, on a full disk, told to be missing.
+            checkpoint is written or, on a full disk, a warning says that it is missing.
     """
     given = run_dir or default_run_dir(recipe)
     directory = given if isinstance(given, RunDirectory) else RunDirectory(given)
     recipe = find_problems(recipe, directory, resume=resume, overwrite=overwrite, wandb=wandb)
     with directory.owned() as notes:
-        # Somebody else may have begun here since the check.
+        # Another process may have begun a run here since the check.
         if problems := directory.problems(resume=resume, overwrite=overwrite):
             raise checks.RecipeError(problems)
         with closing(build(recipe)) as run:
-            # Now, since a run that has come to its end must not fail for want of it.
+            # Read now, so that a failure to do so cannot end a run that has been trained.
             described = machine(run.device)
             if resume:
                 notes += restore(run, directory)
@@ -170,7 +170,7 @@ def train(
 
 
 def _train(session: _Session, notes: list[str]) -> None:
-    """From where the run is to its end, or until a signal asks it to stop."""
+    """Train from the current moment to the end, or until a signal requests to stop."""
     run, log, clock, recipe = session.run, session.log, session.clock, session.run.recipe
     metrics = UpdateMetrics()
     stability = DivergenceMonitor(run.env)
@@ -183,7 +183,7 @@ def _train(session: _Session, notes: list[str]) -> None:
         )
         while run.updates_done < recipe.total_updates:
             episodes = {}
-            # A run that was stopped between two updates goes on with the updates.
+            # A run that was stopped between two updates continues with updates.
             if run.updates_done == run.updates_due:
                 clock.show("collecting", log)
                 with clock.collecting(), _saved_if_an_env_fails(session):
@@ -208,7 +208,7 @@ def _train(session: _Session, notes: list[str]) -> None:
                 _save(session, must_succeed=False)
                 log.announce(_after_a_stop(session))
                 stop.leave()
-        # The record of a run that goes on at its end may have been damaged.
+        # In a run that is resumed at its end, the record of the last evaluation may be damaged.
         if not session.evaluations or session.evaluations[-1]["env_steps"] != run.env_steps:
             _evaluate(session)
 
@@ -221,9 +221,9 @@ def find_problems(
     overwrite: bool,
     wandb: str = "",
 ) -> Recipe:
-    """The recipe that `train` would run, which a resumed run may make longer.
+    """The recipe that `train` would run; for a resumed run it may be longer than the saved one.
 
-    Raises RecipeError if it could not start; nothing is built or written.
+    Raises RecipeError if the run could not start. Nothing is built or written.
     """
     problems = directory.problems(resume=resume, overwrite=overwrite)
     if resume and not problems:
@@ -257,9 +257,9 @@ def find_problems(
 
 
 def build(recipe: Recipe) -> Run:
-    """The run at its beginning, whoever's algorithm it is."""
+    """The run at its beginning, of an algorithm of ours or of Stable-Baselines3."""
     if recipe.by_library:
-        # Here, because the library is an extra and takes a second to import.
+        # Imported here, because the library is an extra and takes a second to import.
         from torch_crl.baselines.run import build_baseline
 
         return build_baseline(recipe)
@@ -276,9 +276,9 @@ def _after_a_stop(session: _Session) -> str:
 
 
 def thread_count(recipe: Recipe) -> int:
-    """As asked; else every CPU, or one where a layer is too small for sharing to pay.
+    """CPU threads for updates: as set, else every CPU, or one where layers are too small to share.
 
-    Threads that wait for each other at every operation crawl as soon as something else runs.
+    Threads that wait for each other at every operation are very slow if another process runs.
     """
     flop_per_layer = 2 * recipe.algorithm.batch_size * recipe.networks.width**2
     every = min(torch.get_num_threads(), usable_cpus())
@@ -287,15 +287,15 @@ def thread_count(recipe: Recipe) -> int:
 
 
 def _is_due(run: Run, times: int) -> bool:
-    """Whether one of `times` evenly spaced events falls on the present collection."""
+    """Whether one of `times` evenly spaced events is due after the newest collection."""
     done, total = run.collections_done - run.recipe.prefill_collections, run.recipe.collections
     return done > 0 and done * times // total > (done - 1) * times // total
 
 
 def _flush(session: _Session, metrics: UpdateMetrics, first_update: int) -> dict[str, float]:
-    """Mean losses of the updates just made, and how large the last of them was.
+    """Mean losses of the updates since `first_update`, and the size of the last one.
 
-    Raises DivergenceError, naming step and tensor.
+    Raises DivergenceError, which names update and tensor.
     """
     run = session.run
     try:
@@ -338,7 +338,7 @@ def _evaluate(session: _Session) -> None:
 
 
 def _called_back(session: _Session, record: dict[str, float]) -> dict[str, float]:
-    """What the user's callback returns, checked: it is logged under the names that it gives."""
+    """The numbers that the user's callback returns, checked; they are logged by their names."""
     if session.callback is None:
         return {}
     run = session.run
@@ -359,7 +359,7 @@ def _called_back(session: _Session, record: dict[str, float]) -> dict[str, float
 
 @contextmanager
 def _saved_if_an_env_fails(session: _Session) -> Iterator[None]:
-    """A Gymnasium env that raises, hangs or dies ends the run, but loses no updates."""
+    """Save the run before the error of a Gymnasium env ends it, so that no updates are lost."""
     try:
         yield
     except ForeignEnvError:
@@ -370,9 +370,9 @@ def _saved_if_an_env_fails(session: _Session) -> Iterator[None]:
 
 
 def _save(session: _Session, *, must_succeed: bool) -> None:
-    """Write checkpoint and policy; a failure is only told unless it `must_succeed`."""
+    """Write checkpoint and policy; unless it `must_succeed`, a failure is only reported."""
     session.run.seconds = session.clock.seconds
-    # Its records come before a checkpoint; where they cannot be written, the checkpoint still can.
+    # Records are written before the checkpoint; if that fails, the checkpoint is still written.
     with _only_told(session.log, "they are written when they can be"):
         session.log.sync()
     with nullcontext() if must_succeed else _only_told(session.log, "earlier ones are kept"):
@@ -381,7 +381,7 @@ def _save(session: _Session, *, must_succeed: bool) -> None:
 
 @contextmanager
 def _only_told(log: RunLog, consolation: str) -> Iterator[None]:
-    """What cannot be written is told, and the run goes on."""
+    """Inside, a failure to write is reported, and the run goes on."""
     try:
         yield
     except (CheckpointError, OSError) as error:
@@ -391,7 +391,7 @@ def _only_told(log: RunLog, consolation: str) -> Iterator[None]:
 def _draw(directory: RunDirectory, log: RunLog) -> Path | None:
     try:
         return save_learning_curve(directory.path)
-    # The picture is made of what is on the disk; whatever keeps it from being drawn ends no run.
+    # The picture can be drawn later from the files; no failure to draw it may end the run.
     except Exception as error:
         log.announce(f"warning: no learning curve was drawn: {type(error).__name__}: {error}")
         return None

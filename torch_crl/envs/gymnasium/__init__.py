@@ -1,1 +1,1 @@
-"""Both ways to Gymnasium: our tasks as its envs, and its goal envs as tasks to train on."""
+"""Gymnasium in both directions: our tasks as its envs, its goal envs as tasks to train on."""

@@ -1,10 +1,10 @@
-"""What can be wrong with a Gymnasium env, in words."""
+"""Errors about Gymnasium envs, and their texts."""
 
 from torch_crl.errors import TorchCrlError, in_one_line
 
 
 class UnsuitableEnvError(TorchCrlError, ValueError):
-    """There is no such Gymnasium env here, or it is not one that can be trained on."""
+    """The Gymnasium env does not exist here, or cannot be trained on."""
 
 
 class ForeignEnvError(TorchCrlError, RuntimeError):
@@ -12,5 +12,5 @@ class ForeignEnvError(TorchCrlError, RuntimeError):
 
 
 def told(error: BaseException) -> str:
-    """What an env did, as the rest of a sentence."""
+    """What went wrong in an env, as the rest of a sentence whose subject is the env."""
     return str(error) if isinstance(error, UnsuitableEnvError) else f"raised {in_one_line(error)}"

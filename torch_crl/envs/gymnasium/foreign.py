@@ -1,6 +1,6 @@
-"""A Gymnasium goal env as a task: whether it is one, and what its numbers mean.
+"""A Gymnasium goal env as a task: checks whether it can be trained on, and finds its sizes.
 
-Worker processes import this module, hence no torch. N envs, S state, G goal, A action.
+Worker processes import this module, so it does not import torch. N envs, S state, G goal, A action.
 """
 
 import importlib
@@ -31,31 +31,32 @@ Array = NDArray[np.float64]
 
 _GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _SHARED_MODEL = "ant_maze.xml"
-# Of the trial: the rest of the episode too if the env has not told success by then.
+# Steps of the trial, and its time limit. It goes on to the end of the episode if these steps do
+# not show how the env reports success.
 _TRIAL_STEPS = 20
 _TRIAL_SECONDS = 20.0
-# As Gymnasium's own recorder of videos takes it, for envs that do not say.
+# Frames per second of envs that do not state it, as in Gymnasium's own video recorder.
 _USUAL_FPS = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Foreign:
-    """What the trial of an env has shown."""
+    """What the trial of an env has found."""
 
     spec: TaskSpec
-    """Its sizes; the state is concat(observation, achieved_goal)."""
+    """Sizes of the env; the state is concat(observation, achieved_goal)."""
     env_spec: EnvSpec
-    """What to make copies of it from."""
+    """Gymnasium's spec, from which copies of the env are made."""
     reward: SparseReward | None
-    """Tells success where the info of a step does not."""
+    """Tells success where the info of a step does not; None if only infos tell it."""
     render_modes: tuple[str, ...]
     seconds_per_step: float
-    """Of its pictures, when they are shown in real time."""
+    """Time between two pictures of the env when they are shown in real time."""
 
 
 @cache
 def probe(name: str) -> Foreign:
-    """Make `gymnasium:ID` and try it: a few steps, or an episode if it takes that to see success.
+    """Make `gymnasium:ID` and try it for a few steps, or an episode if success shows only then.
 
     Raises UnsuitableEnvError with the reason.
     """
@@ -84,16 +85,16 @@ def probe(name: str) -> Foreign:
 
 
 class Controls:
-    """From actions in [-1, 1] to those of a bounded Box; integers are rounded to the nearest."""
+    """Maps actions in [-1, 1] to those of a bounded Box; integers are rounded to the nearest."""
 
     def __init__(self, space: spaces.Box) -> None:
-        """For actions of this space."""
+        """Map to actions of this space."""
         self._dtype = space.dtype
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
         self._half_range = (self._high - self._low) / 2
 
     def __call__(self, action_NA: NDArray[Any]) -> NDArray[Any]:
-        """Rescaled, shape [N, A], in the type of the space."""
+        """The rescaled actions, shape [N, A], in the dtype of the space."""
         control_NA = self._low + (action_NA + 1.0) * self._half_range
         np.clip(control_NA, self._low, self._high, out=control_NA)
         if np.issubdtype(self._dtype, np.integer):
@@ -102,10 +103,10 @@ class Controls:
 
 
 def read(observation: Any, into: tuple[Array, Array, Array]) -> None:
-    """Write observation, achieved goal [G] and goal [G] as float64, whatever type they come in.
+    """Write observation, achieved goal [G] and goal [G] as float64, whatever their type.
 
-    Differences of integers would wrap around. Raises UnsuitableEnvError where a shape is not the
-    one that the observation space promises.
+    Differences of integers could wrap around. Raises UnsuitableEnvError if a shape is not the one
+    of the observation space.
     """
     try:
         for key, part in zip(_GOAL_KEYS, into, strict=True):
@@ -126,7 +127,7 @@ def read(observation: Any, into: tuple[Array, Array, Array]) -> None:
 
 
 def parts_of(row: Array, spec: TaskSpec) -> tuple[Array, Array, Array]:
-    """Where `read` writes in a row that begins with the state and the goal."""
+    """The parts of a row that `read` writes to; the row begins with the state and the goal."""
     first, stop = spec.goal_slice
     return row[:first], row[first:stop], row[stop : stop + spec.goal_size]
 
@@ -137,7 +138,7 @@ def _env_id(name: str) -> str:
 
 def _make(env_id: str) -> gymnasium.Env[Any, Any]:
     if ":" not in env_id and env_id not in gymnasium.registry:
-        # The best known goal envs; their package registers them when it is imported.
+        # This package has the best known goal envs, and registers them when it is imported.
         with suppress(ModuleNotFoundError):
             importlib.import_module("gymnasium_robotics")
     try:
@@ -154,10 +155,11 @@ def _make(env_id: str) -> gymnasium.Env[Any, Any]:
 
 
 def made(env: str | EnvSpec, **options: Any) -> gymnasium.Env[Any, Any]:
-    """An env as Gymnasium makes it, which leaves nothing in the temporary directory."""
+    """An env made by Gymnasium, without a file left behind in the temporary directory."""
     new = gymnasium.make(env, disable_env_checker=True, **options)
-    # Mazes of gymnasium-robotics leave their model, which they have read by now, in a file of a
-    # name with the time in it; older ones share one file, which others may be about to read.
+    # Mazes of gymnasium-robotics leave their model, which they have read by now, in a file whose
+    # name contains the time. Older versions share one file, which is kept since other processes
+    # may be about to read it.
     file = Path(getattr(new.unwrapped, "tmp_xml_file_path", _SHARED_MODEL))
     if file.name != _SHARED_MODEL:
         file.unlink(missing_ok=True)
@@ -165,7 +167,11 @@ def made(env: str | EnvSpec, **options: Any) -> gymnasium.Env[Any, Any]:
 
 
 def _robotics_problem(error: BaseException) -> str:
-    """Whether it is this: MuJoCo 3.12 ended `number in (mjJNT_HINGE, mjJNT_SLIDE)`."""
+    """The message for a known clash of versions; empty if the error is another one.
+
+    Since MuJoCo 3.12 `number in (mjJNT_HINGE, mjJNT_SLIDE)` no longer works, and gymnasium-robotics
+    asserts it.
+    """
     place = traceback.extract_tb(error.__traceback__)[-1].filename
     asks_for_joint_types = "gymnasium_robotics" in place and place.endswith("mujoco_utils.py")
     if not (asks_for_joint_types and isinstance(error, AssertionError) and not str(error)):
@@ -179,7 +185,7 @@ def _robotics_problem(error: BaseException) -> str:
 
 
 def _task_spec(name: str, env: gymnasium.Env[Any, Any]) -> TaskSpec:
-    """Raises UnsuitableEnvError where the spaces are not those of a goal env."""
+    """Sizes of the env. Raises UnsuitableEnvError if its spaces are not those of a goal env."""
     env_id, space, actions = _env_id(name), env.observation_space, env.action_space
     parts = [space.get(key) for key in _GOAL_KEYS] if isinstance(space, spaces.Dict) else [None]
     if not all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in parts):
@@ -210,9 +216,9 @@ def _task_spec(name: str, env: gymnasium.Env[Any, Any]) -> TaskSpec:
 
 
 def _trial(env: gymnasium.Env[Any, Any], spec: TaskSpec) -> SparseReward | None:
-    """Take random steps, until it is known what tells success; None if the infos do.
+    """Take random steps to find out how the env reports success; None if its infos do.
 
-    Raises UnsuitableEnvError with the rest of a sentence about what the env does wrong.
+    Raises UnsuitableEnvError, whose text is the rest of a sentence about what the env does wrong.
     """
     steps = _one_episode(env, spec)
     visited = list(itertools.islice(steps, _TRIAL_STEPS))
@@ -226,12 +232,12 @@ def _trial(env: gymnasium.Env[Any, Any], spec: TaskSpec) -> SparseReward | None:
         if not any(told_at) and not any(told_later):
             raise UnsuitableEnvError(
                 "tells success neither by info['is_success'] nor by compute_reward, which would "
-                f"have two values, the better one at the goal: it {problem}. Let `step` return "
+                f"need two values, the better one at the goal: it {problem}. Let `step` return "
                 "info['is_success'], for instance by a wrapper"
             ) from problem
     warnings.warn(
-        f"{spec.name} says only at some steps whether it is at its goal, perhaps the last of an "
-        "episode; the others count as not at the goal, so read success_any, not time_at_goal",
+        f"{spec.name} reports only at some steps, perhaps the last of an episode, whether it is at "
+        "its goal; other steps count as not at the goal, so read success_any, not time_at_goal",
         stacklevel=2,
     )
     return None

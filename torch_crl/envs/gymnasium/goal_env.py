@@ -29,7 +29,7 @@ Info: TypeAlias = dict[str, Any]
 Reward: TypeAlias = Literal["sparse", "dense"]
 
 _PICTURE_SIZE = (640, 480)
-# Longer than any episode, within 32 bits: for envs whose time limit is a wrapper's business.
+# Longer than any episode, within 32 bits: for envs whose time limit is set by a wrapper.
 _NO_LIMIT = 2**31 - 1
 
 
@@ -37,10 +37,11 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     """N episodes side by side; an env begins its next episode in the step that ended the last one.
 
     That is Gymnasium's `AutoresetMode.SAME_STEP`: where an episode ended, `infos["final_obs"]` and
-    `infos["final_info"]` hold its end. Infos of a step are `is_success` (and `is_success_easy`
-    and the like, for tasks that have more levels), `distance` to the goal, and `failed`.
+    `infos["final_info"]` hold its last observation and infos. Infos of a step are `is_success` (and
+    `is_success_easy` and the like, for tasks that have more levels), `distance` to the goal, and
+    `failed`.
     A failure at the time limit is `terminated` and not `truncated`. A copy, by `copy.deepcopy` or
-    in another process, goes on from the same episodes with the same random numbers.
+    in another process, continues the same episodes with the same random numbers.
     """
 
     @torch_defaults()
@@ -54,14 +55,14 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         render_mode: str | None = None,
         num_threads: int = 0,
     ) -> None:
-        """`num_envs` envs of a task.
+        """Make `num_envs` envs of a task.
 
         Args:
-            task: its name, or `module:function`.
-            max_episode_steps: time limit, of the task itself if not given.
+            task: name of a registered task, or `module:function`.
+            max_episode_steps: time limit in steps; if not given, that of the task.
             reward: `sparse` is 1 at the goal and 0 elsewhere, `dense` the negative distance.
             render_mode: None or `rgb_array`.
-            num_threads: threads of physics, 0 for every CPU.
+            num_threads: threads that simulate physics, 0 for every CPU.
         """
         if reward not in ("sparse", "dense"):
             raise ValueError(f"reward must be 'sparse' or 'dense', got {reward!r}")
@@ -82,9 +83,9 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
-        """Begin a fresh episode in every env; a seed decides it and all that follow."""
+        """Begin a fresh episode in every env; a seed determines it and all later ones."""
         if options and "reset_mask" in options:
-            raise ValueError("envs that end begin again by themselves; reset_mask has no use here")
+            raise ValueError("envs reset themselves when they end; reset_mask is not supported")
         super().reset(seed=seed)
         if seed is not None:
             self.episodes.generator.manual_seed(int(seed))
@@ -92,9 +93,9 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         return self._observation(self.episodes.state_NS, self.episodes.goal_NG), {}
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
-        """Apply actions [N, A] in [-1, 1]; see Gymnasium's TaskVectorEnv.
+        """Apply actions [N, A] in [-1, 1]; see Gymnasium's VectorEnv.
 
-        Raises NotFiniteError where an action, or what the task makes of it, is NaN or infinite.
+        Raises NotFiniteError if an action, or what the task computes from it, is NaN or infinite.
         """
         final, reward_N, terminated_N, truncated_N, info = self.step_to_end(actions)
         ended_N = terminated_N | truncated_N
@@ -110,7 +111,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
 
     @torch_defaults()
     def step_to_end(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
-        """Like `step`, with the last observation of an episode that ended, and unmasked infos."""
+        """Like `step`, but an episode that ended gives its last observation; infos are unmasked."""
         episodes, task = self.episodes, self.task
         goal_NG = episodes.goal_NG.clone()
         result = episodes.step(torch.as_tensor(actions, dtype=torch.float32))
@@ -128,7 +129,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     def compute_reward(self, achieved_goal: Array, desired_goal: Array) -> Array:
         """Reward of any batch of achieved goals [..., G] for desired goals; float32 [...]."""
         *leading, goal_size = np.broadcast_shapes(np.shape(achieved_goal), np.shape(desired_goal))
-        # A task takes one leading axis.
+        # The functions of a task take exactly one leading axis.
         achieved_NG, goal_NG = (
             torch.from_numpy(part.astype(np.float32).reshape(-1, goal_size))
             for part in np.broadcast_arrays(achieved_goal, desired_goal)
@@ -141,14 +142,14 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
 
     @torch_defaults()
     def render(self) -> tuple[Array, ...] | None:
-        """One picture an env with its goal, uint8 [480, 640, 3]; None without a render mode.
+        """One picture per env with its goal, uint8 [480, 640, 3]; None without a render mode.
 
-        Raises RenderError where nothing can be drawn.
+        Raises RenderError if nothing can be drawn on this machine.
         """
         if self.render_mode is None:
             return None
         if self._renderer is None:
-            # Here, since most who make an env never draw it.
+            # Imported here, since most envs are never drawn.
             from torch_crl.rendering.renderer import Renderer
 
             self._renderer = Renderer(self.task, tile=_PICTURE_SIZE)
@@ -161,7 +162,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         self.episodes.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """All that a copy is made of: what lives in MuJoCo and OpenGL is made anew there."""
+        """The state that a copy needs; it builds its own MuJoCo and OpenGL objects."""
         remade = ("task", "episodes", "_renderer")
         kept = {name: part for name, part in self.__dict__.items() if name not in remade}
         return kept | {"episodes": self.episodes.state_dict()}
@@ -184,7 +185,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         )
 
     def _observation(self, state_NS: Tensor, goal_NG: Tensor) -> Observation:
-        """Copies: the tensors change with the next step."""
+        """The observation as copies, because the tensors change with the next step."""
         return {
             "observation": state_NS.numpy().copy(),
             "achieved_goal": self.task.achieved_goal(state_NS).numpy().copy(),
@@ -203,7 +204,7 @@ class GoalEnv(gymnasium.Env[Observation, Array]):
     def __init__(
         self, task: str, *, reward: Reward = "sparse", render_mode: str | None = None
     ) -> None:
-        """The arguments of `GoalVectorEnv`."""
+        """Make one env; the arguments are those of `GoalVectorEnv`."""
         self.envs = GoalVectorEnv(
             task, max_episode_steps=_NO_LIMIT, reward=reward, render_mode=render_mode, num_threads=1
         )
@@ -215,7 +216,7 @@ class GoalEnv(gymnasium.Env[Observation, Array]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
-        """Begin an episode; a seed decides it and all that follow."""
+        """Begin an episode; a seed determines it and all later ones."""
         super().reset(seed=seed)
         observation, info = self.envs.reset(seed=seed, options=options)
         return {key: part[0] for key, part in observation.items()}, info
@@ -242,7 +243,7 @@ class GoalEnv(gymnasium.Env[Observation, Array]):
         desired_goal: Array,  # noqa: ARG002
         info: Info,
     ) -> bool:
-        """Whether the episode failed: no goal ends one."""
+        """Whether the episode failed; reaching the goal does not end an episode."""
         return bool(info["failed"])
 
     def compute_truncated(
@@ -251,7 +252,7 @@ class GoalEnv(gymnasium.Env[Observation, Array]):
         desired_goal: Array,  # noqa: ARG002
         info: Info,  # noqa: ARG002
     ) -> bool:
-        """False: the time limit is that of Gymnasium's wrapper."""
+        """Always False: the time limit is set by Gymnasium's wrapper."""
         return False
 
     def render(self) -> Array | None:
@@ -277,13 +278,13 @@ def spaces_of(task: Task) -> tuple[spaces.Dict, spaces.Box]:
 
 
 def metadata_of(task: Task) -> dict[str, Any]:
-    """How it can be drawn, and the control steps of a second."""
+    """Gymnasium's metadata: the render modes and the control steps per second."""
     seconds = task.model.opt.timestep * task.substeps
     return {"render_modes": ["rgb_array"], "render_fps": round(1 / seconds)}
 
 
 def _masked(info: Info, mask_N: Array) -> Info:
-    """Infos of the envs in the mask, with zeros elsewhere; empty if it is."""
+    """Infos of the envs in the mask, with zeros elsewhere; an empty dict if the mask is empty."""
     if not mask_N.any():
         return {}
     masked: Info = {}

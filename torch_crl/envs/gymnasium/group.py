@@ -1,6 +1,7 @@
 """Several Gymnasium goal envs, stepped one after another in one process.
 
-Worker processes import this module, hence no torch. N envs of the group, G goal, A action.
+Worker processes import this module, so it does not import torch. N envs of the group, G goal,
+A action.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from torch_crl.envs.spec import LARGEST, TaskSpec
 
 
 def columns(spec: TaskSpec) -> dict[str, slice]:
-    """Where each part of a step stands in the row of an env."""
+    """The columns of each part of a step in the row of an env."""
     sizes = {
         "state": spec.state_size,
         "goal": spec.goal_size,
@@ -38,11 +39,11 @@ def columns(spec: TaskSpec) -> dict[str, slice]:
 
 
 class EnvGroup:
-    """Envs that read their actions from a table and write what came of them into it.
+    """Envs that read their actions from a table and write the results into it.
 
-    `columns` says what stands in a row. An env whose episode ended has begun the next one: `state`
-    and `goal` are of that one, everything else is of the step. Every problem is a ForeignEnvError
-    that names the env and the step of its episode.
+    `columns` gives the layout of a row. An env whose episode ended has begun the next one: `state`
+    and `goal` belong to the new episode, everything else to the step. Every problem raises a
+    ForeignEnvError that names the env and the step of its episode.
     """
 
     def __init__(
@@ -55,12 +56,12 @@ class EnvGroup:
         at_work: NDArray[np.int64],
         render_mode: str | None = None,
     ) -> None:
-        """An env for each row of the table; they are made at the first reset, or by `make`.
+        """One env for each row of the table; they are made at the first reset, or by `make`.
 
         Args:
-            first: the number of the first env among all.
-            table: shape [N, columns], shared with whoever gives the actions.
-            at_work: shape [1]; gets the number of the env that is about to be stepped or reset.
+            first: number of this group's first env among all envs.
+            table: shape [N, columns], shared with the caller, who writes the actions into it.
+            at_work: shape [1]; is set to the number of the env about to be stepped or reset.
         """
         self._foreign, self._spec = foreign, foreign.spec
         self._episode_length = episode_length
@@ -69,7 +70,7 @@ class EnvGroup:
         self._table = table
         self._at_work = at_work
         self._places = columns(foreign.spec)
-        # In float64, so that what does not fit into float32 is found here.
+        # In float64, so that numbers too large for float32 are found here.
         self._rows = np.zeros((len(table), self._places["truncated"].stop))
         self._parts = [parts_of(row, foreign.spec) for row in self._rows]
         self._outcomes = [(False, False, False)] * len(table)
@@ -78,11 +79,11 @@ class EnvGroup:
         self._seed = 0
 
     def make(self) -> None:
-        """Make the envs, unless they are made."""
+        """Make the envs that have not been made yet."""
         self._for_each(range(len(self._envs), len(self._rows)), self._make)
 
     def reset(self, seed: int) -> None:
-        """Begin an episode in every env; the one with number i is given seed + i."""
+        """Begin an episode in every env; env number i gets the seed `seed` + i."""
         self.make()
         self._seed = seed
         self._for_each(range(len(self._rows)), self._begin_first)
@@ -90,7 +91,7 @@ class EnvGroup:
         self._publish()
 
     def step(self) -> None:
-        """Apply the actions in the table, in [-1, 1] and rescaled to the bounds of the envs."""
+        """Apply the table's actions, which lie in [-1, 1], rescaled to the bounds of the envs."""
         rows, places = self._rows, self._places
         self._controls = self._scale(self._table[:, places["action"]])
         self._for_each(range(len(rows)), self._step_one)
@@ -142,7 +143,7 @@ class EnvGroup:
         read(self._envs[index].reset()[0], into=self._parts[index])
 
     def _make(self, _: int) -> None:
-        # Not every constructor knows the word.
+        # Not every constructor accepts `render_mode`.
         drawn = {} if self._render_mode is None else {"render_mode": self._render_mode}
         env = made(self._foreign.env_spec, max_episode_steps=self._episode_length, **drawn)
         self._envs.append(env)
@@ -161,7 +162,7 @@ class EnvGroup:
 
     def _check_numbers(self) -> None:
         numbers = self._rows[:, : self._places["goal"].stop]
-        # False for NaN too.
+        # This is false for NaN too.
         if np.abs(numbers).max() <= LARGEST:
             return
         index, column = np.argwhere(~(np.abs(numbers) <= LARGEST))[0].tolist()

@@ -1,4 +1,4 @@
-"""Tells Gymnasium of our tasks: `torch_crl/AntUMaze-v0` is `ant_u_maze`. Imports no torch."""
+"""Registers our tasks with Gymnasium: `torch_crl/AntUMaze-v0` is `ant_u_maze`. Imports no torch."""
 
 import gymnasium
 

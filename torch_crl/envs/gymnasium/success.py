@@ -1,6 +1,6 @@
-"""Whether a Gymnasium goal env is at its goal: told by its info, else by a sparse reward.
+"""Whether a Gymnasium goal env is at its goal, by its info or else by a sparse reward.
 
-Worker processes import this module, hence no torch. G goal.
+Worker processes import this module, so it does not import torch. G goal.
 """
 
 from contextlib import suppress
@@ -16,12 +16,13 @@ from torch_crl.envs.gymnasium.errors import UnsuitableEnvError, told
 Array = NDArray[np.float64]
 
 _KEYS = ("is_success", "success")
-# How far beside a goal its reward is asked for, where 1 is the goal's largest entry, or more.
+# Distances from a goal at which the reward is tried, as multiples of the goal's largest entry or
+# of 1, whichever is larger.
 _BESIDE = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 def told_success(info: dict[str, Any]) -> bool | None:
-    """What the info of a step says; None if it says nothing."""
+    """Success as the info of a step reports it; None if it does not."""
     for key in _KEYS:
         if info.get(key) is not None:
             return bool(info[key])
@@ -30,12 +31,12 @@ def told_success(info: dict[str, Any]) -> bool | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseReward:
-    """A `compute_reward` of two values, of which the better one means success."""
+    """A `compute_reward` with two values, of which the larger one means success."""
 
     threshold: float
-    """Half-way between them."""
+    """Midpoint of the two values."""
     batched: bool
-    """It takes batches only, as Stable-Baselines3 asks for them."""
+    """Whether it takes batches only, as Stable-Baselines3 calls it."""
 
     def reached(
         self,
@@ -53,8 +54,8 @@ def find_sparse_reward(
 ) -> SparseReward:
     """Try `compute_reward` at and beside a goal, and where the env has been.
 
-    `visited` are achieved goals, goals and infos of some steps. Raises UnsuitableEnvError with the
-    rest of a sentence, if the env has none that tells success.
+    `visited` has achieved goals, goals and infos of some steps. Raises UnsuitableEnvError, whose
+    text is the rest of a sentence, if the env has no compute_reward that tells success.
     """
     if not env.has_wrapper_attr("compute_reward"):
         raise UnsuitableEnvError("has no compute_reward")
@@ -64,7 +65,7 @@ def find_sparse_reward(
     rewards = {at_goal, *(_reward(env, *step, batched=batched) for step in visited)}
     scale = max(1.0, float(np.abs(goal_G).max()))
     for distance in _BESIDE:
-        # There may be no such goals.
+        # Such goals may not exist, and the env may raise an error.
         with suppress(Exception):
             rewards.add(_reward(env, goal_G + distance * scale, goal_G, info, batched=batched))
     best, worst = max(rewards), min(rewards)
@@ -112,5 +113,5 @@ def _reward(
     rewards = np.asarray(reward, dtype=np.float64)
     if rewards.size != 1:
         raise UnsuitableEnvError(f"gave rewards of shape {rewards.shape}")
-    # A zero without a sign.
+    # Adding 0.0 turns -0.0 into 0.0.
     return float(rewards.reshape(())) + 0.0

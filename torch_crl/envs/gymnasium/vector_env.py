@@ -19,9 +19,9 @@ from torch_crl.system.threads import usable_cpus
 class GymnasiumVectorEnv(VectorEnv):
     """Episodes of a Gymnasium goal env, on the CPU.
 
-    The envs are spread over one process a CPU and end their episodes themselves; an episode may be
-    `terminated` because it reached its goal. Their physics cannot be saved: after
-    `load_state_dict` all envs begin fresh episodes, numbered on from the saved ones.
+    The envs are spread over one process per CPU and end their episodes themselves; an episode may
+    be `terminated` because it reached its goal. The state of their physics cannot be saved: after
+    `load_state_dict` all envs begin fresh episodes, whose numbers continue from the saved ones.
     """
 
     saves_state = False
@@ -42,12 +42,12 @@ class GymnasiumVectorEnv(VectorEnv):
         """Start the processes (0 is one for every CPU) and begin the first episodes.
 
         Where no process can be started, as in the workers of a `multiprocessing.Pool`, the envs
-        are stepped in this one, and so are those that draw themselves.
+        are stepped in this process; so are envs with a `render_mode`.
 
         Args:
-            env_timeout: seconds that an env may take for a step or a reset, 0 for any time; it may
-                take a minute to be made if that is longer.
-            render_mode: of the envs, for `render`.
+            env_timeout: seconds that an env may take for a step or a reset, 0 for no limit; making
+                an env may take a minute, or this long if it is longer.
+            render_mode: render mode of the envs, for `render`.
 
         Raises:
             UnsuitableEnvError: there is no such env, or none that can be trained on or drawn.
@@ -69,7 +69,7 @@ class GymnasiumVectorEnv(VectorEnv):
         self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
         # Gymnasium envs do not report divergence, so these stay zero.
         self.unstable_N, self.unstable_step_N = torch.zeros(2, num_envs, dtype=torch.int32)
-        # More bits than this are an error to some random number generators.
+        # Some random number generators reject seeds with more bits than this.
         self._seed = seed % 2**31
         self._group: EnvGroup | Workers
         if render_mode is not None or _no_children(name):
@@ -101,7 +101,7 @@ class GymnasiumVectorEnv(VectorEnv):
             raise
 
     def reset(self) -> None:
-        """Begin a fresh episode in every env; equal seeds and episode numbers give equal ones."""
+        """Begin a fresh episode in every env, the same for equal seeds and episode numbers."""
         self._group.reset(self._seed + int(self.trajectory_N.sum()))
         self._read_next()
         self.steps_N.zero_()
@@ -129,22 +129,22 @@ class GymnasiumVectorEnv(VectorEnv):
         )
 
     def goal_after(self, goal_NG: Tensor, state_NS: Tensor) -> Tensor:
-        """The same goal: one that moves is an observation of the env."""
+        """The same goal: where a goal moves, the env's observations contain the new one."""
         del state_NS
         return goal_NG
 
     def outcome(
         self, achieved_goal_NG: Tensor, goal_NG: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Raises ValueError: the envs are asked one by one, and only about their present state."""
+        """Raises ValueError: an env reports distance and success of its present state only."""
         del achieved_goal_NG, goal_NG
-        raise ValueError(f"{self.spec.name} does not tell the outcome of other goals")
+        raise ValueError(f"{self.spec.name} cannot tell distance and success of other goals")
 
     def check(self) -> None:
-        """Nothing to find: what goes wrong in an env is raised by `step`."""
+        """Does nothing: what goes wrong in an env is raised by `step`."""
 
     def live_tensors(self) -> dict[str, Tensor]:
-        """What `step` changes."""
+        """The tensors that `step` changes, by name."""
         return {
             "state": self.state_NS,
             "goal": self.goal_NG,
@@ -158,11 +158,11 @@ class GymnasiumVectorEnv(VectorEnv):
         return self._group.render()
 
     def close(self) -> None:
-        """Close the envs and end their processes; twice is once."""
+        """Close the envs and end their processes; calling it again does nothing."""
         self._group.close()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The numbers of the episodes: all that can be saved."""
+        """The numbers of the episodes, which are all that can be saved."""
         return {"trajectory": self.trajectory_N}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -176,13 +176,13 @@ class GymnasiumVectorEnv(VectorEnv):
 
 
 def _no_children(name: str) -> bool:
-    """Whether this process may not start any; says so."""
+    """Whether this process may not start child processes; warns if so."""
     daemonic = multiprocessing.current_process().daemon
     if daemonic:
         warnings.warn(
-            f"{name}: a daemonic process, such as a worker of multiprocessing.Pool, may have no "
-            "processes of its own; the envs are stepped in it, one after another, and one that "
-            "hangs is not found",
+            f"{name}: a daemonic process, such as a worker of multiprocessing.Pool, may not "
+            "start processes; the envs are stepped in it, one after another, and an env that "
+            "hangs is not detected",
             stacklevel=3,
         )
     return daemonic

@@ -1,4 +1,4 @@
-"""Groups of Gymnasium envs in processes of their own, over a table in shared memory. N envs."""
+"""Groups of Gymnasium envs in worker processes, over a table in shared memory. N envs."""
 
 import multiprocessing
 import os
@@ -22,22 +22,23 @@ from torch_crl.envs.gymnasium.errors import ForeignEnvError
 from torch_crl.envs.gymnasium.foreign import Foreign
 from torch_crl.envs.gymnasium.group import EnvGroup, columns
 
-# They may reach a whole group of processes; the training process alone decides what ends.
+# Signals that may reach a whole process group. Workers ignore them: the training process alone
+# decides when a process ends.
 _SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-    # Not on every system.
+    # Not every system has all of them.
     if hasattr(signal, name)
 ]
 _SECONDS_TO_LEAVE = 5.0
-# For the imports of a process, and for each env that it makes, where a step is given less.
+# Seconds for the imports of a process, and for making each env, if the timeout is shorter.
 _SECONDS_TO_START = 60.0
 
 
 class Workers:
-    """Like one `EnvGroup`, whose rows are shared out to processes; a message each and step.
+    """Like one `EnvGroup` whose rows are divided among processes; each gets one message per step.
 
-    A process that dies or hangs is a ForeignEnvError, which names the env that it was at.
+    A process that dies or hangs raises a ForeignEnvError, which names the env that it was stepping.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Workers:
         num_processes: int,
         timeout: float,
     ) -> None:
-        """Start the processes; `timeout` is in seconds for one env, 0 waits for ever.
+        """Start the processes; `timeout` is the seconds allowed for one env, 0 waits for ever.
 
         The envs are made at the first reset.
         """
@@ -65,12 +66,12 @@ class Workers:
         memory = context.RawArray("f", num_envs * width)
         at_work = context.RawArray("q", len(self._groups))
         self.table = np.frombuffer(memory, np.float32).reshape(num_envs, width)
-        """What all groups read from and write to, shape [N, columns]."""
+        """Actions and results of all groups, shape [N, columns]."""
         self._at_work = np.frombuffer(at_work, np.int64)
         self._at_work[:] = [group.start for group in self._groups]
         self._pipes: list[connection.Connection] = []
         self._processes: list[BaseProcess] = []
-        # Also when this object is forgotten, and before an exit waits for the processes.
+        # Also called when this object is garbage-collected, and before an exit joins the processes.
         self.close = util.Finalize(self, _end, args=(self._pipes, self._processes), exitpriority=10)
         make_group: Any = partial(EnvGroup, foreign, episode_length=episode_length)
         environment = dict(os.environ)
@@ -112,7 +113,7 @@ class Workers:
 
     def _call(self, *command: Any, seconds: float) -> None:
         for pipe in self._pipes:
-            # Who is dead is found below.
+            # A process that has died is found below.
             with suppress(OSError):
                 pipe.send(command)
         problems = [self._answer(group, seconds or None) for group in range(len(self._groups))]
@@ -120,12 +121,12 @@ class Workers:
             raise ForeignEnvError(next(filter(None, problems)))
 
     def _answer(self, group: int, seconds: float | None) -> str:
-        """What went wrong in a group, empty if nothing."""
+        """Wait for a group. Returns what went wrong in it, empty if nothing did."""
         pipe, before = self._pipes[group], None
         late = "has not come back for" if self._are_made else "was not made within"
         try:
             while not pipe.poll(seconds):
-                # It may be slow because it has many envs, of which none hangs.
+                # A slow group may just have many envs; one hangs if it is still the same env.
                 now = int(self._at_work[group])
                 if now == before:
                     self._processes[group].kill()
@@ -155,11 +156,12 @@ def _serve(
     at_work: tuple[Any, int],
     environment: dict[str, str],
 ) -> None:
-    """Step a group of envs until the other end of the pipe is closed: what a process runs."""
-    # Without what only the start of a process needed, and as it is now: the server is older.
+    """What a worker runs: step a group of envs until the other end of the pipe is closed."""
+    # The environment as it is now, since the server is older, and without the variables that only
+    # the start of a process needed.
     os.environ.clear()
     os.environ.update(environment)
-    # Not SIG_IGN, which programs that an env may start would inherit.
+    # Not SIG_IGN, which programs started by an env would inherit.
     for one in _SIGNALS:
         signal.signal(one, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -184,7 +186,7 @@ def _serve(
 
 
 def _leave_with_parent() -> None:
-    """End a process whose env hangs and whom nobody can end any more."""
+    """End this process, even if its env hangs, some seconds after its parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -193,7 +195,7 @@ def _leave_with_parent() -> None:
 
 
 def _end(pipes: list[connection.Connection], processes: list[BaseProcess]) -> None:
-    """A process that is done with its step leaves by itself when its pipe is closed."""
+    """Close the pipes, at which processes exit after their step, and kill those that do not."""
     for pipe in pipes:
         pipe.close()
     deadline = time.monotonic() + _SECONDS_TO_LEAVE
@@ -213,7 +215,7 @@ def _end_of(process: BaseProcess) -> str:
 
 
 def _start_method() -> str:
-    """Processes come from a small server where there is one, and it has imported what they need.
+    """Start processes from a small server, which has imported what they need, if there is one.
 
     A fork of this process would inherit locks that its other threads hold.
     """
@@ -226,17 +228,17 @@ def _server() -> forkserver.ForkServer:
     return forkserver.ForkServer()
 
 
-# A fork cannot look after a process that is not its child.
+# After a fork the server is not a child of the new process, which thus needs its own.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_server.cache_clear)
 
 
 @contextmanager
 def _own_server(env_spec: EnvSpec) -> Iterator[None]:
-    """Inside, processes come from a server of ours; that of multiprocessing is the user's.
+    """Context in which processes come from our own server; that of multiprocessing is the user's.
 
-    Theirs has other imports, and must not have our signals blocked: they would stay blocked in
-    every process that it starts, which could then not be terminated.
+    The user's server has other imports, and must not start with our signals blocked: they would
+    stay blocked in every process that it starts, which could then not be terminated.
     """
     entry = env_spec.entry_point
     module = entry.partition(":")[0] if isinstance(entry, str) else entry.__module__
@@ -251,10 +253,10 @@ def _own_server(env_spec: EnvSpec) -> Iterator[None]:
 
 @contextmanager
 def _path_handed_over() -> Iterator[None]:
-    """Inside, new Pythons look for modules where this one does, and nowhere else.
+    """Context in which new Python processes look for modules only where this process does.
 
-    Those of multiprocessing are started by `python -c`, which would look in the working directory
-    first: a file there, of whoever sent it, would run in the place of a library.
+    multiprocessing starts them by `python -c`, which would look in the working directory first: a
+    file there, which a stranger may have sent, would run in place of a library.
     """
     given = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     before = {name: os.environ.get(name) for name in given}
@@ -271,13 +273,14 @@ def _path_handed_over() -> Iterator[None]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Inside, new processes begin with the signals blocked, so that none ends them or the server.
+    """Context in which new processes start with the signals blocked.
 
-    This process gets what came meanwhile afterwards.
+    No signal can then end them, or the server, before they ignore it. This process receives
+    signals that arrive meanwhile when the context ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        # A part of multiprocessing, which would lift the block when it is started.
+        # This part of multiprocessing lifts the block when it is started.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         yield
@@ -287,9 +290,10 @@ def _signals_blocked() -> Iterator[None]:
 
 @contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Inside, new processes do not import the user's script: it costs seconds, or trains again.
+    """Context in which new processes do not import the user's script.
 
-    What a script defines reaches them all the same: it is sent by value.
+    The import would cost seconds, or start the training again. What the script defines reaches the
+    processes all the same, since it is sent by value.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

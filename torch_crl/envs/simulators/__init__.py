@@ -21,9 +21,10 @@ def make_simulator(
     device: torch.device | str = "cpu",
     capacity: Capacity = DEFAULT_CAPACITY,
 ) -> Simulator:
-    """`num_envs` simulations of the model on the simulator of that name, `cpu` or `warp`.
+    """Make `num_envs` simulations of the model; `kind` is the simulator, `cpu` or `warp`.
 
-    `num_threads` is for `cpu`, `device` and `capacity` are for `warp`. Raises SimulatorError.
+    `num_threads` is for `cpu`, `device` and `capacity` are for `warp`. Raises SimulatorError if the
+    simulator cannot run the model here.
     """
     if kind == "cpu":
         from torch_crl.envs.simulators.cpu import CpuSimulator

@@ -30,7 +30,7 @@ _FULL = {
 
 
 class CpuSimulator(Simulator):
-    """float64, and the same result at any thread count."""
+    """Simulates in float64, with the same result at any number of threads."""
 
     capturable = False
 
@@ -42,10 +42,10 @@ class CpuSimulator(Simulator):
         fields: Sequence[str] = (),
         num_threads: int = 0,
     ) -> None:
-        """`num_threads` 0 takes every CPU this process may use.
+        """`num_threads` 0 uses every CPU that this process may use.
 
-        Raises SimulatorError for fields that MuJoCo does not keep current for this model, and for
-        more simulations than memory holds.
+        Raises SimulatorError for fields that MuJoCo does not keep current for this model, and if
+        the simulations do not fit into memory.
         """
         self.model = model
         self.num_envs = num_envs
@@ -53,7 +53,7 @@ class CpuSimulator(Simulator):
         self._batch = _batch(model, num_envs, num_threads or usable_cpus())
         self._past_warnings = 0
         self._fresh_state = self._batch.state[0].copy()
-        # A plain step leaves derived fields one substep behind; a stage makes them current.
+        # A plain step leaves derived fields one substep old; this stage makes them current.
         self._stage = stage_for(model, fields)
         self.data = Fields(
             (name, _live_tensor(self._batch.bind(name)))
@@ -66,11 +66,11 @@ class CpuSimulator(Simulator):
         return self._past_warnings + int(self._batch.warning[:, :, 1].sum())
 
     def live_counts(self) -> dict[str, NDArray[np.int32]]:
-        """`contacts` and `constraints` that each simulation has now, [N] and live."""
+        """Numbers of `contacts` and `constraints` of each simulation now: live arrays [N]."""
         return {"contacts": self._batch.bind("ncon"), "constraints": self._batch.bind("nefc")}
 
     def step(self, substeps: int) -> None:
-        # MuJoCo counts from zero again at each divergence, so a count can only be compared to zero.
+        # MuJoCo restarts the count at each divergence, so it can only be compared with zero.
         counts = self._batch.warning[:, _DIVERGED, 1]
         if counts.any():
             self._past_warnings += int(counts.sum())
@@ -78,7 +78,7 @@ class CpuSimulator(Simulator):
         self._batch.step(nstep=substeps, stage=self._stage)
 
     def unstable(self) -> Tensor:
-        # [simulation, kind of warning, (last info, how often)]
+        # Axes: [simulation, kind of warning, (last info, count)].
         return torch.from_numpy(self._batch.warning[:, _DIVERGED, 1].any(1))
 
     def check(self) -> None:
@@ -91,8 +91,8 @@ class CpuSimulator(Simulator):
         ids = np.flatnonzero(self._batch.warning[:, _BAD_CONTROL, 1])
         if len(ids):
             raise SimulatorError(
-                f"a control of env {ids[0]} was NaN or beyond 1e10, so MuJoCo took 0 for all of "
-                "them; scale what the task's `control` returns to the actuators"
+                f"a control of env {ids[0]} was NaN or beyond 1e10, so MuJoCo used 0 for "
+                "all of its controls; scale what the task's `control` returns to the actuators"
             )
 
     def reset(self, mask_N: Tensor, qpos_NQ: Tensor, qvel_NV: Tensor) -> None:
@@ -100,10 +100,10 @@ class CpuSimulator(Simulator):
         if len(ids) == 0:
             return
         if len(ids) == self.num_envs:
-            # All begin anew; a control that was refused decides nothing any more.
+            # All simulations begin anew, so a control that was refused before no longer matters.
             self._batch.warning[:, _BAD_CONTROL, 1] = 0
-        # Batch.reset would do the same and wake its threads for it; torch's indexing of a few
-        # rows takes ten times as long as NumPy's.
+        # Batch.reset would do the same but wake its threads for it. This is NumPy because torch
+        # takes ten times as long to index a few rows.
         self._batch.state[ids] = self._fresh_state
         self._batch.qpos[ids] = qpos_NQ.numpy()[ids]
         self._batch.qvel[ids] = qvel_NV.numpy()[ids]
@@ -120,8 +120,10 @@ class CpuSimulator(Simulator):
 
 
 def _batch(model: mujoco.MjModel, num_envs: int, num_threads: int) -> Batch:
-    """Raises SimulatorError where memory is short: before it is taken, since a system that promises
-    more than it has would end the process.
+    """Make the batch. Raises SimulatorError if memory is short.
+
+    This is checked before memory is allocated: a system that overcommits memory would later kill
+    the process.
     """
     least = num_envs * 8 * mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
     available = available_bytes(torch.device("cpu"))
@@ -131,15 +133,15 @@ def _batch(model: mujoco.MjModel, num_envs: int, num_threads: int) -> Batch:
     try:
         return Batch(model, num_envs, num_threads)
     except (MemoryError, ValueError) as error:
-        # As C++ says it.
+        # A failed allocation in C++ may arrive as a ValueError with this text.
         if isinstance(error, ValueError) and "bad_alloc" not in str(error):
             raise
-        raise SimulatorError(f"{short}, which are not to be had; take fewer envs") from error
+        raise SimulatorError(f"{short}, which cannot be allocated; take fewer envs") from error
 
 
 def _live_tensor(array: np.ndarray) -> Tensor:
-    """A tensor on the array's memory."""
+    """A tensor that shares the array's memory."""
     with warnings.catch_warnings():
-        # torch has no read-only tensors and says so; nobody writes to a derived field.
+        # torch warns that it has no read-only tensors; nothing writes to a derived field.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)

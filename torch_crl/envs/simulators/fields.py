@@ -11,7 +11,7 @@ from torch_crl.errors import listed
 
 _SENSOR, _STAGE = mujoco.mjtSensor, mujoco.mjtStage
 
-# As the comments of MuJoCo's mjdata.h group them.
+# Grouped as in the comments of MuJoCo's mjdata.h.
 _BY_STAGE = {
     _STAGE.mjSTAGE_NONE: (
         "qpos qvel ctrl act time qacc_warmstart qfrc_applied xfrc_applied mocap_pos mocap_quat "
@@ -34,7 +34,7 @@ _BY_STAGE = {
 _STAGES = {name: int(stage) for stage, names in _BY_STAGE.items() for name in names.split()}
 _NAMES = [*_STAGES, "sensordata"]
 
-# MuJoCo computes these only where a sensor of the model needs them.
+# Sensors that make MuJoCo compute the fields in `_ON_REQUEST`, which it skips otherwise.
 _SUBTREE_SENSORS: tuple[mujoco.mjtSensor, ...] = (
     _SENSOR.mjSENS_SUBTREELINVEL,
     _SENSOR.mjSENS_SUBTREEANGMOM,
@@ -53,7 +53,7 @@ _ON_REQUEST = {
 
 
 class Fields(dict[str, Tensor]):
-    """Tensors by the name of their MjData field; one that was not asked for says how to ask."""
+    """Tensors by the name of their MjData field; the error for a missing one says how to get it."""
 
     def __missing__(self, name: str) -> Tensor:
         if name in _NAMES:
@@ -67,7 +67,8 @@ class Fields(dict[str, Tensor]):
 def stage_for(model: mujoco.MjModel, fields: Iterable[str]) -> int:
     """The first mjtStage after which all of these fields are current.
 
-    Raises SimulatorError with a line for each field that is unknown, or never current here.
+    Raises SimulatorError with a line for each field that is unknown, or that MuJoCo does not keep
+    current for this model.
     """
     problems = [problem for name in fields if (problem := field_problem(model, name))]
     if problems:
@@ -96,7 +97,7 @@ def field_problem(model: mujoco.MjModel, name: str) -> str:
 
 
 def _stage(model: mujoco.MjModel, name: str) -> int:
-    # A field of sensors is as late as the latest of them.
+    # `sensordata` is current at the stage that its latest sensor needs.
     return int(model.sensor_needstage.max()) if name == "sensordata" else _STAGES[name]
 
 

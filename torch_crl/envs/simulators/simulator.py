@@ -1,6 +1,6 @@
-"""Where physics runs: N simulations of one model behind live tensors.
+"""The interface of simulators: N simulations of one model behind live tensors.
 
-Tasks and the vector env see a `Simulator` and do not know which one.
+Tasks and the vector env use a `Simulator` and do not depend on which one it is.
 """
 
 from abc import ABC, abstractmethod
@@ -20,10 +20,10 @@ class SimulatorError(TorchCrlError, RuntimeError):
 
 
 class Capacity(NamedTuple):
-    """Room for contacts, where a simulator reserves it: a number too large costs speed."""
+    """Room for contacts and constraints, where a simulator reserves it; too much costs speed."""
 
     contacts: int = 48
-    """Of one simulation; what some do not use, others may."""
+    """Contacts per simulation. All simulations share the room, so one may have more than this."""
     constraints: int = 64
     """Scalar constraints of one simulation: a contact has four, a joint at its limit one."""
 
@@ -32,16 +32,16 @@ DEFAULT_CAPACITY = Capacity()
 
 
 class Simulator(ABC):
-    """N simulations. The tensors are live: they change with `step`, and may be written.
+    """N simulations. Their tensors are live: they change with `step`, and may be written.
 
     `data[name]` is the [N, ...] tensor of an MjData field: `qpos`, `qvel`, `ctrl`, and the
-    derived fields asked for at construction, which are current after `step`, `reset` and
-    `set_state`: what `mj_forward` makes of state and `ctrl` as they are. They live on `device`
-    and are floating-point numbers of the simulator's own precision, in MjData's shapes.
+    derived fields asked for at construction. After `step`, `reset` and `set_state` the derived
+    fields are current: they hold what `mj_forward` computes from the present state and `ctrl`. All
+    tensors are on `device`, in the simulator's own floating-point precision and MjData's shapes.
     """
 
     capturable: bool
-    """Whether a torch CUDA graph may hold `step`, `reset` and `unstable`."""
+    """Whether a torch CUDA graph can capture `step`, `reset` and `unstable`."""
     model: mujoco.MjModel
     num_envs: int
     device: torch.device
@@ -49,9 +49,9 @@ class Simulator(ABC):
 
     @cached_property
     def control_range(self) -> tuple[Tensor, Tensor] | None:
-        """Middle and half width [U] of what each of the U actuators takes, on `device`.
+        """Middle and half width [U] of the control range of each of the U actuators, on `device`.
 
-        An actuator without limits counts as one of [-1, 1]; None if all are such.
+        An actuator without limits counts as [-1, 1]; None if every range is [-1, 1].
         """
         model = self.model
         unlimited = ~model.actuator_ctrllimited.astype(bool)[:, None]
@@ -75,11 +75,11 @@ class Simulator(ABC):
 
     @abstractmethod
     def unstable(self) -> Tensor:
-        """Where physics diverged in the last step, bool [N]; these need a reset."""
+        """Simulations whose physics diverged in the last step, bool [N]; these need a reset."""
 
     @abstractmethod
     def check(self) -> None:
-        """Raise SimulatorError if contacts were lost, or controls refused, since construction.
+        """Raise SimulatorError if contacts were lost or controls were refused since construction.
 
         Waits for the device.
         """

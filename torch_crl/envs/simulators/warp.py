@@ -25,21 +25,23 @@ from torch_crl.envs.spec import LARGEST
 from torch_crl.errors import listed
 from torch_crl.system.devices import available_bytes
 
-# No banner, and no line for each of the hundred kernels that are compiled at first use.
+# Print no banner, and no line for each of the hundred kernels that are compiled at first use.
 warp.config.log_level = max(warp.config.log_level, warp.LOG_ERROR)
-# What decides the next step. A reset sets the first two and clears the others.
+# The fields that determine the next step. A reset sets the first two and clears the others.
 _STATE = ("qpos", "qvel", "ctrl", "act", "qacc_warmstart", "time")
-# Current after `fwd_kinematics` and `com_vel`; all else takes a whole `forward`.
+# Fields that are current after `fwd_kinematics` and `com_vel`; all others need a whole `forward`.
 _KINEMATIC = {"xpos", "xquat", "xmat", "xipos", "ximat", "xanchor", "xaxis", "geom_xpos"}
 _KINEMATIC |= {"geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos"}
 _KINEMATIC |= {"light_xdir", "subtree_com", "cdof", "cinert", "cvel", "cdof_dot"}
-# A solver that uses up its iterations has lost no contact: the task asked for so many.
+# A solver that uses up its iterations has lost no contact; the task chose their number.
 _HARMLESS = OverflowType.ITERATIONS | OverflowType.LS_ITERATIONS
 
 
 class WarpSimulator(Simulator):
-    """float32. Launches on torch's current stream and waits for nothing, so that a step and a
-    reset can be captured in a torch CUDA graph (see `torch_crl.system.cuda_graph`).
+    """Simulates in float32, on torch's current stream.
+
+    It never waits for the device, so that a step and a reset can be captured in a torch CUDA graph
+    (see `torch_crl.system.cuda_graph`).
     """
 
     capturable = True
@@ -53,9 +55,9 @@ class WarpSimulator(Simulator):
         device: torch.device | str = "cpu",
         capacity: Capacity = DEFAULT_CAPACITY,
     ) -> None:
-        """Reserve all memory now.
+        """Allocate all memory.
 
-        Raises SimulatorError if Warp cannot run the model, or keep a field current, or the memory
+        Raises SimulatorError if Warp cannot run the model or keep a field current, or if memory
         does not suffice.
         """
         self.model = model
@@ -85,13 +87,13 @@ class WarpSimulator(Simulator):
         for tensor, value in ((qpos, qpos_NQ), (qvel, qvel_NV)):
             tensor.copy_(torch.where(mask_N1, value.to(tensor.dtype), tensor))
         for tensor in others:
-            # Not a product with the mask: what diverged is NaN.
+            # Not a product with the mask: diverged values are NaN, and NaN times 0 is NaN.
             tensor.masked_fill_(mask_N1, 0.0)
         with self._on_torch_stream():
             self._refresh()
 
     def unstable(self) -> Tensor:
-        # A comparison with NaN is false.
+        # A comparison with NaN is false, so NaN counts as unstable.
         positions_N, velocities_N = (
             (self.data[name].abs() < LARGEST).all(-1) for name in ("qpos", "qvel")
         )
@@ -116,7 +118,7 @@ class WarpSimulator(Simulator):
             self._refresh()
 
     def _refresh(self) -> None:
-        """Bring derived fields up to the positions and velocities; a step leaves them behind."""
+        """Recompute derived fields from positions and velocities; a step leaves them outdated."""
         if self._needs_forward:
             mujoco_warp.forward(self._model, self._data)
         elif self._has_derived:
@@ -164,13 +166,13 @@ class WarpSimulator(Simulator):
 
     @contextmanager
     def _on_torch_stream(self) -> Iterator[None]:
-        """Launch where torch does, and into the graph that torch is capturing, if any."""
+        """Launch Warp on torch's stream, and into the graph that torch is capturing, if any."""
         if self.device.type == "cpu":
             with warp.ScopedDevice("cpu"):
                 yield
             return
         stream = warp.stream_from_torch(torch.cuda.current_stream(self.device))
-        # Warp's own stream has done nothing to wait for, and a capture could not wait for it.
+        # Warp's own stream has no work to wait for, and a capture could not wait for it.
         with warp.ScopedStream(stream, sync_enter=False):
             if torch.cuda.is_current_stream_capturing():
                 with warp.ScopedCapture(stream=stream, external=True):
@@ -180,7 +182,7 @@ class WarpSimulator(Simulator):
 
 
 def model_problem(model: mujoco.MjModel) -> str:
-    """Which feature of the model MuJoCo Warp lacks; empty if it can run it."""
+    """Why MuJoCo Warp cannot run this model; empty if it can."""
     try:
         with warp.ScopedDevice("cpu"):
             mujoco_warp.put_model(model)
@@ -191,15 +193,16 @@ def model_problem(model: mujoco.MjModel) -> str:
 
 def _put_model(model: mujoco.MjModel) -> Any:
     put = mujoco_warp.put_model(model)
-    # Nodes that ask the device whether to go on cannot be part of torch's capture. The few
-    # iterations that tasks ask for are all launched; worlds that are done return at once.
+    # Conditional graph nodes, with which the device decides whether to go on, cannot be part of
+    # torch's capture. So all of the few solver iterations are launched; simulations that have
+    # converged return at once.
     put.opt.graph_conditional = False
     put.opt.warn_overflow = 0
     return put
 
 
 def _num_bytes(data: Any) -> int:
-    """Of all arrays in a dataclass and in those that it holds."""
+    """Size of all arrays in a dataclass and in the dataclasses that it contains."""
     values = [getattr(data, part.name) for part in dataclasses.fields(data)]
     return sum(
         value.capacity if isinstance(value, warp.array) else _num_bytes(value)

@@ -1,4 +1,4 @@
-"""What there is to do: a module for each family of robots, whose docstring describes it.
+"""The tasks: one module for each family of robots, whose docstring describes its tasks.
 
-`ant_robot`, `panda`, `panda_control`, `layouts`, `models` and `sampling` are what they share.
+`ant_robot`, `panda`, `panda_control`, `layouts`, `models` and `sampling` hold what they share.
 """

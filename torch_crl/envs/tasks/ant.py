@@ -1,6 +1,6 @@
 """Ant: a quadruped walks to a point, on open floor and in mazes. N envs.
 
-Asked for: bring the torso to the goal, a point (x, y). Control step 0.05 s (5 x 0.01 s).
+Task: bring the torso to the goal, a point (x, y). Control step 0.05 s (5 x 0.01 s).
 
 - `ant` starts at the origin; the goal lies on the circle of 10 m around it.
 - `ant_random_start` has the goals of `ant`, and starts anywhere on the circle of 10 m around the
@@ -8,8 +8,8 @@ Asked for: bring the torso to the goal, a point (x, y). Control step 0.05 s (5 x
 - `ant_<maze>` starts in the cell `R` of a layout (see `layouts`); the goal is the centre of one
   of its cells `G`. Cells are 4 m wide, walls 2 m high. `_eval` mazes have fewer, farther goals.
 - `ant_<u|u2|u3|u4|u5>_maze_gen_1f2f` starts in the centre of a cell of the maze's corridor; the
-  goal is one or two cells further on, with equal chance. Any numbers that the corridor is long
-  enough for may be named, as in `ant_u4_maze_gen_2f5f`, listed or not.
+  goal is one or two cells further on, with equal chance. Any numbers of cells that fit into the
+  corridor can be given, as in `ant_u4_maze_gen_2f5f`, also in names that are not listed.
 
 State, 29 numbers:
 
@@ -21,34 +21,36 @@ State, 29 numbers:
 Action, 8 motors of 150 N m: hip 4, ankle 4, hip 1, ankle 1, hip 2, ankle 2, hip 3, ankle 3. The
 goal is compared with state 0:2.
 
-Start: the standing pose at a height of 0.55 m with uniform noise of 0.1 on every coordinate, and
+Start: the standing pose at a height of 0.55 m with uniform noise of +-0.1 on every coordinate, and
 velocities N(0, 0.1). `ant_random_start` and the `gen` mazes have no noise on x and y.
 
-Success within 0.5 m, easy success within 2 m. An episode has failed once the torso is below 0.2 m
-or above 1 m.
+Success within 0.5 m, easy success within 2 m. An episode fails once the torso is below 0.2 m or
+above 1 m.
 
 Contacts: four feet touch the floor and nothing else does. In mazes torso, inner legs and feet
-touch walls, and feet touch torso, inner legs and each other. `contacts="body"` of the functions
-below takes Gymnasium's contacts instead: the whole body touches floor, walls and objects, and not
-itself. A task of your own has it like this:
+touch walls, and feet touch torso, inner legs and each other. The argument `contacts="body"` of the
+functions in `torch_crl.envs.tasks.ant` selects Gymnasium's contacts instead: the whole body touches
+floor, walls and objects, but not itself. A task of your own can use it like this:
 
     def make() -> Task:
         spec = dataclasses.replace(task_spec("ant_u_maze"), name="my_tasks:make")
         return ant.make_maze(spec, layout="u_maze", contacts="body")
 
-Differs from the reference (scaling-crl and JaxGCRL):
+Differences from the reference (scaling-crl and JaxGCRL):
 
-- MuJoCo's dynamics with true masses (0.911 kg in all), damping and armature. There springs
-  between links of 1 kg, which know neither damping nor armature.
-- The goal is data. There it is a body of 1 kg on slides, cut out of the state.
-- The start's quaternion has unit length. There the first state shows it as it was drawn.
-- Start and goal are drawn for every episode. There they are drawn once for a whole run.
-- No reward. There scaling-crl's `ant` pays for speed along x whatever the goal.
-- No options for contact forces. There they raise, and their cost is always 0.
+- The dynamics are MuJoCo's, with true masses (0.911 kg in all), damping and armature. The reference
+  has springs between links of 1 kg, without damping and armature.
+- The goal is not part of the model. In the reference it is a body of 1 kg on slides, which is cut
+  out of the state.
+- The start's quaternion has unit length. In the reference the first state shows it as it was drawn.
+- Start and goal are drawn for every episode. In the reference they are drawn once for a whole run.
+- There is no reward. scaling-crl's `ant` rewards speed along x, whatever the goal.
+- There are no options for contact forces. In the reference these options raise an error, and the
+  cost of contacts is always 0.
 - `ant_big_maze_eval` has the nine goals of scaling-crl; JaxGCRL has ten. Mazes have scaling-crl's
   noise on the start's x and y; JaxGCRL has none.
-- Kept: middle legs and shins pass through walls, the torso passes through the floor (and has
-  failed by then), and a jump above 1 m counts as a failure.
+- Kept: middle legs and shins pass through walls, the torso passes through the floor (the episode
+  has failed by then), and a jump above 1 m counts as a failure.
 """
 
 import torch

@@ -1,25 +1,25 @@
 """Ant with an object: a quadruped moves a ball to a point, or a block out of its way. N envs.
 
-Asked for: `ant_ball`, `ant_ball_u_maze` and `ant_ball_big_maze` want the ball at the goal, a
-point (x, y); `ant_push` wants the torso there. Control step 0.05 s (5 x 0.01 s).
+Task: in `ant_ball`, `ant_ball_u_maze` and `ant_ball_big_maze` bring the ball to the goal, a point
+(x, y); in `ant_push` bring the torso there. Control step 0.05 s (5 x 0.01 s).
 
 State, 31 numbers: 0:29 are those of `ant`, 29:31 are x and y of the ball's or the block's centre.
 The object's velocity is not part of it. Action as in `ant`. The goal is compared with state 29:31
 in the ball's tasks, with state 0:2 in `ant_push`.
 
 - `ant_ball`: the ant starts as in `ant`. The goal lies on the circle of 5 m around the origin;
-  the ball on a circle of 1 m whose centre is a fifth of the way to the goal, and clear of the
-  ant.
-- `ant_ball_<maze>`: cells of 4 m; the ant starts in the centre of `R`, the ball in one of the
-  cells `B`, the goal is the centre of one of the cells `G`, which are never `B`. Ball and goal
-  are drawn independently.
+  the ball lies on a circle of 1 m whose centre is a fifth of the way to the goal, where it does not
+  touch the ant.
+- `ant_ball_<maze>`: cells of 4 m; the ant starts in the centre of the cell `R`, the ball in the
+  centre of one of the cells `B`; the goal is the centre of one of the cells `G`, which are never
+  `B`. Ball and goal are drawn independently.
 - `ant_push`: rooms of 8 m. The ant starts at (0, 0), the block of 7.2 m stands at (8, 8) in front
   of two pockets, and the goal lies in one of them, uniform in (16..18, 8..10) or (8..10, 16..18).
-  The ant starts at a height of 0.75 m; the block with noise of 0.1 m on each axis, 0.2 m above
-  the floor and at rest.
+  The ant starts at a height of 0.75 m; the block starts 0.2 m above the floor, at rest, with
+  uniform noise of +-0.1 m on each axis.
 
-Success within 0.5 m, easy success within 2 m. An episode has failed once the torso is below 0.2 m
-or above 1 m.
+Success within 0.5 m, easy success within 2 m. An episode fails once the torso is below 0.2 m or
+above 1 m.
 
 The ball has a radius of 0.5 m and weighs 0.576 kg, with 1 kg of armature on each of its two
 slides. It glides without friction or damping; walls, torso and feet touch it. The block weighs
@@ -27,16 +27,16 @@ slides. It glides without friction or damping; walls, torso and feet touch it. T
 ant weighs 7.29 kg, contacts are stiffer, and the torso touches the floor too. `contacts="body"`
 is as in `ant`.
 
-Differs from the reference (scaling-crl and JaxGCRL), beside what `ant` lists:
+Differences from the reference (scaling-crl and JaxGCRL), in addition to those of `ant`:
 
 - The goal is compared with the ball. In scaling-crl's `ant_ball` and JaxGCRL's ball mazes that
-  slice is off by one: ankle velocity and the ball's x.
-- The ball's circle is one. There its y offset takes the goal's angle, so that the ball lies at
-  (cos a + cos b, 2 sin a), and may lie inside the ant.
-- Ball and goal of a maze are drawn independently. There both take the same random key.
+  slice of the state is off by one: it holds an ankle's velocity and the ball's x.
+- The ball lies on a true circle. In the reference its y offset uses the goal's angle, so that the
+  ball lies at (cos a + cos b, 2 sin a), and may lie inside the ant.
+- Ball and goal of a maze are drawn independently. In the reference both use the same random key.
 - The mazes are called `ant_ball_u_maze` and `ant_ball_big_maze`. JaxGCRL lists `ant_ball_maze`,
   which cannot be built.
-- The block starts at rest. There it has a random velocity along x.
+- The block starts at rest. In the reference it has a random velocity along x.
 - Kept: the ball slides, never rolls and never leaves the floor; inner legs pass through walls
   here; the block weighs 0.2 g, falls at the start, and flies when a leg kicks it.
 """
@@ -68,7 +68,7 @@ _BALL_RADIUS = 0.5
 _BALL_GOAL_RADIUS = 5.0
 _NUM_DRAWS = 16
 _TORSO_RADIUS = 0.25
-# Two centimetres more than it is, since three points stand for a leg.
+# Two centimetres more than a leg's radius, since only three points represent a leg.
 _LEG_RADIUS = 0.1
 _BLOCK_START = (8.0, 8.0, 2.0)
 _PUSH_WALLS = (
@@ -95,13 +95,13 @@ def make_ball(spec: TaskSpec, *, contacts: str = "feet") -> Task:
 
 
 def _ball_on_ring(qpos_NQ: Tensor, goal_N2: Tensor, generator: Generator) -> Tensor:
-    """A place on the ring that is clear of the ant, [N, 2]: the first of several draws that is."""
+    """A place on the circle, clear of the ant, [N, 2]: the first of several draws that is clear."""
     towards_N2 = goal_N2 / _BALL_GOAL_RADIUS
     offsets_ND2 = direction(angles(len(goal_N2) * _NUM_DRAWS, generator)).unflatten(
         0, (-1, _NUM_DRAWS)
     )
-    # The last draw is straight ahead, 2 m from the origin, and clear of any start: it is taken
-    # in the case, about one in a hundred thousand, that none before it is.
+    # The last draw is replaced by the point straight ahead, 2 m from the origin, which is clear
+    # of any start. It is taken if no other draw is clear, in about one of a hundred thousand cases.
     offsets_ND2[:, -1] = towards_N2
     ball_ND2 = towards_N2[:, None] + offsets_ND2
     body_NP3 = body_points(qpos_NQ)
@@ -158,7 +158,7 @@ def make_push(spec: TaskSpec, *, contacts: str = "feet") -> Task:
         sample_places,
         sample_object=sample_block,
         height=0.75,
-        # Ants thrown at the block had 54 at most.
+        # Ants thrown at the block had at most 54 constraints.
         capacity=Capacity(constraints=96),
     )
 
@@ -166,7 +166,7 @@ def make_push(spec: TaskSpec, *, contacts: str = "feet") -> Task:
 def _add_ball(spec: mujoco.MjSpec, *, limit: float) -> None:
     """A sphere on two slides: it neither rolls nor leaves the floor."""
     body = spec.worldbody.add_body(name="ball", pos=[0.0, 0.0, _BALL_RADIUS])
-    # The density is that of the reference's two spheres, one within the other.
+    # The density is that of the reference's two spheres, one inside the other.
     body.add_geom(
         name="ball",
         type=mujoco.mjtGeom.mjGEOM_SPHERE,

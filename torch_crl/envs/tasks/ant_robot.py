@@ -15,11 +15,11 @@ from torch_crl.envs.tasks.models import gymnasium_model, set_physics
 from torch_crl.envs.tasks.sampling import Constant, direction, normal, uniform
 
 _LOWEST, _HIGHEST = 0.2, 1.0
-# Height, quaternion, then hip and ankle of each leg.
+# The standing pose: height, quaternion, then hip and ankle of each leg.
 _STANDING = (0.55, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0)
 _NUM_POSITIONS, _NUM_VELOCITIES = 15, 14
 _LINK = 0.2 * math.sqrt(2.0)
-"""Length of the inner and of the middle part of a leg; a shin is twice that."""
+"""Length of the inner and of the middle part of a leg; a shin is twice as long."""
 _SHIN_GEOMS = ("left_ankle_geom", "right_ankle_geom", "third_ankle_geom", "fourth_ankle_geom")
 
 
@@ -50,9 +50,9 @@ SampleObject = Callable[[Tensor, Tensor, Generator], Tensor]
 
 
 def robot(touching: Contacts, *, contacts: str) -> mujoco.MjSpec:
-    """Gymnasium's ant with feet of its own, which touch what the reference's touch.
+    """Gymnasium's ant with feet added, whose parts touch what they touch in the reference.
 
-    With contacts "body" it is Gymnasium's as it stands: no feet, and the whole body touches
+    With contacts "body" it has Gymnasium's own contacts: no feet, and the whole body touches
     floor, walls and objects. Raises ValueError for anything but "feet" and "body".
     """
     if contacts not in ("feet", "body"):
@@ -98,7 +98,7 @@ def ant_task(
     height: float = _STANDING[0],
     capacity: Capacity = DEFAULT_CAPACITY,
 ) -> Task:
-    """A task of the ant, and of the object whose slides follow it in qpos.
+    """A task of the ant and, if any, an object whose slides come after the ant in qpos.
 
     The ant stands at `start_N2` with noise of 0.1 on every coordinate, on x and y too unless
     `exact_start`; its velocities are N(0, 0.1). The object is at rest.
@@ -132,7 +132,7 @@ def ant_task(
 
 
 def body_points(qpos_NQ: Tensor) -> Tensor:
-    """Centre of the torso, then of each leg its knee, the middle of its shin and its foot.
+    """Centre of the torso, then for each leg its knee, the middle of its shin and its foot.
 
     Returns float64 [N, 13, 3].
     """

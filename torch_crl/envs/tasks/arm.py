@@ -8,52 +8,60 @@
 | `arm_push_hard` | cube at (-0.25, 0.65) +- 0.25 | cube at (0.25, 0.65) +- 0.25 |
 | `arm_binpick_easy` | cube in bin (-0.17, 0.6) +- 0.07 | cube in bin (0.17, 0.6) +- 0.09 |
 | `arm_binpick_hard` | cube in bin (-0.3, 0.6) +- 0.15 | cube in bin (0.3, 0.6) +- 0.15 |
-| `arm_binpick_easy_eef` | as `arm_binpick_easy`, by the hand alone on three slides | the same |
+| `arm_binpick_easy_eef` | as `arm_binpick_easy`, with the hand alone on slides | the same |
 
-Ranges are of x and y (reach: also z), uniform; the cube falls from z = 0.07, its goals have
-z = 0.03, where it rests. The arm always starts in one pose, at rest. No state is a failure; a
-control step is 0.05 s. Episodes are 1000 steps as in the published runs; the reference's classes
-suggest 50 to 150.
+All ranges are uniform, in x and y (for reach also in z). The cube starts at z = 0.07 and falls; its
+goals have z = 0.03, where it rests. The arm always starts in one pose, at rest. No state is a
+failure. A control step is 0.05 s. Episodes have 1000 steps, as in the published runs; the
+reference's classes suggest 50 to 150.
 
-State, positions in m and world axes, "flange" = link7's origin:
-reach (13): 0:7 joint angles, 7:10 flange, 10:13 its velocity.
-push, binpick (17): 0:3 cube, 3:10 joint angles, 10:13 flange, 13:16 its velocity, 16 distance of
-the finger bodies. grasp (23): the same 0:16, then 16:19 left and 19:22 right fingertip, 22 their
-distance. eef (11): 0:3 cube, 3:6 hand, 6:9 its velocity, 9 distance of the finger bodies, 10 a
-tenth of the mean force of the two finger servos (N; -2 at a start, where no target is set yet).
-The goal is reach 7:10, grasp 16:23, else 0:3.
+State, with positions in m and world axes; "flange" is link7's origin:
 
-Action: targets of joints 1, 2, 4 and 6, held for the control step, joints 3, 5 and 7 stand still;
-the last entry (not in reach) closes the fingers where positive and opens them otherwise. eef:
+- reach (13): 0:7 joint angles, 7:10 flange, 10:13 its velocity.
+- push, binpick (17): 0:3 cube, 3:10 joint angles, 10:13 flange, 13:16 its velocity, 16 distance of
+  the finger bodies.
+- grasp (23): 0:16 as in push, 16:19 left fingertip, 19:22 right fingertip, 22 their distance.
+- eef (11): 0:3 cube, 3:6 hand, 6:9 its velocity, 9 distance of the finger bodies, 10 a tenth of the
+  mean force of the two finger servos (N; -2 at a start, where no target is set yet).
+
+The goal is compared with state 7:10 in reach, 16:23 in grasp, and 0:3 in the other tasks.
+
+Action: targets of joints 1, 2, 4 and 6, held for the control step; joints 3, 5 and 7 stand still.
+The last entry (not in reach) closes the fingers where positive and opens them otherwise. In eef
 the target is the hand's position plus 0.2 m times the first three entries.
 
-Success: distance below 0.1 m, easy 0.3, hard 0.03. grasp: the middle of the fingertips within
-0.05 / 0.15 / 0.02 m of the cube, and their distance within 0.02 / 0.05 / 0.005 m of 0.075. A cube
-held fast has 0.068 there, so `success_hard` lasts only while the fingers close or open.
+Success: distance below 0.1 m, easy 0.3, hard 0.03. In grasp the midpoint of the fingertips has to
+be within 0.05 / 0.15 / 0.02 m of the cube, and their distance within 0.02 / 0.05 / 0.005 m of
+0.075. While the cube is held their distance is 0.068, so `success_hard` lasts only while the
+fingers close or open.
 
-Differs from the reference (scaling-crl; it runs the same equations on MuJoCo's JAX port):
-- Its servos have less gain than stiffness, so joint 4 settles at 0.571 of its target, 6 and 7 at
-  0.5, and half of the reach goals cannot be held. Here gain = stiffness; `servo="reference"`, an
-  argument of the make functions, brings that back.
-- Its hand has no mass, since fusing bodies drops it. Here 0.871 kg, what its file says and what
-  its eef task has.
-- Its goal is a body in qpos and is drawn; here it is data. qpos is arm, fingers, cube.
-- Its grasp goal is a step late and, after a reset, that of the episode before; it reads the
-  opening at index 9 of 7. Here it follows from the state of the same step.
-- Its grasp starts with the right finger at 0 and has hinges as fingertips. Here both fingers start
-  at 0.04 and fingertips are sites.
-- Its positions of bodies are one physics step older than its joint angles; here both are current.
-- Its finger force averages the wrong joints; here it is the fingers'. Only eef has it: the other
-  tasks have scaling-crl's state, not that of JaxGCRL.
-- Its fingers open by 0.08 m each; here, and in JaxGCRL, by 0.05.
-- Its binpick_easy cube starts around x = -0.15, up to the inner wall. Here around the bin's
-  centre, with JaxGCRL's spread of 0.07 and scaling-crl's 0.09 for goals, also in eef (there
-  0.005, one goal for all).
-- Its solver makes at most 6 iterations, here 8 with bins: with 6, a cube in a bin is thrown now
-  and then.
-Kept: reach is about the flange, 0.24 m before the fingertips; z of a cube's goal never varies; a
-push may start at its goal; no pose brings the flange within 0.03 m of 11 % of the reach goals (nor
-within 0.1 m of 0.04 %), or the fingertips to 3 % of the goals of `arm_push_hard`.
+Differences from the reference (scaling-crl; it runs the same equations on MuJoCo's JAX port):
+
+- Servos: in the reference they have less gain than stiffness, so joint 4 settles at 0.571 of its
+  target, joints 6 and 7 at 0.5, and half of the reach goals cannot be held. Here gain = stiffness;
+  the argument `servo="reference"` of the make functions gives the reference's servos.
+- Mass of the hand: in the reference it is lost when bodies are fused. Here the hand has 0.871 kg,
+  as in the reference's file and in its eef task.
+- Goal: in the reference it is a body in qpos and is drawn. Here it is not part of the model, and
+  qpos is arm, fingers, cube.
+- Goal of grasp: in the reference it is a step late and, after a reset, that of the previous
+  episode; the opening is read at index 9 of 7 numbers. Here the goal follows from the state of the
+  same step.
+- Fingers of grasp: in the reference the right one starts at 0, and fingertips are hinges. Here both
+  start at 0.04, and fingertips are sites.
+- Positions of bodies: in the reference they are one physics step older than the joint angles. Here
+  both are current.
+- Finger force: in the reference it averages the wrong joints, here the fingers. Only eef has it;
+  the other tasks have the state of scaling-crl, not that of JaxGCRL.
+- Opening: each finger opens by 0.08 m in the reference, by 0.05 m here and in JaxGCRL.
+- Cube of binpick_easy: in the reference it starts around x = -0.15, up to the inner wall. Here it
+  starts around the bin's centre, with JaxGCRL's spread of 0.07, and goals have scaling-crl's spread
+  of 0.09. The same holds in eef, where the reference has 0.005 and one goal for all.
+- Solver: at most 6 iterations in the reference, 8 here with bins: with 6, a cube in a bin is thrown
+  now and then.
+- Kept: reach is about the flange, 0.24 m before the fingertips; z of a cube's goal never varies; a
+  push may start at its goal; no pose brings the flange within 0.03 m of 11 % of the reach goals
+  (nor within 0.1 m of 0.04 %), or the fingertips to 3 % of the goals of `arm_push_hard`.
 
 N envs, S state, G goal, A action, Q positions, R coordinates of the robot.
 """
@@ -80,27 +88,28 @@ from torch_crl.envs.tasks.panda_control import (
 from torch_crl.envs.tasks.sampling import Constant, at_height, uniform
 
 _SUBSTEPS = 25
-# The pose at the start, rad and m.
+# The pose at the start of an episode, rad and m.
 _ARM_START = (1.571, 0.742, 0.0, -1.571, 0.0, 3.054, 1.449)
 _FINGERS_START = (0.04, 0.04)
 _HAND_START = (0.0, 0.6, 0.2)
 _CUBE_START_HEIGHT = 0.07
-# Distance of the fingertips that a grasp asks for, and the error allowed at each level, m.
+# Distance of the fingertips that a grasp requires, and the error allowed at each level, m.
 _OPENING = 0.075
 _OPENING_ERROR = {"success": 0.02, "success_easy": 0.05, "success_hard": 0.005}
-# Random actions need 24 and 99, and 36 and 146 with bins; who grips on purpose may need more.
+# Random actions need 24 contacts and 99 constraints, with bins 36 and 146; a policy that grips may
+# need more.
 _TABLE_CAPACITY = Capacity(contacts=48, constraints=160)
 _BIN_CAPACITY = Capacity(contacts=64, constraints=256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scene:
-    """The cube starts around (-x, y) and should go to somewhere around (x, y), in metres."""
+    """The cube starts around (-x, y), and its goal lies around (x, y), in metres."""
 
     x: float
     y: float = 0.6
     start: float
-    """Half the side of the square of starts; the same for goals below."""
+    """Half the side of the square in which the cube starts; `goal` is the same for goals."""
     goal: float
     bin: float = 0.0
     """Half the inner side of the bins around both points; 0 for squares painted on the table."""
@@ -169,7 +178,7 @@ def make_grasp(spec: TaskSpec, *, spread: float = 0.3, servo: str = "exact") -> 
         return torch.cat([*parts, left_N3, right_N3, opening_N1], dim=-1).float()
 
     def reached(achieved_NG: Tensor, goal_NG: Tensor) -> dict[str, Tensor]:
-        """The middle of the fingertips is near the cube and they are as far apart as asked."""
+        """Whether the fingertips' midpoint is near the cube and their distance is as required."""
         achieved_N3, cube_N3 = (
             0.5 * (tips[:, :3] + tips[:, 3:6]) for tips in (achieved_NG, goal_NG)
         )
@@ -254,7 +263,7 @@ def _gantry_state(simulator: Simulator) -> Tensor:
 
 
 def _grasp_of(cube_N3: Tensor) -> Tensor:
-    """The goal of a grasp of the cube there: left and right fingertip, their distance, [N, 7]."""
+    """The goal of grasping a cube there: left and right fingertip, their distance, [N, 7]."""
     opening_N1 = torch.full_like(cube_N3[:, :1], _OPENING)
     side_N3 = torch.nn.functional.pad(0.5 * opening_N1, (0, 2))
     return torch.cat([cube_N3 + side_N3, cube_N3 - side_N3, opening_N1], dim=-1)
@@ -263,7 +272,7 @@ def _grasp_of(cube_N3: Tensor) -> Tensor:
 def _qpos_sampler(
     robot_R: tuple[float, ...], cube_xy: tuple[float, float], spread: float
 ) -> Callable[[int, Generator], Tensor]:
-    """The robot in its pose, the cube upright above a random point of a square."""
+    """Sampler of qpos: the robot in its pose, the cube upright above a random point of a square."""
     cube = (*cube_xy, _CUBE_START_HEIGHT, 1.0, 0.0, 0.0, 0.0)
     pose = Constant(torch.tensor([*robot_R, *cube], dtype=torch.float64))
     first = len(robot_R)
@@ -286,7 +295,7 @@ def _move_sampler(place: _Scene, robot_R: tuple[float, ...]) -> Callable[[int, G
         goal_N2 = uniform(-place.goal, place.goal, (num_envs, 2), generator)
         return Start(
             qpos_NQ=qpos_NQ,
-            # The cube has one velocity less than positions.
+            # The cube has one velocity fewer than positions.
             qvel_NV=torch.zeros_like(qpos_NQ[:, 1:]),
             goal_NG=at_height(goal_N2 + middle.like(goal_N2), panda.HALF_CUBE),
         )
@@ -295,7 +304,7 @@ def _move_sampler(place: _Scene, robot_R: tuple[float, ...]) -> Callable[[int, G
 
 
 def _furnish(model_spec: mujoco.MjSpec, place: _Scene) -> None:
-    """The cube, and bins or painted squares around its start (blue) and its goal (red)."""
+    """Add the cube, and bins or painted squares around its start (blue) and its goal (red)."""
     panda.add_cube(model_spec)
     for name, x, spread, rgba in (
         ("start", -place.x, place.start, panda.BLUE),

@@ -1,30 +1,31 @@
 """Half-cheetah: a planar runner goes to a line.
 
-Asked for: `half_cheetah` wants the torso at x = 5 m, always. Control step 0.05 s (5 x 0.01 s).
+Task: bring the torso to x = 5 m, in every episode. Control step 0.05 s (5 x 0.01 s).
 
 State, 18 numbers:
 
-- 0:3 x, height (from that of the model's zero pose) and pitch of the torso
+- 0:3 x, height (relative to the model's zero pose) and pitch of the torso
 - 3:9 joint angles: back thigh, shin, foot, front thigh, shin, foot
 - 9:18 velocities, in the same order
 
 Action, 6 motors in the order of the joints, gears 120, 90, 60, 120, 60, 30. The goal, one number,
 is compared with state 0:1.
 
-Start: the zero pose with uniform noise of 0.1 on every coordinate, and velocities N(0, 0.1).
+Start: the zero pose with uniform noise of +-0.1 on every coordinate, and velocities N(0, 0.1).
 
 Success within 0.5 m, easy success within 2 m. Episodes end at the time limit only.
 
-Contacts: head, thighs and feet touch the floor; torso and shins do not, and no part another.
+Contacts: head, thighs and feet touch the floor; torso and shins do not, and no part touches
+another.
 
-Differs from the reference (JaxGCRL's `cheetah`; scaling-crl has the class and no name for it):
+Differences from the reference (JaxGCRL's `cheetah`; scaling-crl has the class but no name for it):
 
-- The robot weighs 14 kg, as Gymnasium's does. There the 14 kg include the goal, a body of 1 kg
-  before scaling, and 13.37 kg are left.
-- The goal is data.
-- The start is drawn for every episode. There it is drawn once for a whole run.
-- No reward. There the control cost has the wrong sign.
-- Kept: the goal never varies, so there is one thing to learn.
+- The robot weighs 14 kg, as Gymnasium's does. In the reference the 14 kg include the goal, a body
+  of 1 kg before scaling, so that 13.37 kg are left for the robot.
+- The goal is not part of the model.
+- The start is drawn for every episode. In the reference it is drawn once for a whole run.
+- There is no reward. In the reference the control cost has the wrong sign.
+- Kept: the goal never varies, so there is only one goal to learn.
 """
 
 import mujoco
@@ -44,12 +45,12 @@ _TOUCHING = ("head", "bthigh", "bfoot", "fthigh", "ffoot")
 
 
 def make(spec: TaskSpec) -> Task:
-    """Gymnasium's half-cheetah, of which torso and shins touch nothing."""
+    """Gymnasium's half-cheetah, whose torso and shins touch nothing."""
     model_spec = gymnasium_model("half_cheetah.xml")
     set_physics(model_spec, timestep=0.01, iterations=4, ls_iterations=50)
     for geom in model_spec.geoms:
         geom.contype = int(geom.name in _TOUCHING)
-    # What the file's own attribute did before MuJoCo deprecated it.
+    # `mj_setTotalmass` below replaces the file's own attribute, which MuJoCo has deprecated.
     model_spec.compiler.settotalmass = -1.0
     model = model_spec.compile()
     mujoco.mj_setTotalmass(model, _MASS)

@@ -1,20 +1,20 @@
 """Humanoid: a 17-actuator humanoid walks to a point, on open floor and in mazes. N envs, K links.
 
-Asked for: bring the torso to the goal, a point (x, y, 1.25). Control step 0.015 s (5 x 0.003 s).
+Task: bring the torso to the goal, a point (x, y, 1.25). Control step 0.015 s (5 x 0.003 s).
 
 - `humanoid` starts at the origin; the goal lies at a distance uniform in 1 to 5 m.
 - `humanoid_<maze>` (`u_maze`, `big_maze`, their `_eval`, `hardest_maze`) starts in the cell `R`
   of a layout (see `layouts`); the goal is the centre of one of its cells `G`. Cells are 2 m wide,
-  walls 1 m high. The `big_maze_eval` has ten goals.
+  walls 1 m high. `big_maze_eval` has ten goals.
 
 State, 246 numbers:
 
 - 0:3 position of the torso, 3:7 its quaternion (w, x, y, z), 7:24 joint angles
 - 24:27 velocity of the torso in the world, 27:30 its angular velocity in its own frame, 30:47
   joint velocities
-- 47:157 for each of 11 links 10 numbers: its inertia about the robot's centre of mass, row by row
+- 47:157 ten numbers for each of 11 links: its inertia about the robot's centre of mass, row by row
   in world axes, and its mass
-- 157:223 for each link 6 numbers: the velocity of its centre of mass times its share of the mass,
+- 157:223 six numbers for each link: the velocity of its centre of mass times its share of the mass,
   and its angular velocity
 - 223:246 torque of the actuators on each degree of freedom
 
@@ -22,27 +22,30 @@ Links: torso, lower waist, pelvis, right thigh, shin, left thigh, shin, right up
 arm, left upper arm, lower arm. Joints: abdomen z, y, x, right hip x, z, y, right knee, the left
 leg, right shoulder 1, 2, right elbow, the left arm.
 
-Action, 17 motors: abdomen y, z, x, then the joints' order. An action of 1 is a control of 0.4;
-gears are 100 at the abdomen, 100, 100, 300 at a hip, 200 at a knee, 25 in an arm. The goal is
+Action, 17 motors: abdomen y, z, x, then in the order of the joints. An action of 1 is a control of
+0.4; gears are 100 at the abdomen, 100, 100, 300 at a hip, 200 at a knee, 25 in an arm. The goal is
 compared with state 0:3.
 
 Start: always upright at a height of 1.4 m, at rest.
 
-Success within 0.5 m, easy success within 2 m. An episode has failed once the torso is below 1 m
-or above 2 m.
+Success within 0.5 m, easy success within 2 m. An episode fails once the torso is below 1 m or above
+2 m.
 
-Contacts: every part touches floor and walls, and no other part.
+Contacts: every part touches floor and walls, but no other part.
 
-Differs from the reference (scaling-crl and JaxGCRL):
+Differences from the reference (scaling-crl and JaxGCRL):
 
-- MuJoCo's dynamics with the model's gears, damping and stiffness (42.116 kg). There springs
-  between links of unit inertia, and gears of 350 and 100.
-- The control step is 0.015 s, as in JaxGCRL. scaling-crl asks for it and gets 0.03 s.
-- The goal is data. There it is a body of 1 kg, a twelfth link, so that the state (268 numbers)
-  contains the commanded goal: its position, its rows among the links, the centre of mass.
-- Inertias are the links' own. There the identity takes their place.
-- Start and goal are drawn for every episode. There they are drawn once for a whole run.
-- No reward. There the control cost is that of the control, 0.4 times the action.
+- The dynamics are MuJoCo's, with the model's gears, damping and stiffness (42.116 kg in all). The
+  reference has springs between links of unit inertia, and gears of 350 and 100.
+- The control step is 0.015 s, as in JaxGCRL. scaling-crl asks for it too, but gets 0.03 s in
+  `humanoid`; its mazes have 0.015 s.
+- The goal is not part of the model. In the reference it is a body of 1 kg, a twelfth link, so that
+  the state (268 numbers) contains the commanded goal: by the body's position, by its rows among the
+  links, and by the centre of mass.
+- Inertias are the links' own. In the reference the identity takes their place.
+- Start and goal are drawn for every episode. In the reference they are drawn once for a whole run.
+- There is no reward. In the reference the control cost is computed from the control, 0.4 times the
+  action.
 - Kept: actions are scaled by 0.4; the goal's height is always 1.25 m, while the achieved one
   varies; external contact forces are not part of the state.
 """
@@ -104,7 +107,7 @@ def _task(
     model: mujoco.MjModel,
     sample_places: Callable[[int, Generator], tuple[Tensor, Tensor]],
 ) -> Task:
-    """`sample_places` draws x and y of N starts and of their goals, float64."""
+    """`sample_places` draws x and y of N starts and of their goals, in float64."""
 
     def sample_start(num_envs: int, generator: Generator) -> Start:
         """Always the same upright pose at rest."""
@@ -128,17 +131,18 @@ def _task(
         fields=("cinert", "cvel"),
         control=_control,
         failed=height_outside(_LOWEST, _HIGHEST),
-        # Robots thrown at a maze's walls had 52 at most.
+        # Robots thrown at a maze's walls had at most 52 constraints.
         capacity=Capacity(constraints=96),
     )
 
 
 def _control(action_NA: Tensor, simulator: Simulator) -> Tensor:  # noqa: ARG001
-    """[-1, 1] to the actuators' range."""
+    """Scale actions from [-1, 1] to the actuators' control range."""
     return _CONTROL_RANGE * action_NA
 
 
-# Where cinert (xx yy zz xy xz yz, mass-weighted offset, mass) has a row-major matrix and the mass.
+# Entries of cinert (xx yy zz xy xz yz, mass-weighted offset, mass) that are the row-major inertia
+# matrix and the mass.
 _MATRIX_AND_MASS = (0, 3, 4, 3, 1, 5, 4, 5, 2, 9)
 
 
@@ -159,7 +163,7 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
         mass_K, torque_AV = (constant.like(qpos_NQ) for constant in (masses, torques))
         inertia_NK10, velocity_NK6 = inertia_NK10[:, 1:], velocity_NK6[:, 1:]
         matrix_NK10 = inertia_NK10.index_select(-1, order.on(qpos_NQ.device))
-        # MuJoCo's linear velocity is that of the point of the link that passes the robot's centre.
+        # MuJoCo's linear velocity is that of the link's point at the robot's centre of mass.
         angular_NK3, at_centre_NK3 = velocity_NK6[..., :3], velocity_NK6[..., 3:]
         momentum_NK3 = mass_K[:, None] * at_centre_NK3
         momentum_NK3 = momentum_NK3 + torch.linalg.cross(angular_NK3, inertia_NK10[..., 6:9])

@@ -1,7 +1,9 @@
-"""Maze layouts as data: `#` wall, `.` free, and free cells with a part to play: `R` start of the
-robot, `G` goal candidate, `B` start of the ball.
+"""Maze layouts as data, one character per cell.
 
-Row i, column j of a grid lies at world (x, y) = (scale * i, scale * j): rows run along +x.
+`#` is a wall and `.` is free. `R`, `G` and `B` are free too: `R` is the start of the robot, `G` a
+possible goal, `B` a possible start of the ball.
+Row i, column j of a grid lies at world (x, y) = (scale * i, scale * j): the row number grows
+along +x.
 An `_eval` layout has the walls and the start of its plain layout and fewer goal cells.
 Layouts are those of the reference implementation of arXiv 2503.14858.
 """
@@ -78,7 +80,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
         "#GGG#GG#",
         "########",
     ),
-    # Nine goals, as the published ant runs had; humanoid and point take the ten-goal variant.
+    # Nine goals, as in the published ant runs; humanoid and point use the ten-goal variant.
     "big_maze_eval": (
         "########",
         "#R.##GG#",
@@ -135,7 +137,7 @@ def cells(layout: tuple[str, ...], kinds: str) -> list[tuple[int, int]]:
 
 
 def corridor(layout: tuple[str, ...]) -> list[tuple[int, int]]:
-    """The cells of a maze without forks, walked from `R` to the far end.
+    """The cells of a maze without forks, in order from `R` to the far end.
 
     Raises ValueError at a fork.
     """

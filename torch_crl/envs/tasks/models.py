@@ -8,7 +8,7 @@ from torch_crl.envs.tasks.layouts import cells
 
 
 def gymnasium_model(file_name: str) -> mujoco.MjSpec:
-    """An editable base model out of the installed gymnasium package."""
+    """An editable base model from the installed gymnasium package."""
     path = files("gymnasium") / "envs" / "mujoco" / "assets" / file_name
     return mujoco.MjSpec.from_file(str(path))
 
@@ -16,10 +16,10 @@ def gymnasium_model(file_name: str) -> mujoco.MjSpec:
 def set_physics(
     spec: mujoco.MjSpec, *, timestep: float, iterations: int = 10, ls_iterations: int = 20
 ) -> None:
-    """MuJoCo's Newton solver with implicitfast integration and pyramidal friction cones.
+    """Set MuJoCo's Newton solver, implicitfast integration and pyramidal friction cones.
 
-    Ten iterations are as good as a hundred: with random actions, falls, energy and penetration
-    of ant and humanoid are the same numbers. The reference's single one is not stable here.
+    Ten solver iterations are as good as a hundred: with random actions, ant and humanoid have the
+    same falls, energy and penetration. The reference's single iteration is not stable here.
     """
     spec.option.timestep = timestep
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
@@ -53,7 +53,7 @@ def add_wall(
     height: float,
     contype: int,
 ) -> None:
-    """A box on the floor, `wall_<name>`, of these half-widths; conaffinity 1."""
+    """A box `wall_<name>` on the floor, with half-widths `half` and conaffinity 1."""
     spec.worldbody.add_geom(
         name=f"wall_{name}",
         type=mujoco.mjtGeom.mjGEOM_BOX,
@@ -70,9 +70,9 @@ def add_wall(
 def add_slides(
     body: mujoco.MjsBody, axes: str, *, armature: float, damping: float, limit: float = 0.0
 ) -> None:
-    """Slides along some of "xyz" whose positions are the body's in the world.
+    """Slide joints along some of the axes "xyz"; their positions are the body's in the world.
 
-    A limit of 0 is none.
+    A limit of 0 means no limit.
     """
     for axis in axes:
         index = "xyz".index(axis)

@@ -13,10 +13,10 @@ from torch_crl.envs.tasks.models import set_physics
 HALF_CUBE = 0.03
 FINGER_STROKE = 0.05
 FINGER_STIFFNESS, FINGER_FORCE = 500.0, 500.0
-# Of every servo: how much of its stiffness its damping is, s.
+# Ratio of damping to stiffness of every servo, s.
 SERVO_DAMPING = 0.1
 FINGER_JOINTS = ("left_finger", "right_finger")
-# What the cube, the bins and the table may touch, where the hand has fingers.
+# Parts of a hand with fingers that touch the cube and the bins.
 _HAND_PARTS = ("hand", *FINGER_JOINTS)
 _WHITE, _DARK = [0.9, 0.92, 0.93, 1.0], [0.25, 0.25, 0.25, 1.0]
 BLUE, RED = [0.1, 0.25, 0.8, 1.0], [0.8, 0.15, 0.15, 1.0]
@@ -28,18 +28,18 @@ class _Link(NamedTuple):
 
     offset: tuple[float, float, float]
     rotation: tuple[float, float, float, float]
-    """Quaternion, w first, not normalised; both in the frame of the link before."""
+    """Quaternion, w first, not normalised; like `offset`, in the frame of the previous link."""
     low: float
     high: float
-    """Limits of the joint, rad."""
+    """Limits of the joint, `low` and `high`, rad."""
     mass: float
     centre: tuple[float, float, float]
     inertia: tuple[float, float, float, float, float, float]
     """xx, yy, zz, xy, xz, yz about the centre of mass, in the link's axes."""
     stiffness: float
-    """Of the position servo, N m / rad."""
+    """Stiffness of the position servo, N m / rad."""
     reference_gain: float
-    """N m per rad of target in the reference implementation; less than the stiffness there."""
+    """Gain in the reference, N m per rad of target; less than the stiffness in joints 3 to 7."""
     force: float
     """Largest torque of the servo, N m."""
 
@@ -75,11 +75,12 @@ SERVOS = ("exact", "reference")
 
 
 def new_scene(*, bins: bool) -> mujoco.MjSpec:
-    """An empty table, the plane z = 0, under physics steps of 2 ms.
+    """An empty table, the plane z = 0, with physics steps of 2 ms.
 
-    The reference's 6 iterations give random actions the energy, penetration and speeds of a
-    hundred. `bins` stiffens friction against slip, as the reference does there; this takes 8:
-    with 6 the cube is now and then thrown twice as high and the fingers part.
+    With random actions the reference's 6 solver iterations give the same energy, penetration and
+    speeds as a hundred. `bins` makes friction stiffer against slip, as the reference does in tasks
+    with bins; this takes 8 iterations: with 6 the cube is now and then thrown twice as high and
+    the fingers come apart.
     """
     spec = mujoco.MjSpec()
     iterations = 8 if bins else 6
@@ -95,9 +96,9 @@ def new_scene(*, bins: bool) -> mujoco.MjSpec:
 
 
 def add_arm(spec: mujoco.MjSpec, *, fingers: bool, servo: str) -> None:
-    """Seven hinges with position servos at the origin, the hand, and the fingers if asked for.
+    """Add seven hinges with position servos at the origin, the hand and, if asked for, fingers.
 
-    The `exact` servo pulls to its target. The `reference` one has less gain than stiffness in
+    The `exact` servo pulls towards its target. The `reference` one has less gain than stiffness in
     joints 3 to 7 and settles, without load, at 0.571 (3, 4) and 0.5 (5 to 7) of the target.
     """
     if servo not in SERVOS:
@@ -155,7 +156,7 @@ def add_cube(spec: mujoco.MjSpec) -> None:
 def add_bin(
     spec: mujoco.MjSpec, name: str, *, xy: tuple[float, float], inner: float, rgba: list[float]
 ) -> None:
-    """Four walls around xy, 1 cm thick and 6.6 cm high; `inner` is half their distance."""
+    """Four walls around xy, 1 cm thick and 6.6 cm high; `inner` is half the inner width."""
     thin, long, high = 0.005, inner + 0.01, 0.033
     for wall, x, y, half_x, half_y in (
         (f"{name}_x_low", -(inner + thin), 0.0, thin, long),
@@ -267,7 +268,7 @@ def _draw_link(parent: mujoco.MjsBody, offset: tuple[float, float, float], numbe
 def _add_geom(
     body: mujoco.MjsBody, name: str, kind: mujoco.mjtGeom, size: list[float]
 ) -> mujoco.MjsGeom:
-    """A geom outside MuJoCo's own pairing by bits: it touches what `_touch` lists."""
+    """A geom without contype and conaffinity, which touches only what `_touch` lists."""
     return body.add_geom(name=name, type=kind, size=size, contype=0, conaffinity=0)
 
 

@@ -1,7 +1,7 @@
 """Point: a force-driven sphere goes to a point in a maze. N envs.
 
-Asked for: `point_<maze>` wants the sphere at the goal, the centre of one of the cells `G` of a
-layout (see `layouts`). Cells are 4 m wide, walls 2 m high. Control step 0.05 s (5 x 0.01 s). The
+Task: in `point_<maze>` bring the sphere to the goal, the centre of one of the cells `G` of a layout
+(see `layouts`). Cells are 4 m wide, walls 2 m high. Control step 0.05 s (5 x 0.01 s).
 `big_maze_eval` has ten goals.
 
 State, 4 numbers: 0:2 position (x, y), 2:4 velocity. Action: the force along x and y, 5 N at full
@@ -12,16 +12,17 @@ Start: the centre of the cell `R`, with a velocity of N(0, 0.1).
 Success within 0.5 m, easy success within 2 m. Episodes end at the time limit only.
 
 The sphere has a radius of 0.25 m and weighs 0.327 kg, with 1 kg of armature on each of two slides
-without damping, at a height of 0.75 m. It touches walls and not the floor.
+without damping, at a height of 0.75 m. It touches walls but not the floor.
 
-Differs from the reference (JaxGCRL's `simple_u_maze`, `simple_big_maze`, `simple_hardest_maze`):
+Differences from the reference (JaxGCRL's `simple_u_maze`, `simple_big_maze` and
+`simple_hardest_maze`):
 
-- MuJoCo's dynamics with the true mass. There every link weighs 1 kg.
+- The dynamics are MuJoCo's, with the true mass. In the reference every link weighs 1 kg.
 - The control step is 0.05 s, as in JaxGCRL; the class in scaling-crl has 0.1 s.
-- The goal is data. There it is a body of 1 kg on slides.
-- Start and goal are drawn for every episode. There they are drawn once for a whole run.
-- No reward, and no test of a height that cannot change.
-- Every layout has its point task; there it is the three above.
+- The goal is not part of the model. In the reference it is a body of 1 kg on slides.
+- Start and goal are drawn for every episode. In the reference they are drawn once for a whole run.
+- There is no reward, and no failure by height, since the height cannot change.
+- Every layout has a point task. The reference has the three above.
 """
 
 import mujoco

@@ -1,8 +1,8 @@
 """Pusher: an arm pushes objects on a table, or reaches for a point. N envs, K objects, D draws.
 
-Asked for: `pusher_easy` and `pusher_hard` want the object at the goal, a point (x, y, -0.275);
-`pusher2` wants two objects at two goals; `pusher_reacher` has no object and wants the wrist at
-the goal. Control step 0.05 s (5 x 0.01 s).
+Task: in `pusher_easy` and `pusher_hard` bring the object to the goal, a point (x, y, -0.275); in
+`pusher2` bring two objects to two goals; in `pusher_reacher`, which has no object, bring the wrist
+to the goal. Control step 0.05 s (5 x 0.01 s).
 
 State:
 
@@ -18,8 +18,8 @@ wrist flex, wrist roll. Action: a motor of gear 1 for each. The goal is compared
 or with the wrist.
 
 Start: the arm stretched out, joint velocities within 0.005 rad/s, objects at rest. Objects and
-goals are uniform in these rectangles, and an object's pair is drawn again until it is 0.17 m
-apart:
+goals are uniform in these rectangles, and an object's start and goal are drawn again until they are
+at least 0.17 m apart:
 
 | | object x, y | goal x, y |
 |---|---|---|
@@ -30,27 +30,28 @@ apart:
 | `pusher_reacher` | | 0.25..0.65, -0.35..-0.05 |
 
 Success within 0.1 m, hard success within 0.05 m. In `pusher2` both objects have to be that near,
-and easy success asks for one of them within 0.1 m; its distance is that of the farther object.
+and easy success requires one of them within 0.1 m; the distance is that of the farther object.
 Episodes end at the time limit only.
 
 An object is an upright capsule of 1.8 g with 0.04 kg of armature on each of its two slides, whose
 damping is 0.5. There is no gravity. The arm's fork touches table and objects; nothing else
 touches.
 
-Differs from the reference (JaxGCRL; scaling-crl's `pusher` cannot be built):
+Differences from the reference (JaxGCRL; scaling-crl's `pusher` cannot be built):
 
-- MuJoCo's dynamics. There Brax's generalised ones.
-- x comes before y everywhere. There slides are y first.
-- Objects and goals are at one height. There goals lie 0.048 m lower, which counts as distance,
-  and which no achieved goal ever has.
-- Distance and success are those of the state after the step. There they are of the one before.
-- Pairs that are too close are drawn again. There the object's offset from its origin is
-  stretched, which does not separate them and may throw the object far away.
-- The goals of `pusher2` are drawn independently. There both have the same y.
-- Easy success of `pusher2` is true or false. There it counts objects, 0 to 2.
-- The goal is data. There it is a body on slides.
-- Start and goal are drawn for every episode. There they are drawn once for a whole run.
-- No reward.
+- The dynamics are MuJoCo's. The reference uses Brax's generalised dynamics.
+- x comes before y everywhere. In the reference y is the first of the slides.
+- Objects and goals are at one height. In the reference goals lie 0.048 m lower, which adds to the
+  distance; no achieved goal ever has that height.
+- Distance and success are those of the state after the step. In the reference they are those of the
+  state before it.
+- Pairs that are too close are drawn again. In the reference the object's offset from its origin is
+  stretched, which does not separate them and may put the object far away.
+- The goals of `pusher2` are drawn independently. In the reference both have the same y.
+- Easy success of `pusher2` is true or false. In the reference it counts objects, 0 to 2.
+- The goal is not part of the model. In the reference it is a body on slides.
+- Start and goal are drawn for every episode. In the reference they are drawn once for a whole run.
+- There is no reward.
 - Kept: actions reach half of the motors' range of 2; the goal's height, which never varies, is
   part of the goal; objects pass through each other and glide over the table.
 """
@@ -71,8 +72,8 @@ from torch_crl.envs.tasks.sampling import at_height, first_of, uniform
 _HEIGHT = -0.275
 _NUM_ARM_JOINTS = 7
 _SEPARATION = 0.17
-# Draws of a pair, of which the first that is separated counts. A draw is too close with a chance of
-# 0.17 at most, all of 16 with one of 1e-12, and then the first counts all the same.
+# Draws of a start and a goal, of which the first that is far enough apart counts. One draw is too
+# close with a probability of at most 0.17, all 16 with 1e-12; the first is used then.
 _NUM_DRAWS = 16
 
 
@@ -84,7 +85,7 @@ class Region(NamedTuple):
 
 
 _OBJECT = Region(x=(0.25, 0.65), y=(-0.35, -0.05))
-# Of each object: where it starts and where its goal lies.
+# For each object: the regions of its start and of its goal.
 _SCENES = {
     "easy": ((_OBJECT, Region(x=(0.25, 0.65), y=(-0.6, -0.3))),),
     "hard": ((_OBJECT, Region(x=(-0.1, 0.9), y=(-0.7, 0.3))),),
@@ -185,7 +186,7 @@ def _farthest(achieved_NG: Tensor, goal_NG: Tensor) -> Tensor:
 
 def _reached(spec: TaskSpec) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     def reached(achieved_NG: Tensor, goal_NG: Tensor) -> dict[str, Tensor]:
-        """All objects are there, except for easy success: one of them."""
+        """Whether all objects are at their goals; for easy success, whether any of them is."""
         distance_NK = _distances(achieved_NG, goal_NG)
         within = {level: distance_NK < radius for level, radius in spec.success_radius.items()}
         return {
@@ -216,12 +217,12 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
 
 
 def _model(num_objects: int) -> mujoco.MjModel:
-    """Gymnasium's arm over a table that touches its fork only, and objects that do so too."""
+    """Gymnasium's arm, the table and objects; table and objects touch the arm's fork only."""
     spec = gymnasium_model("pusher_v5.xml")
     for name in ("object", "goal"):
         spec.delete(spec.body(name))
     set_physics(spec, timestep=0.01, iterations=20)
-    # Pictures look over the table at the arm, which from behind hides the objects.
+    # The camera looks across the table at the arm, which hides the objects when seen from behind.
     spec.visual.global_.azimuth, spec.visual.global_.elevation = 250.0, -50.0
     for geom in spec.geoms:
         geom.condim = 3
@@ -233,7 +234,7 @@ def _model(num_objects: int) -> mujoco.MjModel:
 
 
 def _add_object(spec: mujoco.MjSpec, name: str) -> None:
-    """An upright capsule on two slides, with the mass of a sphere within it added."""
+    """An upright capsule on two slides, with the mass of a sphere inside it added."""
     body = spec.worldbody.add_body(name=name, pos=[0.0, 0.0, _HEIGHT])
     shape = {"size": [0.05, 0.05, 0.0], "density": 1.0, "condim": 3, "conaffinity": 0}
     body.add_geom(

@@ -1,6 +1,6 @@
 """Reacher: a planar two-link arm brings its tip to a point. N envs.
 
-Asked for: the fingertip at the goal, a point (x, y, 0.01). Control step 0.02 s (2 x 0.01 s).
+Task: bring the fingertip to the goal, a point (x, y, 0.01). Control step 0.02 s (2 x 0.01 s).
 
 State, 10 numbers:
 
@@ -12,15 +12,16 @@ Action: two motors of gear 25. The goal is compared with state 4:7.
 Start: joint angles uniform within 0.1 rad of 0, velocities within 0.005 rad/s. The goal lies at a
 distance from the shoulder that is uniform in 0 to 0.2 m, so goals are denser near it.
 
-Success within 0.05 m. Episodes end at the time limit only. Nothing touches anything.
+Success within 0.05 m. Episodes end at the time limit only. There are no contacts.
 
-Differs from the reference (scaling-crl and JaxGCRL):
+Differences from the reference (scaling-crl and JaxGCRL):
 
-- MuJoCo's dynamics, with scaling-crl's gear of 25; JaxGCRL has 200.
+- The dynamics are MuJoCo's, with scaling-crl's gear of 25; JaxGCRL has 200.
 - The control step is 0.02 s, as in JaxGCRL. scaling-crl asks for 0.02 s and gets 0.04 s.
-- The fingertip's velocity is its velocity. There the lever arm is not turned into the world.
-- The goal is data. There it is a body on slides.
-- Start and goal are drawn for every episode. There they are drawn once for a whole run.
+- The fingertip's velocity is the true one. In the reference the lever arm is not rotated into the
+  world's axes.
+- The goal is not part of the model. In the reference it is a body on slides.
+- Start and goal are drawn for every episode. In the reference they are drawn once for a whole run.
 - Kept: the goal's height, which never varies, is part of the goal.
 """
 
@@ -74,9 +75,9 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
 
     def state(simulator: Simulator) -> Tensor:
         """Cosines, sines, fingertip and its velocity."""
-        # From the angles: MuJoCo would bring its positions up to date for two thirds of a substep.
+        # Computed from the angles: to update positions, MuJoCo would take two thirds of a substep.
         angle_N2, rate_N2 = simulator.data["qpos"], simulator.data["qvel"]
-        # The plane as complex numbers: a product turns, and 1j times a rate makes a velocity.
+        # Points are complex numbers: a product rotates, and 1j * rate * point is a velocity.
         unit_N2 = torch.polar(torch.ones_like(angle_N2), angle_N2).to(torch.complex64)
         link_N2 = links.like(rate_N2.float()) * unit_N2.cumprod(-1)
         moving_N2 = 1j * rate_N2.float().cumsum(-1) * link_N2

@@ -28,7 +28,7 @@ def on_circle(radius_N: Tensor, generator: Generator) -> Tensor:
 
 
 def angles(num_envs: int, generator: Generator) -> Tensor:
-    """Angles of a full turn, [N] radians."""
+    """Uniform angles within a full turn, [N], radians."""
     return uniform(0.0, 2.0 * math.pi, (num_envs,), generator)
 
 
@@ -38,12 +38,12 @@ def direction(angle_N: Tensor) -> Tensor:
 
 
 def at_height(xy_N2: Tensor, height: float) -> Tensor:
-    """Goals of x, y and one height, float32 [N, 3]."""
+    """Goals with these x and y and one height, float32 [N, 3]."""
     return torch.nn.functional.pad(xy_N2, (0, 1), value=height).float()
 
 
 class Constant:
-    """A tensor of a task, copied once to each device that asks: a CUDA graph cannot copy it."""
+    """A tensor of a task, copied to each device once: a CUDA graph cannot capture that copy."""
 
     def __init__(self, tensor: Tensor) -> None:
         """The tensor must not change."""
@@ -79,7 +79,7 @@ def one_of(choices: Constant, num_envs: int, generator: Generator) -> Tensor:
 
 
 def first_of(draws_ND: Tensor, fits_ND: Tensor) -> Tensor:
-    """Of D draws for each env the first that fits, or the first of all if none does.
+    """For each env the first of its D draws that fits, or its first draw if none does.
 
     `draws_ND` is [N, D, ...], `fits_ND` bool [N, D]. Returns [N, ...].
     """

@@ -27,7 +27,7 @@ DEPTHS: Mapping[Scale, tuple[int, ...]] = {
     "small": (4, 8, 16),
     "full": (4, 8, 16, 32, 64),
 }
-# Critic depth, actor depth.
+# (critic depth, actor depth) to runs.
 Cells = dict[tuple[int, int], list[Curve]]
 
 
@@ -39,7 +39,7 @@ def trials(scale: Scale) -> list[Trial]:
 
 
 def answer(curves: Sequence[Curve]) -> Answer:
-    """Heat maps, the two depths' shares, and the cheapest pair that is nearly the best."""
+    """Heat maps, what deepening each network adds, and the cheapest pair that is near the best."""
     leaves = ("networks.critic_depth", "networks.actor_depth")
     tasks: dict[str, Cells] = {
         task: grouped(runs, *leaves) for task, runs in by_task(curves).items()
@@ -99,7 +99,7 @@ def _cheapest(task: str, cells: Cells) -> list[str]:
     critic, actor = pairs[index]
     return [
         f"{task}: the cheapest pair with {BEST_SHARE:.0%} of the best mean score is critic "
-        f"{critic}, actor {actor}: {work[index] / max(work):.0%} of the operations of the dearest."
+        f"{critic}, actor {actor}: {work[index] / max(work):.0%} of the largest pair's operations."
     ]
 
 
@@ -107,8 +107,8 @@ STUDY = Study(
     question="Is it the actor or the critic that has to be deep, and which is the cheapest pair of "
     "depths that is as good as the best?",
     statistic="Mean score over seeds for every pair of depths. The corners of the map are compared "
-    "with the shallowest pair by exchanging the seeds' labels. Cheap means few operations in an "
-    "update.",
+    "with the shallowest pair by permutation tests, which exchange the seeds' labels. A pair is "
+    "cheap if its updates take few floating-point operations.",
     trials=trials,
     answer=answer,
 )

@@ -20,7 +20,7 @@ from torch_crl.study.studies.common import (
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.sweep.grid import Trial, grid
 
-# Of the preset's batch.
+# Batch sizes as multiples of the preset's.
 FACTORS: Mapping[Scale, tuple[float, ...]] = {
     "smoke": (0.5, 2),
     "small": (0.25, 1, 4),
@@ -32,12 +32,12 @@ DEPTHS: Mapping[Scale, tuple[int, ...]] = {
     "full": (4, 8, 16, 64),
 }
 FULL_TASKS = ("humanoid",)
-# Depth, batch size.
+# (depth, batch size) to runs.
 Cells = dict[tuple[int, int], list[Curve]]
 
 
 def trials(scale: Scale) -> list[Trial]:
-    """Batch sizes x depths x seeds, at the preset's updates, and at updates that fall with them."""
+    """Batch sizes x depths x seeds, each at equal updates and at equal samples."""
     seeds = range(1) if scale == "smoke" else SEEDS[scale]
     found = []
     for task in FULL_TASKS if scale == "full" else TASKS[scale]:
@@ -45,7 +45,7 @@ def trials(scale: Scale) -> list[Trial]:
         batch = settings.pop("batch_size", base.algorithm.batch_size)
         interval = settings.pop("env_steps_per_update", base.budget.env_steps_per_update)
         for factor in FACTORS[scale]:
-            # At equal samples twice the batch has half the updates.
+            # At equal samples, a batch twice as large has half as many updates.
             axes: dict[str, Any] = {
                 "batch_size": (int(batch * factor),),
                 "env_steps_per_update": tuple(dict.fromkeys((interval, interval * factor))),
@@ -57,9 +57,9 @@ def trials(scale: Scale) -> list[Trial]:
 
 
 def split(curves: Sequence[Curve]) -> dict[str, Cells]:
-    """`equal updates` and `equal samples` to (depth, batch size) to the runs; of one task.
+    """The runs of one task by comparison, `equal updates` or `equal samples`, and by Cells' key.
 
-    The interval between updates that most batch sizes share is that of equal updates.
+    Runs at equal updates are those with the interval between updates that most batch sizes share.
     """
     sizes: dict[float, set[int]] = {}
     for curve in curves:
@@ -96,7 +96,7 @@ def gains(cells: Cells) -> list[tuple[int, int, int, float, float, float]]:
 
 
 def answer(curves: Sequence[Curve]) -> Answer:
-    """What the largest batch adds to the smallest, by depth, in both comparisons."""
+    """What the largest batch adds over the smallest, by depth, in both comparisons."""
     panels = {
         f"{task}, {kind}": cells
         for task, runs in by_task(curves).items()
@@ -137,9 +137,10 @@ def answer(curves: Sequence[Curve]) -> Answer:
 STUDY = Study(
     question="Do larger batches help deep networks more than shallow ones, at equal updates and at "
     "equal samples?",
-    statistic="At equal updates every batch size takes as many updates, so that larger ones see "
-    "each transition more often; at equal samples updates times batch size is constant. The "
-    "largest is compared with the smallest at each depth by exchanging the seeds' labels.",
+    statistic="At equal updates every batch size has the same number of updates, so that larger "
+    "ones see each transition more often; at equal samples, updates times batch size is constant. "
+    "At each depth the largest batch is compared with the smallest by a permutation test, which "
+    "exchanges the seeds' labels.",
     trials=trials,
     answer=answer,
 )

@@ -29,7 +29,7 @@ def trials(scale: Scale) -> list[Trial]:
 
 
 def variant_of(curve: Curve) -> str:
-    """The block, or that the activation is ReLU."""
+    """Name of the block, or `relu` for the published block with ReLU."""
     networks = curve.recipe.networks
     return "relu" if networks.activation == "relu" else networks.block
 
@@ -42,9 +42,9 @@ def answer(curves: Sequence[Curve]) -> Answer:
 STUDY = Study(
     question="Which parts of the published residual block does depth need: the skip, LayerNorm, "
     "the swish activation? Do hyperspherical normalisation or a pre-norm block do better?",
-    statistic="One part is changed at a time, on the same parameters, initial values and budget; "
+    statistic="One part is changed at a time, with the same parameters, initial values and budget; "
     "torch_crl.agent.blocks defines the blocks. Scores are compared with those of the published "
-    "block at the same depth by exchanging labels within each task.",
+    "block at the same depth by permutation tests, which exchange labels within each task.",
     trials=trials,
     answer=answer,
 )

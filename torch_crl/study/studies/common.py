@@ -1,4 +1,4 @@
-"""What the studies share: their scales, grouping of curves, tables and pictures. X points."""
+"""What the studies share: scales, grouping of curves, tables, pictures. X points of a curve."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from torch_crl.study.report import Picture, Table
 from torch_crl.study.statistics import Estimate, estimate, stratified_bootstrap_interval
 from torch_crl.study.study import Scale
 
-# A share and no count: tasks whose scores are averaged have episodes of different lengths.
+# A share rather than a count: tasks whose scores are averaged have episodes of different lengths.
 METRIC = "time_at_goal_share"
 AT_GOAL = "share of the episode at the goal"
 SCORE = f"{AT_GOAL}, mean of the last five evaluations"
@@ -33,15 +33,15 @@ TASKS: Mapping[Scale, tuple[str, ...]] = {
         "humanoid_big_maze",
     ),
 }
-"""The full ones are those of figure 1 of arXiv 2503.14858."""
+"""Tasks of each scale; those of scale full are the ones in figure 1 of arXiv 2503.14858."""
 
 THREE_TASKS: Mapping[Scale, tuple[str, ...]] = {
     **TASKS,
     "full": ("humanoid", "ant_big_maze", "arm_push_easy"),
 }
-"""For grids with two axes beside the seeds: the tasks of the published ablations."""
+"""Tasks for grids with two axes beside the seeds; at full scale those of published ablations."""
 
-# Three against three could not show less than p = 0.1 on one task.
+# With three seeds against three, p on one task cannot be less than 0.1.
 SEEDS: Mapping[Scale, range] = {"smoke": range(2), "small": range(5), "full": range(5)}
 
 SETTINGS: Mapping[Scale, Mapping[str, Any]] = {
@@ -61,16 +61,16 @@ SETTINGS: Mapping[Scale, Mapping[str, Any]] = {
         "device": "cpu",
         "torch_threads": 1,
     },
-    # The last five, which are the score, are then the last tenth of the run and no longer half.
+    # The last five evaluations give the score. Of 50 they are the last tenth of the run, not half.
     "small": {"evaluations": 50},
     "full": {"env_steps": 100_000_000},
 }
-"""Beside each task's preset. Smoke: six seconds a run on one core, three of them for the start of
-its process."""
+"""Changes to each task's preset. A run of scale smoke takes six seconds on one core, three of them
+for the start of its process."""
 
 
 def grouped(curves: Sequence[Curve], *leaves: str) -> dict[tuple[Any, ...], list[Curve]]:
-    """Values of these leaves of the recipe to the curves that have them, sorted by the values."""
+    """Values of these fields of the recipe to the curves that have them, sorted by the values."""
     groups = defaultdict(list)
     for curve in curves:
         values = curve.recipe.leaves()
@@ -107,13 +107,13 @@ def estimates_table(panels: Mapping[str, Mapping[str, Estimate]]) -> Table:
 
 
 def estimates_picture(panels: Mapping[str, Mapping[str, Estimate]]) -> Picture:
-    """The same as dots with bars."""
+    """The same estimates as dots, with bars for their intervals."""
     figure = estimates_figure(panels, x=(AT_GOAL, "share"))
     return Picture(name="scores", caption=SCORE, views={"scores": figure})
 
 
 def curves_picture(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Picture:
-    """Share at the goal by env steps: a panel a task, a line a label, mean over seeds, a band."""
+    """Share at the goal by env steps, mean over seeds, in a panel for each task."""
     drawn = {
         task: [_line(label, curves) for label, curves in groups.items()]
         for task, groups in panels.items()
@@ -126,7 +126,7 @@ def curves_picture(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> Pictu
 def heat_map_picture(
     panels: Mapping[str, Mapping[tuple[int, int], Sequence[Curve]]], *, rows: str, columns: str
 ) -> Picture:
-    """Mean scores of cells (row, column): a panel a title; `rows` and `columns` say what varies."""
+    """Mean scores of cells (row, column), a panel a title; `rows`, `columns` name what varies."""
     row_values, column_values = (
         sorted({cell[side] for cells in panels.values() for cell in cells}) for side in (0, 1)
     )

@@ -40,11 +40,11 @@ class Point(NamedTuple):
     hours: float
     """Wall-clock of a run, evaluations included, mean over seeds."""
     latency_ms: float
-    """Of the policy for one state on one thread of the CPU, median."""
+    """Median latency of the policy for one state on one CPU thread."""
 
 
 def answer(curves: Sequence[Curve]) -> Answer:
-    """Fronts of the share of the episode at the goal against wall-clock and against latency."""
+    """Pareto fronts of the share of the episode at the goal against wall-clock and latency."""
     tasks = {
         task: {depth: group for (depth,), group in grouped(runs, "networks.critic_depth").items()}
         for task, runs in by_task(curves).items()
@@ -78,7 +78,7 @@ def answer(curves: Sequence[Curve]) -> Answer:
 
 
 def recommendations(task: str, points: Sequence[Point]) -> list[str]:
-    """The cheapest depth near the best, by training and by use."""
+    """The cheapest depth near the best, by the time of training and by the policy's latency."""
     values = [point.score for point in points]
     if max(values) <= 0:
         return [f"{task}: no depth ever stayed at the goal."]
@@ -100,7 +100,7 @@ def _latency_ms(curve: Curve) -> float:
         begin = time.perf_counter()
         policy(state, goal)
         times.append(time.perf_counter() - begin)
-    # The first calls find cold caches.
+    # The first calls are left out, since caches are still cold.
     return 1e3 * statistics.median(times[CALLS // 5 :])
 
 
@@ -115,7 +115,8 @@ def _table(points: Mapping[str, Sequence[Point]]) -> Table:
         for index, point in enumerate(found):
             rows.append((task, *point, *("yes" if index in front else "no" for front in fronts)))
     return Table(
-        caption="every depth; on a front no other is cheaper and as good, or as cheap and better",
+        caption="every depth; it is on a front if no other is cheaper and as good, or as cheap and "
+        "better",
         columns=(
             "task",
             "depth",
@@ -158,8 +159,8 @@ def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
 
 def _trained_on(curve: Curve) -> str:
     result = RunDirectory(curve.run_dir).read_result()
-    # Runs of older versions do not say.
-    where = result.machine.get("device", "not known where")
+    # Runs of older versions do not record it.
+    where = result.machine.get("device", "machine not known")
     return f"--device {curve.recipe.system.device}, {where}"
 
 
@@ -167,10 +168,10 @@ def _reading(curves: Sequence[Curve]) -> str:
     machines = " and ".join(sorted({_trained_on(curve) for curve in curves}))
     return (
         f"Wall-clock is that of a whole run on one device ({machines}), with collection and "
-        "evaluations; it is no measure of how busy the device was. It compares depths only if "
-        "the runs had the machine alike: where --parallel is more than the machine has room for, "
-        "they share it. Latency is of one CPU thread of the machine that wrote this: "
-        f"{machine()['device']}."
+        "evaluations; it does not measure how busy the device was. It compares depths only if all "
+        "runs had an equal share of the machine: if --parallel is more than the machine has room "
+        "for, they slow each other down. Latency is on one CPU thread of the machine that wrote "
+        f"this report: {machine()['device']}."
     )
 
 

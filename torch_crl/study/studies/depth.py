@@ -71,7 +71,7 @@ def _sentence(task: str, found: CriticalDepth) -> str:
         if found.stability is None
         else f"the same in {found.stability[found.depth]:.0%} of the resamples of the seeds"
     )
-    luck = "more than luck" if step.p_value < SIGNIFICANT else "within what luck does"
+    luck = "more than luck" if step.p_value < SIGNIFICANT else "no more than luck can do"
     return (
         f"{task}: the largest jump is at depth {found.depth}, {step.rise:+.3g} of the episode at "
         f"the goal from depth {step.shallow}, {found.share_of_rise:.0%} of all rises; it is {luck} "
@@ -108,9 +108,9 @@ STUDY = Study(
     question="From which depth on does depth pay: where is the jump between neighbouring depths, "
     "is it more than luck, and would other seeds show it at the same depth?",
     statistic="The critical depth of a task is the deeper end of the step with the largest rise of "
-    "the mean score. Each step is tested by exchanging the seeds' labels, two-sided, with p values "
-    "corrected for the number of steps. Stability is the share of bootstrap resamples, drawn "
-    "within each depth, that have the same critical depth.",
+    "the mean score. Each step is tested by a two-sided permutation test, which exchanges the "
+    "seeds' labels, with p values corrected for the number of steps. Stability is the share of "
+    "bootstrap resamples, drawn within each depth, that have the same critical depth.",
     trials=trials,
     answer=answer,
 )

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch_crl.agent.contrastive import ContrastiveLearner
 from torch_crl.agent.networks import Networks, ResidualTower
 from torch_crl.agent.optimizer import gradient_norm
-from torch_crl.kernels.tower import Stack, tower
-from torch_crl.recipe.costs import BLOCK
+from torch_crl.kernels.tower import BLOCK, Stack, tower
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.study.pictures import Line, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
@@ -30,13 +29,13 @@ from torch_crl.training.crl_run import CrlRun, build_run
 TASK = "ant"
 COLLECTIONS = 4
 BRANCHES = ("published", "scaled")
-# Beyond it the slope of the action's tanh is below 2 % of its largest.
+# For a larger mean, the slope of the action's tanh is below 2 % of its largest.
 STUCK = 2.65
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """What is built, and how far it is followed."""
+    """Sizes of the networks, and how many updates they take."""
 
     depths: tuple[int, ...]
     width: int
@@ -52,29 +51,29 @@ SIZES: Mapping[Scale, Sizes] = {
 
 
 class Limits(NamedTuple):
-    """One depth with one `--branch`."""
+    """Measurements of one depth with one `--branch`."""
 
     branch: str
     depth: int
     first_loss: float
-    """InfoNCE of the first update, in nats; log(batch) is guessing."""
+    """InfoNCE of the first update, in nats; guessing gives log(batch)."""
     last_loss: float
     updates: int
-    """Fewer than asked for if a loss was no longer finite."""
+    """Updates that were done; fewer than asked for if a loss was no longer finite."""
     actor_gradient: float
     """Norm over all parameters in the first update."""
     critic_gradient: float
     """The same of both encoders together."""
     stream_mean: float
-    """Of the absolute values that enter the critic's head before training."""
+    """Mean absolute value before training of what enters the critic's output layer."""
     stream_spread: float
-    """Of the same between the rows of a batch: what tells samples apart."""
+    """Standard deviation of the same over the rows of a batch: what tells samples apart."""
     stuck: float
-    """Share of the policy's means in the flat part of their tanh before training."""
+    """Share of the policy's means in the flat part of their tanh, before training."""
 
 
 def measure(scale: Scale) -> Answer:
-    """Measured in this process; trains no policy to its end."""
+    """Measure in this process; no policy is trained to its end."""
     return report(SIZES[scale])
 
 
@@ -82,7 +81,7 @@ def measure(scale: Scale) -> Answer:
 def report(sizes: Sizes) -> Answer:
     """Measure every depth with both branches.
 
-    On the CPU by one thread: for layers as small as these, threads only wait for each other.
+    On the CPU one thread is used: with layers as small as these, threads only wait for each other.
     """
     rows: list[Limits] = []
     growth: dict[str, list[Line]] = {}
@@ -105,7 +104,7 @@ def report(sizes: Sizes) -> Answer:
 
 
 def _shown(cells: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """The same branches and depths, with progress on standard error."""
+    """Iterate over the branches and depths, with progress on standard error."""
     shown = console(stderr=True)
     for branch, depth in track(
         cells, description="measuring", console=shown, disable=not shown.is_terminal
@@ -127,8 +126,8 @@ def _table(rows: Sequence[Limits], sizes: Sizes) -> Table:
             "updates",
             "gradient norm, actor",
             "gradient norm, critic",
-            "stream, mean size",
-            "stream, spread between rows",
+            "residual stream, mean size",
+            "residual stream, spread between rows",
             "share of stuck actions",
         ),
         rows=tuple(rows),
@@ -136,7 +135,7 @@ def _table(rows: Sequence[Limits], sizes: Sizes) -> Table:
 
 
 def growth_by_layer(network: ResidualTower, rows_BI: Tensor) -> list[float]:
-    """Mean absolute value of the carried sum after every block, of the published block."""
+    """Mean absolute value of the residual stream after every block, for published blocks."""
     sizes = []
     with torch.no_grad():
         x_BD = network.embed(rows_BI)
@@ -164,7 +163,7 @@ def _run(sizes: Sizes, *, branch: str, depth: int) -> CrlRun:
 
 
 def _collected(sizes: Sizes) -> dict[str, Tensor]:
-    """A replay filled by a shallow policy: a deep one takes extreme actions at its start."""
+    """A replay buffer filled by a shallow policy: a deep one begins with extreme actions."""
     with closing(_run(sizes, branch="published", depth=4)) as run:
         for _ in range(COLLECTIONS):
             run.collect()
@@ -222,9 +221,9 @@ def _sentence(row: Limits) -> str:
     ended = "" if math.isfinite(row.last_loss) else ", then not finite"
     return (
         f"branch {row.branch}, depth {row.depth}: InfoNCE {row.first_loss:.3g} to "
-        f"{row.last_loss:.3g} nats in {row.updates:,} updates{ended}; the stream is "
-        f"{row.stream_mean:.3g} large and differs by {row.stream_spread:.3g} between rows; "
-        f"{row.stuck:.0%} of the actions begin stuck."
+        f"{row.last_loss:.3g} nats in {row.updates:,} updates{ended}; before training the residual "
+        f"stream has a mean size of {row.stream_mean:.3g} and a spread of {row.stream_spread:.3g} "
+        f"between rows, and {row.stuck:.0%} of the actions are stuck."
     )
 
 
@@ -245,16 +244,22 @@ def _by_depth(rows: Sequence[Limits]) -> Picture:
             lines.append(Line(label=f"branch {branch}", x_X=x_X, y_X=y_X))
         axis = "logarithm of the depth to base 2"
         figures[view] = curves_figure({view: lines}, x=(axis, "plain"), y=(view, "plain"))
-    return Picture(name="by_depth", caption="loss, gradients and stream by depth", views=figures)
+    return Picture(
+        name="by_depth", caption="loss, gradients and residual stream by depth", views=figures
+    )
 
 
 def _along(growth: Mapping[str, Sequence[Line]]) -> Picture:
     figure = curves_figure(growth, x=("layer", "plain"), y=("mean absolute value", "plain"))
-    return Picture(name="growth", caption="the carried sum before training", views={"sum": figure})
+    return Picture(
+        name="growth", caption="the residual stream before training", views={"sum": figure}
+    )
 
 
-_READING = """`published` adds every block's output to the sum as it is; `scaled` multiplies it by
-min(1, 16 / depth), which --branch auto does above depth 512."""
+_READING = """The residual stream is the input's embedding plus the outputs of all blocks so far.
+`published` adds every block's output to it as it is; `scaled` multiplies the output by
+min(1, 16 / depth) first, which --branch auto does above depth 512. An action is stuck if its mean
+lies where the slope of the tanh is below 2 % of its largest."""
 
 STUDY = Study(
     question="What becomes of loss, gradient norms and activations in networks of a thousand "

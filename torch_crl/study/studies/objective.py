@@ -45,7 +45,7 @@ STUDY = Study(
     statistic="The temporal-difference objective is soft actor-critic with hindsight goals, with "
     "towers of the same depth and width, the same batch size and env steps per update, on the "
     "task's sparse reward. Scores are compared with those of forward InfoNCE at the same depth by "
-    "exchanging labels within each task.",
+    "permutation tests, which exchange labels within each task.",
     trials=trials,
     answer=answer,
 )

@@ -21,11 +21,11 @@ from torch_crl.study.studies.common import (
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.sweep.grid import Trial, grid
 
-# Of the preset's env steps for one update.
+# Multiples of the preset's env steps per update.
 FACTORS = (0.5, 2.0)
 DEPTHS: Mapping[Scale, tuple[int, ...]] = {"smoke": (4,), "small": (4, 16), "full": (4, 16, 64)}
 EVALUATIONS: Mapping[Scale, int] = {"smoke": 10, "small": 50, "full": 100}
-# What a test must show for its change point to be called one.
+# Largest p value at which a test counts as significant.
 LEVEL = 0.05
 
 
@@ -37,7 +37,7 @@ class Start(NamedTuple):
     env_steps_per_update: float
     found: Onset
     updates: float
-    """At the onset."""
+    """Number of updates at the onset."""
 
 
 def trials(scale: Scale) -> list[Trial]:
@@ -56,7 +56,7 @@ def trials(scale: Scale) -> list[Trial]:
 
 
 def starts(curves: Sequence[Curve]) -> list[Start]:
-    """Of every task, depth and update-to-data ratio whose runs have enough evaluations."""
+    """The start of every task, depth and update-to-data ratio with enough evaluations."""
     leaves = ("task.name", "networks.critic_depth", "budget.env_steps_per_update")
     rows = []
     for (task, depth, interval), runs in grouped(curves, *leaves).items():
@@ -71,7 +71,7 @@ def starts(curves: Sequence[Curve]) -> list[Start]:
 
 
 def answer(curves: Sequence[Curve]) -> Answer:
-    """Change points with their tests, and which count agrees between update-to-data ratios."""
+    """Change points, their tests, and whether onsets agree better in transitions or in updates."""
     rows = starts(curves)
     table = Table(
         caption="change points of the mean learning curve over seeds [95 % of resampled seeds]",
@@ -126,7 +126,7 @@ def answer(curves: Sequence[Curve]) -> Answer:
 
 
 def agreement(rows: Sequence[Start]) -> list[str]:
-    """For each task and depth with slow starts: is their spread smaller in steps or updates?"""
+    """For each task and depth with slow starts: do onsets differ less in steps or in updates?"""
     sentences = []
     for task, depth in dict.fromkeys((row.task, row.depth) for row in rows):
         real = [row for row in rows if (row.task, row.depth) == (task, depth) and _is_real(row)]
@@ -166,17 +166,16 @@ def _sentence(row: Start) -> str:
 
 _READING = """A ramp is fitted: flat until the onset, then linear to a plateau. `p of change` tests
 it against a constant curve, `p of a slow start` against a ramp that begins at the first
-evaluation; both are not corrected for the number of curves. Slow means no more than that: a smooth
-curve that begins slowly is found like one that jumps. Where evaluations
-fluctuate together, `p of change` is too small: at 0.05 it finds a change in up to 13 % of the flat
-curves."""
+evaluation; neither is corrected for the number of curves. A slow start need not be a jump: a smooth
+curve that begins slowly is found too. If the noise of neighbouring evaluations is correlated,
+`p of change` is too small: at 0.05 it finds a change in up to 13 % of the flat curves."""
 
 STUDY = Study(
     question="Is there a number of transitions before which little is learned, by task and by "
     "update-to-data ratio?",
     statistic="The onset of the least-squares ramp through the mean learning curve, tested against "
-    "no change and against learning from the start, each with noise as correlated as the "
-    "residuals (torch_crl.study.change_points).",
+    "no change and against learning from the start, each with simulated noise that is as "
+    "correlated as the residuals (torch_crl.study.change_points).",
     trials=trials,
     answer=answer,
 )

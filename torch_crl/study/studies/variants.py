@@ -1,4 +1,4 @@
-"""Variants at several depths against one of them: what `objective` and `recipe` have in common."""
+"""Compares variants at several depths with one of them, for the studies `objective` and `block`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ Runs = dict[str, dict[int, list[Curve]]]
 
 
 class Difference(NamedTuple):
-    """Of a variant's mean score from the base's at the same depth, averaged over tasks."""
+    """Difference of a variant's mean score from the base's at the same depth, over all tasks."""
 
     variant: str
     depth: int
@@ -61,7 +61,7 @@ def compare_variants(
 
 
 def against(tasks: Mapping[str, Runs], *, base: str) -> list[Difference]:
-    """Every variant and depth that all tasks have, against `base`."""
+    """Test every variant and depth that all tasks have against `base`."""
     cells = sorted(
         {
             (variant, depth)
@@ -110,8 +110,8 @@ def _gains(tasks: Mapping[str, Runs]) -> Table:
 
 def _table(differences: Sequence[Difference], base: str) -> Table:
     return Table(
-        caption=f"less the score of {base} at the same depth, averaged over tasks; permutation "
-        "test within tasks, corrected by Holm's method",
+        caption=f"mean score minus that of {base} at the same depth, averaged over tasks; "
+        "permutation test within tasks, corrected by Holm's method",
         columns=("variant", "depth", "difference", "p", "smallest possible p"),
         rows=tuple(differences),
     )

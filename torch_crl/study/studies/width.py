@@ -32,7 +32,7 @@ DEPTHS: Mapping[Scale, tuple[int, ...]] = {
 
 
 def width_of_equal_parameters(recipe: Recipe, parameters: int) -> int:
-    """The width with which the recipe's three networks come nearest to so many parameters."""
+    """The width with which the recipe's three networks come nearest to this many parameters."""
 
     def count(width: int) -> int:
         networks = replace(recipe.networks, width=width)
@@ -48,7 +48,7 @@ def width_of_equal_parameters(recipe: Recipe, parameters: int) -> int:
 
 
 def trials(scale: Scale) -> list[Trial]:
-    """Each depth at the preset's width, and depth 4 as wide as has the same parameters; x seeds."""
+    """Each depth at the preset's width, and depth 4 at the width of equal parameters; x seeds."""
     found = []
     for task in THREE_TASKS[scale]:
         settings = {**SETTINGS[scale]}
@@ -76,7 +76,7 @@ def answer(curves: Sequence[Curve]) -> Answer:
     }
     rows = [row for task, groups in sizes.items() for row in deep_against_wide(task, groups)]
     table = Table(
-        caption="deep less wide at equal parameters; permutation test, corrected by Holm's method",
+        caption="deep minus wide at equal parameters; permutation test, corrected by Holm's method",
         columns=(
             "task",
             "deep",
@@ -142,8 +142,9 @@ def deep_against_wide(task: str, groups: Mapping[tuple[int, int], list[Curve]]) 
 
 STUDY = Study(
     question="Are parameters better spent on depth or on width?",
-    statistic="A network of depth 4 is made as wide as gives all three networks together the "
-    "parameters of the deep ones. Each pair is compared by exchanging the seeds' labels.",
+    statistic="Networks of depth 4 get the width at which all three together have as many "
+    "parameters as the deep ones. Each pair is compared by a permutation test, which exchanges the "
+    "seeds' labels.",
     trials=trials,
     answer=answer,
 )

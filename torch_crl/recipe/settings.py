@@ -1,0 +1,188 @@
+"""Every setting of a run, with bounds and default; the docstrings are the texts of `--help`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from tyro.conf import Positional
+
+from torch_crl.agent.sizes import BlockName
+from torch_crl.fields import (
+    STRICT,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Depth,
+    Positive,
+    PositiveOrZero,
+    Seed,
+    Steps,
+    Threads,
+    TwoOrMore,
+)
+from torch_crl.recipe.marks import BY_ALL_WITH_REPLAY, BY_CRL, BY_LIBRARY, BY_OURS, Mark
+
+Algo: TypeAlias = Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRecipe:
+    """The task, and how many of its episodes run in parallel."""
+
+    __pydantic_config__ = STRICT
+
+    name: Annotated[Positional[str], Mark.NOT_OF_METHOD] = "reacher"
+    """Task to train on: a name that `torch-crl envs` lists, `module:function` or `gymnasium:ID`."""
+    eval_name: Annotated[str, Mark.SAME_IN_COMPARISONS] = "reacher"
+    """Task to evaluate on; usually the training task."""
+    num_envs: Annotated[Count, Mark.SIZE] = 512
+    """Number of training envs, which collect in parallel."""
+    num_eval_envs: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 128
+    """Number of evaluation envs; each runs one episode in every evaluation, all in parallel."""
+    episode_length: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 1000
+    """Time limit of an episode, in control steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworksRecipe:
+    """Architecture of the three residual networks: the actor and the critic's two encoders."""
+
+    __pydantic_config__ = STRICT
+
+    actor_depth: Annotated[Depth, Mark.IN_METHOD_NAME] = 4
+    """Number of dense layers in the actor's residual blocks, a multiple of 4 (4 layers a block).
+    With an --algo of Stable-Baselines3, 0 keeps that library's own network."""
+    critic_depth: Annotated[Depth, Mark.IN_METHOD_NAME] = 4
+    """Like --actor-depth, for each of the critic's two encoders, or for a baseline's critics."""
+    width: Annotated[Count, Mark.OF_TOWERS] = 256
+    """Number of units of every hidden layer."""
+    representation_size: Annotated[Count, BY_CRL] = 64
+    """Length of the representation vectors, the outputs of the critic's encoders."""
+    activation: Annotated[Literal["swish", "relu"], Mark.OF_TOWERS] = "swish"
+    """Activation function of the hidden layers; in the published block it follows LayerNorm."""
+    block: Annotated[BlockName, Mark.OF_TOWERS] = "published"
+    """Residual block: `published` is that of arXiv 2503.14858; `no_skip` has no skip connection;
+    `no_norm` has LayerNorm's scale and shift only; `hyperspherical` keeps features and weight rows
+    at norm 1 and moves the features towards each block's output (SimBaV2); `pre_norm` has LayerNorm
+    before each dense layer of a block and before the output layer (SimBa). All have equal numbers
+    of parameters; all but `published` run in plain PyTorch, without Triton kernels."""
+    branch: Annotated[Literal["auto", "published", "scaled"], Mark.OF_TOWERS] = "auto"
+    """Factor on a block's output before the skip connection is added: `published` is 1; `scaled` is
+    min(1, 16 / depth), so that the effect of a gradient update does not grow with depth; `auto` is
+    `scaled` above depth 512, else `published`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlgorithmRecipe:
+    """The learning algorithm, its objective and its optimisers."""
+
+    __pydantic_config__ = STRICT
+
+    algo: Annotated[Algo, Mark.IN_METHOD_NAME] = "crl"
+    """`crl` is contrastive RL; `gcbc` goal-conditioned behaviour cloning; all others are baselines
+    of Stable-Baselines3, those with `_her` trained on hindsight goals."""
+    energy: Annotated[Literal["norm", "l2", "dot", "cosine"], BY_CRL] = "norm"
+    """The critic's logit, a similarity of the encoders' outputs: `norm` is minus their Euclidean
+    distance, `l2` minus its square, `dot` their inner product, `cosine` that of unit vectors."""
+    contrastive_loss: Annotated[
+        Literal["forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"], BY_CRL
+    ] = "forward_info_nce"
+    """Critic loss: `forward_info_nce` classifies the goal of each state-action pair,
+    `backward_info_nce` the state-action pair of each goal, `symmetric_info_nce` is their sum;
+    `binary_nce` classifies each combination as true or false, and fails with --energy cosine."""
+    logsumexp_penalty: Annotated[PositiveOrZero, BY_CRL] = 0.1
+    """Coefficient, in the critic loss, of the mean squared log-sum-exp of the rows of logits."""
+    discount: BelowOne = 0.99
+    """Discount factor. `crl` and `gcbc` draw each goal k control steps ahead with probability
+    proportional to discount**k; the baselines discount rewards with it."""
+    target_entropy: Annotated[float, BY_CRL] = -0.5
+    """Target entropy of the policy, in nats per action dimension; the entropy coefficient is tuned
+    to reach it."""
+    actor_learning_rate: Annotated[Positive, BY_OURS] = 3e-4
+    """Learning rate of the actor's Adam optimiser, constant."""
+    critic_learning_rate: Annotated[Positive, BY_CRL] = 3e-4
+    """Learning rate of the Adam optimiser of the critic's two encoders, constant."""
+    temperature_learning_rate: Annotated[Positive, BY_CRL] = 3e-4
+    """Learning rate of the Adam optimiser of the log entropy coefficient, constant."""
+    batch_size: Annotated[TwoOrMore, Mark.SIZE] = 512
+    """Number of steps in the batch of a gradient update; in `crl`, the goals of all other steps in
+    the batch are the negatives of each."""
+    parity: Literal["none", "reference"] = "none"
+    """`reference` copies the published implementation in three details: each env repeats its first
+    start and goal, hindsight goals are drawn within windows of --episode-length steps, and the last
+    state of an episode is never a goal. `none` does none of these."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaselineRecipe:
+    """Settings that only the baselines read; what no flag sets is Stable-Baselines3's default."""
+
+    __pydantic_config__ = STRICT
+
+    reward: Annotated[Literal["sparse", "dense"], BY_LIBRARY, Mark.IN_METHOD_NAME] = "sparse"
+    """Reward of each control step: `sparse` is 1 within the success radius of the goal and 0
+    elsewhere; `dense` is minus the distance to the goal in metres."""
+    learning_rate: Annotated[Positive, BY_LIBRARY] = 3e-4
+    """Learning rate of the Adam optimisers of all networks of a baseline, constant."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRecipe:
+    """Length of training, amount of data, and number of evaluations and checkpoints."""
+
+    __pydantic_config__ = STRICT
+
+    env_steps: Annotated[Steps, Mark.SIZE, Mark.SAME_IN_COMPARISONS] = 100_000_000
+    """Control steps of all training envs together, prefill included; rounded up to collections."""
+    unroll_length: Annotated[Count, Mark.SIZE] = 62
+    """Control steps of each env in one collection, between two rounds of gradient updates."""
+    env_steps_per_update: Annotated[Positive, Mark.SIZE] = 39.68
+    """Env steps collected for each gradient update, the inverse of the update-to-data ratio; the
+    published 39.68 makes 800 updates after a collection of 512 envs x 62 steps."""
+    prefill_rows: Annotated[CountOrZero, Mark.SIZE] = 1000
+    """Control steps of each env before the first update; 0 for PPO, which has no replay buffer."""
+    replay_rows: Annotated[Count, BY_ALL_WITH_REPLAY, Mark.SIZE] = 10_000
+    """Capacity of the replay buffer in control steps of each env; the newest are kept."""
+    evaluations: Annotated[Count, Mark.SAME_IN_COMPARISONS] = 100
+    """Number of evaluations, evenly spaced, at most one a collection; the last is at the end."""
+    checkpoints: Annotated[Count, Mark.NOT_OF_METHOD] = 20
+    """Number of checkpoints, evenly spaced, at most one a collection; the last is at the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemRecipe:
+    """Random seed, devices, threads, numerical precision and kernels."""
+
+    __pydantic_config__ = STRICT
+
+    seed: Annotated[Seed, Mark.NOT_OF_METHOD] = 0
+    """Seed of all random numbers of the run."""
+    device: Annotated[str, Mark.NOT_OF_METHOD] = "auto"
+    """Device of networks, gradient updates and replay buffer: `cpu`, `cuda` or, by its number,
+    `cuda:1`; `auto` is `cuda` where there is one, else `cpu`."""
+    simulator: Annotated[Literal["cpu", "warp"], Mark.SAME_IN_COMPARISONS] = "cpu"
+    """Physics engine: `cpu` is MuJoCo on the CPU's cores, `warp` is MuJoCo Warp on --device."""
+    overlap: Literal["off", "on"] = "off"
+    """`on` collects on the CPU while a CUDA device computes updates; the policy that collects is
+    then the one from before the last round of updates. `off` does one after the other."""
+    replay_dtype: Annotated[Literal["float32", "bfloat16"], BY_OURS] = "float32"
+    """Data type of the replay buffer; bfloat16 halves it and rounds a position of 20 m to 0.1 m."""
+    simulator_threads: Annotated[Threads, Mark.NOT_OF_METHOD] = 0
+    """Number of CPU threads for physics, or of processes for Gymnasium envs; 0 is every CPU."""
+    env_timeout: Annotated[PositiveOrZero, Mark.NOT_OF_METHOD] = 300.0
+    """Time limit in seconds for one step or reset of a Gymnasium env. An env that exceeds it counts
+    as hung, at the latest after twice that time, and ends the run; 0 waits for ever."""
+    torch_threads: Annotated[Threads, Mark.NOT_OF_METHOD] = 0
+    """Number of CPU threads for gradient updates; 0 is every CPU, or one where layers are small."""
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
+    """Precision of the inputs of the residual blocks' matmuls; all else is fp32. `auto` is fp32 on
+    the CPU, fp16 on CUDA with --block published, and tf32 on CUDA with the other blocks, since some
+    of them do not bound the activations."""
+    tower: Literal["auto", "reference", "norm_act", "persistent"] = "auto"
+    """Implementation of the residual blocks: `reference` is plain PyTorch; `norm_act` has a matmul
+    and one Triton kernel per layer; `persistent` has one kernel for all layers (--width 128 or 256,
+    fp16 or bf16); `auto` is the fastest that is possible on the device."""
+    recompute: CountOrZero = 0
+    """Activation checkpointing: number of dense layers, a multiple of 4, between two activations
+    kept for the backward pass; the others are computed again. 0 keeps all."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """`on` captures the gradient update as a CUDA graph and replays it; `auto` does so on CUDA."""
