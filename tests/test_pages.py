@@ -60,12 +60,13 @@ def smaller(command: str) -> list[str]:
     if name == "train" and "--resume" in arguments:
         if "--env-steps" in arguments:
             arguments[arguments.index("--env-steps") + 1] = "160"
-        return [name, *arguments]
+        # A copy, since other commands compare the runs below runs/.
+        return [name, *(argument.replace("runs/", "copies/") for argument in arguments)]
     if name == "train" and "--algo" not in arguments and "gymnasium:" not in command:
         if "--depth" in arguments:
             arguments[arguments.index("--depth") + 1] = "4"
         task = [] if any(map(re.compile("[a-z]").match, arguments[:1])) else ["reacher"]
-        return [name, *task, *arguments, *SMALL_FLAGS, "--run-dir", "runs/of_this_command"]
+        return [name, *task, *arguments, *SMALL_FLAGS, "--run-dir", "of_this_command"]
     if (name == "study" and not arguments) or "--runs" in arguments:
         return [name, *arguments]
     return [name, *arguments, "--dry-run"]
@@ -92,7 +93,9 @@ def test_a_command_of_a_page_works(
     assert command.startswith("torch-crl "), f"{page}: run it, or say why not: {command}"
     monkeypatch.chdir(folder)
     monkeypatch.setattr(calibration, "_SECONDS_OF_EACH", 0.05)
-    shutil.rmtree(folder / "runs" / "of_this_command", ignore_errors=True)
+    shutil.rmtree(folder / "of_this_command", ignore_errors=True)
+    shutil.rmtree(folder / "copies", ignore_errors=True)
+    shutil.copytree(folder / "runs" / "NAME", folder / "copies" / "NAME")
     arguments = smaller(command)
     if "--help" in arguments:
         with pytest.raises(SystemExit, match="0"):

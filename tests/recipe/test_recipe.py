@@ -11,6 +11,7 @@ import torch
 
 from tests.helpers.recipes import tiny
 from torch_crl.envs.registry import TASKS
+from torch_crl.errors import UsageError
 from torch_crl.fields import Problem, whole_number
 from torch_crl.recipe import checks
 from torch_crl.recipe.dry_run import plan_rows
@@ -306,3 +307,17 @@ def test_changing_a_leaf_changes_the_first_losses() -> None:
     # Up to 16 layers the factor is 1.
     deeper = with_changes(base, networks={"actor_depth": 32, "critic_depth": 32})
     assert losses(with_changes(deeper, networks={"branch": "scaled"})) != losses(deeper)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"sytem": {"seed": 1}}, "no setting sytem.seed; nearest: system.seed"),
+        ({"system": {"sed": 1}}, "no setting system.sed; nearest: system.seed"),
+    ],
+)
+def test_a_change_of_what_no_recipe_has_is_refused_with_the_nearest_names(
+    parts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        with_changes(Recipe(), **parts)

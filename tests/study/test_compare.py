@@ -389,3 +389,12 @@ def test_the_command_trains_what_it_reports(
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     assert document["findings"][0].startswith("Not finished")
     assert len(document["data"]["runs"]) == 3
+
+
+def test_runs_that_would_end_too_far_apart_are_refused_before_they_are_trained() -> None:
+    """PPO and contrastive RL round their env steps up to other numbers of steps."""
+    near = comparison_trials(["reacher"], algos=["crl", "ppo"], settings={"env_steps": 200_000})
+    assert len(near) == 6
+    message = "crl would end at 15,360 env steps and ppo at 16,384.*raise --env-steps"
+    with pytest.raises(RecipeError, match=message):
+        comparison_trials(["reacher"], algos=["crl", "ppo"], settings={"env_steps": 15_000})

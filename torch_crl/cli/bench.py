@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
@@ -74,6 +75,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
         title="median time of a call, 20th to 80th percentile; ratio to eager PyTorch",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for heading in ("what", "depth", "by", "ms", "spread", "rate", "ratio"):
         left = heading in ("what", "by")

@@ -66,9 +66,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Train what is missing, print the scores and write the report. Returns 1 if a run failed."""
-    options = read_flags(
-        Options, arguments, command="compare", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    options = read_flags(Options, arguments, command="compare")
     _check(options)
     allow_tasks(options.tasks, typed=options.tasks)
     # Imported here, so that --help stays quick.
@@ -123,7 +121,8 @@ def _check(options: Options) -> None:
         )
     if not (options.runs or options.tasks):
         raise UsageError(
-            "name tasks to train on (`torch-crl envs` lists them) or runs to read with --runs"
+            "name tasks to train on, before all flags (`torch-crl envs` lists them), or runs to "
+            "read with --runs"
         )
     if options.reward == "dense" and not set(options.algos) & set(LIBRARY_ALGOS):
         raise UsageError(

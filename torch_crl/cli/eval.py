@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from annotated_types import Le
 
 from torch_crl.cli.flags import read_flags
@@ -35,7 +34,7 @@ class Options(TrainedOptions):
 
 def main(arguments: list[str]) -> int:
     """Print the metrics of one evaluation. Returns the exit status."""
-    options = read_flags(Options, arguments, command="eval", config=(tyro.conf.FlagCreatePairsOff,))
+    options = read_flags(Options, arguments, command="eval")
     _check_video(options)
     trained = load_trained(options)
     result = _evaluate(trained, options)

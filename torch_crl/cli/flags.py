@@ -43,7 +43,12 @@ _POSITIONAL = get_args(Positional[str])[1]
 
 
 def read_flags(
-    options: Callable[..., Options], arguments: list[str], *, command: str, **tyro_options: Any
+    options: Callable[..., Options],
+    arguments: list[str],
+    *,
+    command: str,
+    config: tuple[Any, ...] = (),
+    **tyro_options: Any,
 ) -> Options:
     """Read the options of `torch-crl COMMAND`; `tyro_options` are passed on to `tyro.cli`.
 
@@ -54,7 +59,11 @@ def read_flags(
     _hint(arguments, command)
     with _REGISTRY:
         read: Options = tyro.cli(
-            options, args=arguments, prog=f"torch-crl {command}", **tyro_options
+            options,
+            args=arguments,
+            prog=f"torch-crl {command}",
+            config=(tyro.conf.FlagCreatePairsOff, *config),
+            **tyro_options,
         )
     if problems := _problems(read):
         raise UsageError(problems[0] if len(problems) == 1 else listed(problems))

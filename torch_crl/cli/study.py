@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import LaunchFlags, read_flags
@@ -30,7 +29,7 @@ class Options:
     name: Positional[str] = ""
     """Name of the study; if left out, all studies are listed."""
     scale: Literal["smoke", "small", "full"] = "smoke"
-    """smoke: shows only that the study runs, in a minute or two on one core.
+    """smoke: shows only that the study runs, in a minute or two, two runs at a time.
     small: takes a laptop a night, or a GPU some hours.
     full: the published tasks, five seeds, 100 M env steps a run."""
     out: Path = _DEFAULT_OUT
@@ -45,9 +44,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Run a study or list them all. Returns the exit status."""
-    options = read_flags(
-        Options, arguments, command="study", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    options = read_flags(Options, arguments, command="study")
     # Imported here, so that --help stays quick.
     from torch_crl.study.studies import STUDIES
     from torch_crl.study.study import cost_of, run_study

@@ -51,9 +51,9 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Run the sweep or print its plan. Returns 1 if a trial failed."""
-    options = read_flags(
-        Options, arguments, command="sweep", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    options = read_flags(Options, arguments, command="sweep")
+    if not options.tasks:
+        raise UsageError("name tasks to train on, before all flags: torch-crl sweep reacher")
     axes, settings = _assignments(options.grid), _assignments(options.set)
     if wrong := [f"--set {name} takes one value" for name in settings if "," in settings[name]]:
         raise UsageError("; ".join(wrong) + ", --grid takes several")

@@ -10,7 +10,7 @@ import tyro
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import allow_tasks_of
-from torch_crl.envs.registry import TASKS
+from torch_crl.envs.registry import TASKS, module_of
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Depth
@@ -94,7 +94,7 @@ def _parse(arguments: list[str], defaults: Options) -> Options:
         arguments,
         command="train",
         default=defaults,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
@@ -123,9 +123,14 @@ def _run(options: Options) -> int:
     print_line(
         f"reached the goal in {reached['success_any']:.0%} of the episodes and stayed for "
         f"{reached['time_at_goal_share']:.0%} of the time on {recipe.task.eval_name}; "
-        f"{picture}evaluate it: torch-crl eval {result.run_dir}"
+        f"{picture}evaluate it: torch-crl eval {result.run_dir}{_named(recipe.task.eval_name)}"
     )
     return 0
+
+
+def _named(task: str) -> str:
+    """The flag that `eval` needs for a task that is Python code."""
+    return f" --task {task}" if module_of(task) else ""
 
 
 def _share_done(directory: RunDirectory, recipe: Recipe) -> float:

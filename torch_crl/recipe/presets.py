@@ -1,10 +1,12 @@
 """The default recipe of each task, as data: differences from the published settings."""
 
+import difflib
 from dataclasses import replace
 from typing import Any
 
 from torch_crl.envs.registry import task_spec
 from torch_crl.envs.task_name import parse_task_name
+from torch_crl.errors import UsageError
 from torch_crl.recipe.record import Recipe
 
 _SMALL: dict[str, dict[str, Any]] = {
@@ -132,6 +134,15 @@ def with_depth(recipe: Recipe, depth: int) -> Recipe:
 
 
 def with_changes(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
-    """The recipe with some fields of its parts replaced, as in `task={"num_envs": 64}`."""
+    """The recipe with some fields of its parts replaced, as in `task={"num_envs": 64}`.
+
+    Raises UsageError for a part or a field that a recipe does not have.
+    """
+    known = recipe.leaves()
+    for leaf in (f"{part}.{name}" for part, fields in parts.items() for name in fields):
+        if leaf not in known:
+            near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.5)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise UsageError(f"a recipe has no setting {leaf}{hint}")
     changed = {part: replace(getattr(recipe, part), **fields) for part, fields in parts.items()}
     return replace(recipe, **changed)

@@ -88,7 +88,7 @@ class AlgorithmRecipe:
     ] = "forward_info_nce"
     """Critic loss: `forward_info_nce` classifies the goal of each state-action pair,
     `backward_info_nce` the state-action pair of each goal, `symmetric_info_nce` is their sum;
-    `binary_nce` classifies each combination as true or false, and fails with --energy cosine."""
+    `binary_nce` classifies each combination as true or false; it cannot learn with `cosine`."""
     logsumexp_penalty: Annotated[PositiveOrZero, BY_CRL] = 0.1
     """Coefficient, in the critic loss, of the mean squared log-sum-exp of the rows of logits."""
     discount: BelowOne = 0.99

@@ -25,7 +25,7 @@ SCORED_EVALUATIONS = 5
 _COUNTERS = ("env_steps", "updates", "seconds")
 _LAST_STEPS = "env steps at the last evaluation"
 # Runs of one budget may end at different steps, since each rounds up to its own whole collections.
-_ROUNDING = 0.05
+ROUNDING = 0.05
 
 
 class CurveError(TorchCrlError):
@@ -266,7 +266,7 @@ def _reached_differing(task: str, runs: list[Curve]) -> list[str]:
         return []
     fewest = min(runs, key=lambda run: run.env_steps_E[-1])
     most = max(runs, key=lambda run: run.env_steps_E[-1])
-    if most.env_steps_E[-1] <= (1 + _ROUNDING) * fewest.env_steps_E[-1]:
+    if most.env_steps_E[-1] <= (1 + ROUNDING) * fewest.env_steps_E[-1]:
         return []
     return _differing(task, _LAST_STEPS, [fewest, most], lambda run: int(run.env_steps_E[-1]))
 

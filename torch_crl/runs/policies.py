@@ -60,6 +60,10 @@ def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
     failures: list[checkpoint.CheckpointError] = []
     if (folder / checkpoint.META).exists():
         tensors, meta = checkpoint.load(folder)
+    elif not folder.exists():
+        raise checkpoint.CheckpointError(
+            f"{folder} does not exist; give a run directory or one policy of it"
+        )
     else:
         run = RunDirectory(folder)
         saved = run.best_policies if which == "best" else run.saved_policies

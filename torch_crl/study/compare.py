@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.marks import Mark, marked
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.curves import (
+    ROUNDING,
     Axis,
     Curve,
     CurveError,
@@ -138,7 +140,31 @@ def comparison_trials(
     trials = grid(tasks, axes=axes | {"seed": list(range(seeds))}, settings=settings)
     # Depth 0 is the preset's own, which may be given as a number too: equal trials are kept once.
     distinct = {trial.recipe: trial for trial in reversed(trials)}
+    _check_budgets(list(distinct.values()))
     return [_rewarded(trial, reward) for trial in reversed(distinct.values())]
+
+
+def _check_budgets(trials: Sequence[Trial]) -> None:
+    """Raise RecipeError if runs on one task would end too far apart to be compared.
+
+    Each algorithm rounds its env steps up to whole collections of its own.
+    """
+    problems = []
+    for task in dict.fromkeys(trial.recipe.task.name for trial in trials):
+        steps = {
+            trial.recipe.algorithm.algo: trial.recipe.total_env_steps
+            for trial in trials
+            if trial.recipe.task.name == task
+        }
+        fewest, most = min(steps, key=steps.__getitem__), max(steps, key=steps.__getitem__)
+        if steps[most] > (1 + ROUNDING) * steps[fewest]:
+            problems.append(
+                f"{task}: {fewest} would end at {steps[fewest]:,} env steps and {most} at "
+                f"{steps[most]:,}, each after whole collections of its own: they could not be "
+                "compared; raise --env-steps"
+            )
+    if problems:
+        raise RecipeError(problems)
 
 
 def _rewarded(trial: Trial, reward: str) -> Trial:
