@@ -24,6 +24,7 @@ def make_learner(
     width: int = 16,
     learning_rate: float = 3e-4,
     dtype: torch.dtype = torch.float32,
+    initial_temperature: float = 1.0,
 ) -> ContrastiveLearner:
     sizes = network_sizes(
         state_size=S,
@@ -48,6 +49,7 @@ def make_learner(
         actor_learning_rate=learning_rate,
         critic_learning_rate=2 * learning_rate,
         temperature_learning_rate=3 * learning_rate,
+        initial_temperature=initial_temperature,
         generator=Generator().manual_seed(1),
     )
 
@@ -213,3 +215,10 @@ def test_no_tensor_of_batch_by_batch_by_representation_is_made() -> None:
     with LargestTensor() as watch:
         learner.update(make_batch(batch_size))
     assert batch_size * batch_size <= watch.numel < batch_size * batch_size * representation
+
+
+def test_the_temperature_starts_where_it_is_told_to() -> None:
+    learner = make_learner(initial_temperature=0.1)
+    metrics = learner.update(make_batch(16))
+    assert float(metrics["alpha"]) == pytest.approx(0.1)
+    assert make_learner().log_alpha.item() == 0.0

@@ -19,6 +19,7 @@ def test_its_recipe_is_read_with_what_was_added_since() -> None:
     recipe = RunDirectory(OLD_RUN).read_recipe()
     assert recipe.task.name == "reacher" and recipe.budget.env_steps == 800
     assert recipe.system.env_timeout == 300.0
+    assert recipe.algorithm.initial_temperature == 1.0
 
 
 def test_its_policy_does_what_it_did() -> None:

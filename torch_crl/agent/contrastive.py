@@ -3,6 +3,7 @@
 B batch, S state, G goal, A action, R representation.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,7 @@ class ContrastiveLearner(Learner):
         actor_learning_rate: float,
         critic_learning_rate: float,
         temperature_learning_rate: float,
+        initial_temperature: float = 1.0,
         generator: Generator,
     ) -> None:
         """The generator must live on the networks' device; it draws the actor's noise."""
@@ -53,7 +55,9 @@ class ContrastiveLearner(Learner):
         self.generator = generator
         self.actor = networks.actor
         self.device = networks.actor.weight.device
-        self.log_alpha = torch.zeros((), device=self.device, requires_grad=True)
+        self.log_alpha = torch.tensor(
+            math.log(initial_temperature), device=self.device, requires_grad=True
+        )
         # Equal learning rates share a parameter group, so that one step launches few kernels.
         groups: dict[float, list[Tensor]] = {}
         for rate, parameters in (

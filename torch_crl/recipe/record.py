@@ -21,9 +21,12 @@ from torch_crl.recipe.settings import (
     TaskRecipe,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Format version of recipe.json; increase it with every new field, which earlier files lack."""
-_ADDED: dict[str, dict[str, Any]] = {"system": {"env_timeout": 300.0}}
+_ADDED: dict[str, dict[str, Any]] = {
+    "system": {"env_timeout": 300.0},
+    "algorithm": {"initial_temperature": 1.0},
+}
 """Fields that files of an earlier format lack, with values that behave as the runs of then did."""
 
 

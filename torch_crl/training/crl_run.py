@@ -262,5 +262,6 @@ def _build_learner(
         actor_learning_rate=algorithm.actor_learning_rate,
         critic_learning_rate=algorithm.critic_learning_rate,
         temperature_learning_rate=algorithm.temperature_learning_rate,
+        initial_temperature=algorithm.initial_temperature,
         generator=noise,
     )
