@@ -39,6 +39,7 @@ Depth = Annotated[int, Le(2**20)]
 Seed = Annotated[int, Ge(0), Le(2**63 - 1), arg(metavar="INT>=0")]
 Positive = Annotated[float, Gt(0.0), arg(metavar="FLOAT>0")]
 PositiveOrZero = Annotated[float, Ge(0.0), arg(metavar="FLOAT>=0")]
+Decay = Annotated[float, Ge(0.0), Lt(1.0), arg(metavar="0<=FLOAT<1")]
 BelowOne = Annotated[float, Gt(0.0), Lt(1.0), arg(metavar="0<FLOAT<1")]
 
 STRICT = {"strict": True, "extra": "forbid", "allow_inf_nan": False}

@@ -20,6 +20,7 @@ def test_its_recipe_is_read_with_what_was_added_since() -> None:
     assert recipe.task.name == "reacher" and recipe.budget.env_steps == 800
     assert recipe.system.env_timeout == 300.0
     assert recipe.algorithm.initial_temperature == 1.0
+    assert recipe.algorithm.average_weights == 0.0
 
 
 def test_its_policy_does_what_it_did() -> None:

@@ -11,6 +11,8 @@ class UpdateCost:
 
     networks: NetworkSizes
     batch_size: int
+    averaged: bool = False
+    """Whether an average of the actor's weights is kept."""
 
     @property
     def parameters(self) -> int:
@@ -48,7 +50,8 @@ class UpdateCost:
     @property
     def training_bytes(self) -> int:
         """Bytes in fp32: parameters, their values before an update, gradients, two Adam moments."""
-        return 5 * 4 * self.parameters
+        average = 4 * self.networks.actor.parameters if self.averaged else 0
+        return 5 * 4 * self.parameters + average
 
 
 def replay_bytes(

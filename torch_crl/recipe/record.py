@@ -25,7 +25,7 @@ FORMAT = 2
 """Format version of recipe.json; increase it with every new field, which earlier files lack."""
 _ADDED: dict[str, dict[str, Any]] = {
     "system": {"env_timeout": 300.0},
-    "algorithm": {"initial_temperature": 1.0},
+    "algorithm": {"initial_temperature": 1.0, "average_weights": 0.0},
 }
 """Fields that files of an earlier format lack, with values that behave as the runs of then did."""
 
@@ -118,7 +118,11 @@ class Recipe:
     @property
     def update_cost(self) -> UpdateCost:
         """Parameters, operations and memory of one gradient update of contrastive RL."""
-        return UpdateCost(networks=self.network_sizes, batch_size=self.algorithm.batch_size)
+        return UpdateCost(
+            networks=self.network_sizes,
+            batch_size=self.algorithm.batch_size,
+            averaged=self.algorithm.average_weights > 0,
+        )
 
     @property
     def network_sizes(self) -> NetworkSizes:

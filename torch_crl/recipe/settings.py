@@ -11,6 +11,7 @@ from torch_crl.fields import (
     BelowOne,
     Count,
     CountOrZero,
+    Decay,
     Depth,
     Positive,
     PositiveOrZero,
@@ -107,6 +108,9 @@ class AlgorithmRecipe:
     """Learning rate of the Adam optimiser of the critic's two encoders, constant."""
     temperature_learning_rate: Annotated[Positive, BY_CRL] = 3e-4
     """Learning rate of the Adam optimiser of the log entropy coefficient, constant."""
+    average_weights: Annotated[Decay, BY_OURS] = 0.0
+    """Decay per update of an exponential moving average of the actor's weights. Evaluations and
+    saved policies use the average, collection the newest weights; 0 keeps no average."""
     batch_size: Annotated[TwoOrMore, Mark.SIZE] = 512
     """Number of steps in the batch of a gradient update; in `crl`, the goals of all other steps in
     the batch are the negatives of each."""

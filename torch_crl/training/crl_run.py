@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.agent.average import AveragedActor
 from torch_crl.agent.behaviour_cloning import BehaviourCloning
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.contrastive import ContrastiveLearner, Objective
@@ -46,6 +47,9 @@ class CrlRun(Run):
         self.replay = replay
         self.collector = collector
         self.sampler = sampler
+        decay = recipe.algorithm.average_weights
+        self.average = AveragedActor(learner.actor, decay=decay) if decay else None
+        """The actor that is evaluated and saved; None where that is the newest one."""
         self.update_graph: GraphedFunction | None = None
         """Captures and replays `draw_and_update`; None without CUDA graphs."""
 
@@ -68,7 +72,8 @@ class CrlRun(Run):
     def policy(self) -> Policy:
         """The current deterministic policy; it shares the learner's weights."""
         spec = self.env.spec
-        return Policy(self.learner.actor, state_size=spec.state_size, goal_size=spec.goal_size)
+        actor = self.average.actor if self.average else self.learner.actor
+        return Policy(actor, state_size=spec.state_size, goal_size=spec.goal_size)
 
     def collect(self) -> dict[str, float]:
         """Collect one unroll in every env; returns metrics of the episodes."""
@@ -114,18 +119,22 @@ class CrlRun(Run):
             discount=algorithm.discount,
             generator=self.sampler,
         )
-        return self.learner.update(batch)
+        metrics = self.learner.update(batch)
+        if self.average is not None:
+            self.average.update()
+        return metrics
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and counters for a checkpoint."""
-        tensors = checkpoint.flatten(
-            {
-                "learner": self.learner.state_dict(),
-                "replay": self.replay.state_dict(),
-                "collector": self.collector.state_dict(),
-                "sampler": {"generator": self.sampler.get_state()},
-            }
-        )
+        parts = {
+            "learner": self.learner.state_dict(),
+            "replay": self.replay.state_dict(),
+            "collector": self.collector.state_dict(),
+            "sampler": {"generator": self.sampler.get_state()},
+        }
+        if self.average is not None:
+            parts["average"] = self.average.state_dict()
+        tensors = checkpoint.flatten(parts)
         counters = {
             "collections_done": self.collections_done,
             "updates_done": self.updates_done,
@@ -177,6 +186,8 @@ class CrlRun(Run):
         self.replay.load_state_dict(checkpoint.part_of(tensors, "replay"))
         self.collector.load_state_dict(checkpoint.part_of(tensors, "collector"))
         self.sampler.set_state(tensors["sampler/generator"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint.part_of(tensors, "average"))
         self.collections_done = counters["collections_done"]
         self.updates_done = counters["updates_done"]
         self.seconds = counters["seconds"]
@@ -219,11 +230,12 @@ def build_run(
         collector=_build_collector(recipe, env, learner, replay, generator("exploration", device)),
         sampler=generator("batches", device),
     )
+    averaged = run.average.state_dict() if run.average else {}
     if compute.cuda_graph:
         run.update_graph = GraphedFunction(
             run.draw_and_update,
             make_recorder=lambda: make_recorder(device, [run.sampler, *learner.generators]),
-            fixed=lambda: learner.named_parameters() | replay.tensors(),
+            fixed=lambda: learner.named_parameters() | replay.tensors() | averaged,
         )
         run.collector.use_graphs(lambda generators: make_recorder(device, generators))
     return run
