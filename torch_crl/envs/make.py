@@ -45,8 +45,8 @@ def make_vector_env(
         ValueError: there is no such task, or it cannot be trained on.
         SimulatorError: the simulator cannot run the task on this machine.
     """
-    _require_positive(num_envs=num_envs, episode_length=episode_length)
     if parse_task_name(name).kind == "gymnasium":
+        _require_positive(num_envs=num_envs, episode_length=episode_length)
         return GymnasiumVectorEnv(
             name,
             num_envs=num_envs,

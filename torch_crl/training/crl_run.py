@@ -230,8 +230,8 @@ def build_run(
         collector=_build_collector(recipe, env, learner, replay, generator("exploration", device)),
         sampler=generator("batches", device),
     )
-    averaged = run.average.state_dict() if run.average else {}
     if compute.cuda_graph:
+        averaged = run.average.state_dict() if run.average else {}
         run.update_graph = GraphedFunction(
             run.draw_and_update,
             make_recorder=lambda: make_recorder(device, [run.sampler, *learner.generators]),
