@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 
 def _update(**sizes: Any) -> Scenario:
-    return Scenario(kind="update", seconds=2.0, **sizes)
+    return Scenario(kind="update", seconds=1.0, **sizes)
 
 
 def scenarios() -> dict[str, list[Scenario]]:
@@ -139,6 +139,9 @@ def _tests(folder: Path, seconds: float) -> list[Row]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     # A host may have newer libraries than those that are tested; their deprecations are no failure.
     command += ["-W", "default::DeprecationWarning"]
+    if importlib.util.find_spec("xdist"):
+        # Most of the time goes into compiling. pytest-benchmark objects to several processes.
+        command += ["-n", "6", "-p", "no:benchmark"]
     command += [
         "tests/test_gpu.py",
         "tests/system/test_cuda_graph.py",

@@ -31,6 +31,8 @@ def test_a_run_on_the_gpu_resumes_and_its_policy_loads_on_the_cpu(tmp_path: Path
 @pytest.mark.parametrize("width", [16, 128])
 def test_towers_of_other_algorithms_train_on_the_gpu(algo: str, width: int, tmp_path: Path) -> None:
     # Width 128 takes the persistent kernel, other widths one kernel a layer.
+    if algo != "gcbc":
+        pytest.importorskip("stable_baselines3")
     device = {"device": "cuda", "torch_threads": 1}
     recipe = tiny_baseline(algo, depth=4, networks={"width": width}, system=device)
     check(recipe)
@@ -142,6 +144,7 @@ def test_a_captured_collection_equals_an_eager_one(task: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 def test_a_captured_collection_never_waits_and_its_episodes_differ() -> None:
     run = collected("on", "ant")
     env = run.collector.env

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch_crl.kernels.infonce.reference import EPSILON, PairScores, unit_rows
 
 _EPSILON = tl.constexpr(EPSILON)
+# Each factor as a sum of two TF32 numbers: as exact as fp32 products, on the tensor cores.
+_PRECISION = tl.constexpr("tf32x3")
 _INTERPRETED = triton.knobs.runtime.interpret
-# Without these limits, ptxas spills a few registers to fit one more program on a multiprocessor.
-FWD_REGISTERS = 128
-BWD_REGISTERS = 255
+# As many registers as the kernels want: one program fills a multiprocessor.
+REGISTERS = 255
 
 # In the order of PairScores; scores that were not requested are empty tensors.
 _Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -34,17 +35,13 @@ class Launch(NamedTuple):
     num_stages: int
 
 
-def choose_launch(batch: int, size: int) -> Launch:
-    """Few rows per program in a small batch, so that all multiprocessors have work."""
-    few = batch <= 2048
-    return Launch(
-        BM=16 if few else 32,
-        BN=32,
-        BK=16 if size <= 16 else 32,
-        BR=16 if size <= 16 else 32 if size <= 32 else 64,
-        num_warps=4 if few else 8,
-        num_stages=2,
-    )
+def choose_launch(size: int) -> Launch:
+    """The fastest of those tried on an H100, for batches of 512 and of 2048 (benchmarks/LOG.md)."""
+    if size <= 32:
+        # A single slice of R, kept in registers: with more columns at once, some would spill.
+        block = 16 if size <= 16 else 32
+        return Launch(BM=16, BN=64, BK=block, BR=block, num_warps=8, num_stages=1)
+    return Launch(BM=16, BN=128, BK=32, BR=64, num_warps=8, num_stages=1)
 
 
 @triton.jit
@@ -71,7 +68,7 @@ def _tile(
         o_k = start + tl.arange(0, BK)
         b_x = _load_rows(p_x, p_offset, o_x, o_k, B, R, DISTANCE)
         b_y = _load_rows(p_y, p_offset, o_y, o_k, B, R, DISTANCE)
-        b_dot = tl.dot(b_x, tl.trans(b_y), b_dot, input_precision="ieee")
+        b_dot = tl.dot(b_x, tl.trans(b_y), b_dot, input_precision=_PRECISION)
         if DISTANCE:
             b_x_square += tl.sum(b_x * b_x, 1)
             b_y_square += tl.sum(b_y * b_y, 1)
@@ -242,7 +239,7 @@ def _gradient_block(
         if ENERGY == "l2":
             b_weight = tl.where(b_tile < 0.0, 0.0, -2.0 * b_weight)
         b_y = _load_rows(p_y, p_offset, o_y, o_r, B, R, DISTANCE)
-        b_grad = tl.dot(b_weight, b_y, b_grad, input_precision="ieee")
+        b_grad = tl.dot(b_weight, b_y, b_grad, input_precision=_PRECISION)
         b_weight_sum += tl.sum(b_weight, 1)
     if DISTANCE:
         b_x = _load_rows(p_x, p_offset, o_x, o_r, B, R, DISTANCE)
@@ -293,7 +290,7 @@ def infonce_fwd(
     """Launch the forward kernel; returns the scores [B] of phi and psi [B, R]."""
     phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
     batch, size = phi_BR.shape
-    launch = choose_launch(batch, size)
+    launch = choose_launch(size)
     asked = (1, 1, columns, softplus, 1, 1)
     outputs = [torch.empty(batch * n, dtype=phi_BR.dtype, device=phi_BR.device) for n in asked]
     with torch.cuda.device_of(phi_BR):
@@ -304,7 +301,7 @@ def infonce_fwd(
             ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus,
             BM=launch.BM, BN=launch.BN, BK=launch.BK,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
-            maxnreg=FWD_REGISTERS,
+            maxnreg=REGISTERS,
         )  # fmt: skip
     return cast(_Scores, tuple(outputs))
 
@@ -317,7 +314,7 @@ def infonce_bwd(
     """Launch the backward kernel; returns the gradients [B, R] of phi and psi."""
     phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
     batch, size = phi_BR.shape
-    launch = choose_launch(batch, size)
+    launch = choose_launch(size)
     phi_grad_BR, psi_grad_BR = torch.empty_like(phi_BR), torch.empty_like(psi_BR)
     upstream = (diagonal_grad_B, row_grad_B, column_grad_B, softplus_grad_B)
     with torch.cuda.device_of(phi_BR):
@@ -329,7 +326,7 @@ def infonce_bwd(
             ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus,
             BM=launch.BM, BN=launch.BN, BK=launch.BK, BR=launch.BR,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
-            maxnreg=BWD_REGISTERS,
+            maxnreg=REGISTERS,
         )  # fmt: skip
     return phi_grad_BR, psi_grad_BR
 
@@ -343,7 +340,9 @@ def _(
     phi_BR: Tensor, _psi_BR: Tensor, _energy: str, columns: bool, softplus: bool
 ) -> tuple[Tensor, ...]:
     batch = phi_BR.shape[0]
-    return tuple(phi_BR.new_empty(batch * n) for n in (1, 1, columns, softplus, 1, 1))
+    # A symbolic size cannot be multiplied by a bool.
+    asked = (1, 1, int(columns), int(softplus), 1, 1)
+    return tuple(phi_BR.new_empty(batch * n) for n in asked)
 
 
 @_backward.register_fake

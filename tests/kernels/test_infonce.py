@@ -119,11 +119,9 @@ def test_scores_that_were_not_asked_for(energy: str, columns: bool, softplus: bo
 
 
 @pytest.mark.parametrize("energy", ["norm", "dot"])
-def test_blocks_of_a_large_batch(monkeypatch: pytest.MonkeyPatch, energy: str) -> None:
-    large = kernel.choose_launch(8192, 20)
-    assert large != kernel.choose_launch(70, 20)
-    monkeypatch.setattr(kernel, "choose_launch", lambda batch, size: large)
-    assert_as_good_as_fp32(*draw(70, 20), energy=energy)
+def test_more_columns_than_one_step_takes(energy: str) -> None:
+    batch = 2 * kernel.choose_launch(40).BN + 14
+    assert_as_good_as_fp32(*draw(batch, 40), energy=energy)
 
 
 @pytest.mark.parametrize("energy", ENERGIES)
@@ -142,8 +140,12 @@ def test_equal_rows(energy: str) -> None:
 
 @pytest.mark.parametrize("energy", ENERGIES)
 def test_large_energies(energy: str) -> None:
-    # Of thousands for "l2" and "dot": their exponentials overflow and vanish.
-    assert_as_good_as_fp32(*draw(33, 16, scale=30.0), energy=energy)
+    # Of thousands for "l2" and "dot": their exponentials overflow and vanish. Such energies are up
+    # to 0.002 apart in fp32, and on a GPU the two kernels add them up in different orders.
+    phi, psi = draw(33, 16, scale=30.0)
+    largest = ENERGIES[energy].pairwise(phi, psi).abs().max() * phi.abs().max()
+    scale = largest.item() if energy in ("l2", "dot") else 1.0
+    assert_as_good_as_fp32(phi, psi, energy=energy, scale=scale)
 
 
 @pytest.mark.parametrize("energy", ["norm", "l2"])
@@ -284,22 +286,19 @@ def test_triton_is_imported_only_where_it_is_asked_for() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def jobs_of(batch: int, size: int, energy: str, arch: int) -> list[Job]:
-    launch = kernel.choose_launch(batch, size)
+def jobs_of(size: int, energy: str, arch: int) -> list[Job]:
+    launch = kernel.choose_launch(size)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options["maxnreg"] = kernel.REGISTERS
     constants = {"R": size, "ENERGY": energy, "COLUMNS": True, "SOFTPLUS": True}
     constants |= {name: getattr(launch, name) for name in ("BM", "BN", "BK", "BR")}
     jobs = []
-    for name, registers in (
-        ("infonce_fwd_kernel", kernel.FWD_REGISTERS),
-        ("infonce_bwd_kernel", kernel.BWD_REGISTERS),
-    ):
+    for name in ("infonce_fwd_kernel", "infonce_bwd_kernel"):
         arguments = getattr(kernel, name).arg_names
         of_kernel = {key: value for key, value in constants.items() if key in arguments}
         types = {argument: "*fp32" for argument in arguments if argument not in of_kernel}
         types["B"] = "i32"
-        limited = options | {"maxnreg": registers}
-        jobs.append(Job(kernel.__name__, name, types, of_kernel, limited, arch))
+        jobs.append(Job(kernel.__name__, name, types, of_kernel, options, arch))
     return jobs
 
 
@@ -307,9 +306,9 @@ def test_compiles_without_spills() -> None:
     jobs = [
         job
         for arch in SHARED_MEMORY
-        for batch, size in ((512, 64), (4096, 64), (4096, 512))
+        for size in (32, 64, 512)
         for energy in ("norm", "dot")
-        for job in jobs_of(batch, size, energy, arch)
+        for job in jobs_of(size, energy, arch)
     ]
     for job, used in zip(jobs, compile_all(jobs), strict=True):
         assert used.stack_bytes == 0, (job, used)

@@ -128,8 +128,9 @@ def test_upstream_gradients_may_be_parts_of_larger_tensors() -> None:
         return leaf.grad
 
     for transposed in (False, True):
+        # Where the tanh is nearly 1, its derivative has few correct digits; wrong strides show.
         torch.testing.assert_close(
-            gradient("triton", transposed), gradient("reference", transposed), rtol=1e-5, atol=1e-6
+            gradient("triton", transposed), gradient("reference", transposed), rtol=1e-4, atol=1e-5
         )
 
 
