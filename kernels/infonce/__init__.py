@@ -1,6 +1,6 @@
 """Energies of all pairs in a batch, reduced to the scores that the contrastive losses need."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ def pair_scores(
     energy: str,
     columns: bool = False,
     softplus: bool = False,
+    row_mask_B: Tensor | None = None,
     implementation: Literal["reference", "triton"],
 ) -> PairScores:
     """Scores of all pairs of rows of phi [B, R] and psi [B, R]; every field is [B].
@@ -29,6 +30,8 @@ def pair_scores(
         energy: A name in ENERGIES.
         columns: Also compute column_logsumexp_B.
         softplus: Also compute row_softplus_B.
+        row_mask_B: float32, 1 for the rows that the sums of the columns contain and 0 for others;
+            None is all rows. It does not change the scores of rows.
         implementation: "reference" makes the B x B matrix of energies, in any floating dtype;
             "triton" does not make it, takes float32 on a CUDA device, and raises if it cannot run.
 
@@ -43,15 +46,15 @@ def pair_scores(
         )
     if energy not in ENERGIES:
         raise ValueError(f"energy {energy!r} is unknown; choose one of {', '.join(ENERGIES)}")
+    options: dict[str, Any] = {"energy": energy, "columns": columns, "softplus": softplus}
+    options["row_mask_B"] = row_mask_B
     if implementation == "reference":
-        return reference.pair_scores(
-            phi_BR, psi_BR, energy=energy, columns=columns, softplus=softplus
-        )
+        return reference.pair_scores(phi_BR, psi_BR, **options)
     if implementation == "triton":
         # Imported here, so that Triton is needed only if its kernels are requested.
-        from torch_crl.kernels.infonce import kernel
+        from torch_crl.kernels.infonce import op
 
-        return kernel.pair_scores(phi_BR, psi_BR, energy=energy, columns=columns, softplus=softplus)
+        return op.pair_scores(phi_BR, psi_BR, **options)
     raise ValueError(
         f"implementation {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
     )

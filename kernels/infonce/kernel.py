@@ -1,27 +1,21 @@
-"""`pair_scores` in two Triton kernels, without the B x B matrix in memory. See the README.
+"""The two Triton kernels of `pair_scores`, without the B x B matrix in memory. See the README.
 
 x and y are (phi, psi) in programs that own rows, and (psi, phi) in those that own columns.
 B pairs, R representation, BM rows of x per program, BN rows of y per step, BK and BR slices of R.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from torch_crl.kernels.infonce.reference import EPSILON, PairScores, unit_rows
+from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT
 
-_EPSILON = tl.constexpr(EPSILON)
+_EPSILON, _LEFT_OUT = tl.constexpr(EPSILON), tl.constexpr(LEFT_OUT)
 # Each factor as a sum of two TF32 numbers: as exact as fp32 products, on the tensor cores.
 _PRECISION = tl.constexpr("tf32x3")
-_INTERPRETED = triton.knobs.runtime.interpret
 # As many registers as the kernels want: one program fills a multiprocessor.
 REGISTERS = 255
-
-# In the order of PairScores; scores that were not requested are empty tensors.
-_Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Launch(NamedTuple):
@@ -108,12 +102,12 @@ def _sigmoid(b_x):
 @triton.jit
 def _reduce_block(
     # inputs
-    p_x, p_y, p_offset, i_block,
+    p_x, p_y, p_offset, p_row_mask, i_block,
     # outputs
     p_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
     # sizes
     B, R: tl.constexpr,
-    ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SOFTPLUS: tl.constexpr,
+    ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     o_x = i_block * BM + tl.arange(0, BM)
@@ -128,6 +122,9 @@ def _reduce_block(
         m_y = o_y < B
         b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, B, R, ENERGY != "dot", BM, BN, BK)
         b_energy = _energy(b_tile, m_y[None, :], ENERGY)
+        if MASKED and not IS_ROW:
+            m_counts = tl.load(p_row_mask + o_y, mask=m_y, other=1.0) > 0
+            b_energy = tl.where(m_counts[None, :], b_energy, _LEFT_OUT)
         b_new_max = tl.maximum(b_max, tl.max(b_energy, 1))
         b_block_mass = tl.sum(tl.exp(b_energy - b_new_max[:, None]), 1)
         b_mass = b_mass * tl.exp(b_max - b_new_max) + b_block_mass
@@ -152,12 +149,12 @@ def _reduce_block(
 @triton.jit
 def infonce_fwd_kernel(
     # inputs
-    p_phi, p_psi, p_offset,
+    p_phi, p_psi, p_offset, p_row_mask,
     # outputs
     p_diagonal, p_row_logsumexp, p_column_logsumexp, p_softplus, p_rival, p_sum,
     # sizes
     B, R: tl.constexpr,
-    ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of rows, followed by as many blocks of columns if COLUMNS."""
@@ -165,37 +162,46 @@ def infonce_fwd_kernel(
     num_blocks = tl.cdiv(B, BM)
     if i_block < num_blocks:
         _reduce_block(
-            p_phi, p_psi, p_offset, i_block,
+            p_phi, p_psi, p_offset, p_row_mask, i_block,
             p_row_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
-            B, R, ENERGY, True, SOFTPLUS, BM, BN, BK,
+            B, R, ENERGY, True, SOFTPLUS, MASKED, BM, BN, BK,
         )  # fmt: skip
     else:
         if COLUMNS:
             _reduce_block(
-                p_psi, p_phi, p_offset, i_block - num_blocks,
+                p_psi, p_phi, p_offset, p_row_mask, i_block - num_blocks,
                 p_column_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
-                B, R, ENERGY, False, False, BM, BN, BK,
+                B, R, ENERGY, False, False, MASKED, BM, BN, BK,
             )  # fmt: skip
 
 
 @triton.jit
 def _energy_gradient(
-    b_energy, o_x, o_y, B,
+    b_energy, o_x, o_y, B, p_row_mask,
     p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
     IS_ROW: tl.constexpr, SUM_OF_X: tl.constexpr, SUM_OF_Y: tl.constexpr, SOFTPLUS: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     # d loss / d E_ij, [BM, BN]: one term for each of the scores that E_ij is part of.
     m_x, m_y = o_x < B, o_y < B
     b_diagonal = tl.load(p_diagonal_grad + o_x, mask=m_x, other=0.0)
     b_grad = tl.where(o_x[:, None] == o_y[None, :], b_diagonal[:, None], 0.0)
+    b_of_x, b_of_y = b_energy, b_energy
+    # The sums of columns leave out the rows outside of the mask: exp(-inf) is 0.
+    if MASKED and IS_ROW and SUM_OF_Y:
+        m_counts = tl.load(p_row_mask + o_x, mask=m_x, other=1.0) > 0
+        b_of_y = tl.where(m_counts[:, None], b_energy, float("-inf"))
+    if MASKED and not IS_ROW and SUM_OF_X:
+        m_counts = tl.load(p_row_mask + o_y, mask=m_y, other=1.0) > 0
+        b_of_x = tl.where(m_counts[None, :], b_energy, float("-inf"))
     if SUM_OF_X:
         b_logsumexp = tl.load(p_x_logsumexp + o_x, mask=m_x, other=0.0)
         b_upstream = tl.load(p_x_grad + o_x, mask=m_x, other=0.0)
-        b_grad += b_upstream[:, None] * tl.exp(b_energy - b_logsumexp[:, None])
+        b_grad += b_upstream[:, None] * tl.exp(b_of_x - b_logsumexp[:, None])
     if SUM_OF_Y:
         b_logsumexp = tl.load(p_y_logsumexp + o_y, mask=m_y, other=0.0)
         b_upstream = tl.load(p_y_grad + o_y, mask=m_y, other=0.0)
-        b_grad += b_upstream[None, :] * tl.exp(b_energy - b_logsumexp[None, :])
+        b_grad += b_upstream[None, :] * tl.exp(b_of_y - b_logsumexp[None, :])
     if SOFTPLUS:
         # One softplus score per row of phi, so indexed like whichever of x and y is phi.
         if IS_ROW:
@@ -209,14 +215,14 @@ def _energy_gradient(
 @triton.jit
 def _gradient_block(
     # inputs
-    p_x, p_y, p_offset, i_block,
+    p_x, p_y, p_offset, p_row_mask, i_block,
     p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
     # outputs
     p_grad,
     # sizes
     B, R: tl.constexpr,
     ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SUM_OF_X: tl.constexpr, SUM_OF_Y: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     DISTANCE: tl.constexpr = ENERGY != "dot"
@@ -229,9 +235,9 @@ def _gradient_block(
         b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, B, R, DISTANCE, BM, BN, BK)
         b_energy = _energy(b_tile, (o_x < B)[:, None] & (o_y < B)[None, :], ENERGY)
         b_weight = _energy_gradient(
-            b_energy, o_x, o_y, B,
+            b_energy, o_x, o_y, B, p_row_mask,
             p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
-            IS_ROW, SUM_OF_X, SUM_OF_Y, SOFTPLUS,
+            IS_ROW, SUM_OF_X, SUM_OF_Y, SOFTPLUS, MASKED,
         )  # fmt: skip
         # dE/dx is factor * (x - y) for distances, zero where the distance is clamped, else y.
         if ENERGY == "norm":
@@ -251,13 +257,13 @@ def _gradient_block(
 @triton.jit
 def infonce_bwd_kernel(
     # inputs
-    p_phi, p_psi, p_offset, p_row_logsumexp, p_column_logsumexp,
+    p_phi, p_psi, p_offset, p_row_mask, p_row_logsumexp, p_column_logsumexp,
     p_diagonal_grad, p_row_grad, p_column_grad, p_softplus_grad,
     # outputs
     p_phi_grad, p_psi_grad,
     # sizes
     B, R: tl.constexpr,
-    ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Grid: (blocks of rows followed by blocks of columns, slices of R)."""
@@ -265,135 +271,15 @@ def infonce_bwd_kernel(
     num_blocks = tl.cdiv(B, BM)
     if i_block < num_blocks:
         _gradient_block(
-            p_phi, p_psi, p_offset, i_block,
+            p_phi, p_psi, p_offset, p_row_mask, i_block,
             p_row_logsumexp, p_row_grad, p_column_logsumexp, p_column_grad,
             p_diagonal_grad, p_softplus_grad, p_phi_grad,
-            B, R, ENERGY, True, True, COLUMNS, SOFTPLUS, BM, BN, BK, BR,
+            B, R, ENERGY, True, True, COLUMNS, SOFTPLUS, MASKED, BM, BN, BK, BR,
         )  # fmt: skip
     else:
         _gradient_block(
-            p_psi, p_phi, p_offset, i_block - num_blocks,
+            p_psi, p_phi, p_offset, p_row_mask, i_block - num_blocks,
             p_column_logsumexp, p_column_grad, p_row_logsumexp, p_row_grad,
             p_diagonal_grad, p_softplus_grad, p_psi_grad,
-            B, R, ENERGY, False, COLUMNS, True, SOFTPLUS, BM, BN, BK, BR,
+            B, R, ENERGY, False, COLUMNS, True, SOFTPLUS, MASKED, BM, BN, BK, BR,
         )  # fmt: skip
-
-
-def _offset(psi_BR: Tensor, energy: str) -> Tensor:
-    # Used by distances only. See the reference for why they are centred.
-    return psi_BR if energy == "dot" else psi_BR.mean(0)
-
-
-def infonce_fwd(
-    phi_BR: Tensor, psi_BR: Tensor, energy: str, columns: bool, softplus: bool
-) -> _Scores:
-    """Launch the forward kernel; returns the scores [B] of phi and psi [B, R]."""
-    phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
-    batch, size = phi_BR.shape
-    launch = choose_launch(size)
-    asked = (1, 1, columns, softplus, 1, 1)
-    outputs = [torch.empty(batch * n, dtype=phi_BR.dtype, device=phi_BR.device) for n in asked]
-    with torch.cuda.device_of(phi_BR):
-        infonce_fwd_kernel[(triton.cdiv(batch, launch.BM) * (1 + columns),)](
-            phi_BR, psi_BR, _offset(psi_BR, energy),
-            *outputs,
-            batch, size,
-            ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus,
-            BM=launch.BM, BN=launch.BN, BK=launch.BK,
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
-            maxnreg=REGISTERS,
-        )  # fmt: skip
-    return cast(_Scores, tuple(outputs))
-
-
-def infonce_bwd(
-    phi_BR: Tensor, psi_BR: Tensor, row_logsumexp_B: Tensor, column_logsumexp_B: Tensor,
-    diagonal_grad_B: Tensor, row_grad_B: Tensor, column_grad_B: Tensor, softplus_grad_B: Tensor,
-    energy: str, columns: bool, softplus: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch the backward kernel; returns the gradients [B, R] of phi and psi."""
-    phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
-    batch, size = phi_BR.shape
-    launch = choose_launch(size)
-    phi_grad_BR, psi_grad_BR = torch.empty_like(phi_BR), torch.empty_like(psi_BR)
-    upstream = (diagonal_grad_B, row_grad_B, column_grad_B, softplus_grad_B)
-    with torch.cuda.device_of(phi_BR):
-        infonce_bwd_kernel[(2 * triton.cdiv(batch, launch.BM), triton.cdiv(size, launch.BR))](
-            phi_BR, psi_BR, _offset(psi_BR, energy), row_logsumexp_B, column_logsumexp_B,
-            *(grad_B.contiguous() for grad_B in upstream),
-            phi_grad_BR, psi_grad_BR,
-            batch, size,
-            ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus,
-            BM=launch.BM, BN=launch.BN, BK=launch.BK, BR=launch.BR,
-            num_warps=launch.num_warps, num_stages=launch.num_stages,
-            maxnreg=REGISTERS,
-        )  # fmt: skip
-    return phi_grad_BR, psi_grad_BR
-
-
-_forward = torch.library.custom_op("torch_crl::pair_scores", infonce_fwd, mutates_args=())
-_backward = torch.library.custom_op("torch_crl::pair_scores_backward", infonce_bwd, mutates_args=())
-
-
-@_forward.register_fake
-def _(
-    phi_BR: Tensor, _psi_BR: Tensor, _energy: str, columns: bool, softplus: bool
-) -> tuple[Tensor, ...]:
-    batch = phi_BR.shape[0]
-    # A symbolic size cannot be multiplied by a bool.
-    asked = (1, 1, int(columns), int(softplus), 1, 1)
-    return tuple(phi_BR.new_empty(batch * n) for n in asked)
-
-
-@_backward.register_fake
-def _(phi_BR: Tensor, psi_BR: Tensor, *_args: Any) -> tuple[Tensor, Tensor]:
-    return phi_BR.new_empty(phi_BR.shape), psi_BR.new_empty(psi_BR.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    phi_BR, psi_BR, ctx.energy, ctx.columns, ctx.softplus = inputs
-    ctx.save_for_backward(phi_BR, psi_BR, output[1], output[2])
-
-
-def _autograd(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _backward(*ctx.saved_tensors, *upstream[:4], ctx.energy, ctx.columns, ctx.softplus)
-    return (*grads, None, None, None)
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def pair_scores(
-    phi_BR: Tensor, psi_BR: Tensor, *, energy: str, columns: bool, softplus: bool
-) -> PairScores:
-    """Same as the reference, for float32 on one CUDA device, or anywhere when interpreted.
-
-    Raises:
-        ValueError: For tensors of another dtype, device or size than the kernels take.
-    """
-    for name, x_BR in (("phi", phi_BR), ("psi", psi_BR)):
-        if x_BR.dtype != torch.float32:
-            raise ValueError(
-                f"{name} is {x_BR.dtype}; the triton implementation takes torch.float32: convert "
-                'it, or choose implementation="reference"'
-            )
-        if x_BR.device != phi_BR.device or not (x_BR.is_cuda or _INTERPRETED):
-            raise ValueError(
-                f"{name} is on {x_BR.device}; the triton implementation takes tensors of one CUDA "
-                'device: move it, or choose implementation="reference"'
-            )
-    # Offsets inside a tensor are 32-bit integers, and reach up to one block past its end.
-    if phi_BR.numel() >= 2**30:
-        raise ValueError(
-            f"phi is {tuple(phi_BR.shape)}; the triton implementation takes fewer than 2^30 "
-            'numbers: use a smaller batch, or choose implementation="reference"'
-        )
-    if energy == "cosine":
-        energy, phi_BR, psi_BR = "dot", unit_rows(phi_BR), unit_rows(psi_BR)
-    scores = PairScores(*_forward(phi_BR, psi_BR, energy, columns, softplus))
-    return scores._replace(
-        column_logsumexp_B=scores.column_logsumexp_B if columns else None,
-        row_softplus_B=scores.row_softplus_B if softplus else None,
-        row_rival_B=scores.row_rival_B.detach(),
-        row_sum_B=scores.row_sum_B.detach(),
-    )

@@ -14,6 +14,10 @@ from torch.nn import functional
 # Added under the root of a distance or norm, so that the gradient at zero is zero and not NaN.
 EPSILON = 1e-6
 
+# Energy of the pairs that the columns' sums leave out. Finite, so that a column without any other
+# pair has a gradient that is not NaN.
+LEFT_OUT = -1e30
+
 
 class Energy(NamedTuple):
     """One similarity, for matching rows and for all pairs of rows."""
@@ -32,7 +36,7 @@ class PairScores(NamedTuple):
     row_logsumexp_B: Tensor
     """log sum_j exp E_ij."""
     column_logsumexp_B: Tensor | None
-    """log sum_i exp E_ij for each j; None unless requested."""
+    """log sum_i exp E_ij for each j, over the rows in the mask; None unless requested."""
     row_softplus_B: Tensor | None
     """sum_j log(1 + exp E_ij); None unless requested."""
     row_rival_B: Tensor
@@ -76,15 +80,20 @@ ENERGIES: dict[str, Energy] = {
 }
 
 
-def reduce_energies(energies_BB: Tensor, *, columns: bool, softplus: bool) -> PairScores:
+def reduce_energies(
+    energies_BB: Tensor, *, columns: bool, softplus: bool, row_mask_B: Tensor | None = None
+) -> PairScores:
     """The scores of a given matrix of energies."""
+    of_columns_BB = energies_BB
+    if columns and row_mask_B is not None:
+        of_columns_BB = energies_BB.masked_fill(row_mask_B[:, None] == 0, LEFT_OUT)
     with torch.no_grad():
         rivals_BB = energies_BB.clone().fill_diagonal_(-torch.inf)
         row_rival_B, row_sum_B = rivals_BB.amax(1), energies_BB.sum(1)
     return PairScores(
         diagonal_B=energies_BB.diagonal(),
         row_logsumexp_B=energies_BB.logsumexp(1),
-        column_logsumexp_B=energies_BB.logsumexp(0) if columns else None,
+        column_logsumexp_B=of_columns_BB.logsumexp(0) if columns else None,
         # Not functional.softplus, which rounds to the identity above 20.
         row_softplus_B=-functional.logsigmoid(-energies_BB).sum(1) if softplus else None,
         row_rival_B=row_rival_B,
@@ -93,8 +102,14 @@ def reduce_energies(energies_BB: Tensor, *, columns: bool, softplus: bool) -> Pa
 
 
 def pair_scores(
-    phi_BR: Tensor, psi_BR: Tensor, *, energy: str, columns: bool, softplus: bool
+    phi_BR: Tensor,
+    psi_BR: Tensor,
+    *,
+    energy: str,
+    columns: bool,
+    softplus: bool,
+    row_mask_B: Tensor | None,
 ) -> PairScores:
     """Scores of all pairs of rows, computed from the B x B matrix of their energies."""
     energies_BB = ENERGIES[energy].pairwise(phi_BR, psi_BR)
-    return reduce_energies(energies_BB, columns=columns, softplus=softplus)
+    return reduce_energies(energies_BB, columns=columns, softplus=softplus, row_mask_B=row_mask_B)

@@ -1,9 +1,12 @@
 """Hindsight batches: steps drawn from a ring of trajectories, each with a goal of its future."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from torch_crl.kernels.relabel import reference
+from torch_crl.kernels.relabel.reference import Batch as Batch
 from torch_crl.kernels.relabel.reference import Ring as Ring
 from torch_crl.kernels.relabel.reference import truncated_geometric as truncated_geometric
 
@@ -18,8 +21,9 @@ def relabel(
     goal_slice: tuple[int, int],
     discount: float,
     window: int = 0,
+    chunk: int = 1,
     implementation: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Batch:
     """Draw steps uniformly from the ring, each with a goal from its future.
 
     The goal of a step is the one that its trajectory had achieved `truncated_geometric` steps after
@@ -40,12 +44,13 @@ def relabel(
         discount: discount factor in (0, 1).
         window: if above 0, each step is drawn from a window of that many rows (at least 2), and
             its goal from the same window.
+        chunk: number H of consecutive actions, from the step's own on.
         implementation: "reference" is plain torch; "triton" is one kernel, on a CUDA device or
             under Triton's interpreter.
 
     Returns:
-        float32 state [B, S], action [B, A] and goal [B, G]. No value is read on the host, and
-        there is no gradient.
+        float32 state [B, S], action [B, H A], goal [B, G] and `whole_B`. No value is read on the
+        host, and there is no gradient.
 
     Raises:
         ValueError: For shapes that do not match, an unknown name, or tensors that the
@@ -67,10 +72,11 @@ def relabel(
             f"the achieved goals have {ring.achieved.shape[-1]} numbers; the goal [{first}:{stop}] "
             f"of a state has {stop - first}"
         )
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    draws: dict[str, Any] = {"discount": discount, "window": window, "chunk": chunk}
     if implementation == "reference":
-        return reference.relabel(
-            uniform_4B, position, ring, goal_slice=goal_slice, discount=discount, window=window
-        )
+        return reference.relabel(uniform_4B, position, ring, goal_slice=goal_slice, **draws)
     if implementation != "triton":
         raise ValueError(
             f"implementation {implementation!r} is unknown; choose one of "
@@ -79,6 +85,4 @@ def relabel(
     # Imported here, so that Triton is needed only if its kernels are requested.
     from torch_crl.kernels.relabel import kernel
 
-    return kernel.relabel(
-        uniform_4B, position, ring, goal_slice=goal_slice, discount=discount, window=window
-    )
+    return kernel.relabel(uniform_4B, position, ring, goal_slice=goal_slice, **draws)

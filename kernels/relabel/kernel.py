@@ -1,7 +1,7 @@
 """`relabel` as one Triton kernel. See the README.
 
-B batch, N envs, S state, G goal, A action, BM samples of a program; BS, BA and BG are S, A and G
-padded to powers of two.
+B batch, N envs, S state, G goal, A action, H chunk, BM samples of a program; BS, BA and BG are
+S, A and G padded to powers of two.
 """
 
 import math
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from torch_crl.kernels.launch import require_device
-from torch_crl.kernels.relabel.reference import Ring
+from torch_crl.kernels.relabel.reference import Batch, Ring
 
 # Elements of a tile of states. A program waits for memory three times in a row, so programs are
 # small and many.
@@ -50,12 +50,14 @@ def _truncated_geometric(b_uniform, b_horizon, LOG_DISCOUNT: tl.constexpr):
 
 
 @triton.jit
-def _copy_rows(p_from, p_to, o_from, o_to, m_m, size: tl.constexpr, padded: tl.constexpr):
-    # Copies `size` numbers of any dtype from each offset, as float32.
+def _copy_rows(
+    p_from, p_to, o_from, o_to, m_from, m_to, size: tl.constexpr, padded: tl.constexpr
+):  # fmt: skip
+    # Copies `size` numbers of any dtype from each offset, as float32; zeros where not m_from.
     o = tl.arange(0, padded)
-    m = m_m[:, None] & (o < size)[None, :]
-    b = tl.load(p_from + o_from[:, None] + o[None, :], mask=m, other=0.0)
-    tl.store(p_to + o_to[:, None] + o[None, :], b.to(tl.float32), mask=m)
+    m = (o < size)[None, :]
+    b = tl.load(p_from + o_from[:, None] + o[None, :], mask=m & m_from[:, None], other=0.0)
+    tl.store(p_to + o_to[:, None] + o[None, :], b.to(tl.float32), mask=m & m_to[:, None])
 
 
 @triton.jit
@@ -63,10 +65,10 @@ def relabel_kernel(
     # inputs
     p_uniform, p_position, p_state, p_action, p_achieved, p_trajectory, p_last_row,
     # outputs
-    p_batch_state, p_batch_action, p_batch_goal,
+    p_batch_state, p_batch_action, p_batch_goal, p_batch_whole,
     # sizes
     B, ROWS: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, LOG_DISCOUNT: tl.constexpr,
-    S: tl.constexpr, A: tl.constexpr, G: tl.constexpr, FIRST: tl.constexpr,
+    S: tl.constexpr, A: tl.constexpr, G: tl.constexpr, H: tl.constexpr, FIRST: tl.constexpr,
     BM: tl.constexpr, BS: tl.constexpr, BA: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
     o_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -98,16 +100,23 @@ def relabel_kernel(
     b_horizon = tl.where(m_m, b_horizon, 0)
     b_steps = _truncated_geometric(b_goal_draw, b_horizon, LOG_DISCOUNT)
 
-    _copy_rows(p_state, p_batch_state, o_step * S, o_m * S, m_m, S, BS)
-    _copy_rows(p_action, p_batch_action, o_step * A, o_m * A, m_m, A, BA)
+    _copy_rows(p_state, p_batch_state, o_step * S, o_m * S, m_m, m_m, S, BS)
+    _copy_rows(p_action, p_batch_action, o_step * A, o_m * A * H, m_m, m_m, A, BA)
+    b_later = b_horizon - (0 if WINDOW else 1)
+    for h in tl.static_range(1, H):
+        o_later = ((b_row + h) % ROWS) * N + b_column
+        o_action = o_m * A * H + h * A
+        m_inside = m_m & (h <= b_later)
+        _copy_rows(p_action, p_batch_action, o_later * A, o_action, m_inside, m_m, A, BA)
+    tl.store(p_batch_whole + o_m, (b_later >= H - 1).to(tl.float32), mask=m_m)
     if WINDOW:
         o_goal = (((b_row + b_steps) % ROWS) * N + b_column) * S + FIRST
-        _copy_rows(p_state, p_batch_goal, o_goal, o_m * G, m_m, G, BG)
+        _copy_rows(p_state, p_batch_goal, o_goal, o_m * G, m_m, m_m, G, BG)
     else:
         o_goal = (((b_row + b_steps - 1) % ROWS) * N + b_column) * G
-        _copy_rows(p_achieved, p_batch_goal, o_goal, o_m * G, m_m & (b_steps > 0), G, BG)
-        m_own = m_m & (b_steps <= 0)
-        _copy_rows(p_state, p_batch_goal, o_step * S + FIRST, o_m * G, m_own, G, BG)
+        m_reached, m_own = m_m & (b_steps > 0), m_m & (b_steps <= 0)
+        _copy_rows(p_achieved, p_batch_goal, o_goal, o_m * G, m_reached, m_reached, G, BG)
+        _copy_rows(p_state, p_batch_goal, o_step * S + FIRST, o_m * G, m_own, m_own, G, BG)
 
 
 def constants_of(
@@ -119,6 +128,7 @@ def constants_of(
     goal_slice: tuple[int, int],
     discount: float,
     window: int,
+    chunk: int,
 ) -> dict[str, Any]:
     """Compile-time constants of the kernel, which stay the same for a whole run."""
     sizes = {"S": state_size, "A": action_size, "G": goal_slice[1] - goal_slice[0]}
@@ -126,7 +136,7 @@ def constants_of(
     samples = max(1, min(_MOST_SAMPLES, _TILE // padded["BS"]))
     ring = {"ROWS": rows, "N": num_envs, "FIRST": goal_slice[0]}
     draws = {"WINDOW": window, "LOG_DISCOUNT": math.log(discount)}
-    return sizes | padded | ring | draws | {"BM": samples}
+    return sizes | padded | ring | draws | {"BM": samples, "H": chunk}
 
 
 @torch.library.custom_op("torch_crl::relabel", mutates_args=())
@@ -142,8 +152,9 @@ def relabel_forward(
     stop: int,
     discount: float,
     window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the kernel; returns state [B, S], action [B, A] and goal [B, G]."""
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the kernel; returns the fields of `Batch`."""
     batch = uniform_4B.shape[1]
     rows, num_envs, state_size = state.shape
     constants = constants_of(
@@ -154,20 +165,26 @@ def relabel_forward(
         goal_slice=(first, stop),
         discount=discount,
         window=window,
+        chunk=chunk,
     )
-    state_BS, action_BA, goal_BG = (
-        torch.empty(batch, constants[name], dtype=torch.float32, device=state.device)
-        for name in ("S", "A", "G")
-    )
+    made = _empty_batch(state, batch, (state_size, chunk * action.shape[-1], stop - first))
     with torch.cuda.device_of(state):
         relabel_kernel[(triton.cdiv(batch, constants["BM"]),)](
             uniform_4B, position, state, action, achieved, trajectory, last_row,
-            state_BS, action_BA, goal_BG,
+            *made,
             batch, **constants,
             # A fused 1 - uniform * mass would be rounded differently from the reference.
             num_warps=NUM_WARPS, enable_fp_fusion=False,
         )  # fmt: skip
-    return state_BS, action_BA, goal_BG
+    return made
+
+
+def _empty_batch(
+    like: Tensor, batch: int, sizes: tuple[int, int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory for states, actions and goals of these sizes, and for `whole_B`."""
+    state, action, goal = (like.new_empty(batch, size, dtype=torch.float32) for size in sizes)
+    return state, action, goal, like.new_empty(batch, dtype=torch.float32)
 
 
 @relabel_forward.register_fake
@@ -183,13 +200,10 @@ def _(
     stop: int,
     discount: float,
     window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch = uniform_4B.shape[1]
-    state_BS, action_BA, goal_BG = (
-        state.new_empty(batch, size, dtype=torch.float32)
-        for size in (state.shape[-1], action.shape[-1], stop - first)
-    )
-    return state_BS, action_BA, goal_BG
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sizes = (state.shape[-1], chunk * action.shape[-1], stop - first)
+    return _empty_batch(state, uniform_4B.shape[1], sizes)
 
 
 def relabel(
@@ -200,7 +214,8 @@ def relabel(
     goal_slice: tuple[int, int],
     discount: float,
     window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    chunk: int,
+) -> Batch:
     """See `torch_crl.kernels.relabel.relabel`."""
     require_device(uniform_4B, "relabel")
     for name, x in {"uniform": uniform_4B, "position": position, **ring._asdict()}.items():
@@ -209,7 +224,6 @@ def relabel(
                 f"{name} is on {x.device} with strides {x.stride()}; the triton implementation "
                 f"takes contiguous tensors, all on {uniform_4B.device}"
             )
-    state_BS, action_BA, goal_BG = relabel_forward(
-        uniform_4B, position, *ring, *goal_slice, discount, window
+    return Batch(
+        *relabel_forward(uniform_4B, position, *ring, *goal_slice, discount, window, chunk)
     )
-    return state_BS, action_BA, goal_BG

@@ -1,6 +1,6 @@
 """The definition of `relabel` in plain torch.
 
-B batch, N envs, S state, G goal, A action. Rows are numbered from 0 for ever; row r is
+B batch, N envs, S state, G goal, A action, H chunk. Rows are numbered from 0 for ever; row r is
 in slot r % rows of the ring.
 """
 
@@ -26,6 +26,19 @@ class Ring(NamedTuple):
     """[rows, N] int32: at [i % rows, n], the newest row of trajectory i of column n. Without a
     window, a row in which the physics diverged does not count, since nothing was achieved after it;
     the entry is then the row before."""
+
+
+class Batch(NamedTuple):
+    """Drawn steps, all float32."""
+
+    state: Tensor
+    """[B, S]"""
+    action: Tensor
+    """[B, H A]: the actions of H consecutive steps; 0 where the trajectory has ended before."""
+    goal: Tensor
+    """[B, G]"""
+    whole_B: Tensor
+    """1 if all H steps are in the trajectory, and in its window; else 0."""
 
 
 def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float) -> Tensor:
@@ -55,8 +68,9 @@ def relabel(
     goal_slice: tuple[int, int],
     discount: float,
     window: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """State [B, S], action [B, A] and goal [B, G] of drawn steps; nothing is read on the host."""
+    chunk: int,
+) -> Batch:
+    """See `torch_crl.kernels.relabel.relabel`; nothing is read on the host."""
     rows, num_envs = ring.trajectory.shape
     filled = position.clamp(max=rows)
     oldest = position - filled
@@ -82,8 +96,18 @@ def relabel(
         own_BG = ring.state[slot_B, column_B, first:stop]
         reached_BG = ring.achieved[(future_B - 1) % rows, column_B]
         goal_BG = torch.where((steps_B > 0)[:, None], reached_BG, own_BG)
-    return (
+    # Later steps of the trajectory; the drawn one itself always has an action.
+    later_B = horizon_B - (0 if window else 1)
+    action_BA = ring.action[slot_B, column_B].float()
+    if chunk > 1:
+        offset_H = torch.arange(chunk, device=row_B.device)
+        inside_BH = offset_H <= later_B.clamp(min=0)[:, None]
+        slot_BH = (row_B[:, None] + torch.where(inside_BH, offset_H, 0)) % rows
+        action_BHA = ring.action[slot_BH, column_B[:, None]].float()
+        action_BA = (action_BHA * inside_BH[..., None]).flatten(1)
+    return Batch(
         ring.state[slot_B, column_B].float(),
-        ring.action[slot_B, column_B].float(),
+        action_BA,
         goal_BG.float(),
+        (later_B >= chunk - 1).float(),
     )

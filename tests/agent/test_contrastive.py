@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import Generator, Tensor
 from tests.helpers.batches import A, G, S, make_batch
 from tests.helpers.largest_tensor import LargestTensor
 from torch_crl.agent.contrastive import ContrastiveLearner, Objective
-from torch_crl.agent.losses import CONTRASTIVE_LOSSES, ENERGIES
+from torch_crl.agent.losses import CONTRASTIVE_LOSSES, ENERGIES, critic_loss
 from torch_crl.agent.networks import build_networks
 from torch_crl.agent.sizes import network_sizes
+from torch_crl.kernels.infonce import reduce_energies
 
 
 def make_learner(
@@ -25,6 +27,7 @@ def make_learner(
     learning_rate: float = 3e-4,
     dtype: torch.dtype = torch.float32,
     initial_temperature: float = 1.0,
+    actor_goals: Literal["own", "mixed"] = "own",
 ) -> ContrastiveLearner:
     sizes = network_sizes(
         state_size=S,
@@ -45,6 +48,7 @@ def make_learner(
             contrastive_loss=contrastive_loss,
             logsumexp_penalty=0.1,
             target_entropy=-0.5 * A,
+            actor_goals=actor_goals,
         ),
         actor_learning_rate=learning_rate,
         critic_learning_rate=2 * learning_rate,
@@ -222,3 +226,61 @@ def test_the_temperature_starts_where_it_is_told_to() -> None:
     metrics = learner.update(make_batch(16))
     assert float(metrics["alpha"]) == pytest.approx(0.1)
     assert make_learner().log_alpha.item() == 0.0
+
+
+def test_with_mixed_goals_half_of_the_actor_s_rows_take_another_row_s_goal() -> None:
+    # The loss is a mean over rows, so it is that of a batch whose rows have these goals.
+    learner = make_learner(dtype=torch.float64, actor_goals="mixed")
+    plain = make_learner(dtype=torch.float64)
+    batch = make_batch(9).double()
+    mixed = batch.clone()
+    mixed["goal"] = batch["goal"][[0, 1, 2, 3, 8, 4, 5, 6, 7]]
+    ours, others, same = (
+        learner.update(batch),
+        plain.update(mixed),
+        make_learner(dtype=torch.float64).update(batch),
+    )
+    for name in ("actor_loss", "temperature_loss", "entropy"):
+        torch.testing.assert_close(ours[name], others[name])
+    # The critic's loss is on the batch as it is.
+    torch.testing.assert_close(ours["critic_loss"], same["critic_loss"])
+    assert ours["actor_loss"] != same["actor_loss"]
+
+
+@pytest.mark.parametrize("contrastive_loss", list(CONTRASTIVE_LOSSES))
+def test_chunks_cut_short_have_no_loss_and_their_goals_stay_negatives(
+    contrastive_loss: str,
+) -> None:
+    generator = Generator().manual_seed(0)
+    energies = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    whole = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.float64)
+    kind = CONTRASTIVE_LOSSES[contrastive_loss]
+
+    def loss(energies: Tensor, whole: Tensor | None) -> Tensor:
+        scores = reduce_energies(
+            energies, columns=kind.columns, softplus=kind.softplus, row_mask_B=whole
+        )
+        value, _ = critic_loss(
+            scores, contrastive_loss=contrastive_loss, logsumexp_penalty=0.1, whole_B=whole
+        )
+        return value
+
+    rows = whole.nonzero()[:, 0]
+    kept, own = energies[rows], energies[rows, rows]
+    forward = (kept.logsumexp(1) - own).mean()
+    backward = (kept.logsumexp(0)[rows] - own).mean()
+    binary = ((1 + kept.exp()).log().sum(1) - own).mean() / 6
+    expected = {
+        "forward_info_nce": forward,
+        "backward_info_nce": backward,
+        "symmetric_info_nce": forward + backward,
+        "binary_nce": binary,
+    }[contrastive_loss] + 0.1 * energies.logsumexp(1).square().mean()
+    torch.testing.assert_close(loss(energies, whole), expected)
+    torch.testing.assert_close(loss(energies, torch.ones_like(whole)), loss(energies, None))
+    # Without any whole chunk only the penalty is left, and its gradient is finite.
+    energies.requires_grad_()
+    nothing = loss(energies, torch.zeros_like(whole))
+    torch.testing.assert_close(nothing, 0.1 * energies.logsumexp(1).square().mean())
+    (gradient,) = torch.autograd.grad(nothing, energies)
+    assert gradient.isfinite().all()

@@ -136,6 +136,29 @@ def test_seeds_decide_and_resets_begin_fresh_episodes() -> None:
         assert ours.trajectory_N.tolist() == [2] * 5 and not ours.steps_N.any()
 
 
+def test_a_redrawn_goal_is_another_env_s_and_only_commanded() -> None:
+    with (
+        closing(in_this_process(goal_redraw=0.3)) as env,
+        closing(in_this_process()) as plain,
+    ):
+        own, redrawn = plain.goal_NG.clone(), 0
+        assert torch.equal(env.goal_NG, own)
+        for _ in range(6):
+            before = env.goal_NG.clone()
+            result, undisturbed = at_rest(env), at_rest(plain)
+            # Distance and success are those of the env's own goal.
+            assert torch.equal(result.distance_N, undisturbed.distance_N)
+            changed = (env.goal_NG != before).any(-1)
+            redrawn += int(changed.sum())
+            for goal in env.goal_NG:
+                assert (own == goal).all(-1).any(), "a goal that no env has"
+        # About 6 x 5 x 0.3, of which a fifth are the env's own goal.
+        assert 2 <= redrawn <= 15
+        at_rest(env), at_rest(plain)
+        # The next episodes begin with their own goals.
+        assert torch.equal(env.goal_NG, plain.goal_NG)
+
+
 def test_what_is_loaded_goes_on_with_the_numbers_in_fresh_episodes() -> None:
     with closing(puck_env()) as ours, closing(puck_env()) as theirs:
         for _ in range(10):

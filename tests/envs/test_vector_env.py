@@ -7,6 +7,7 @@ import torch
 from torch import Generator
 
 from tests.helpers.tasks import ant_env, puck_env
+from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators import SimulatorError, cpu
 from torch_crl.envs.simulators.cpu import CpuSimulator
@@ -172,3 +173,28 @@ def test_more_envs_than_memory_holds_are_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cpu, "Batch", refused)
     with pytest.raises(SimulatorError, match=r"4 envs .*; take fewer envs"):
         puck_env(4)
+
+
+def test_goals_are_drawn_anew_in_the_middle_of_episodes() -> None:
+    def make(goal_redraw: float) -> TaskVectorEnv:
+        return make_task_vector_env(
+            "reacher", num_envs=200, episode_length=50, seed=0, goal_redraw=goal_redraw
+        )
+
+    env, plain, changes = make(0.1), make(0.0), 0
+    action = torch.zeros(200, 2)
+    for step in range(1, 50):
+        before = env.goal_NG.clone()
+        result, undisturbed = env.step(action), plain.step(action)
+        # The step is judged by the goal that was commanded for it, and physics is untouched.
+        distance, _ = env.outcome(env.task.achieved_goal(result.final_state_NS), before)
+        assert torch.equal(result.distance_N, distance)
+        assert torch.equal(result.final_state_NS, undisturbed.final_state_NS)
+        changes += int((env.goal_NG != before).any(-1).sum())
+        assert (env.steps_N == step).all() and (env.trajectory_N == 1).all()
+    # 9,800 draws of probability 0.1 have a standard deviation of 30.
+    assert 980 - 150 < changes < 980 + 150
+    assert (plain.goal_NG == make(0.0).goal_NG).all()
+    # New goals are those of starts: as far away as the first ones.
+    first, later = make(0.0).goal_NG.norm(dim=-1), env.goal_NG.norm(dim=-1)
+    assert later.max() <= first.max() * 1.1 and abs(later.mean() - first.mean()) < 0.03

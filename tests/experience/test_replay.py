@@ -152,7 +152,7 @@ def test_every_step_has_the_closed_form_law(steps: int, lengths: list[int], dive
     oldest = steps - replay.filled
     for row in range(oldest, steps):
         uniform = torch.stack([even, 0.0 * even + (row - oldest + 0.5) / replay.filled, even, even])
-        state, _, goal = relabel(
+        state, _, goal, _ = relabel(
             uniform,
             torch.tensor(steps),
             Ring(**replay.tensors()),
@@ -382,3 +382,35 @@ def test_a_collection_that_failed_is_forgotten() -> None:
         for replay in (ours, theirs)
     ]
     assert (draws[0] == draws[1]).all()
+
+
+@pytest.mark.parametrize("window", [0, 9])
+def test_a_chunk_ends_with_its_trajectory(window: int) -> None:
+    # Trajectories of 5 rows; the action of row r is r. The last of the ring is still running.
+    replay = Replay(
+        rows=12, num_envs=1, state_size=3, action_size=1, goal_slice=GOAL_SLICE, window=window
+    )
+    for row in range(13):
+        replay.add(transition(torch.tensor([[0.0, row, row // 5]]), torch.tensor([row // 5])))
+    batch = replay.sample(4000, discount=0.9, generator=Generator().manual_seed(0), chunk=3)
+    assert batch["action"].shape == (4000, 3)
+    found = {}
+    for row, chunk, whole in zip(
+        batch["state"][:, 1].tolist(),
+        batch["action"].tolist(),
+        batch["whole"].tolist(),
+        strict=True,
+    ):
+        found.setdefault(row, set()).add((tuple(chunk), whole))
+    if not window:
+        assert found[5.0] == {((5.0, 6.0, 7.0), 1.0)} and found[7.0] == {((7.0, 8.0, 9.0), 1.0)}
+        assert found[8.0] == {((8.0, 9.0, 0.0), 0.0)} and found[9.0] == {((9.0, 0.0, 0.0), 0.0)}
+        assert found[10.0] == {((10.0, 11.0, 12.0), 1.0)} and found[12.0] == {
+            ((12.0, 0.0, 0.0), 0.0)
+        }
+        assert set(found) == set(map(float, range(1, 13)))
+    for row, chunks in found.items():
+        for chunk, whole in chunks:
+            inside = [action for action in chunk if action]
+            assert inside == [row + offset for offset in range(len(inside))]
+            assert int(row) // 5 == int(inside[-1]) // 5 and whole == (len(inside) == 3)

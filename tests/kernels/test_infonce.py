@@ -18,6 +18,7 @@ from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
 from torch_crl.kernels.infonce import ENERGIES, pair_scores
 
 kernel = pytest.importorskip("torch_crl.kernels.infonce.kernel", reason="triton is not installed")
+op = pytest.importorskip("torch_crl.kernels.infonce.op", reason="triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DIFFERENTIABLE = ("diagonal_B", "row_logsumexp_B", "column_logsumexp_B", "row_softplus_B")
@@ -57,6 +58,7 @@ def run(
     dtype: torch.dtype = torch.float32,
     columns: bool = True,
     softplus: bool = True,
+    row_mask_B: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """All scores, and the gradients of their sum with random weights, in fp64."""
     phi, psi = (x.detach().to(dtype).requires_grad_() for x in (phi, psi))
@@ -66,6 +68,7 @@ def run(
         energy=energy,
         columns=columns,
         softplus=softplus,
+        row_mask_B=row_mask_B,
         implementation=implementation,  # type: ignore[arg-type]
     )
     fields = {name: x for name, x in scores._asdict().items() if x is not None}
@@ -122,6 +125,30 @@ def test_scores_that_were_not_asked_for(energy: str, columns: bool, softplus: bo
 def test_more_columns_than_one_step_takes(energy: str) -> None:
     batch = 2 * kernel.choose_launch(40).BN + 14
     assert_as_good_as_fp32(*draw(batch, 40), energy=energy)
+
+
+@pytest.mark.parametrize("energy", ["norm", "dot"])
+@pytest.mark.parametrize("kept", [0, 1, 100])
+def test_columns_leave_out_the_rows_outside_of_a_mask(kept: int, energy: str) -> None:
+    phi, psi = draw(140, 8)
+    mask = torch.zeros(140, device=DEVICE)
+    mask[torch.randperm(140, generator=torch.Generator().manual_seed(0))[:kept]] = 1.0
+    scores = {
+        name: run(phi, psi, energy=energy, implementation=name, row_mask_B=mask)
+        for name in ("reference", "triton")
+    }
+    for name, value in scores["triton"].items():
+        assert value.isfinite().all(), name
+        torch.testing.assert_close(value, scores["reference"][name], rtol=1e-5, atol=1e-5)
+    if kept:
+        # The rows outside of the mask might as well not be there.
+        energies = ENERGIES[energy].pairwise(phi[mask > 0].double(), psi.double())
+        torch.testing.assert_close(
+            scores["triton"]["column_logsumexp_B"].double(),
+            energies.logsumexp(0),
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("energy", ENERGIES)
@@ -213,7 +240,7 @@ def test_an_output_that_is_not_written_would_be_seen(monkeypatch: pytest.MonkeyP
         def __getitem__(self, grid: object) -> Callable[..., None]:
             return lambda *args, **kwargs: None
 
-    monkeypatch.setattr(kernel, "infonce_fwd_kernel", Idle())
+    monkeypatch.setattr(op, "infonce_fwd_kernel", Idle())
     scores = pair_scores(
         *draw(3, 2), energy="dot", columns=True, softplus=True, implementation="triton"
     )
@@ -225,8 +252,8 @@ def test_no_matrix_of_pairs_is_made(allocated: list[int]) -> None:
     phi, psi = draw(batch, size)
     with LargestTensor() as watch:
         # The launchers themselves: inside an op, nothing can be watched.
-        scores = kernel.infonce_fwd(phi, psi, "norm", True, True)
-        kernel.infonce_bwd(phi, psi, scores[1], scores[2], *scores[:4], "norm", True, True)
+        scores = op.infonce_fwd(phi, psi, None, "norm", True, True)
+        op.infonce_bwd(phi, psi, None, scores[1], scores[2], *scores[:4], "norm", True, True)
         run(phi, psi, energy="cosine", implementation="triton")
     # Under the interpreter, the largest are its copies of phi and psi, counted in bytes.
     assert batch * size <= max(watch.numel, *allocated) <= 4 * batch * size < batch * batch
@@ -240,10 +267,11 @@ def test_registration(
     # opcheck compares outputs of several runs, and NaN is not equal to itself.
     monkeypatch.undo()
     phi, psi = (x.requires_grad_() for x in draw(5, 3))
-    args = (phi, psi, energy, columns, not columns)
+    mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0], device=DEVICE) if columns else None
+    args = (phi, psi, mask, energy, columns, not columns)
     torch.library.opcheck(torch.ops.torch_crl.pair_scores, args)
     upstream = torch.ones(5, device=DEVICE)
-    rest = (*[upstream] * 6, *args[2:])
+    rest = (mask, *[upstream] * 6, *args[3:])
     backward = torch.ops.torch_crl.pair_scores_backward
     torch.library.opcheck(backward, (phi.detach(), psi.detach(), *rest))
 
@@ -269,7 +297,7 @@ def test_errors_say_what_was_given_and_what_is_allowed() -> None:
 
 
 def test_interpreter_is_not_a_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "_INTERPRETED", False)
+    monkeypatch.setattr(op, "_INTERPRETED", False)
     phi, psi = draw(4, 3)
     fails("phi is on cpu; .* takes tensors of one CUDA device", phi.cpu(), psi.cpu())
 

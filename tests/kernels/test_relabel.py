@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from tests.kernels.check import DEVICE, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
 from torch_crl.experience.replay import Replay, Transition
-from torch_crl.kernels.relabel import Ring, relabel, truncated_geometric
+from torch_crl.kernels.relabel import Batch, Ring, relabel, truncated_geometric
 
 NEXT_TO_ONE = 1.0 - 2.0**-53
 
@@ -80,7 +80,7 @@ def assert_same(uniform: Tensor, position: Tensor, ring: Ring, **options: Any) -
     with poisoned():
         ours = relabel(uniform, position, ring, implementation="triton", **options)
     theirs = relabel(uniform, position, ring, implementation="reference", **options)
-    for name, x, y in zip(("state", "action", "goal"), ours, theirs, strict=True):
+    for name, x, y in zip(Batch._fields, ours, theirs, strict=True):
         assert x.dtype == torch.float32 and x.is_contiguous()
         assert torch.equal(x, y), name
 
@@ -98,6 +98,17 @@ def test_every_ring_gives_the_same_batches(
     options["discount"] = discount
     uniform = torch.cat([uniforms(256, seed=written), ends_of_the_range()], 1)
     assert_same(uniform, position, ring, **options)
+
+
+@pytest.mark.parametrize("window", [0, 7])
+@pytest.mark.parametrize("ends", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("chunk", [2, 3, 8])
+@pytest.mark.usefixtures("many_samples_a_program")
+def test_chunks_are_the_same(chunk: int, ends: float, window: int) -> None:
+    options: dict[str, Any] = {"goal_slice": (1, 3), "window": window}
+    for written in (2, 31):
+        ring, position = filled(rows=30, num_envs=3, written=written, ends=ends, **options)
+        assert_same(uniforms(256), position, ring, discount=0.9, chunk=chunk, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -156,7 +167,9 @@ def test_steps_are_those_of_the_definition(discount: float) -> None:
     uniform[2, :50] = NEXT_TO_ONE - torch.arange(50, dtype=torch.float64) * 2.0**-53
     options: dict[str, Any] = {"goal_slice": (0, 1), "discount": discount}
     position = torch.tensor(rows, device=DEVICE)
-    drawn, _, goal = relabel(uniform.to(DEVICE), position, ring, implementation="triton", **options)
+    drawn, _, goal, _ = relabel(
+        uniform.to(DEVICE), position, ring, implementation="triton", **options
+    )
     row = drawn[:, 0].cpu().long()
     expected = truncated_geometric(uniform[2], rows - row, discount=discount)
     assert torch.equal(goal[:, 0].cpu().long() - row, expected)
@@ -233,8 +246,8 @@ def test_torch_library_sees_one_op() -> None:
     from torch_crl.kernels.relabel import kernel
 
     ring, position = filled(rows=5, num_envs=2, written=9, ends=0.3)
-    for window in (0, 3):
-        arguments = (uniforms(3), position, *ring, 1, 3, 0.9, window)
+    for window, chunk in ((0, 1), (3, 2)):
+        arguments = (uniforms(3), position, *ring, 1, 3, 0.9, window, chunk)
         torch.library.opcheck(kernel.relabel_forward, arguments)
 
 
@@ -247,6 +260,7 @@ def test_torch_library_sees_one_op() -> None:
         ({"goal_slice": (2, 2)}, "at least one"),
         ({"goal_slice": (1, 4)}, r"achieved goals have 2 numbers; the goal \[1:4\] .* has 3"),
         ({"implementation": "fast"}, "'fast' is unknown; choose one of reference, triton"),
+        ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"position": torch.tensor(9, device="meta")}, "position is on meta"),
         ({"uniform_4B": torch.rand(5, 4).double().T}, r"uniform .* strides \(1, 4\)"),
     ],
@@ -280,12 +294,12 @@ def test_compiles_without_spills() -> None:
     from torch_crl.kernels.relabel import kernel
 
     jobs = []
-    for state_size, action_size, storage, window in (
-        (1, 1, "*fp32", 0),
-        (29, 8, "*fp32", 0),
-        (29, 8, "*bf16", 1000),
-        (268, 17, "*fp32", 1000),
-        (268, 17, "*bf16", 0),
+    for state_size, action_size, storage, window, chunk in (
+        (1, 1, "*fp32", 0, 1),
+        (29, 8, "*fp32", 0, 3),
+        (29, 8, "*bf16", 1000, 1),
+        (268, 17, "*fp32", 1000, 5),
+        (268, 17, "*bf16", 0, 1),
     ):
         constants = kernel.constants_of(
             rows=20_000,
@@ -295,6 +309,7 @@ def test_compiles_without_spills() -> None:
             goal_slice=(0, 1),
             discount=0.99,
             window=window,
+            chunk=chunk,
         )
         types = {name: "*fp32" for name in kernel.relabel_kernel.arg_names if name not in constants}
         types |= {"p_uniform": "*fp64", "p_position": "*i64", "B": "i32"}

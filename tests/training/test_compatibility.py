@@ -21,6 +21,8 @@ def test_its_recipe_is_read_with_what_was_added_since() -> None:
     assert recipe.system.env_timeout == 300.0
     assert recipe.algorithm.initial_temperature == 1.0
     assert recipe.algorithm.average_weights == 0.0
+    assert (recipe.algorithm.chunk, recipe.algorithm.actor_goals) == (1, "own")
+    assert recipe.algorithm.goal_redraw == 0.0
 
 
 def test_its_policy_does_what_it_did() -> None:

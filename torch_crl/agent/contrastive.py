@@ -1,10 +1,11 @@
 """One gradient update of contrastive RL: the algorithm box of arXiv 2503.14858.
 
-B batch, S state, G goal, A action, R representation.
+B batch, S state, G goal, A action or chunk of actions, R representation.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tensordict import TensorDict
@@ -32,7 +33,10 @@ class Objective:
     contrastive_loss: str
     logsumexp_penalty: float
     target_entropy: float
-    """Target entropy of the whole action, in nats."""
+    """Target entropy of the whole action, or chunk of actions, in nats."""
+    actor_goals: Literal["own", "mixed"] = "own"
+    """`own`: the actor's loss is on each step's own future goal; `mixed`: half of the steps take
+    the goal of another step, which need not be in their future."""
 
 
 class ContrastiveLearner(Learner):
@@ -82,13 +86,15 @@ class ContrastiveLearner(Learner):
         """
         objective, energy = self.objective, ENERGIES[self.objective.energy]
         state_BS, action_BA, goal_BG = batch["state"], batch["action"], batch["goal"]
-        policy_BA, log_prob_B = self._sample_action(state_BS, goal_BG)
+        # 1 where a chunk of actions lies within its trajectory; single actions always do.
+        whole_B = batch.get("whole")
+        policy_BA, log_prob_B = self._sample_action(state_BS, self._actor_goals(goal_BG))
         phi_BR, psi_BR, phi_policy_BR = self.networks.encode(
             torch.cat([state_BS, action_BA], dim=-1),
             goal_BG,
             torch.cat([state_BS, policy_BA], dim=-1),
         )
-        policy_energy_B = energy.paired(phi_policy_BR, psi_BR.detach())
+        policy_energy_B = energy.paired(phi_policy_BR, self._actor_goals(psi_BR.detach()))
         actor, actor_aux = actor_loss(policy_energy_B, log_prob_B, self.log_alpha)
         temperature, temperature_aux = temperature_loss(
             log_prob_B, self.log_alpha, target_entropy=objective.target_entropy
@@ -100,12 +106,14 @@ class ContrastiveLearner(Learner):
             energy=objective.energy,
             columns=kind.columns,
             softplus=kind.softplus,
+            row_mask_B=whole_B,
             implementation=self.actor.compute.other_kernels,
         )
         critic, critic_aux = critic_loss(
             scores,
             contrastive_loss=objective.contrastive_loss,
             logsumexp_penalty=objective.logsumexp_penalty,
+            whole_B=whole_B,
         )
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -114,6 +122,14 @@ class ContrastiveLearner(Learner):
         losses = {"actor_loss": actor, "temperature_loss": temperature, "critic_loss": critic}
         detached = {name: loss.detach() for name, loss in losses.items()}
         return detached | actor_aux | temperature_aux | critic_aux
+
+    def _actor_goals(self, goal_BX: Tensor) -> Tensor:
+        """Goals, or their representations, as the actor's loss takes them."""
+        if self.objective.actor_goals == "own":
+            return goal_BX
+        # The steps of a batch are in random order, so a neighbour's goal is a random one.
+        half = len(goal_BX) // 2
+        return torch.cat([goal_BX[:half], goal_BX[half:].roll(1, 0)])
 
     def _sample_action(self, state_BS: Tensor, goal_BG: Tensor) -> tuple[Tensor, Tensor]:
         actor = self.actor

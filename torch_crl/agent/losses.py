@@ -20,35 +20,48 @@ from torch_crl.kernels.infonce import PairScores
 Aux = dict[str, Tensor]
 
 
-def forward_info_nce(scores: PairScores) -> Tensor:
+Mean = Callable[[Tensor], Tensor]
+"""From the losses [B] of the rows to their mean over the rows that count."""
+
+
+def mean_over(whole_B: Tensor | None) -> Mean:
+    """The mean over the rows where `whole_B` is 1, 0 if there are none; over all rows for None."""
+    if whole_B is None:
+        return torch.mean
+    count = whole_B.sum().clamp_min(1.0)
+    # What is left out may be very large, so it is replaced and not multiplied by 0.
+    return lambda x_B: torch.where(whole_B > 0, x_B, 0.0).sum() / count
+
+
+def forward_info_nce(scores: PairScores, mean: Mean = torch.mean) -> Tensor:
     """Classify the goal of each (state, action): -mean_i [E_ii - logsumexp_j E_ij]."""
-    return (scores.row_logsumexp_B - scores.diagonal_B).mean()
+    return mean(scores.row_logsumexp_B - scores.diagonal_B)
 
 
-def backward_info_nce(scores: PairScores) -> Tensor:
+def backward_info_nce(scores: PairScores, mean: Mean = torch.mean) -> Tensor:
     """Classify the (state, action) of each goal: -mean_j [E_jj - logsumexp_i E_ij]."""
     assert scores.column_logsumexp_B is not None
-    return (scores.column_logsumexp_B - scores.diagonal_B).mean()
+    return mean(scores.column_logsumexp_B - scores.diagonal_B)
 
 
-def symmetric_info_nce(scores: PairScores) -> Tensor:
+def symmetric_info_nce(scores: PairScores, mean: Mean = torch.mean) -> Tensor:
     """The sum of the forward and the backward InfoNCE loss."""
-    return forward_info_nce(scores) + backward_info_nce(scores)
+    return forward_info_nce(scores, mean) + backward_info_nce(scores, mean)
 
 
-def binary_nce(scores: PairScores) -> Tensor:
+def binary_nce(scores: PairScores, mean: Mean = torch.mean) -> Tensor:
     """Mean over all pairs of the sigmoid cross-entropy: label 1 on the diagonal, 0 off it.
 
     Cross-entropy is softplus(E) - label * E, so only the diagonal is subtracted.
     """
     assert scores.row_softplus_B is not None
-    return (scores.row_softplus_B - scores.diagonal_B).mean() / len(scores.diagonal_B)
+    return mean(scores.row_softplus_B - scores.diagonal_B) / len(scores.diagonal_B)
 
 
 class ContrastiveLoss(NamedTuple):
     """A loss, and which of the optional scores of PairScores it reads."""
 
-    loss: Callable[[PairScores], Tensor]
+    loss: Callable[[PairScores, Mean], Tensor]
     columns: bool = False
     softplus: bool = False
 
@@ -62,15 +75,22 @@ CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
 
 
 def critic_loss(
-    scores: PairScores, *, contrastive_loss: str, logsumexp_penalty: float
+    scores: PairScores,
+    *,
+    contrastive_loss: str,
+    logsumexp_penalty: float,
+    whole_B: Tensor | None = None,
 ) -> tuple[Tensor, Aux]:
     """Contrastive loss plus penalty * mean_i (logsumexp_j E_ij)^2, and metrics of the energies.
 
     The penalty is taken over rows for every contrastive loss. It keeps the energies from drifting,
     which InfoNCE alone does not (it is the same if a constant is added to a row). A row counts as
     correctly classified if the energy of its own goal is strictly above those of all others.
+
+    Rows where `whole_B` is 0 hold a chunk of actions that its trajectory cut short. They have no
+    contrastive loss of their own, and their goals stay negatives of the other rows.
     """
-    contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores)
+    contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores, mean_over(whole_B))
     loss = contrastive + logsumexp_penalty * scores.row_logsumexp_B.square().mean()
     with torch.no_grad():
         right_B = (scores.diagonal_B > scores.row_rival_B).float()

@@ -1,4 +1,7 @@
-"""A trained actor as a plain function of state and goal."""
+"""A trained actor as a plain function of state and goal, and as a controller of running episodes.
+
+N envs, S state, G goal, H chunk, A action.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from torch_crl.agent.networks import action_distribution
-from torch_crl.errors import NotFiniteError
+from torch_crl.agent.plans import Plans
+from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.system.torch_defaults import torch_defaults
 
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -34,7 +38,7 @@ output. clip: the action is the whole output, clipped to [-1, 1]."""
 
 
 class Policy:
-    """The deterministic policy, which evaluation and robots run."""
+    """The deterministic policy, which evaluation and robots run: a function without memory."""
 
     def __init__(
         self,
@@ -43,22 +47,46 @@ class Policy:
         state_size: int,
         goal_size: int,
         head: str = "squashed_gaussian",
+        chunk: int = 1,
     ) -> None:
-        """`actor`, a ResidualTower or an `mlp`, maps concat(state, goal) to the head's input."""
+        """`actor`, a ResidualTower or an `mlp`, maps concat(state, goal) to the head's input.
+
+        `chunk` is the number of consecutive actions that the actor decides at once.
+        """
         self.actor = actor
         self.head = head
+        self.chunk = chunk
         self.state_size, self.goal_size = state_size, goal_size
 
     @property
     def action_size(self) -> int:
-        """Number of entries of an action."""
+        """Number of entries of one action."""
         *_, bias = self.actor.state_dict().values()
-        return len(bias) // 2 if self.head == "squashed_gaussian" else len(bias)
+        outputs = len(bias) // 2 if self.head == "squashed_gaussian" else len(bias)
+        return outputs // self.chunk
+
+    def __call__(self, state: Array, goal: Array) -> Array:
+        """Action in [-1, 1] for one state [S] and goal [G], or for batches [N, S] and [N, G].
+
+        Otherwise like `plan`. Raises UsageError for a policy that decides several actions at once.
+        """
+        if self.chunk > 1:
+            raise UsageError(
+                f"this policy decides {self.chunk} actions at once, to be carried out one after "
+                "the other: call policy.controller(n) for n episodes, and then the controller as "
+                "controller(state, goal) at every control step; policy.plan(state, goal) gives "
+                "all of them"
+            )
+        return self.plan(state, goal)[..., 0, :]
+
+    def controller(self, num_envs: int = 1) -> "Controller":
+        """What carries out this policy in `num_envs` episodes, one action a control step."""
+        return Controller(self, num_envs)
 
     @torch_defaults()
     @torch.no_grad()
-    def __call__(self, state: Array, goal: Array) -> Array:
-        """Action in [-1, 1] for one state [S] and goal [G], or for batches [N, S] and [N, G].
+    def plan(self, state: Array, goal: Array) -> Array:
+        """The next H actions, [H, A] for one state [S] and goal [G] or [N, H, A] for batches.
 
         One goal may be given for many states, and one state for many goals. A torch tensor as
         state gives a tensor on its device; a NumPy array of any numeric type, or a list, gives an
@@ -75,12 +103,13 @@ class Policy:
         inputs = torch.cat(parts, dim=-1)
         # The actor needs at least one row, so an empty batch is replaced by a row of zeros.
         output = self.actor(inputs if inputs.numel() else inputs.new_zeros(1, inputs.shape[-1]))
-        action = HEADS[self.head](output)
+        actions = HEADS[self.head](output)
         if not inputs.numel():
-            action = action[:0].reshape(*leading, action.shape[-1])
+            actions = actions[:0].reshape(*leading, actions.shape[-1])
+        plan: Tensor = actions.unflatten(-1, (self.chunk, actions.shape[-1] // self.chunk))
         if isinstance(state, Tensor):
-            return action.to(state.device)
-        return action.cpu().numpy()
+            return plan.to(state.device)
+        return plan.cpu().numpy()
 
     def _leading(self, state: Tensor, goal: Tensor) -> torch.Size:
         """The batch axes of the action. Raises ValueError for sizes that do not fit."""
@@ -97,6 +126,47 @@ class Policy:
                 f"give as many states as goals, or one state or one goal; {shapes}"
             ) from None
         return leading
+
+
+class Controller:
+    """Carries out a policy in N episodes: makes a plan of H actions, follows it, and so on."""
+
+    def __init__(self, policy: "Policy | Callable[[Any, Any], Any]", num_envs: int) -> None:
+        """At the beginning of `num_envs` episodes. Any function of state and goal is a policy."""
+        self.policy = policy
+        self.num_envs = num_envs
+        self._plans: Plans | None = None
+
+    @torch.no_grad()
+    def __call__(self, state: Array, goal: Array) -> Array:
+        """The action [N, A] of this control step, for states [N, S] and goals [N, G].
+
+        With one episode, state, goal and action may also be [S], [G] and [A]. Types, devices and
+        errors are those of the policy.
+        """
+        policy = self.policy
+        if not isinstance(policy, Policy) or policy.chunk == 1:
+            action: Array = policy(state, goal)
+            return action
+        given = _as_tensor(state)
+        if given.shape[:-1].numel() != self.num_envs:
+            raise ValueError(
+                f"this controller runs {self.num_envs} episodes; got states of shape "
+                f"{list(given.shape)}"
+            )
+        if self._plans is None:
+            self._plans = Plans(
+                self.num_envs, policy.chunk, policy.action_size, device=given.device
+            )
+        chosen = self._plans.next_action(lambda: _as_tensor(policy.plan(state, goal)))
+        chosen = chosen.view(*given.shape[:-1], policy.action_size)
+        return chosen if isinstance(state, Tensor) else chosen.numpy()
+
+    def reset(self, ended_N: Tensor | None = None) -> None:
+        """Call where episodes have ended: all of them, or those in this bool mask [N]."""
+        if self._plans is not None:
+            every_N = torch.ones(self.num_envs, dtype=torch.bool)
+            self._plans.drop(every_N if ended_N is None else ended_N)
 
 
 def _as_tensor(part: Any) -> Tensor:

@@ -24,6 +24,7 @@ def make_vector_env(
     num_threads: int = 0,
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
+    goal_redraw: float = 0.0,
     env_timeout: float = 300.0,
 ) -> VectorEnv:
     """Make `num_envs` parallel episodes of a task; call `close` on the result at the end.
@@ -38,6 +39,8 @@ def make_vector_env(
         device: device of MuJoCo Warp; everything else runs on the CPU.
         cached_starts: each env repeats its first start and goal in every episode; ignored for
             Gymnasium envs.
+        goal_redraw: probability, at every control step, that the commanded goal of an episode is
+            drawn anew. Gymnasium envs keep their own goal for distance and success.
         env_timeout: seconds that a Gymnasium env may take for a step or a reset, 0 for no limit.
 
     Raises:
@@ -54,6 +57,7 @@ def make_vector_env(
             seed=seed,
             num_processes=num_threads,
             env_timeout=env_timeout,
+            goal_redraw=goal_redraw,
         )
     return make_task_vector_env(
         name,
@@ -64,6 +68,7 @@ def make_vector_env(
         num_threads=num_threads,
         device=device,
         cached_starts=cached_starts,
+        goal_redraw=goal_redraw,
     )
 
 
@@ -78,6 +83,7 @@ def make_task_vector_env(
     num_threads: int = 0,
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
+    goal_redraw: float = 0.0,
 ) -> TaskVectorEnv:
     """Like `make_vector_env`, but only for tasks with a model: registered or `module:function`."""
     _require_positive(num_envs=num_envs, episode_length=episode_length)
@@ -97,6 +103,7 @@ def make_task_vector_env(
         episode_length=episode_length,
         generator=Generator(device=physics.device).manual_seed(seed),
         cached_starts=cached_starts,
+        goal_redraw=goal_redraw,
     )
 
 

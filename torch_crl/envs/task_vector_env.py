@@ -32,8 +32,13 @@ class TaskVectorEnv(VectorEnv):
         episode_length: int,
         generator: Generator,
         cached_starts: bool = False,
+        goal_redraw: float = 0.0,
     ) -> None:
-        """Draw the first starts. `generator`, on the simulator's device, draws later ones too."""
+        """Draw the first starts. `generator`, on the simulator's device, draws later ones too.
+
+        `goal_redraw` is the probability, at every control step, that the goal of an episode
+        becomes that of a newly drawn start, from the next control step on.
+        """
         self.task = task
         self.spec = task.spec
         self.simulator = simulator
@@ -43,6 +48,7 @@ class TaskVectorEnv(VectorEnv):
         self.generators = [generator]
         self.seconds_per_step = float(task.model.opt.timestep * task.substeps)
         self.num_envs = num_envs = simulator.num_envs
+        self._goal_redraw = goal_redraw
         self._cached = self._cached_start() if cached_starts else None
         with self._device_context():
             self.state_NS = torch.zeros(num_envs, task.spec.state_size)
@@ -104,7 +110,17 @@ class TaskVectorEnv(VectorEnv):
             self._begin_episodes(ended_N)
             state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)
         self.state_NS.copy_(state_NS)
+        if self._goal_redraw:
+            self._redraw_goals(~ended_N)
         return result
+
+    def _redraw_goals(self, running_N: Tensor) -> None:
+        """Draw new goals for some of the episodes in the mask."""
+        uniform_N = torch.rand(self.num_envs, generator=self.generator)
+        mask_N = running_N & (uniform_N < self._goal_redraw)
+        if self.capturable or mask_N.any():
+            goal_NG = self.goal_after(self._fresh_starts(mask_N).goal_NG, self.state_NS)
+            self.goal_NG.copy_(torch.where(mask_N[:, None], goal_NG, self.goal_NG))
 
     def goal_after(self, goal_NG: Tensor, state_NS: Tensor) -> Tensor:
         """The goal that the task's `moved_goal` returns; the same goal if the task has none."""

@@ -1,4 +1,7 @@
-"""Acts in the training envs and writes every step into the replay. N envs, A action, I = S + G."""
+"""Acts in the training envs and writes every step into the replay.
+
+N envs, S state, G goal, I = S + G, A action, H chunk.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.agent.networks import ResidualTower
+from torch_crl.agent.plans import Plans
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.experience.replay import Transition
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
@@ -32,16 +36,28 @@ class Collector:
     """Acts in `env` with actions sampled from the policy, given the goals that the env commands."""
 
     def __init__(
-        self, env: VectorEnv, actor: ResidualTower, rows: Rows, *, generator: Generator
+        self,
+        env: VectorEnv,
+        actor: ResidualTower,
+        rows: Rows,
+        *,
+        generator: Generator,
+        chunk: int = 1,
     ) -> None:
-        """The generator must live on the actor's device; it draws the exploration noise."""
+        """The generator must live on the actor's device; it draws the exploration noise.
+
+        `chunk` is the number of actions that the actor decides at once.
+        """
         self.env = env
         self.actor = actor
         self.generator = generator
         self.act_graph: GraphedFunction | None = None
         self.step_graph: GraphedFunction | None = None
         self._rows = rows
-        self._device = actor.weight.device
+        self._device = device = actor.weight.device
+        self._plans = (
+            Plans(env.num_envs, chunk, env.spec.action_size, device=device) if chunk > 1 else None
+        )
         self._at_goal_N, self._failures_N = (
             torch.zeros(env.num_envs, device=env.state_NS.device) for _ in range(2)
         )
@@ -57,14 +73,17 @@ class Collector:
                 self.step,
                 make_recorder=lambda: make_recorder([self.generator, *env.generators]),
                 fixed=lambda: (
-                    dict(actor.named_parameters()) | env.live_tensors() | self._rows.tensors()
+                    dict(actor.named_parameters())
+                    | self._plan_tensors()
+                    | env.live_tensors()
+                    | self._rows.tensors()
                 ),
             )
         else:
             self.act_graph = GraphedFunction(
                 self.act,
                 make_recorder=lambda: make_recorder([self.generator]),
-                fixed=lambda: dict(actor.named_parameters()),
+                fixed=lambda: dict(actor.named_parameters()) | self._plan_tensors(),
             )
 
     @torch_threads(1)
@@ -103,20 +122,31 @@ class Collector:
         )
         self._at_goal_N += result.success["success"]
         self._failures_N += result.terminated_N
+        if self._plans is not None:
+            self._plans.drop(result.terminated_N | result.truncated_N)
         return {}
 
     def act(self, inputs_NI: Tensor) -> dict[str, Tensor]:
-        """A sampled action [N, A] for states and goals [N, S + G], under the name `action`."""
+        """The next action [N, A] for states and goals [N, S + G], under the name `action`."""
+        if self._plans is None:
+            return {"action": self._sample(inputs_NI)}
+        return {"action": self._plans.next_action(lambda: self._sample(inputs_NI))}
+
+    def _sample(self, inputs_NI: Tensor) -> Tensor:
+        """A sampled action [N, A], or chunk of actions [N, H A]."""
         output_N2A = self.actor(inputs_NI)
         envs, outputs = output_N2A.shape
         noise_NA = torch.randn(envs, outputs // 2, generator=self.generator, device=self._device)
         implementation = self.actor.compute.other_kernels
-        return {"action": squashed_gaussian(output_N2A, noise_NA, implementation=implementation)[0]}
+        return squashed_gaussian(output_N2A, noise_NA, implementation=implementation)[0]
+
+    def _plan_tensors(self) -> dict[str, Tensor]:
+        return self._plans.tensors() if self._plans is not None else {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """State of the envs and of the exploration noise, to continue as if never interrupted."""
         own = {"generator": self.generator.get_state()}
-        own |= {"at_goal": self._at_goal_N, "failures": self._failures_N}
+        own |= {"at_goal": self._at_goal_N, "failures": self._failures_N} | self._plan_tensors()
         return own | flatten({"env": self.env.state_dict()})
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -128,6 +158,11 @@ class Collector:
         self.generator.set_state(tensors["generator"])
         self._at_goal_N.copy_(tensors["at_goal"])
         self._failures_N.copy_(tensors["failures"])
+        for name, tensor in self._plan_tensors().items():
+            tensor.copy_(tensors[name])
+        if self._plans is not None and not self.env.saves_state:
+            # Its episodes begin anew.
+            self._plans.age_N.zero_()
 
     def close(self) -> None:
         """Release the resources of the env."""

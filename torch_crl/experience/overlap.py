@@ -81,6 +81,7 @@ class OverlappingCollector:
         *,
         rows: int,
         generator: Generator,
+        chunk: int = 1,
     ) -> None:
         """`rows` is the largest number of steps of a collection; the rest is as for `Collector`."""
         self.env = env
@@ -92,7 +93,9 @@ class OverlappingCollector:
             goal_size=env.spec.goal_size,
             action_size=env.spec.action_size,
         )
-        self._collector = Collector(env, self._acting, self._staging, generator=generator)
+        self._collector = Collector(
+            env, self._acting, self._staging, generator=generator, chunk=chunk
+        )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collect")
         self._under_way: Future[None] | None = None
         self._device = actor.weight.device

@@ -123,7 +123,9 @@ class Replay:
         self.storage["last_row"].scatter_(0, key_1N, row_1N)
         self._position += 1
 
-    def sample(self, batch_size: int, *, discount: float, generator: Generator) -> TensorDict:
+    def sample(
+        self, batch_size: int, *, discount: float, generator: Generator, chunk: int = 1
+    ) -> TensorDict:
         """Draw steps uniformly from all rows, each with a goal from its future.
 
         The goal of a step was achieved `truncated_geometric` steps after its state, in the same
@@ -131,8 +133,12 @@ class Replay:
         window, each step is drawn from a random window of rows, and its goal from the later states
         in that window.
 
+        With a chunk of H > 1, `action` holds the actions of H consecutive steps, 0 after the end of
+        the trajectory, and `whole` [B] is 1 where all of them are in the trajectory, else 0.
+
         Returns:
-            TensorDict of float32 `state` [B, S], `action` [B, A], `goal` [B, G].
+            TensorDict of float32 `state` [B, S], `action` [B, H A], `goal` [B, G] and, if H > 1,
+            `whole` [B].
         """
         needed = 2 if self.window else 1
         if self.filled < needed:
@@ -141,18 +147,20 @@ class Replay:
         uniform_4B = torch.rand(
             4, batch_size, generator=generator, device=self.device, dtype=torch.float64
         )
-        state_BS, action_BA, goal_BG = relabel(
+        drawn = relabel(
             uniform_4B,
             self._position,
             Ring(**self.tensors()),
             goal_slice=self.goal_slice,
             discount=discount,
             window=self.window,
+            chunk=chunk,
             implementation=self.implementation,
         )
-        return TensorDict(
-            {"state": state_BS, "action": action_BA, "goal": goal_BG}, batch_size=[batch_size]
-        )
+        parts = {"state": drawn.state, "action": drawn.action, "goal": drawn.goal}
+        if chunk > 1:
+            parts["whole"] = drawn.whole_B
+        return TensorDict(parts, batch_size=[batch_size])
 
     def forget_after(self, row: int) -> None:
         """Return to the position at which `row` rows had been written.

@@ -129,6 +129,10 @@ def _least_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
             "its goal"
         )
         wanted |= {name: windowed for name in _WITH_WINDOWS if given[name] == 1}
+        if given["algorithm.goal_redraw"]:
+            wanted["algorithm.goal_redraw"] = (
+                "0 with --parity reference, which repeats each env's first goal"
+            )
     return {
         name: f"{flag_of(name)} must be {what}, got {given[name]}" for name, what in wanted.items()
     }
@@ -178,6 +182,13 @@ def _budget_problems(recipe: Recipe) -> list[str]:
             "it, or lower --prefill-rows or --num-envs"
         )
     rows = min(recipe.prefill_collections * budget.unroll_length, budget.replay_rows)
+    longest = min(task.episode_length, rows)
+    if recipe.algorithm.chunk > longest:
+        why = "episodes" if longest == task.episode_length else "trajectories at the first update"
+        problems.append(
+            f"--chunk {recipe.algorithm.chunk} is longer than the {why}, which have {longest} "
+            "control steps; lower it, or raise --episode-length and --prefill-rows"
+        )
     # With --parity reference the newest row is never drawn: there is no later state as its goal.
     served = (rows - (recipe.algorithm.parity == "reference")) * task.num_envs
     if recipe.algorithm.batch_size > served:

@@ -21,11 +21,17 @@ from torch_crl.recipe.settings import (
     TaskRecipe,
 )
 
-FORMAT = 2
+FORMAT = 3
 """Format version of recipe.json; increase it with every new field, which earlier files lack."""
 _ADDED: dict[str, dict[str, Any]] = {
     "system": {"env_timeout": 300.0},
-    "algorithm": {"initial_temperature": 1.0, "average_weights": 0.0},
+    "algorithm": {
+        "initial_temperature": 1.0,
+        "average_weights": 0.0,
+        "chunk": 1,
+        "actor_goals": "own",
+        "goal_redraw": 0.0,
+    },
 }
 """Fields that files of an earlier format lack, with values that behave as the runs of then did."""
 
@@ -131,7 +137,7 @@ class Recipe:
         return network_sizes(
             state_size=spec.state_size,
             goal_size=spec.goal_size,
-            action_size=spec.action_size,
+            action_size=spec.action_size * self.algorithm.chunk,
             actor_depth=networks.actor_depth,
             critic_depth=networks.critic_depth,
             width=networks.width,

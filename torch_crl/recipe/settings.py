@@ -108,6 +108,16 @@ class AlgorithmRecipe:
     """Learning rate of the Adam optimiser of the critic's two encoders, constant."""
     temperature_learning_rate: Annotated[Positive, BY_CRL] = 3e-4
     """Learning rate of the Adam optimiser of the log entropy coefficient, constant."""
+    chunk: Annotated[Count, BY_CRL] = 1
+    """Number H of consecutive actions that the actor decides at once and carries out one after the
+    other, and that the critic judges together; 1 is one action at a time."""
+    actor_goals: Annotated[Literal["own", "mixed"], BY_CRL] = "own"
+    """Goals in the actor's loss: `own` is a goal from the future of each step, as in the critic's
+    loss; with `mixed`, half of the steps take the goal of another step of the batch, which they
+    need not have reached."""
+    goal_redraw: Annotated[Decay, BY_OURS] = 0.0
+    """Probability, at each control step of a training env, that the commanded goal is drawn anew in
+    the middle of the episode; it is then that of a new start, or another env's for Gymnasium."""
     average_weights: Annotated[Decay, BY_OURS] = 0.0
     """Decay per update of an exponential moving average of the actor's weights. Evaluations and
     saved policies use the average, collection the newest weights; 0 keeps no average."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_crl.agent.policy import Controller
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
@@ -57,6 +58,7 @@ def record(
     Returns the name of what drew the pictures. Raises RenderError.
     """
     check_ending(path)
+    controller = Controller(policy, env.num_envs)
     seconds = env.seconds_per_step
     stride = math.ceil(1.0 / (seconds * _MAX_FPS))
     with (
@@ -66,7 +68,8 @@ def record(
         for step in range(1, steps + 1):
             if (step - 1) % stride == 0:
                 write(draw())
-            env.step(policy(env.state_NS, env.goal_NG))
+            result = env.step(controller(env.state_NS, env.goal_NG))
+            controller.reset(result.terminated_N | result.truncated_N)
             if on_step is not None:
                 on_step(step)
         return backend

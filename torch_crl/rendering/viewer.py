@@ -11,6 +11,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from torch_crl.agent.policy import Controller
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import stage
 from torch_crl.rendering.gl import RenderError, load_triton_first
@@ -29,6 +30,7 @@ def watch(policy: Callable[[Tensor, Tensor], Tensor], env: TaskVectorEnv) -> Non
     # Imported here, because the import needs GLFW's library.
     import mujoco.viewer
 
+    controller = Controller(policy, env.num_envs)
     task = env.task
     # A copy also because the window's controls change the model that it shows.
     model = _coloured(task.model)
@@ -49,7 +51,8 @@ def watch(policy: Callable[[Tensor, Tensor], Tensor], env: TaskVectorEnv) -> Non
                 viewer.cam.trackbodyid = root
             while viewer.is_running():
                 begin = time.perf_counter()
-                env.step(policy(env.state_NS, env.goal_NG))
+                result = env.step(controller(env.state_NS, env.goal_NG))
+                controller.reset(result.terminated_N | result.truncated_N)
                 data.qpos[:] = env.simulator.data["qpos"][0].cpu().numpy()
                 mujoco.mj_forward(model, data)
                 points_P3 = task.goal_points(env.goal_NG[0].cpu()).double().numpy()

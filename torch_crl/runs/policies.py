@@ -28,6 +28,7 @@ def save_policy(policy: Policy, folder: Path, meta: dict[str, Any]) -> None:
         "state_size": policy.state_size,
         "goal_size": policy.goal_size,
         "head": policy.head,
+        "chunk": policy.chunk,
         "network": _describe(policy.actor),
     }
     checkpoint.save(folder, policy.actor.state_dict(), meta | {"policy": described})
@@ -100,6 +101,8 @@ class _Description:
     state_size: Count
     goal_size: Count
     head: Literal["squashed_gaussian", "tanh", "clip"]
+    chunk: Count = 1
+    """Number of actions that the actor decides at once; files of before chunks lack it."""
     network: dict[str, Any]
     """`kind` is `tower` or `mlp`; all else are the fields of `TowerSizes` or `MlpSizes`."""
 
@@ -124,11 +127,18 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
     inputs = described.state_size + described.goal_size
     if input_size != inputs:
         raise ValueError(f"its network takes {input_size} numbers, a state and a goal {inputs}")
+    outputs = tensors[next(reversed(actor.state_dict()))].shape[0]
+    per_action = 2 if described.head == "squashed_gaussian" else 1
+    if outputs % (per_action * described.chunk):
+        raise ValueError(
+            f"its network has {outputs} outputs, which are not {described.chunk} actions"
+        )
     return Policy(
         actor,
         state_size=described.state_size,
         goal_size=described.goal_size,
         head=described.head,
+        chunk=described.chunk,
     )
 
 

@@ -73,7 +73,12 @@ class CrlRun(Run):
         """The current deterministic policy; it shares the learner's weights."""
         spec = self.env.spec
         actor = self.average.actor if self.average else self.learner.actor
-        return Policy(actor, state_size=spec.state_size, goal_size=spec.goal_size)
+        return Policy(
+            actor,
+            state_size=spec.state_size,
+            goal_size=spec.goal_size,
+            chunk=self.recipe.algorithm.chunk,
+        )
 
     def collect(self) -> dict[str, float]:
         """Collect one unroll in every env; returns metrics of the episodes."""
@@ -118,6 +123,7 @@ class CrlRun(Run):
             algorithm.batch_size,
             discount=algorithm.discount,
             generator=self.sampler,
+            chunk=algorithm.chunk,
         )
         metrics = self.learner.update(batch)
         if self.average is not None:
@@ -244,11 +250,11 @@ def build_run(
 def _build_collector(
     recipe: Recipe, env: VectorEnv, learner: Learner, replay: Replay, generator: Generator
 ) -> Collector | OverlappingCollector:
-    actor = learner.actor
+    actor, chunk = learner.actor, recipe.algorithm.chunk
     if recipe.system.overlap == "on":
         rows = recipe.budget.unroll_length
-        return OverlappingCollector(env, actor, replay, rows=rows, generator=generator)
-    return Collector(env, actor, replay, generator=generator)
+        return OverlappingCollector(env, actor, replay, rows=rows, generator=generator, chunk=chunk)
+    return Collector(env, actor, replay, generator=generator, chunk=chunk)
 
 
 def _build_learner(
@@ -269,7 +275,8 @@ def _build_learner(
             energy=algorithm.energy,
             contrastive_loss=algorithm.contrastive_loss,
             logsumexp_penalty=algorithm.logsumexp_penalty,
-            target_entropy=algorithm.target_entropy * spec.action_size,
+            target_entropy=algorithm.target_entropy * spec.action_size * algorithm.chunk,
+            actor_goals=algorithm.actor_goals,
         ),
         actor_learning_rate=algorithm.actor_learning_rate,
         critic_learning_rate=algorithm.critic_learning_rate,

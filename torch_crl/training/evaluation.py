@@ -4,11 +4,12 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from torch_crl.agent.policy import Policy
+from torch_crl.agent.policy import Controller, Policy
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.errors import NotFiniteError, UsageError
@@ -76,11 +77,7 @@ def evaluate(
     )
     with closing(vector_env) as env:
         tally = _Tally(env.goal_NG, episode_length)
-
-        def act_and_step() -> dict[str, Tensor]:
-            tally.add(env.step(_checked(policy(env.state_NS, env.goal_NG), env)))
-            return {}
-
+        act_and_step = partial(_act_and_step, Controller(policy, num_envs), env, tally)
         advance: Callable[[], object] = act_and_step
         if env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy):
             advance = GraphedFunction(
@@ -103,6 +100,14 @@ def evaluate(
     metrics = tally.means()
     _refuse_not_finite(metrics, task_name)
     return metrics
+
+
+def _act_and_step(controller: Controller, env: VectorEnv, tally: "_Tally") -> dict[str, Tensor]:
+    """One control step of all envs; returns an empty dict, as captured functions return one."""
+    result = env.step(_checked(controller(env.state_NS, env.goal_NG), env))
+    tally.add(result)
+    controller.reset(result.terminated_N | result.truncated_N)
+    return {}
 
 
 def _checked(action_NA: object, env: VectorEnv) -> Tensor:

@@ -120,6 +120,7 @@ def make_training_env(recipe: Recipe, device: torch.device) -> VectorEnv:
         num_threads=recipe.system.simulator_threads,
         device=device,
         cached_starts=recipe.algorithm.parity == "reference",
+        goal_redraw=recipe.algorithm.goal_redraw,
         env_timeout=recipe.system.env_timeout,
     )
 

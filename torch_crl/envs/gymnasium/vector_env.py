@@ -38,6 +38,7 @@ class GymnasiumVectorEnv(VectorEnv):
         num_processes: int = 0,
         env_timeout: float = 300.0,
         render_mode: str | None = None,
+        goal_redraw: float = 0.0,
     ) -> None:
         """Start the processes (0 is one for every CPU) and begin the first episodes.
 
@@ -48,6 +49,9 @@ class GymnasiumVectorEnv(VectorEnv):
             env_timeout: seconds that an env may take for a step or a reset, 0 for no limit; making
                 an env may take a minute, or this long if it is longer.
             render_mode: render mode of the envs, for `render`.
+            goal_redraw: probability, at every control step, that `goal_NG` becomes the goal of
+                another env, until the episode ends; distance and success stay those of the env's
+                own goal.
 
         Raises:
             UnsuitableEnvError: there is no such env, or none that can be trained on or drawn.
@@ -69,6 +73,8 @@ class GymnasiumVectorEnv(VectorEnv):
         self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
         # Gymnasium envs do not report divergence, so these stay zero.
         self.unstable_N, self.unstable_step_N = torch.zeros(2, num_envs, dtype=torch.int32)
+        self._goal_redraw, self._generator = goal_redraw, torch.Generator()
+        self._redrawn_N = torch.zeros(num_envs, dtype=torch.bool)
         # Some random number generators reject seeds with more bits than this.
         self._seed = seed % 2**31
         self._group: EnvGroup | Workers
@@ -102,7 +108,10 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def reset(self) -> None:
         """Begin a fresh episode in every env, the same for equal seeds and episode numbers."""
-        self._group.reset(self._seed + int(self.trajectory_N.sum()))
+        seed = self._seed + int(self.trajectory_N.sum())
+        self._group.reset(seed)
+        self._generator.manual_seed(seed)
+        self._redrawn_N.zero_()
         self._read_next()
         self.steps_N.zero_()
         self.trajectory_N += 1
@@ -118,7 +127,10 @@ class GymnasiumVectorEnv(VectorEnv):
         self.steps_N += 1
         self.steps_N.masked_fill_(ended_N, 0)
         self.trajectory_N += ended_N
+        self._redrawn_N &= ~ended_N
         self._read_next()
+        if self._goal_redraw:
+            self._redraw_goals(~ended_N)
         return StepResult(
             final_state_NS=parts["final_state"].clone(),
             distance_N=parts["distance"][:, 0].clone(),
@@ -172,7 +184,17 @@ class GymnasiumVectorEnv(VectorEnv):
 
     def _read_next(self) -> None:
         self.state_NS.copy_(self._parts["state"])
-        self.goal_NG.copy_(self._parts["goal"])
+        own_NG = self._parts["goal"]
+        self.goal_NG.copy_(torch.where(self._redrawn_N[:, None], self.goal_NG, own_NG))
+
+    def _redraw_goals(self, running_N: Tensor) -> None:
+        """Command the present goals of other envs in some of the episodes in the mask."""
+        uniform_N = torch.rand(self.num_envs, generator=self._generator)
+        other_N = torch.randint(self.num_envs, (self.num_envs,), generator=self._generator)
+        mask_N = running_N & (uniform_N < self._goal_redraw)
+        drawn_NG = self._parts["goal"][other_N]
+        self.goal_NG.copy_(torch.where(mask_N[:, None], drawn_NG, self.goal_NG))
+        self._redrawn_N |= mask_N
 
 
 def _no_children(name: str) -> bool:

@@ -1,0 +1,161 @@
+"""`pair_scores` on the Triton kernels, as one op with a gradient.
+
+B pairs, R representation.
+"""
+
+from typing import Any, cast
+
+import torch
+import triton
+from torch import Tensor
+
+from torch_crl.kernels.infonce.kernel import (
+    REGISTERS,
+    choose_launch,
+    infonce_bwd_kernel,
+    infonce_fwd_kernel,
+)
+from torch_crl.kernels.infonce.reference import PairScores, unit_rows
+
+_INTERPRETED = triton.knobs.runtime.interpret
+
+# In the order of PairScores; scores that were not requested are empty tensors.
+_Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _offset(psi_BR: Tensor, energy: str) -> Tensor:
+    # Used by distances only. See the reference for why they are centred.
+    return psi_BR if energy == "dot" else psi_BR.mean(0)
+
+
+def infonce_fwd(
+    phi_BR: Tensor,
+    psi_BR: Tensor,
+    row_mask_B: Tensor | None,
+    energy: str,
+    columns: bool,
+    softplus: bool,
+) -> _Scores:
+    """Launch the forward kernel; returns the scores [B] of phi and psi [B, R]."""
+    phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
+    batch, size = phi_BR.shape
+    launch = choose_launch(size)
+    asked = (1, 1, columns, softplus, 1, 1)
+    outputs = [torch.empty(batch * n, dtype=phi_BR.dtype, device=phi_BR.device) for n in asked]
+    with torch.cuda.device_of(phi_BR):
+        infonce_fwd_kernel[(triton.cdiv(batch, launch.BM) * (1 + columns),)](
+            phi_BR, psi_BR, _offset(psi_BR, energy), phi_BR if row_mask_B is None else row_mask_B,
+            *outputs,
+            batch, size,
+            ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus, MASKED=row_mask_B is not None,
+            BM=launch.BM, BN=launch.BN, BK=launch.BK,
+            num_warps=launch.num_warps, num_stages=launch.num_stages,
+            maxnreg=REGISTERS,
+        )  # fmt: skip
+    return cast(_Scores, tuple(outputs))
+
+
+def infonce_bwd(
+    phi_BR: Tensor, psi_BR: Tensor, row_mask_B: Tensor | None,
+    row_logsumexp_B: Tensor, column_logsumexp_B: Tensor,
+    diagonal_grad_B: Tensor, row_grad_B: Tensor, column_grad_B: Tensor, softplus_grad_B: Tensor,
+    energy: str, columns: bool, softplus: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launch the backward kernel; returns the gradients [B, R] of phi and psi."""
+    phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
+    batch, size = phi_BR.shape
+    launch = choose_launch(size)
+    phi_grad_BR, psi_grad_BR = torch.empty_like(phi_BR), torch.empty_like(psi_BR)
+    upstream = (diagonal_grad_B, row_grad_B, column_grad_B, softplus_grad_B)
+    with torch.cuda.device_of(phi_BR):
+        infonce_bwd_kernel[(2 * triton.cdiv(batch, launch.BM), triton.cdiv(size, launch.BR))](
+            phi_BR, psi_BR, _offset(psi_BR, energy), phi_BR if row_mask_B is None else row_mask_B,
+            row_logsumexp_B, column_logsumexp_B,
+            *(grad_B.contiguous() for grad_B in upstream),
+            phi_grad_BR, psi_grad_BR,
+            batch, size,
+            ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus, MASKED=row_mask_B is not None,
+            BM=launch.BM, BN=launch.BN, BK=launch.BK, BR=launch.BR,
+            num_warps=launch.num_warps, num_stages=launch.num_stages,
+            maxnreg=REGISTERS,
+        )  # fmt: skip
+    return phi_grad_BR, psi_grad_BR
+
+
+_forward = torch.library.custom_op("torch_crl::pair_scores", infonce_fwd, mutates_args=())
+_backward = torch.library.custom_op("torch_crl::pair_scores_backward", infonce_bwd, mutates_args=())
+
+
+@_forward.register_fake
+def _(
+    phi_BR: Tensor,
+    _psi_BR: Tensor,
+    _row_mask_B: Tensor | None,
+    _energy: str,
+    columns: bool,
+    softplus: bool,
+) -> tuple[Tensor, ...]:
+    batch = phi_BR.shape[0]
+    # A symbolic size cannot be multiplied by a bool.
+    asked = (1, 1, int(columns), int(softplus), 1, 1)
+    return tuple(phi_BR.new_empty(batch * n) for n in asked)
+
+
+@_backward.register_fake
+def _(phi_BR: Tensor, psi_BR: Tensor, *_args: Any) -> tuple[Tensor, Tensor]:
+    return phi_BR.new_empty(phi_BR.shape), psi_BR.new_empty(psi_BR.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    phi_BR, psi_BR, row_mask_B, ctx.energy, ctx.columns, ctx.softplus = inputs
+    ctx.save_for_backward(phi_BR, psi_BR, row_mask_B, output[1], output[2])
+
+
+def _autograd(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _backward(*ctx.saved_tensors, *upstream[:4], ctx.energy, ctx.columns, ctx.softplus)
+    return (*grads, None, None, None, None)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def pair_scores(
+    phi_BR: Tensor,
+    psi_BR: Tensor,
+    *,
+    energy: str,
+    columns: bool,
+    softplus: bool,
+    row_mask_B: Tensor | None,
+) -> PairScores:
+    """Same as the reference, for float32 on one CUDA device, or anywhere when interpreted.
+
+    Raises:
+        ValueError: For tensors of another dtype, device or size than the kernels take.
+    """
+    for name, x_BR in (("phi", phi_BR), ("psi", psi_BR)):
+        if x_BR.dtype != torch.float32:
+            raise ValueError(
+                f"{name} is {x_BR.dtype}; the triton implementation takes torch.float32: convert "
+                'it, or choose implementation="reference"'
+            )
+        if x_BR.device != phi_BR.device or not (x_BR.is_cuda or _INTERPRETED):
+            raise ValueError(
+                f"{name} is on {x_BR.device}; the triton implementation takes tensors of one CUDA "
+                'device: move it, or choose implementation="reference"'
+            )
+    # Offsets inside a tensor are 32-bit integers, and reach up to one block past its end.
+    if phi_BR.numel() >= 2**30:
+        raise ValueError(
+            f"phi is {tuple(phi_BR.shape)}; the triton implementation takes fewer than 2^30 "
+            'numbers: use a smaller batch, or choose implementation="reference"'
+        )
+    if energy == "cosine":
+        energy, phi_BR, psi_BR = "dot", unit_rows(phi_BR), unit_rows(psi_BR)
+    scores = PairScores(*_forward(phi_BR, psi_BR, row_mask_B, energy, columns, softplus))
+    return scores._replace(
+        column_logsumexp_B=scores.column_logsumexp_B if columns else None,
+        row_softplus_B=scores.row_softplus_B if softplus else None,
+        row_rival_B=scores.row_rival_B.detach(),
+        row_sum_B=scores.row_sum_B.detach(),
+    )
