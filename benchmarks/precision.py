@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.agent.contrastive import ContrastiveLearner
+from torch_crl.agent.actor_critic import ActorCritic
+from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.benchmarks.report import report
 from torch_crl.kernels.dense import PRECISIONS
 from torch_crl.kernels.tower import Stack, tower
@@ -46,8 +47,9 @@ def measure(depth: int) -> list[dict[str, Any]]:
         if updates and not all(value.isfinite() for value in metrics.values()):
             raise RuntimeError(f"training at depth {depth} gave metrics that are not finite")
         batch = run.replay.sample(BATCH, discount=0.99, generator=Generator().manual_seed(1))
-        assert isinstance(run.learner, ContrastiveLearner)
-        network = run.learner.networks.state_action_encoder
+        assert isinstance(run.learner, ActorCritic)
+        assert isinstance(run.learner.objective, ContrastiveObjective)
+        network = run.learner.objective.networks.state_action_encoder
         with torch.no_grad():
             x = network.embed(torch.cat([batch["state"], batch["action"]], dim=-1))
             stack = network.stack.detached()

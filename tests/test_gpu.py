@@ -108,10 +108,10 @@ def test_activations_can_be_computed_again_inside_a_graph(tower: str) -> None:
 
 def test_a_run_chooses_the_persistent_kernel_and_a_graph() -> None:
     run = build_run(tiny("ant", networks={"width": 128}, system={"device": "cuda"}))
-    compute = run.learner.networks.actor.compute
+    compute = run.learner.actor.compute
     assert (compute.tower, compute.precision, compute.cuda_graph) == ("persistent", "fp16", True)
     wider = build_run(tiny("ant", networks={"width": 64}, system={"device": "cuda"}))
-    assert wider.learner.networks.actor.compute.tower == "norm_act"
+    assert wider.learner.actor.compute.tower == "norm_act"
 
 
 def test_what_the_persistent_kernel_cannot_do_is_refused() -> None:

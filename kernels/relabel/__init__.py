@@ -49,8 +49,7 @@ def relabel(
             under Triton's interpreter.
 
     Returns:
-        float32 state [B, S], action [B, H A], goal [B, G] and `whole_B`. No value is read on the
-        host, and there is no gradient.
+        See `Batch`. No value is read on the host, and there is no gradient.
 
     Raises:
         ValueError: For shapes that do not match, an unknown name, or tensors that the

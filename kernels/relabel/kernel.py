@@ -21,6 +21,9 @@ _TILE = 512
 _MOST_SAMPLES = 8
 NUM_WARPS = 4
 
+# The fields of Batch.
+_Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
 
 @triton.jit
 def _expm1(b_x):
@@ -65,7 +68,8 @@ def relabel_kernel(
     # inputs
     p_uniform, p_position, p_state, p_action, p_achieved, p_trajectory, p_last_row,
     # outputs
-    p_batch_state, p_batch_action, p_batch_goal, p_batch_whole,
+    p_batch_state, p_batch_action, p_batch_goal,
+    p_batch_whole, p_batch_column, p_batch_row, p_batch_last,
     # sizes
     B, ROWS: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, LOG_DISCOUNT: tl.constexpr,
     S: tl.constexpr, A: tl.constexpr, G: tl.constexpr, H: tl.constexpr, FIRST: tl.constexpr,
@@ -91,24 +95,33 @@ def relabel_kernel(
     b_column = (b_column_draw * N).to(tl.int64)
 
     o_step = (b_row % ROWS) * N + b_column
-    b_key = tl.load(p_trajectory + o_step, mask=m_m, other=0).to(tl.int64) % ROWS
+    b_trajectory = tl.load(p_trajectory + o_step, mask=m_m, other=0)
+    b_key = b_trajectory.to(tl.int64) % ROWS
     b_last = tl.load(p_last_row + b_key * N + b_column, mask=m_m, other=0).to(tl.int64)
+    b_newest = tl.zeros([BM], tl.int64) + (position - 1)
     b_horizon = b_last - b_row + 1
     if WINDOW:
-        b_horizon = tl.minimum(b_last, b_first + (reach - 1)) - b_row
+        b_newest = b_first + (reach - 1)
+        b_last = tl.minimum(b_last, b_newest)
+        b_horizon = b_last - b_row
     # In masked samples, the `last_row` that was filled in may be before the row.
     b_horizon = tl.where(m_m, b_horizon, 0)
     b_steps = _truncated_geometric(b_goal_draw, b_horizon, LOG_DISCOUNT)
 
     _copy_rows(p_state, p_batch_state, o_step * S, o_m * S, m_m, m_m, S, BS)
     _copy_rows(p_action, p_batch_action, o_step * A, o_m * A * H, m_m, m_m, A, BA)
-    b_later = b_horizon - (0 if WINDOW else 1)
+    m_inside = m_m
     for h in tl.static_range(1, H):
         o_later = ((b_row + h) % ROWS) * N + b_column
+        m_inside = m_inside & (b_row + h <= b_newest)
+        b_other = tl.load(p_trajectory + o_later, mask=m_inside, other=0)
+        m_inside = m_inside & (b_other == b_trajectory)
         o_action = o_m * A * H + h * A
-        m_inside = m_m & (h <= b_later)
         _copy_rows(p_action, p_batch_action, o_later * A, o_action, m_inside, m_m, A, BA)
-    tl.store(p_batch_whole + o_m, (b_later >= H - 1).to(tl.float32), mask=m_m)
+    tl.store(p_batch_whole + o_m, m_inside.to(tl.float32), mask=m_m)
+    tl.store(p_batch_column + o_m, b_column, mask=m_m)
+    tl.store(p_batch_row + o_m, b_row, mask=m_m)
+    tl.store(p_batch_last + o_m, b_last, mask=m_m)
     if WINDOW:
         o_goal = (((b_row + b_steps) % ROWS) * N + b_column) * S + FIRST
         _copy_rows(p_state, p_batch_goal, o_goal, o_m * G, m_m, m_m, G, BG)
@@ -153,7 +166,7 @@ def relabel_forward(
     discount: float,
     window: int,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> _Fields:
     """Launch the kernel; returns the fields of `Batch`."""
     batch = uniform_4B.shape[1]
     rows, num_envs, state_size = state.shape
@@ -179,12 +192,11 @@ def relabel_forward(
     return made
 
 
-def _empty_batch(
-    like: Tensor, batch: int, sizes: tuple[int, int, int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Memory for states, actions and goals of these sizes, and for `whole_B`."""
+def _empty_batch(like: Tensor, batch: int, sizes: tuple[int, int, int]) -> _Fields:
+    """Memory for states, actions and goals of these sizes, and for the numbers of each step."""
     state, action, goal = (like.new_empty(batch, size, dtype=torch.float32) for size in sizes)
-    return state, action, goal, like.new_empty(batch, dtype=torch.float32)
+    column, row, last = (like.new_empty(batch, dtype=torch.int64) for _ in range(3))
+    return state, action, goal, like.new_empty(batch, dtype=torch.float32), column, row, last
 
 
 @relabel_forward.register_fake
@@ -201,7 +213,7 @@ def _(
     discount: float,
     window: int,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> _Fields:
     sizes = (state.shape[-1], chunk * action.shape[-1], stop - first)
     return _empty_batch(state, uniform_4B.shape[1], sizes)
 

@@ -29,7 +29,7 @@ class Ring(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Drawn steps, all float32."""
+    """Drawn steps. What is not said to be int64 is float32."""
 
     state: Tensor
     """[B, S]"""
@@ -39,6 +39,12 @@ class Batch(NamedTuple):
     """[B, G]"""
     whole_B: Tensor
     """1 if all H steps are in the trajectory, and in its window; else 0."""
+    column_B: Tensor
+    """int64: the env of the step."""
+    row_B: Tensor
+    """int64: the row of the step."""
+    last_B: Tensor
+    """int64: `last_row` of its trajectory, or the last row of the window if that is earlier."""
 
 
 def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float) -> Tensor:
@@ -96,18 +102,22 @@ def relabel(
         own_BG = ring.state[slot_B, column_B, first:stop]
         reached_BG = ring.achieved[(future_B - 1) % rows, column_B]
         goal_BG = torch.where((steps_B > 0)[:, None], reached_BG, own_BG)
-    # Later steps of the trajectory; the drawn one itself always has an action.
-    later_B = horizon_B - (0 if window else 1)
-    action_BA = ring.action[slot_B, column_B].float()
+    action_BA, whole_B = ring.action[slot_B, column_B].float(), torch.ones_like(uniform_4B[0])
     if chunk > 1:
-        offset_H = torch.arange(chunk, device=row_B.device)
-        inside_BH = offset_H <= later_B.clamp(min=0)[:, None]
-        slot_BH = (row_B[:, None] + torch.where(inside_BH, offset_H, 0)) % rows
+        later_BH = row_B[:, None] + torch.arange(chunk, device=row_B.device)
+        newest_B1 = position - 1 if end_B is None else end_B[:, None]
+        slot_BH = torch.minimum(later_BH, newest_B1) % rows
+        trajectory_BH = ring.trajectory[slot_BH, column_B[:, None]]
+        inside_BH = (trajectory_BH == trajectory_BH[:, :1]) & (later_BH <= newest_B1)
         action_BHA = ring.action[slot_BH, column_B[:, None]].float()
         action_BA = (action_BHA * inside_BH[..., None]).flatten(1)
+        whole_B = inside_BH[:, -1]
     return Batch(
         ring.state[slot_B, column_B].float(),
         action_BA,
         goal_BG.float(),
-        (later_B >= chunk - 1).float(),
+        whole_B.float(),
+        column_B,
+        row_B,
+        last_B if end_B is None else torch.minimum(last_B, end_B),
     )

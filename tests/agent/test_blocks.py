@@ -12,10 +12,10 @@ import torch
 from torch import Generator
 
 from tests.helpers.batches import make_batch
+from tests.helpers.learners import contrastive_learner
 from tests.helpers.recipes import tiny
 from torch_crl.agent.blocks import BLOCKS
 from torch_crl.agent.compute import Compute
-from torch_crl.agent.contrastive import ContrastiveLearner, Objective
 from torch_crl.agent.networks import Networks, ResidualTower, build_networks
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import BlockName, TowerSizes, network_sizes
@@ -227,17 +227,11 @@ def test_the_policys_rows_reach_the_action_and_no_parameter(block: str) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_updates_with_every_block_lower_the_loss(block: str) -> None:
-    rates = dict.fromkeys(
-        ("actor_learning_rate", "critic_learning_rate", "temperature_learning_rate"), 3e-3
-    )
-    objective = Objective(
-        energy="norm",
-        contrastive_loss="forward_info_nce",
-        logsumexp_penalty=0.1,
+    learner = contrastive_learner(
+        make_networks(block),
         target_entropy=-1.5,
-    )
-    learner = ContrastiveLearner(
-        make_networks(block), objective, **rates, generator=Generator().manual_seed(1)
+        learning_rates=(3e-3, 3e-3, 3e-3),
+        generator=Generator().manual_seed(1),
     )
     batch = make_batch(16)
     losses = [float(learner.update(batch)["critic_loss"]) for _ in range(40)]

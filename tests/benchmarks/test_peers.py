@@ -11,7 +11,8 @@ import torch
 from torch import Generator, Tensor
 
 from tests.helpers.batches import A, G, S, make_batch
-from torch_crl.agent.contrastive import ContrastiveLearner, Objective
+from tests.helpers.learners import contrastive_learner, networks_of
+from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.networks import ResidualTower, build_networks
 from torch_crl.agent.sizes import network_sizes
 from torch_crl.benchmarks.peers.eager_torch import EagerCrl
@@ -25,23 +26,16 @@ LOSSES = ("actor_loss", "temperature_loss", "critic_loss")
 NETWORKS = ("actor", "state_action_encoder", "goal_encoder")
 
 
-def make_learner(depth: int) -> ContrastiveLearner:
+def make_learner(depth: int) -> ActorCritic:
     sizes = network_sizes(**SIZES, actor_depth=depth, critic_depth=depth)
     networks = build_networks(sizes, generator=Generator().manual_seed(0))
     with torch.no_grad():
         # Near the ends of the tanh, the density turns rounding errors into percents.
         networks.actor.output_weight.mul_(0.1)
-    return ContrastiveLearner(
+    return contrastive_learner(
         networks,
-        Objective(
-            energy="norm",
-            contrastive_loss="forward_info_nce",
-            logsumexp_penalty=0.1,
-            target_entropy=-0.5 * A,
-        ),
-        actor_learning_rate=3e-4,
-        critic_learning_rate=3e-4,
-        temperature_learning_rate=3e-4,
+        target_entropy=-0.5 * A,
+        learning_rates=(3e-4, 3e-4, 3e-4),
         generator=Generator().manual_seed(NOISE_SEED),
     )
 
@@ -71,7 +65,7 @@ def test_updates_of_the_torch_peer_equal_ours(depth: int) -> None:
     learner = make_learner(depth)
     peer = EagerCrl(**SIZES, depth=depth)
     towers = (peer.actor, peer.phi, peer.psi)
-    networks = learner.networks.named()
+    networks = networks_of(learner).named()
     with torch.no_grad():
         for name, tower in zip(NETWORKS, towers, strict=True):
             for own, theirs in zip(by_layer(networks[name]), tower.parameters(), strict=True):
@@ -129,7 +123,7 @@ def from_jax(tower: Any, module: ModuleType) -> list[Tensor]:
 def test_updates_of_the_jax_peer_equal_ours(depth: int, layers: str, jax_crl: ModuleType) -> None:
     learner = make_learner(depth)
     peer = jax_crl.JaxCrl(**SIZES, depth=depth, layers=layers, data_rows=64)
-    networks = learner.networks.named()
+    networks = networks_of(learner).named()
     actor, phi, psi = (to_jax(networks[name], jax_crl, layers=layers) for name in NETWORKS)
     peer.state = peer.state._replace(actor=actor, critic=(phi, psi))
     generator = Generator().manual_seed(NOISE_SEED)

@@ -56,7 +56,7 @@ def test_staged_steps_enter_the_replay_oldest_first() -> None:
 
 def test_a_collection_acts_with_the_weights_of_its_start() -> None:
     run = build_run(overlapped())
-    collector, actor = run.collector, run.learner.networks.actor
+    collector, actor = run.collector, run.learner.actor
     assert isinstance(collector, OverlappingCollector)
     reference = build_run(overlapped())
     assert isinstance(reference.collector, OverlappingCollector)

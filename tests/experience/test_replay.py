@@ -152,7 +152,7 @@ def test_every_step_has_the_closed_form_law(steps: int, lengths: list[int], dive
     oldest = steps - replay.filled
     for row in range(oldest, steps):
         uniform = torch.stack([even, 0.0 * even + (row - oldest + 0.5) / replay.filled, even, even])
-        state, _, goal, _ = relabel(
+        state, _, goal, *_ = relabel(
             uniform,
             torch.tensor(steps),
             Ring(**replay.tensors()),

@@ -5,10 +5,11 @@ import torch
 from tensordict import TensorDict
 from torch import Generator
 
+from tests.helpers.learners import contrastive_learner
 from tests.helpers.recipes import tiny
 from tests.kernels.check import DEVICE
+from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.compute import Compute
-from torch_crl.agent.contrastive import ContrastiveLearner, Objective
 from torch_crl.agent.networks import build_networks
 from torch_crl.agent.sizes import network_sizes
 from torch_crl.training import crl_run as run_module
@@ -16,7 +17,7 @@ from torch_crl.training import crl_run as run_module
 STATE, GOAL, ACTION, BATCH = 11, 3, 2, 20
 
 
-def learner(compute: Compute, contrastive_loss: str) -> ContrastiveLearner:
+def learner(compute: Compute, contrastive_loss: str) -> ActorCritic:
     sizes = network_sizes(
         state_size=STATE,
         goal_size=GOAL,
@@ -28,15 +29,12 @@ def learner(compute: Compute, contrastive_loss: str) -> ContrastiveLearner:
     )
     weights = Generator().manual_seed(0)
     networks = build_networks(sizes, generator=weights, compute=compute).to(DEVICE)
-    objective = Objective(
-        energy="norm",
+    return contrastive_learner(
+        networks,
         contrastive_loss=contrastive_loss,
-        logsumexp_penalty=0.1,
         target_entropy=-1.0,
-    )
-    rates = {f"{name}_learning_rate": 1e-3 for name in ("actor", "critic", "temperature")}
-    return ContrastiveLearner(
-        networks, objective, **rates, generator=Generator(DEVICE).manual_seed(1)
+        learning_rates=(1e-3, 1e-3, 1e-3),
+        generator=Generator(DEVICE).manual_seed(1),
     )
 
 

@@ -299,6 +299,7 @@ def test_changing_a_leaf_changes_the_first_losses() -> None:
             "initial_temperature": 0.1,
             "chunk": 2,
             "actor_goals": "mixed",
+            "update_order": "critic_first",
             "goal_redraw": 0.5,
             "batch_size": 16,
             "parity": "reference",

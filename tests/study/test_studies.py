@@ -363,7 +363,7 @@ def test_the_critics_gradient_is_that_of_both_encoders(monkeypatch: pytest.Monke
 
     def spied(run: CrlRun) -> dict[str, torch.Tensor]:
         metrics = update(run)
-        networks = run.learner.networks  # type: ignore[union-attr]
+        networks = run.learner.objective.networks  # type: ignore[union-attr]
         encoders = (networks.state_action_encoder, networks.goal_encoder)
         squares = [
             (p.grad.double() ** 2).sum()

@@ -124,7 +124,7 @@ def test_nan_stops_with_step_and_tensor_and_keeps_the_good_checkpoint(
     def poisoned(self: run_module.CrlRun) -> dict[str, torch.Tensor]:
         if self.updates_done == 13:
             with torch.no_grad():
-                self.learner.networks.goal_encoder.weight[1, 2, 3] = float("nan")
+                self.learner.objective.networks.goal_encoder.weight[1, 2, 3] = float("nan")
         return real(self)
 
     monkeypatch.setattr(run_module.CrlRun, "update", poisoned)

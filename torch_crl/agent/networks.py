@@ -85,11 +85,12 @@ class ResidualTower(nn.Module):
         read = _constant if frozen else _itself
         return functional.linear(x_BD, read(self.output_weight), read(self.output_bias))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., input] to [..., output]."""
-        rows = x.reshape(-1, x.shape[-1])
-        (inner,) = run_stacks([self.embed(rows)], [self])
-        return self.head(inner).view(*x.shape[:-1], -1)
+    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
+        """Map [..., input] to [..., output]. `frozen`: no gradient for the parameters."""
+        rows = self.embed(x.reshape(-1, x.shape[-1]), frozen=frozen)
+        stack = self.stack.detached() if frozen else self.stack
+        (inner,) = self._block.inner([rows], [stack], None, self.sizes, self.compute)
+        return self.head(inner, frozen=frozen).view(*x.shape[:-1], -1)
 
 
 def _constant(parameter: Tensor) -> Tensor:
@@ -155,6 +156,12 @@ class Networks:
         frozen = phi.embed(policy_state_action, frozen=True)
         encoded = run_stacks(rows, [phi, psi], frozen=frozen)
         return phi.head(encoded[0]), psi.head(encoded[1]), phi.head(encoded[2], frozen=True)
+
+    def encode_pairs(self, state_action: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """phi(s, a) and psi(g), each [B, R], in one pass."""
+        phi, psi = self.state_action_encoder, self.goal_encoder
+        encoded = run_stacks([phi.embed(state_action), psi.embed(goal)], [phi, psi])
+        return phi.head(encoded[0]), psi.head(encoded[1])
 
     def named(self) -> dict[str, ResidualTower]:
         """Name to network, in the order actor, state-action encoder, goal encoder."""

@@ -30,6 +30,7 @@ _ADDED: dict[str, dict[str, Any]] = {
         "average_weights": 0.0,
         "chunk": 1,
         "actor_goals": "own",
+        "update_order": "together",
         "goal_redraw": 0.0,
     },
 }

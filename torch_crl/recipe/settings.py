@@ -115,6 +115,9 @@ class AlgorithmRecipe:
     """Goals in the actor's loss: `own` is a goal from the future of each step, as in the critic's
     loss; with `mixed`, half of the steps take the goal of another step of the batch, which they
     need not have reached."""
+    update_order: Annotated[Literal["together", "critic_first"], BY_CRL] = "together"
+    """Order within an update: with `together`, as published, the actor's loss has the critic of
+    before the update; with `critic_first`, the critic takes its step before."""
     goal_redraw: Annotated[Decay, BY_OURS] = 0.0
     """Probability, at each control step of a training env, that the commanded goal is drawn anew in
     the middle of the episode; it is then that of a new start, or another env's for Gymnasium."""

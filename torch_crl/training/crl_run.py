@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.average import AveragedActor
 from torch_crl.agent.behaviour_cloning import BehaviourCloning
 from torch_crl.agent.compute import Compute
-from torch_crl.agent.contrastive import ContrastiveLearner, Objective
 from torch_crl.agent.learner import Learner
 from torch_crl.agent.networks import build_networks
+from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.agent.optimizer import UpdateSizes
 from torch_crl.agent.policy import Policy
 from torch_crl.envs.spec import TaskSpec
@@ -269,18 +270,20 @@ def _build_learner(
     networks = build_networks(recipe.network_sizes, generator=weights, compute=compute).to(device)
     if algorithm.algo == "gcbc":
         return BehaviourCloning(networks.actor, learning_rate=algorithm.actor_learning_rate)
-    return ContrastiveLearner(
-        networks,
-        Objective(
+    return ActorCritic(
+        networks.actor,
+        ContrastiveObjective(
+            networks,
             energy=algorithm.energy,
             contrastive_loss=algorithm.contrastive_loss,
             logsumexp_penalty=algorithm.logsumexp_penalty,
-            target_entropy=algorithm.target_entropy * spec.action_size * algorithm.chunk,
-            actor_goals=algorithm.actor_goals,
         ),
+        target_entropy=algorithm.target_entropy * spec.action_size * algorithm.chunk,
         actor_learning_rate=algorithm.actor_learning_rate,
         critic_learning_rate=algorithm.critic_learning_rate,
         temperature_learning_rate=algorithm.temperature_learning_rate,
         initial_temperature=algorithm.initial_temperature,
+        actor_goals=algorithm.actor_goals,
+        update_order=algorithm.update_order,
         generator=noise,
     )

@@ -14,8 +14,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from torch_crl.agent.contrastive import ContrastiveLearner
+from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.networks import Networks, ResidualTower
+from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.agent.optimizer import gradient_norm
 from torch_crl.kernels.tower import BLOCK, Stack, tower
 from torch_crl.recipe.presets import preset, with_changes
@@ -171,8 +172,9 @@ def _collected(sizes: Sizes) -> dict[str, Tensor]:
 
 
 def _networks(run: CrlRun) -> Networks:
-    assert isinstance(run.learner, ContrastiveLearner)
-    return run.learner.networks
+    assert isinstance(run.learner, ActorCritic)
+    assert isinstance(run.learner.objective, ContrastiveObjective)
+    return run.learner.objective.networks
 
 
 def _probe(run: CrlRun) -> Tensor:

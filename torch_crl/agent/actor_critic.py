@@ -1,0 +1,174 @@
+"""One gradient update of actor, temperature and critic: the algorithm box of arXiv 2503.14858.
+
+What the critic learns is an `Objective`. B batch, S state, G goal, A action or chunk of actions.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+
+from torch_crl.agent.learner import Learner
+from torch_crl.agent.losses import actor_loss, temperature_loss
+from torch_crl.agent.networks import ResidualTower
+from torch_crl.agent.objectives.objective import Objective, PolicyRows
+from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
+from torch_crl.kernels.squashed_gaussian import squashed_gaussian
+
+
+class ActorCritic(Learner):
+    """Actor, temperature, critic and their optimisers, changed in place by `update`."""
+
+    def __init__(
+        self,
+        actor: ResidualTower,
+        objective: Objective,
+        *,
+        target_entropy: float,
+        actor_learning_rate: float,
+        critic_learning_rate: float,
+        temperature_learning_rate: float,
+        initial_temperature: float = 1.0,
+        actor_goals: Literal["own", "mixed"] = "own",
+        update_order: Literal["together", "critic_first"] = "together",
+        generator: Generator,
+    ) -> None:
+        """See the recipe's settings of these names.
+
+        Args:
+            actor: maps concat(state, goal) [B, S + G] to concat(mean, raw log-std) [B, 2 A].
+            target_entropy: of the whole action, or chunk of actions, in nats.
+            generator: draws the actor's noise; it must be on the networks' device.
+        """
+        self.actor = actor
+        self.objective = objective
+        self.generator = generator
+        self.target_entropy = target_entropy
+        self.actor_goals = actor_goals
+        self.update_order = update_order
+        self.device = device = actor.weight.device
+        self.log_alpha = torch.tensor(
+            math.log(initial_temperature), device=device, requires_grad=True
+        )
+        # Equal learning rates share a parameter group, so that one step launches few kernels.
+        of_actor = _groups(
+            (actor_learning_rate, list(actor.parameters())),
+            (critic_learning_rate, objective.parameters() if update_order == "together" else []),
+            (temperature_learning_rate, [self.log_alpha]),
+        )
+        self.optimizer = adam(of_actor, device)
+        """Steps everything, or with the critic first the actor and the temperature."""
+        self.critic_optimizer = (
+            adam({critic_learning_rate: objective.parameters()}, device)
+            if update_order == "critic_first"
+            else None
+        )
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """Improve actor, temperature and critic on one batch; returns 0-D metrics on the device.
+
+        With the order `together`, all losses use the networks from before the update, so the actor
+        never follows a critic that was already fitted to the same batch, as in the published code.
+        Each loss has a gradient for its own parameters only: the actor's loss treats the critic's
+        parameters as constants, and the temperature's loss depends on no network's parameters. One
+        backward pass of the sum therefore gives every parameter the gradient of its own loss.
+
+        With `critic_first`, the critic takes its step before the actor's loss is computed.
+        """
+        if self.critic_optimizer is not None:
+            critic, metrics = self.objective.loss(batch)
+            _step(self.critic_optimizer, critic)
+            policy, log_prob_B = self._act(batch)
+            score_B = self.objective.score(batch, policy)
+            trained_later: Tensor | float = 0.0
+        else:
+            policy, log_prob_B = self._act(batch)
+            critic, score_B, metrics = self.objective.judge(batch, policy)
+            trained_later = critic
+        actor, actor_metrics = actor_loss(score_B, log_prob_B, self.log_alpha)
+        temperature, temperature_metrics = temperature_loss(
+            log_prob_B, self.log_alpha, target_entropy=self.target_entropy
+        )
+        _step(self.optimizer, actor + temperature + trained_later)
+        losses = {"actor_loss": actor, "temperature_loss": temperature, "critic_loss": critic}
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        return detached | actor_metrics | temperature_metrics | metrics
+
+    def _act(self, batch: TensorDict) -> tuple[PolicyRows, Tensor]:
+        """Sampled actions for the goals of the actor's loss, and their log-densities [B]."""
+        actor = self.actor
+        goal_BG = self._of_actor(batch["goal"])
+        output_B2A = actor(torch.cat([batch["state"], goal_BG], dim=-1))
+        rows, outputs = output_B2A.shape
+        noise_BA = torch.randn(rows, outputs // 2, generator=self.generator, device=self.device)
+        action_BA, log_prob_B = squashed_gaussian(
+            output_B2A, noise_BA, implementation=actor.compute.other_kernels
+        )
+        return PolicyRows(action_BA, self._of_actor), log_prob_B
+
+    def _of_actor(self, goal_BX: Tensor) -> Tensor:
+        """Goals, or their representations, as the actor's loss takes them."""
+        if self.actor_goals == "own":
+            return goal_BX
+        # The steps of a batch are in random order, so a neighbour's goal is a random one.
+        half = len(goal_BX) // 2
+        return torch.cat([goal_BX[:half], goal_BX[half:].roll(1, 0)])
+
+    @property
+    def generators(self) -> list[Generator]:
+        """The random number generators that `update` draws from."""
+        return [self.generator]
+
+    @property
+    def trained(self) -> dict[str, list[Tensor]]:
+        """The parameters of the actor, and of all networks of the critic."""
+        return {"actor": list(self.actor.parameters()), "critic": self.objective.parameters()}
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Every trained tensor by name, such as `actor.weight` and `log_alpha`."""
+        named = {
+            f"{module_name}.{name}": parameter
+            for module_name, module in {"actor": self.actor, **self.objective.modules}.items()
+            for name, parameter in module.named_parameters()
+        }
+        return named | {"log_alpha": self.log_alpha}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Parameters, Adam moments and step counts, and the state of the noise generator."""
+        trained: dict[str, Tensor] = {}
+        for optimizer, named in self._steps():
+            trained |= optimizer_state(named, optimizer)
+        return {"generator": self.generator.get_state()} | trained
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned, before or after any number of updates."""
+        self.generator.set_state(tensors["generator"].cpu())
+        for optimizer, named in self._steps():
+            load_optimizer_state(named, optimizer, tensors)
+
+    def _steps(self) -> list[tuple[torch.optim.Optimizer, dict[str, Tensor]]]:
+        """Each optimiser, and the parameters that it steps by name."""
+        named = self.named_parameters()
+        if self.critic_optimizer is None:
+            return [(self.optimizer, named)]
+        critic = {id(parameter) for parameter in self.objective.parameters()}
+        of_critic = {name: each for name, each in named.items() if id(each) in critic}
+        others = {name: each for name, each in named.items() if id(each) not in critic}
+        return [(self.optimizer, others), (self.critic_optimizer, of_critic)]
+
+
+def _groups(*rates: tuple[float, list[Tensor]]) -> dict[float, list[Tensor]]:
+    """The parameters of each learning rate."""
+    groups: dict[float, list[Tensor]] = {}
+    for rate, parameters in rates:
+        if parameters:
+            groups.setdefault(rate, []).extend(parameters)
+    return groups
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimizer.step()

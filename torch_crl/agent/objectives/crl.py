@@ -1,0 +1,86 @@
+"""Contrastive RL: does this goal belong to this state and action? (arXiv 2503.14858)
+
+f(s, a, g) = energy(phi(s, a), psi(g)) is trained to classify which goal of the batch lies in the
+future of which step, and is itself the score of an action. B batch, R representation.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from torch_crl.agent.losses import CONTRASTIVE_LOSSES, ENERGIES, critic_loss
+from torch_crl.agent.networks import Networks
+from torch_crl.agent.objectives.objective import Aux, Judgement, Objective, PolicyRows
+from torch_crl.kernels.infonce import pair_scores
+
+
+class ContrastiveObjective(Objective):
+    """Energies of all pairs of a batch, and a contrastive loss of them."""
+
+    def __init__(
+        self, networks: Networks, *, energy: str, contrastive_loss: str, logsumexp_penalty: float
+    ) -> None:
+        """`networks` holds the two encoders; the names are those of the recipe's settings."""
+        self.networks = networks
+        self.energy = energy
+        self.contrastive_loss = contrastive_loss
+        self.logsumexp_penalty = logsumexp_penalty
+        self.modules: dict[str, nn.Module] = {
+            "state_action_encoder": networks.state_action_encoder,
+            "goal_encoder": networks.goal_encoder,
+        }
+
+    def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
+        """All inputs of the encoders pass through their towers in one call.
+
+        The goal encoder's output serves both the actor's and the critic's loss.
+        """
+        phi_BR, psi_BR, phi_policy_BR = self.networks.encode(
+            _joined(batch, batch["action"]), batch["goal"], _joined(batch, policy.action_BA)
+        )
+        loss, metrics = self._classify(phi_BR, psi_BR, batch)
+        return Judgement(loss, self._paired(phi_policy_BR, psi_BR.detach(), policy), metrics)
+
+    def loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
+        """See `Objective`."""
+        phi_BR, psi_BR = self.networks.encode_pairs(_joined(batch, batch["action"]), batch["goal"])
+        return self._classify(phi_BR, psi_BR, batch)
+
+    def score(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
+        """See `Objective`."""
+        networks = self.networks
+        phi_BR = networks.state_action_encoder(_joined(batch, policy.action_BA), frozen=True)
+        with torch.no_grad():
+            psi_BR = networks.goal_encoder(batch["goal"])
+        return self._paired(phi_BR, psi_BR, policy)
+
+    def _paired(self, phi_BR: Tensor, psi_BR: Tensor, policy: PolicyRows) -> Tensor:
+        return ENERGIES[self.energy].paired(phi_BR, policy.of_actor(psi_BR))
+
+    def _classify(
+        self, phi_BR: Tensor, psi_BR: Tensor, batch: Mapping[str, Tensor] | TensorDict
+    ) -> tuple[Tensor, Aux]:
+        kind = CONTRASTIVE_LOSSES[self.contrastive_loss]
+        # 1 where a chunk of actions lies within its trajectory; single actions always do.
+        whole_B = batch.get("whole")
+        scores = pair_scores(
+            phi_BR,
+            psi_BR,
+            energy=self.energy,
+            columns=kind.columns,
+            softplus=kind.softplus,
+            row_mask_B=whole_B,
+            implementation=self.networks.actor.compute.other_kernels,
+        )
+        return critic_loss(
+            scores,
+            contrastive_loss=self.contrastive_loss,
+            logsumexp_penalty=self.logsumexp_penalty,
+            whole_B=whole_B,
+        )
+
+
+def _joined(batch: TensorDict, action_BA: Tensor) -> Tensor:
+    return torch.cat([batch["state"], action_BA], dim=-1)
