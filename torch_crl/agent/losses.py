@@ -24,8 +24,14 @@ Mean = Callable[[Tensor], Tensor]
 """From the losses [B] of the rows to their mean over the rows that count."""
 
 
-def mean_over(whole_B: Tensor | None) -> Mean:
-    """The mean over the rows where `whole_B` is 1, 0 if there are none; over all rows for None."""
+def mean_over(whole_B: Tensor | None, weight_B: Tensor | None = None) -> Mean:
+    """The mean over the rows where `whole_B` is 1, 0 if there are none; over all rows for None.
+
+    Rows are multiplied by `weight_B`, if given; the mean is never divided by the sum of weights.
+    """
+    if weight_B is not None:
+        unweighted = mean_over(whole_B)
+        return lambda x_B: unweighted(weight_B * x_B)
     if whole_B is None:
         return torch.mean
     count = whole_B.sum().clamp_min(1.0)
@@ -80,6 +86,7 @@ def critic_loss(
     contrastive_loss: str,
     logsumexp_penalty: float,
     whole_B: Tensor | None = None,
+    weight_B: Tensor | None = None,
 ) -> tuple[Tensor, Aux]:
     """Contrastive loss plus penalty * mean_i (logsumexp_j E_ij)^2, and metrics of the energies.
 
@@ -88,9 +95,11 @@ def critic_loss(
     correctly classified if the energy of its own goal is strictly above those of all others.
 
     Rows where `whole_B` is 0 hold a chunk of actions that its trajectory cut short. They have no
-    contrastive loss of their own, and their goals stay negatives of the other rows.
+    contrastive loss of their own, and their goals stay negatives of the other rows. `weight_B`
+    weights the contrastive loss of each row, and not the penalty.
     """
-    contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores, mean_over(whole_B))
+    mean = mean_over(whole_B, weight_B)
+    contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores, mean)
     loss = contrastive + logsumexp_penalty * scores.row_logsumexp_B.square().mean()
     with torch.no_grad():
         right_B = (scores.diagonal_B > scores.row_rival_B).float()

@@ -8,6 +8,8 @@ from annotated_types import Ge, Gt, Le, Len
 from torch_crl.agent.branch_scale import branch_scale
 
 BlockName: TypeAlias = Literal["published", "no_skip", "no_norm", "hyperspherical", "pre_norm"]
+BLOCK_LAYERS = 4
+"""Number of layers in one residual block, the smallest depth."""
 Size: TypeAlias = Annotated[int, Ge(1), Le(2**31 - 1)]
 
 

@@ -23,6 +23,7 @@ class TaskVectorEnv(VectorEnv):
     """
 
     saves_state = True
+    terminates_at_goals = False
 
     def __init__(
         self,

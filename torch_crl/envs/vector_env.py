@@ -40,6 +40,8 @@ class VectorEnv(ABC):
 
     saves_state: bool
     """Whether `load_state_dict` continues in the middle of the saved episodes."""
+    terminates_at_goals: bool
+    """Whether an episode may be terminated because it reached its goal, and not by a failure."""
     capturable: bool
     """Whether a CUDA graph can capture `step`, because it never waits for the device."""
     generators: Sequence[Generator]

@@ -37,12 +37,14 @@ class Staging:
             achieved=torch.zeros(rows, num_envs, goal_size),
             trajectory=torch.zeros(rows, num_envs, dtype=torch.int32),
             unstable=torch.zeros(rows, num_envs, dtype=torch.bool),
+            failed=torch.zeros(rows, num_envs, dtype=torch.bool),
         )._asdict()
 
     def write(self, step: Transition) -> None:
         """See `Rows`; the host chooses the row, so no CUDA graph can capture the call."""
         for part, row in zip(self._parts.values(), step, strict=True):
-            part[self.filled].copy_(row)
+            if row is not None:
+                part[self.filled].copy_(row)
 
     def advance(self) -> None:
         """See `Rows`."""

@@ -21,6 +21,7 @@ horizon of a hindsight goal is then one subtraction: last_row - r + 1.
 B batch, N envs, S state, G goal, A action.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -43,13 +44,29 @@ class Transition(NamedTuple):
     """[N] integers: the number of the step's trajectory, counted upwards in each env."""
     unstable: Tensor
     """bool [N]: whether the physics diverged in the step, so that no goal was achieved after it."""
+    failed: Tensor | None = None
+    """bool [N]: whether the step ended its episode by failing; None where nobody asks."""
+
+
+# Tensors of the ring that are indexed by trajectories and not by rows.
+_BY_TRAJECTORY = ("last_row", "failed")
+
+
+def survival_mass(steps_B: Tensor, failed_B: Tensor, *, discount: float) -> Tensor:
+    """Share of the discounted future that a failure `steps_B` later leaves (arXiv 2608.26571).
+
+    Float32: 1 - discount^steps where `failed_B`, else 1.
+    """
+    mass_B = -torch.expm1(steps_B.double() * math.log(discount))
+    return torch.where(failed_B, mass_B, 1.0).float()
 
 
 class Replay:
     """The newest `rows` steps of N envs.
 
     `storage` is a TensorDict of [rows, N, ...] tensors: `state`, `action`, the goal `achieved`
-    after the step, its `trajectory`, and `last_row` of each trajectory.
+    after the step, its `trajectory`, and `last_row` of each trajectory. With `failures` there is
+    also `failed` of each trajectory, and the state after a failure is no goal.
     """
 
     def __init__(
@@ -61,6 +78,7 @@ class Replay:
         action_size: int,
         goal_slice: tuple[int, int],
         window: int = 0,
+        failures: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         implementation: str = "reference",
@@ -69,27 +87,29 @@ class Replay:
 
         Args:
             window: if above 0, draw by the published procedure, in windows of that many rows.
+            failures: keep which trajectories ended by failing, without a window.
             dtype: float32, or bfloat16 for half the bytes.
             implementation: that of `sample`; see `torch_crl.kernels.relabel.relabel`.
         """
         self.rows, self.num_envs = rows, num_envs
-        self.goal_slice, self.window = goal_slice, window
+        self.goal_slice, self.window, self.failures = goal_slice, window, failures
         self.device = torch.device(device)
         self.implementation = implementation
 
         def ring(*shape: int, of: torch.dtype) -> Tensor:
             return torch.zeros(rows, num_envs, *shape, dtype=of, device=device)
 
-        self.storage = TensorDict(
-            {
-                "state": ring(state_size, of=dtype),
-                "action": ring(action_size, of=dtype),
-                "achieved": ring(goal_slice[1] - goal_slice[0], of=dtype),
-                "trajectory": ring(of=torch.int32),
-                "last_row": ring(of=torch.int32),
-            },
-            batch_size=[rows, num_envs],
-        )
+        parts = {
+            "state": ring(state_size, of=dtype),
+            "action": ring(action_size, of=dtype),
+            "achieved": ring(goal_slice[1] - goal_slice[0], of=dtype),
+            "trajectory": ring(of=torch.int32),
+            "last_row": ring(of=torch.int32),
+        }
+        if failures:
+            # Like `last_row` at the number of the trajectory modulo `rows`.
+            parts["failed"] = ring(of=torch.bool)
+        self.storage = TensorDict(parts, batch_size=[rows, num_envs])
         self.next_row = 0
         # `next_row` on the device, where a captured CUDA graph can read and increment it.
         self._position = torch.zeros((), dtype=torch.int64, device=device)
@@ -120,6 +140,10 @@ class Replay:
             # No goal was achieved after a step in which the physics diverged. With a window, goals
             # are states of the ring, and the state before such a step remains a valid goal.
             row_1N = row_1N - step.unstable.to(self.device, torch.int32)
+        if self.failures and step.failed is not None:
+            failed_1N = step.failed.to(self.device)[None]
+            self.storage["failed"].scatter_(0, key_1N, failed_1N)
+            row_1N = row_1N - failed_1N.to(torch.int32)
         self.storage["last_row"].scatter_(0, key_1N, row_1N)
         self._position += 1
 
@@ -137,8 +161,9 @@ class Replay:
         the trajectory, and `whole` [B] is 1 where all of them are in the trajectory, else 0.
 
         Returns:
-            TensorDict of float32 `state` [B, S], `action` [B, H A], `goal` [B, G] and, if H > 1,
-            `whole` [B].
+            TensorDict of float32 `state` [B, S], `action` [B, H A], `goal` [B, G]; if H > 1,
+            `whole` [B]; with `failures`, `survived` [B]: 1 - discount^L for a step that is L steps
+            before the one in which its trajectory failed, 1 where it did not fail (so far).
         """
         needed = 2 if self.window else 1
         if self.filled < needed:
@@ -150,7 +175,7 @@ class Replay:
         drawn = relabel(
             uniform_4B,
             self._position,
-            Ring(**self.tensors()),
+            Ring(**{name: self.storage[name] for name in Ring._fields}),
             goal_slice=self.goal_slice,
             discount=discount,
             window=self.window,
@@ -160,7 +185,19 @@ class Replay:
         parts = {"state": drawn.state, "action": drawn.action, "goal": drawn.goal}
         if chunk > 1:
             parts["whole"] = drawn.whole_B
+        if self.failures:
+            key_B = self._trajectories(drawn.row_B, drawn.column_B) % self.rows
+            failed_B = self.storage["failed"][key_B, drawn.column_B]
+            # `last_row` of a failed trajectory is the one before the failure.
+            parts["survived"] = survival_mass(
+                drawn.last_B + 1 - drawn.row_B, failed_B, discount=discount
+            )
         return TensorDict(parts, batch_size=[batch_size])
+
+    def _trajectories(self, row_B: Tensor, column_B: Tensor) -> Tensor:
+        """int64 numbers of the trajectories to which rows of the ring belong."""
+        trajectory_B: Tensor = self.storage["trajectory"][row_B % self.rows, column_B].long()
+        return trajectory_B
 
     def forget_after(self, row: int) -> None:
         """Return to the position at which `row` rows had been written.
@@ -191,13 +228,13 @@ class Replay:
     @property
     def growing(self) -> list[str]:
         """Names of the tensors of which `state_dict` holds only the filled rows."""
-        return [name for name in self.tensors() if name != "last_row"]
+        return [name for name in self.tensors() if name not in _BY_TRAJECTORY]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The filled part of the ring and its position."""
         tensors = {name: tensor[: self.filled] for name, tensor in self.tensors().items()}
         # All of it, since trajectory numbers modulo `rows` index any entry, filled or not.
-        tensors["last_row"] = self.storage["last_row"]
+        tensors |= {name: self.storage[name] for name in _BY_TRAJECTORY if name in tensors}
         return tensors | {"next_row": torch.tensor(self.next_row)}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:

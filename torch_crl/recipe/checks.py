@@ -8,6 +8,7 @@ from typing import Any
 from torch_crl import fields
 from torch_crl.agent.blocks import BLOCKS
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
+from torch_crl.envs.task import never_failed
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.errors import TorchCrlError, listed
 from torch_crl.kernels.tower import BLOCK
@@ -56,6 +57,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
             or [*compute_problems(recipe), *_memory_problems(recipe)]
         ),
         *_simulator_problems(recipe),
+        *_objective_problems(recipe),
     ]
     problems += run_problems or []
     if problems:
@@ -254,6 +256,29 @@ def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]
         for name in without
         if given[name] not in (usual[name], record[name])
     }
+
+
+def _objective_problems(recipe: Recipe) -> list[str]:
+    """Objectives that a task or another setting does not allow."""
+    algorithm, name = recipe.algorithm, recipe.task.name
+    if algorithm.objective != "safe":
+        return []
+    problems = []
+    if algorithm.parity == "reference":
+        problems.append(
+            "--objective safe counts the steps until a failure, and --parity reference draws from "
+            "windows that may end before it; leave one of them out"
+        )
+    try:
+        fails = _is_foreign(name) or make_task(name).failed is not never_failed
+    except UnknownTaskError:
+        return problems  # Reported by the checks of the task.
+    if not fails:
+        problems.append(
+            f"--objective safe learns from episodes that fail, and those of {name} never do: it "
+            "would equal --objective crl; use that"
+        )
+    return problems
 
 
 def _simulator_problems(recipe: Recipe) -> list[str]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch_crl.agent.sizes import NetworkSizes
+from torch_crl.agent.sizes import NetworkSizes, TowerSizes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -11,13 +11,15 @@ class UpdateCost:
 
     networks: NetworkSizes
     batch_size: int
+    more_towers: tuple[TowerSizes, ...] = ()
+    """Further towers of the critic, for the batch's actions and for the policy's."""
     averaged: bool = False
     """Whether an average of the actor's weights is kept."""
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of all three networks; the log entropy coefficient is one more."""
-        return sum(tower.parameters for tower in self.networks)
+        """Number of parameters of all networks; the log entropy coefficient is one more."""
+        return sum(tower.parameters for tower in (*self.networks, *self.more_towers))
 
     @property
     def flop(self) -> int:
@@ -25,10 +27,12 @@ class UpdateCost:
 
         A backward pass costs two forward passes where weights are trained, else one. Counted in
         forward passes: actor 3, state-action encoder 3 for the stored action and 2 for the policy's
-        (no weight gradient), goal encoder 3, since its one forward pass serves both losses.
+        (no weight gradient), goal encoder 3, since its one forward pass serves both losses. Further
+        towers are counted like the state-action encoder.
         """
         actor, state_action, goal = (tower.dense_flop for tower in self.networks)
-        return self.batch_size * (3 * actor + 5 * state_action + 3 * goal)
+        more = sum(tower.dense_flop for tower in self.more_towers)
+        return self.batch_size * (3 * actor + 5 * (state_action + more) + 3 * goal)
 
     @property
     def cloning_flop(self) -> int:
@@ -36,13 +40,14 @@ class UpdateCost:
         return self.batch_size * 3 * self.networks.actor.dense_flop
 
     def activation_bytes(self, *, fused: bool = False, recompute: int = 0) -> int:
-        """Bytes kept for the backward pass: of four forward passes, and of plain torch's logits."""
+        """Bytes kept for the backward pass: of all forward passes, and of plain torch's logits."""
         per_row = sum(
             tower.saved_bytes(trained=True, fused=fused, recompute=recompute)
-            for tower in self.networks
+            for tower in (*self.networks, *self.more_towers)
         )
-        per_row += self.networks.state_action_encoder.saved_bytes(
-            trained=False, fused=fused, recompute=recompute
+        per_row += sum(
+            tower.saved_bytes(trained=False, fused=fused, recompute=recompute)
+            for tower in (self.networks.state_action_encoder, *self.more_towers)
         )
         logits = 0 if fused else 4 * self.batch_size
         return self.batch_size * (per_row + logits)

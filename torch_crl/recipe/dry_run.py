@@ -61,7 +61,7 @@ def _work_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
         fused=compute.tower == "persistent", recompute=compute.recompute
     )
     memory = [
-        ("parameters", f"{cost.parameters:,}", "actor and both encoders"),
+        ("parameters", f"{cost.parameters:,}", "actor and critic"),
         ("memory: weights and Adam", megabytes(cost.training_bytes), "fp32"),
         ("memory: activations", megabytes(activations), "kept for the backward pass"),
     ]

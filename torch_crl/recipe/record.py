@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch_crl import fields
-from torch_crl.agent.sizes import NetworkSizes, network_sizes
+from torch_crl.agent.sizes import BLOCK_LAYERS, NetworkSizes, TowerSizes, network_sizes
 from torch_crl.envs.registry import task_spec
 from torch_crl.fields import STRICT, FieldsError, Problem
 from torch_crl.recipe.costs import UpdateCost, replay_bytes
@@ -28,6 +28,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "algorithm": {
         "initial_temperature": 1.0,
         "average_weights": 0.0,
+        "objective": "crl",
         "chunk": 1,
         "actor_goals": "own",
         "update_order": "together",
@@ -128,6 +129,7 @@ class Recipe:
         return UpdateCost(
             networks=self.network_sizes,
             batch_size=self.algorithm.batch_size,
+            more_towers=tuple(self.more_towers.values()),
             averaged=self.algorithm.average_weights > 0,
         )
 
@@ -147,6 +149,15 @@ class Recipe:
             branch=networks.branch,
             block=networks.block,
         )
+
+    @property
+    def more_towers(self) -> dict[str, TowerSizes]:
+        """Sizes of the towers that the objective has beside the three networks, by name."""
+        sizes = self.network_sizes.state_action_encoder
+        if self.algorithm.objective == "safe":
+            # Deeper ones gained nothing in arXiv 2608.26571.
+            return {"survival": dataclasses.replace(sizes, output_size=1, depth=BLOCK_LAYERS)}
+        return {}
 
     def to_json(self) -> str:
         """Indented JSON with one field per line and the format version."""

@@ -22,6 +22,7 @@ from torch_crl.fields import (
 )
 from torch_crl.recipe.marks import BY_ALL_WITH_REPLAY, BY_CRL, BY_LIBRARY, BY_OURS, Mark
 
+ObjectiveName: TypeAlias = Literal["crl", "safe"]
 Algo: TypeAlias = Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"]
 
 
@@ -81,6 +82,9 @@ class AlgorithmRecipe:
     algo: Annotated[Algo, Mark.IN_METHOD_NAME] = "crl"
     """`crl` is contrastive RL; `gcbc` goal-conditioned behaviour cloning; all others are baselines
     of Stable-Baselines3, those with `_her` trained on hindsight goals."""
+    objective: Annotated[ObjectiveName, BY_CRL, Mark.IN_METHOD_NAME] = "crl"
+    """What the critic of `--algo crl` learns: `crl` is contrastive RL; `safe` also learns what
+    share of the future a failure takes away, for tasks whose episodes can fail (Safe-CRL)."""
     energy: Annotated[Literal["norm", "l2", "dot", "cosine"], BY_CRL] = "norm"
     """The critic's logit, a similarity of the encoders' outputs: `norm` is minus their Euclidean
     distance, `l2` minus its square, `dot` their inner product, `cosine` that of unit vectors."""

@@ -43,6 +43,7 @@ from torch_crl.sweep.grid import Trial, grid
 METRIC = "time_at_goal_share"
 _NAMES = {
     "crl": "CRL",
+    "safe": "Safe-CRL",
     "gcbc": "GCBC",
     "ppo": "PPO",
     "sac": "SAC",
@@ -179,8 +180,9 @@ def method_name(recipe: Recipe) -> str:
     """Algorithm, depth (left out for the library's own network), and a baseline's dense reward."""
     networks, algo = recipe.networks, recipe.algorithm.algo
     actor, critic = networks.actor_depth, networks.critic_depth
+    kind = recipe.algorithm.objective if algo == "crl" else algo
     depth = f" depth {actor}" if actor == critic else f" actor {actor} critic {critic}"
-    name = _NAMES[algo] + (depth if actor or critic else "")
+    name = _NAMES[kind] + (depth if actor or critic else "")
     return f"{name}, dense reward" if has_dense_reward(recipe) else name
 
 

@@ -11,8 +11,9 @@ from torch_crl.agent.average import AveragedActor
 from torch_crl.agent.behaviour_cloning import BehaviourCloning
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.learner import Learner
-from torch_crl.agent.networks import build_networks
-from torch_crl.agent.objectives.crl import ContrastiveObjective
+from torch_crl.agent.networks import Networks, ResidualTower, build_networks
+from torch_crl.agent.objectives import OBJECTIVES
+from torch_crl.agent.objectives.objective import Objective
 from torch_crl.agent.optimizer import UpdateSizes
 from torch_crl.agent.policy import Policy
 from torch_crl.envs.spec import TaskSpec
@@ -226,6 +227,7 @@ def build_run(
         action_size=spec.action_size,
         goal_slice=spec.goal_slice,
         window=recipe.task.episode_length if recipe.algorithm.parity == "reference" else 0,
+        failures=recipe.algorithm.objective == "safe",
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
         implementation=compute.other_kernels,
@@ -270,14 +272,10 @@ def _build_learner(
     networks = build_networks(recipe.network_sizes, generator=weights, compute=compute).to(device)
     if algorithm.algo == "gcbc":
         return BehaviourCloning(networks.actor, learning_rate=algorithm.actor_learning_rate)
+    objective = _build_objective(recipe, networks, weights).to(device)
     return ActorCritic(
         networks.actor,
-        ContrastiveObjective(
-            networks,
-            energy=algorithm.energy,
-            contrastive_loss=algorithm.contrastive_loss,
-            logsumexp_penalty=algorithm.logsumexp_penalty,
-        ),
+        objective,
         target_entropy=algorithm.target_entropy * spec.action_size * algorithm.chunk,
         actor_learning_rate=algorithm.actor_learning_rate,
         critic_learning_rate=algorithm.critic_learning_rate,
@@ -287,3 +285,17 @@ def _build_learner(
         update_order=algorithm.update_order,
         generator=noise,
     )
+
+
+def _build_objective(recipe: Recipe, networks: Networks, weights: Generator) -> Objective:
+    algorithm, compute = recipe.algorithm, networks.actor.compute
+    towers = {
+        name: ResidualTower(sizes, generator=weights, compute=compute)
+        for name, sizes in recipe.more_towers.items()
+    }
+    options: dict[str, Any] = {
+        "energy": algorithm.energy,
+        "contrastive_loss": algorithm.contrastive_loss,
+        "logsumexp_penalty": algorithm.logsumexp_penalty,
+    }
+    return OBJECTIVES[algorithm.objective](networks, **towers, **options)

@@ -4,8 +4,6 @@ f(s, a, g) = energy(phi(s, a), psi(g)) is trained to classify which goal of the 
 future of which step, and is itself the score of an action. B batch, R representation.
 """
 
-from collections.abc import Mapping
-
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -37,31 +35,31 @@ class ContrastiveObjective(Objective):
 
         The goal encoder's output serves both the actor's and the critic's loss.
         """
-        phi_BR, psi_BR, phi_policy_BR = self.networks.encode(
-            _joined(batch, batch["action"]), batch["goal"], _joined(batch, policy.action_BA)
-        )
-        loss, metrics = self._classify(phi_BR, psi_BR, batch)
-        return Judgement(loss, self._paired(phi_policy_BR, psi_BR.detach(), policy), metrics)
+        taken, chosen = (state_action(batch, each) for each in (batch["action"], policy.action_BA))
+        phi_BR, psi_BR, phi_policy_BR = self.networks.encode(taken, batch["goal"], chosen)
+        loss, metrics = self.classify(phi_BR, psi_BR, batch)
+        return Judgement(loss, self.paired(phi_policy_BR, psi_BR.detach(), policy), metrics)
 
     def loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
         """See `Objective`."""
-        phi_BR, psi_BR = self.networks.encode_pairs(_joined(batch, batch["action"]), batch["goal"])
-        return self._classify(phi_BR, psi_BR, batch)
+        taken = state_action(batch, batch["action"])
+        phi_BR, psi_BR = self.networks.encode_pairs(taken, batch["goal"])
+        return self.classify(phi_BR, psi_BR, batch)
 
     def score(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
         """See `Objective`."""
         networks = self.networks
-        phi_BR = networks.state_action_encoder(_joined(batch, policy.action_BA), frozen=True)
+        phi_BR = networks.state_action_encoder(state_action(batch, policy.action_BA), frozen=True)
         with torch.no_grad():
             psi_BR = networks.goal_encoder(batch["goal"])
-        return self._paired(phi_BR, psi_BR, policy)
+        return self.paired(phi_BR, psi_BR, policy)
 
-    def _paired(self, phi_BR: Tensor, psi_BR: Tensor, policy: PolicyRows) -> Tensor:
+    def paired(self, phi_BR: Tensor, psi_BR: Tensor, policy: PolicyRows) -> Tensor:
+        """The energies [B] of the policy's actions and the goals of the actor's loss."""
         return ENERGIES[self.energy].paired(phi_BR, policy.of_actor(psi_BR))
 
-    def _classify(
-        self, phi_BR: Tensor, psi_BR: Tensor, batch: Mapping[str, Tensor] | TensorDict
-    ) -> tuple[Tensor, Aux]:
+    def classify(self, phi_BR: Tensor, psi_BR: Tensor, batch: TensorDict) -> tuple[Tensor, Aux]:
+        """The contrastive loss of representations [B, R], and its metrics."""
         kind = CONTRASTIVE_LOSSES[self.contrastive_loss]
         # 1 where a chunk of actions lies within its trajectory; single actions always do.
         whole_B = batch.get("whole")
@@ -79,8 +77,10 @@ class ContrastiveObjective(Objective):
             contrastive_loss=self.contrastive_loss,
             logsumexp_penalty=self.logsumexp_penalty,
             whole_B=whole_B,
+            weight_B=batch.get("survived"),
         )
 
 
-def _joined(batch: TensorDict, action_BA: Tensor) -> Tensor:
+def state_action(batch: TensorDict, action_BA: Tensor) -> Tensor:
+    """The input of the state-action encoder for these actions."""
     return torch.cat([batch["state"], action_BA], dim=-1)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -57,6 +58,12 @@ class Objective(ABC):
         """Both at once; an objective may share computations between them."""
         loss, metrics = self.loss(batch)
         return Judgement(loss, self.score(batch, policy), metrics)
+
+    def to(self, device: torch.device) -> "Objective":
+        """Move all networks; returns self."""
+        for module in self.modules.values():
+            module.to(device)
+        return self
 
     def parameters(self) -> list[Tensor]:
         """All parameters."""

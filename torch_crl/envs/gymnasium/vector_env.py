@@ -25,6 +25,7 @@ class GymnasiumVectorEnv(VectorEnv):
     """
 
     saves_state = False
+    terminates_at_goals = True
     capturable = False
     generators = ()
 

@@ -1,0 +1,60 @@
+"""Failure-aware contrastive RL (Safe-CRL, arXiv 2608.26571).
+
+Hindsight goals come from the futures that did not fail, so a contrastive critic does not know how
+much of the future a failure takes away. That share, Z(s, a) = E[1 - discount^L] for a failure L
+steps later, belongs into the value of an action: the actor maximises f + log Z. B batch.
+"""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.nn import functional
+
+from torch_crl.agent.networks import Networks, ResidualTower
+from torch_crl.agent.objectives.crl import ContrastiveObjective, state_action
+from torch_crl.agent.objectives.objective import Aux, Judgement, PolicyRows
+
+
+class SafeObjective(ContrastiveObjective):
+    """Contrastive RL with rows weighted by what a failure leaves, and a network that predicts it.
+
+    The batch has `survived` [B], see `Replay.sample`. Its expectation is Z, so the cross-entropy
+    of the prediction with it has the gradient, on average, of one with a drawn horizon.
+    """
+
+    def __init__(self, networks: Networks, survival: ResidualTower, **options: Any) -> None:
+        """`survival` maps concat(state, action) [B, S + A] to a logit [B, 1]."""
+        super().__init__(networks, **options)
+        self.survival = survival
+        self.modules["survival"] = survival
+
+    def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
+        """See `Objective`."""
+        critic, score_B, metrics = super().judge(batch, policy)
+        survival, more = self._survival_loss(batch)
+        score_B = score_B + self._log_survival(batch, policy)
+        return Judgement(critic + survival, score_B, metrics | more)
+
+    def loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
+        """See `Objective`."""
+        critic, metrics = super().loss(batch)
+        survival, more = self._survival_loss(batch)
+        return critic + survival, metrics | more
+
+    def score(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
+        """See `Objective`."""
+        return super().score(batch, policy) + self._log_survival(batch, policy)
+
+    def _survival_loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
+        logit_B = self.survival(state_action(batch, batch["action"]))[:, 0]
+        loss = functional.binary_cross_entropy_with_logits(logit_B, batch["survived"])
+        means = torch.stack([logit_B.detach().sigmoid(), batch["survived"]]).mean(1)
+        predicted, seen = means
+        metrics = {"survival_loss": loss.detach(), "survival": predicted, "survival_seen": seen}
+        return loss, metrics
+
+    def _log_survival(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
+        logit_B1 = self.survival(state_action(batch, policy.action_BA), frozen=True)
+        return functional.logsigmoid(logit_B1[:, 0])
