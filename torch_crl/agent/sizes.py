@@ -1,6 +1,6 @@
 """Sizes of the networks, and counts of their parameters, FLOP and bytes. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Len
@@ -8,6 +8,8 @@ from annotated_types import Ge, Gt, Le, Len
 from torch_crl.agent.branch_scale import branch_scale
 
 BlockName: TypeAlias = Literal["published", "no_skip", "no_norm", "hyperspherical", "pre_norm"]
+HAZARD_RANK = 64
+"""Number of coefficients from which a hazard head makes the hazards of all steps."""
 BLOCK_LAYERS = 4
 """Number of layers in one residual block, the smallest depth."""
 Size: TypeAlias = Annotated[int, Ge(1), Le(2**31 - 1)]
@@ -116,3 +118,42 @@ def network_sizes(
         state_action_encoder=tower(state_size + action_size, representation_size, critic_depth),
         goal_encoder=tower(goal_size, representation_size, critic_depth),
     )
+
+
+def encoder_depth(objective: str, critic_depth: int) -> int:
+    """Depth of the critic's encoders; with `survival` it is half, beside a head of full depth."""
+    if objective != "survival":
+        return critic_depth
+    return max(BLOCK_LAYERS, critic_depth // 2 // BLOCK_LAYERS * BLOCK_LAYERS)
+
+
+def bin_edges(window: int, count: int = 32) -> list[int]:
+    """Edges of bins of offsets: 0 and round(window^(k / count)) for k = 0 ... count, each once."""
+    return [0, *sorted({round(window ** (k / count)) for k in range(count + 1)})]
+
+
+def objective_towers(
+    objective: str, networks: NetworkSizes, *, critic_depth: int, branch: str, window: int
+) -> dict[str, TowerSizes]:
+    """Sizes of the towers that an objective has beside the three networks, by name.
+
+    `window` is the number of steps whose hazards a head tells.
+    """
+    encoder = networks.state_action_encoder
+
+    def tower(inputs: int, outputs: int, depth: int) -> TowerSizes:
+        return replace(
+            encoder,
+            input_size=inputs,
+            output_size=outputs,
+            depth=depth,
+            branch_scale=branch_scale(branch, depth),
+        )
+
+    if objective == "safe":
+        # Deeper ones gained nothing in arXiv 2608.26571.
+        return {"survival": tower(encoder.input_size, 1, BLOCK_LAYERS)}
+    if objective in ("survival", "chrono"):
+        bins = len(bin_edges(window)) - 1 if objective == "chrono" else 0
+        return {"head": tower(4 * encoder.output_size, 1 + HAZARD_RANK + bins, critic_depth)}
+    return {}

@@ -28,7 +28,10 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from torch_crl.kernels.relabel import Ring, relabel
+from torch_crl.agent.objectives.objective import HitLabels
+from torch_crl.envs.task import euclidean_distance
+from torch_crl.experience.labels import Distance, hit_labels, other_goals
+from torch_crl.kernels.relabel import Batch, Ring, relabel
 
 
 class Transition(NamedTuple):
@@ -79,6 +82,8 @@ class Replay:
         goal_slice: tuple[int, int],
         window: int = 0,
         failures: bool = False,
+        labels: HitLabels | None = None,
+        distance: Distance = euclidean_distance,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         implementation: str = "reference",
@@ -88,11 +93,16 @@ class Replay:
         Args:
             window: if above 0, draw by the published procedure, in windows of that many rows.
             failures: keep which trajectories ended by failing, without a window.
+            labels: what `sample` tells about arrivals at goals; needs `failures`.
+            distance: between achieved goals and goals, for the labels.
             dtype: float32, or bfloat16 for half the bytes.
             implementation: that of `sample`; see `torch_crl.kernels.relabel.relabel`.
         """
         self.rows, self.num_envs = rows, num_envs
         self.goal_slice, self.window, self.failures = goal_slice, window, failures
+        self.labels, self.distance = labels, distance
+        # Made here, since a captured CUDA graph cannot copy them to the device.
+        self._edge_P = torch.tensor(labels.edges if labels else [], device=device)
         self.device = torch.device(device)
         self.implementation = implementation
 
@@ -163,7 +173,8 @@ class Replay:
         Returns:
             TensorDict of float32 `state` [B, S], `action` [B, H A], `goal` [B, G]; if H > 1,
             `whole` [B]; with `failures`, `survived` [B]: 1 - discount^L for a step that is L steps
-            before the one in which its trajectory failed, 1 where it did not fail (so far).
+            before the one in which its trajectory failed, 1 where it did not fail (so far); with
+            `labels`, also what `hit_labels` returns, and goals that need not be of the future.
         """
         needed = 2 if self.window else 1
         if self.filled < needed:
@@ -186,18 +197,49 @@ class Replay:
         if chunk > 1:
             parts["whole"] = drawn.whole_B
         if self.failures:
-            key_B = self._trajectories(drawn.row_B, drawn.column_B) % self.rows
-            failed_B = self.storage["failed"][key_B, drawn.column_B]
+            failed_B = self._failed(drawn)
             # `last_row` of a failed trajectory is the one before the failure.
-            parts["survived"] = survival_mass(
-                drawn.last_B + 1 - drawn.row_B, failed_B, discount=discount
-            )
+            steps_B = drawn.last_B + 1 - drawn.row_B
+            parts["survived"] = survival_mass(steps_B, failed_B, discount=discount)
+            if self.labels is not None:
+                parts |= self._labelled(drawn, failed_B, self.labels, generator)
         return TensorDict(parts, batch_size=[batch_size])
 
-    def _trajectories(self, row_B: Tensor, column_B: Tensor) -> Tensor:
-        """int64 numbers of the trajectories to which rows of the ring belong."""
-        trajectory_B: Tensor = self.storage["trajectory"][row_B % self.rows, column_B].long()
-        return trajectory_B
+    def _failed(self, drawn: Batch) -> Tensor:
+        """bool [B]: whether the trajectories of these steps ended by failing."""
+        trajectory_B = self.storage["trajectory"][drawn.row_B % self.rows, drawn.column_B].long()
+        failed_B: Tensor = self.storage["failed"][trajectory_B % self.rows, drawn.column_B]
+        return failed_B
+
+    def _labelled(
+        self, drawn: Batch, failed_B: Tensor, labels: HitLabels, generator: Generator
+    ) -> dict[str, Tensor]:
+        """Goals and labels of these steps."""
+        ring = Ring(**{name: self.storage[name] for name in Ring._fields})
+        uniform_3B = torch.rand(
+            3, len(failed_B), generator=generator, device=self.device, dtype=torch.float64
+        )
+        filled = self._position.clamp(max=self.rows)
+        goal_BG = other_goals(
+            drawn,
+            ring,
+            uniform_3B=uniform_3B,
+            filled=filled,
+            oldest=self._position - filled,
+            goal_slice=self.goal_slice,
+            labels=labels,
+        )
+        found = hit_labels(
+            drawn,
+            goal_BG,
+            ring,
+            failed_B=failed_B,
+            goal_slice=self.goal_slice,
+            distance=self.distance,
+            labels=labels,
+            edge_P=self._edge_P,
+        )
+        return {"goal": goal_BG} | found
 
     def forget_after(self, row: int) -> None:
         """Return to the position at which `row` rows had been written.

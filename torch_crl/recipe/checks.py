@@ -261,22 +261,29 @@ def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]
 def _objective_problems(recipe: Recipe) -> list[str]:
     """Objectives that a task or another setting does not allow."""
     algorithm, name = recipe.algorithm, recipe.task.name
-    if algorithm.objective != "safe":
+    objective = f"--objective {algorithm.objective}"
+    if algorithm.objective == "crl":
         return []
     problems = []
     if algorithm.parity == "reference":
         problems.append(
-            "--objective safe counts the steps until a failure, and --parity reference draws from "
-            "windows that may end before it; leave one of them out"
+            f"{objective} counts steps to the end of a trajectory, and --parity reference draws "
+            "from windows that may end before it; leave one of them out"
         )
     try:
-        fails = _is_foreign(name) or make_task(name).failed is not never_failed
+        task = None if _is_foreign(name) else make_task(name)
     except UnknownTaskError:
         return problems  # Reported by the checks of the task.
-    if not fails:
+    if algorithm.objective == "safe":
+        if task is not None and task.failed is never_failed:
+            problems.append(
+                f"{objective} learns from episodes that fail, and those of {name} never do: it "
+                "would equal --objective crl; use that"
+            )
+    elif task is None or "success" not in task.spec.success_radius:
         problems.append(
-            f"--objective safe learns from episodes that fail, and those of {name} never do: it "
-            "would equal --objective crl; use that"
+            f"{objective} learns when a goal is reached, by a task's success radius, and {name} "
+            "has none; use --objective crl"
         )
     return problems
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch_crl import fields
-from torch_crl.agent.sizes import BLOCK_LAYERS, NetworkSizes, TowerSizes, network_sizes
+from torch_crl.agent.sizes import (
+    NetworkSizes,
+    TowerSizes,
+    encoder_depth,
+    network_sizes,
+    objective_towers,
+)
 from torch_crl.envs.registry import task_spec
 from torch_crl.fields import STRICT, FieldsError, Problem
 from torch_crl.recipe.costs import UpdateCost, replay_bytes
@@ -29,6 +35,8 @@ _ADDED: dict[str, dict[str, Any]] = {
         "initial_temperature": 1.0,
         "average_weights": 0.0,
         "objective": "crl",
+        "value_discount": 0.999,
+        "censoring": "observed",
         "chunk": 1,
         "actor_goals": "own",
         "update_order": "together",
@@ -142,7 +150,7 @@ class Recipe:
             goal_size=spec.goal_size,
             action_size=spec.action_size * self.algorithm.chunk,
             actor_depth=networks.actor_depth,
-            critic_depth=networks.critic_depth,
+            critic_depth=encoder_depth(self.algorithm.objective, networks.critic_depth),
             width=networks.width,
             representation_size=networks.representation_size,
             activation=networks.activation,
@@ -153,11 +161,13 @@ class Recipe:
     @property
     def more_towers(self) -> dict[str, TowerSizes]:
         """Sizes of the towers that the objective has beside the three networks, by name."""
-        sizes = self.network_sizes.state_action_encoder
-        if self.algorithm.objective == "safe":
-            # Deeper ones gained nothing in arXiv 2608.26571.
-            return {"survival": dataclasses.replace(sizes, output_size=1, depth=BLOCK_LAYERS)}
-        return {}
+        return objective_towers(
+            self.algorithm.objective,
+            self.network_sizes,
+            critic_depth=self.networks.critic_depth,
+            branch=self.networks.branch,
+            window=self.task.episode_length,
+        )
 
     def to_json(self) -> str:
         """Indented JSON with one field per line and the format version."""

@@ -22,7 +22,7 @@ from torch_crl.fields import (
 )
 from torch_crl.recipe.marks import BY_ALL_WITH_REPLAY, BY_CRL, BY_LIBRARY, BY_OURS, Mark
 
-ObjectiveName: TypeAlias = Literal["crl", "safe"]
+ObjectiveName: TypeAlias = Literal["crl", "safe", "survival", "chrono"]
 Algo: TypeAlias = Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"]
 
 
@@ -84,7 +84,15 @@ class AlgorithmRecipe:
     of Stable-Baselines3, those with `_her` trained on hindsight goals."""
     objective: Annotated[ObjectiveName, BY_CRL, Mark.IN_METHOD_NAME] = "crl"
     """What the critic of `--algo crl` learns: `crl` is contrastive RL; `safe` also learns what
-    share of the future a failure takes away, for tasks whose episodes can fail (Safe-CRL)."""
+    share of the future a failure takes away, for tasks whose episodes can fail (Safe-CRL);
+    `survival` learns the distribution of the time to the goal (SRL); `chrono` also distances that
+    are times, and how long the goal is held (ChronoSRL)."""
+    value_discount: Annotated[BelowOne, BY_CRL] = 0.999
+    """Discount factor of the time to the goal in the value of `survival` and `chrono`."""
+    censoring: Annotated[Literal["observed", "never"], BY_CRL] = "observed"
+    """What `survival` and `chrono` take from a step whose trajectory was cut before it reached its
+    goal: `observed`, that it took longer than was seen; `never`, as published, that it takes for
+    ever."""
     energy: Annotated[Literal["norm", "l2", "dot", "cosine"], BY_CRL] = "norm"
     """The critic's logit, a similarity of the encoders' outputs: `norm` is minus their Euclidean
     distance, `l2` minus its square, `dot` their inner product, `cosine` that of unit vectors."""

@@ -44,6 +44,8 @@ METRIC = "time_at_goal_share"
 _NAMES = {
     "crl": "CRL",
     "safe": "Safe-CRL",
+    "survival": "SRL",
+    "chrono": "ChronoSRL",
     "gcbc": "GCBC",
     "ppo": "PPO",
     "sac": "SAC",

@@ -11,14 +11,17 @@ from torch_crl.agent.average import AveragedActor
 from torch_crl.agent.behaviour_cloning import BehaviourCloning
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.learner import Learner
-from torch_crl.agent.networks import Networks, ResidualTower, build_networks
+from torch_crl.agent.networks import Networks, build_networks
 from torch_crl.agent.objectives import OBJECTIVES
-from torch_crl.agent.objectives.objective import Objective
+from torch_crl.agent.objectives.objective import Objective, Setup
 from torch_crl.agent.optimizer import UpdateSizes
 from torch_crl.agent.policy import Policy
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.task import euclidean_distance
+from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.experience.collector import Collector
+from torch_crl.experience.labels import Distance
 from torch_crl.experience.overlap import OverlappingCollector
 from torch_crl.experience.replay import Replay
 from torch_crl.recipe.compute_choice import choose_compute
@@ -227,7 +230,9 @@ def build_run(
         action_size=spec.action_size,
         goal_slice=spec.goal_slice,
         window=recipe.task.episode_length if recipe.algorithm.parity == "reference" else 0,
-        failures=recipe.algorithm.objective == "safe",
+        failures=learner.objective.failures if isinstance(learner, ActorCritic) else False,
+        labels=learner.objective.labels if isinstance(learner, ActorCritic) else None,
+        distance=_distance(env),
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
         implementation=compute.other_kernels,
@@ -250,6 +255,10 @@ def build_run(
     return run
 
 
+def _distance(env: VectorEnv) -> Distance:
+    return env.task.distance if isinstance(env, TaskVectorEnv) else euclidean_distance
+
+
 def _build_collector(
     recipe: Recipe, env: VectorEnv, learner: Learner, replay: Replay, generator: Generator
 ) -> Collector | OverlappingCollector:
@@ -269,12 +278,13 @@ def _build_learner(
     noise: Generator,
 ) -> Learner:
     algorithm = recipe.algorithm
-    networks = build_networks(recipe.network_sizes, generator=weights, compute=compute).to(device)
+    networks = build_networks(recipe.network_sizes, generator=weights, compute=compute)
     if algorithm.algo == "gcbc":
+        networks.to(device)
         return BehaviourCloning(networks.actor, learning_rate=algorithm.actor_learning_rate)
-    objective = _build_objective(recipe, networks, weights).to(device)
+    objective = _build_objective(recipe, networks, spec, weights).to(device)
     return ActorCritic(
-        networks.actor,
+        networks.actor.to(device),
         objective,
         target_entropy=algorithm.target_entropy * spec.action_size * algorithm.chunk,
         actor_learning_rate=algorithm.actor_learning_rate,
@@ -287,15 +297,20 @@ def _build_learner(
     )
 
 
-def _build_objective(recipe: Recipe, networks: Networks, weights: Generator) -> Objective:
-    algorithm, compute = recipe.algorithm, networks.actor.compute
-    towers = {
-        name: ResidualTower(sizes, generator=weights, compute=compute)
-        for name, sizes in recipe.more_towers.items()
-    }
-    options: dict[str, Any] = {
-        "energy": algorithm.energy,
-        "contrastive_loss": algorithm.contrastive_loss,
-        "logsumexp_penalty": algorithm.logsumexp_penalty,
-    }
-    return OBJECTIVES[algorithm.objective](networks, **towers, **options)
+def _build_objective(
+    recipe: Recipe, networks: Networks, spec: TaskSpec, weights: Generator
+) -> Objective:
+    algorithm, window = recipe.algorithm, recipe.task.episode_length
+    setup = Setup(
+        networks=networks,
+        towers=recipe.more_towers,
+        generator=weights,
+        energy=algorithm.energy,
+        contrastive_loss=algorithm.contrastive_loss,
+        logsumexp_penalty=algorithm.logsumexp_penalty,
+        value_discount=algorithm.value_discount,
+        window=window,
+        radius=spec.success_radius.get("success", 0.0),
+        never=algorithm.censoring == "never",
+    )
+    return OBJECTIVES[algorithm.objective](setup)

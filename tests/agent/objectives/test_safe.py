@@ -223,7 +223,7 @@ def test_a_run_trains_all_networks_and_resumes(update_order: str, tmp_path: Path
     ("task", "algorithm", "message"),
     [
         ("reacher", SAFE, "those of reacher never do: it would equal --objective crl; use that"),
-        ("ant", {**SAFE, "parity": "reference"}, "--objective safe counts the steps"),
+        ("ant", {**SAFE, "parity": "reference"}, "--objective safe counts steps"),
         ("ant", {**SAFE, "algo": "gcbc"}, "--objective is not read by --algo gcbc"),
     ],
 )

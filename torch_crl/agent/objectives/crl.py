@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES, ENERGIES, critic_loss
 from torch_crl.agent.networks import Networks
-from torch_crl.agent.objectives.objective import Aux, Judgement, Objective, PolicyRows
+from torch_crl.agent.objectives.objective import Aux, Judgement, Objective, PolicyRows, Setup
 from torch_crl.kernels.infonce import pair_scores
 
 
@@ -29,6 +29,16 @@ class ContrastiveObjective(Objective):
             "state_action_encoder": networks.state_action_encoder,
             "goal_encoder": networks.goal_encoder,
         }
+
+    @classmethod
+    def build(cls, setup: Setup) -> "ContrastiveObjective":
+        """The objective with these settings."""
+        return cls(
+            setup.networks,
+            energy=setup.energy,
+            contrastive_loss=setup.contrastive_loss,
+            logsumexp_penalty=setup.logsumexp_penalty,
+        )
 
     def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
         """All inputs of the encoders pass through their towers in one call.

@@ -4,14 +4,63 @@ B batch, A action or chunk of actions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+from torch_crl.agent.networks import Networks, ResidualTower
+from torch_crl.agent.sizes import TowerSizes
 
 Aux = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HitLabels:
+    """What a replay tells about the arrivals of a batch's steps at their goals."""
+
+    window: int
+    """Number W of offsets, from the step's own state on, that are looked at."""
+    radius: float
+    """An offset at which the achieved goal is nearer than this to the goal is an arrival."""
+    future: float = 0.85
+    """Share of the goals from the step's future; the others are drawn as below."""
+    own: float = 0.05
+    """Share of the goals that are the step's own; the rest is from any step of the replay."""
+    never: bool = False
+    """Count a step whose trajectory was cut before its arrival as one that never arrives."""
+    edges: list[int] = field(default_factory=list)
+    """Edges of the bins of offsets whose occupancy is wanted; none if empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What an objective is built from; each takes what it needs. See the recipe's settings."""
+
+    networks: Networks
+    """The actor and both encoders."""
+    towers: Mapping[str, TowerSizes]
+    """Sizes of the further towers of the objective."""
+    generator: Generator
+    """Draws the initial weights of what the objective adds."""
+    energy: str = "norm"
+    contrastive_loss: str = "forward_info_nce"
+    logsumexp_penalty: float = 0.1
+    value_discount: float = 0.999
+    window: int = 1000
+    """Control steps of an episode."""
+    radius: float = 0.0
+    """The task's success radius; 0 if it has none."""
+    never: bool = False
+    """Whether trajectories that were cut count as never arriving."""
+
+    def tower(self, name: str) -> ResidualTower:
+        """A new tower, computed as the actor is."""
+        compute = self.networks.actor.compute
+        return ResidualTower(self.towers[name], generator=self.generator, compute=compute)
 
 
 class PolicyRows(NamedTuple):
@@ -39,10 +88,14 @@ class Objective(ABC):
     """A critic of actions (or chunks of actions) for goals, trained on hindsight goals.
 
     A batch has float32 `state` [B, S], `action` [B, A], `goal` [B, G], for chunks `whole` [B], and
-    what `labels` asks the replay for. Nothing may wait for the device, and shapes may not depend on
-    values, since updates are captured in CUDA graphs.
+    what `failures` and `labels` ask for, see `Replay.sample`. Nothing may wait for the device, be
+    copied to it, or depend in its shape on values, since CUDA graphs capture updates.
     """
 
+    failures: bool = False
+    """Whether the replay has to tell failed trajectories from others."""
+    labels: HitLabels | None = None
+    """What the replay has to tell about arrivals at goals."""
     modules: dict[str, nn.Module]
     """The networks that it trains, by the names that their parameters have in checkpoints."""
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from torch_crl.agent.networks import Networks, ResidualTower
 from torch_crl.agent.objectives.crl import ContrastiveObjective, state_action
-from torch_crl.agent.objectives.objective import Aux, Judgement, PolicyRows
+from torch_crl.agent.objectives.objective import Aux, Judgement, PolicyRows, Setup
 
 
 class SafeObjective(ContrastiveObjective):
@@ -24,11 +24,24 @@ class SafeObjective(ContrastiveObjective):
     of the prediction with it has the gradient, on average, of one with a drawn horizon.
     """
 
+    failures = True
+
     def __init__(self, networks: Networks, survival: ResidualTower, **options: Any) -> None:
         """`survival` maps concat(state, action) [B, S + A] to a logit [B, 1]."""
         super().__init__(networks, **options)
         self.survival = survival
         self.modules["survival"] = survival
+
+    @classmethod
+    def build(cls, setup: Setup) -> "SafeObjective":
+        """The objective with these settings."""
+        return cls(
+            setup.networks,
+            setup.tower("survival"),
+            energy=setup.energy,
+            contrastive_loss=setup.contrastive_loss,
+            logsumexp_penalty=setup.logsumexp_penalty,
+        )
 
     def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
         """See `Objective`."""
