@@ -24,14 +24,18 @@ def test_the_average_is_that_of_the_definition() -> None:
     average = AveragedActor(actor, decay=0.75)
     expected = {name: value.detach().double() for name, value in actor.named_parameters()}
     noise = Generator().manual_seed(1)
-    for _ in range(20):
+    for update in range(1, 41):
         with torch.no_grad():
             for parameter in actor.parameters():
                 parameter += torch.randn(parameter.shape, generator=noise)
         average.update()
         for name, value in actor.named_parameters():
-            expected[name] = 0.75 * expected[name] + 0.25 * value.detach().double()
-    for name, value in average.state_dict().items():
+            # The first updates forget faster; from the 27th on the decay is 0.75.
+            decay = min(0.75, update / (update + 9))
+            expected[name] = decay * expected[name] + (1 - decay) * value.detach().double()
+    state = average.state_dict()
+    assert state.pop("updates") == 40
+    for name, value in state.items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-5)
         assert not value.requires_grad
 
@@ -46,7 +50,7 @@ def prepared(**algorithm: float) -> CrlRun:
 
 
 def test_the_policy_is_the_average_and_collection_takes_the_newest_weights() -> None:
-    run, plain = prepared(**AVERAGED), prepared()
+    run, plain = prepared(**AVERAGED), prepared(average_weights=0.0)
     newest = dict(run.learner.actor.named_parameters())
     for name, value in plain.learner.actor.named_parameters():
         assert torch.equal(value, newest[name]), "training does not change with the average"

@@ -258,7 +258,7 @@ def test_wrong_values_are_told_beside_the_defaults_of_the_preset(
         main(["train", "reacher", "--env-steps", "1.5"])
     told = " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
     assert told.count("must be a whole number, as 1000000 or 1e6, got '1.5'") == 1
-    assert "(default: 200000)" in told
+    assert "(default: 120000)" in told
 
 
 def test_flags_may_stand_before_the_task(

@@ -296,7 +296,7 @@ def test_changing_a_leaf_changes_the_first_losses() -> None:
             "actor_learning_rate": 1e-2,
             "critic_learning_rate": 1e-2,
             "temperature_learning_rate": 1e-2,
-            "initial_temperature": 0.1,
+            "initial_temperature": 0.5,
             "chunk": 2,
             "actor_goals": "mixed",
             "update_order": "critic_first",

@@ -170,14 +170,14 @@ def test_numbers_of_a_comparison(folder: Path) -> None:
     curves = comparison.runs["reacher", "CRL depth 4"]
     # Tops 0.6, 0.8, 0.7 are reached at the second of six evaluations, halves at the first.
     assert median_reached(curves, 0.7, "seconds") == pytest.approx(20.0)
-    assert median_reached(curves, 0.3, "env_steps") == pytest.approx(33_333)
+    assert median_reached(curves, 0.3, "env_steps") == pytest.approx(20_000)
     assert median_reached(curves, 0.75, "seconds") == float("inf")
 
 
 def test_lines_are_means_of_the_seeds(folder: Path) -> None:
     comparison = compare(read_curves(folder))
     line = task_line(comparison, "reacher", "SAC", "env_steps")
-    assert line.x_X.tolist() == [33_333, 66_666, 100_000, 133_333, 166_666, 200_000]
+    assert line.x_X.tolist() == [20_000, 40_000, 60_000, 80_000, 100_000, 120_000]
     np.testing.assert_allclose(line.y_X, [0.15, *[0.3] * 5])
     interval = stratified_bootstrap_interval([[0.2, 0.3, 0.4]])
     assert line.band is not None and interval is not None
@@ -204,7 +204,7 @@ def test_the_report_says_seeds_rewards_settings_and_what_is_missing(folder: Path
     assert report.findings[0].startswith("Not finished") and "x (killed)" in report.findings[0]
     assert "reacher: CRL depth 4 is at the goal for a share of 0.700" in text
     assert "next SAC with 0.300" in text and "3 seeds" in text
-    assert "200,000 env steps asked for, 10 evaluations of 128 episodes of 200 steps" in text
+    assert "120,000 env steps asked for, 10 evaluations of 128 episodes of 200 steps" in text
     assert "the mean of the last 5 of 6 evaluations: the last 83 % of the run." in text
     assert "Reward of the baselines: sparse (1 at the goal, else 0)." in text
     assert "least that these seeds could show is 0.005" in text
@@ -221,7 +221,7 @@ def test_the_table_of_scores_is_whole_at_80_columns(
     command.print_scores(score_table(compare(read_curves(folder))))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    for number in ("0.700", "200,000", "[0.600, 0.800]", "60 s"):
+    for number in ("0.700", "120,000", "[0.600, 0.800]", "60 s"):
         assert number in out, number
 
 
@@ -302,7 +302,7 @@ def test_the_command_reads_runs_and_writes_the_report(
     [
         (
             {"budget": {"env_steps": 99}},
-            r"budget\.env_steps \(--env-steps\) differs: 99 in .*other; 200000 in",
+            r"budget\.env_steps \(--env-steps\) differs: 99 in .*other; 120000 in",
         ),
         (
             {"task": {"num_eval_envs": 9}},
@@ -326,9 +326,9 @@ def test_the_command_takes_finished_runs_only_and_names_the_others(
     late = write_run(folder / "late", preset("reacher"), [0.1], env_steps=50_000, finished=False)
     command = ["compare", "--runs", str(folder), "--out", str(tmp_path / "out")]
     assert main(command) == 1
-    assert "late is not finished: 50,000 of 200,000 env steps" in capsys.readouterr().err
+    assert "late is not finished: 50,000 of 120,000 env steps" in capsys.readouterr().err
     assert main([*command, "--finished-only"]) == 0
-    told = f"{late} (50,000 of 200,000 env steps)"
+    told = f"{late} (50,000 of 120,000 env steps)"
     assert told in capsys.readouterr().err
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     assert told in document["findings"][0]

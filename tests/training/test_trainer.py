@@ -321,7 +321,8 @@ def test_learns_a_toy_task_in_seconds(tmp_path: Path) -> None:
             "evaluations": 1,
             "checkpoints": 1,
         },
-        system={"device": "cpu", "torch_threads": 1},
+        # In so short a run the time at the goal is between 0.4 and 0.8, depending on the seed.
+        system={"device": "cpu", "torch_threads": 1, "seed": 1},
     )
     untrained = evaluate(build_run(recipe).policy, "own_task:make", num_envs=64, episode_length=100)
     assert untrained["time_at_goal_share"] < 0.2

@@ -134,8 +134,9 @@ class AlgorithmRecipe:
     """Probability, at each control step of a training env, that the commanded goal is drawn anew in
     the middle of the episode; it is then that of a new start, or another env's for Gymnasium."""
     average_weights: Annotated[Decay, BY_OURS] = 0.0
-    """Decay per update of an exponential moving average of the actor's weights. Evaluations and
-    saved policies use the average, collection the newest weights; 0 keeps no average."""
+    """Decay per update of an exponential moving average of the actor's weights, less in the first
+    updates. Evaluations and saved policies use the average, collection the newest weights; 0 keeps
+    no average."""
     batch_size: Annotated[TwoOrMore, Mark.SIZE] = 512
     """Number of steps in the batch of a gradient update; in `crl`, the goals of all other steps in
     the batch are the negatives of each."""
