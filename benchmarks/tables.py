@@ -171,6 +171,26 @@ def baselines_table() -> str:
     return "\n".join([*lines, "", _machine_line(document["machine"])])
 
 
+def objectives_table() -> str:
+    """Table of the cost of an update of each objective, from objectives.json."""
+    document = read_result("objectives.json")
+    rows = document["rows"]
+    depths = sorted({row["depth"] for row in rows})
+    lines = [
+        "| objective | " + " | ".join(f"depth {depth}" for depth in depths) + " | parameters |",
+        "|" + "---|" * (len(depths) + 2),
+    ]
+    for name in dict.fromkeys(row["objective"] for row in rows):
+        own = {row["depth"]: row for row in rows if row["objective"] == name}
+        cells = [
+            f"{own[depth]['ratio']:.2f} (predicted {own[depth]['predicted']:.2f})"
+            for depth in depths
+        ]
+        shares = " / ".join(f"{own[depth]['parameters']:.2f}" for depth in depths)
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {shares} |")
+    return "\n".join([*lines, "", _machine_line(document["machine"])])
+
+
 GIGABYTES = (8, 24, 40, 80)
 """Memory of the GPUs in the tables, in GB."""
 # Half a gigabyte for the CUDA context and as much for what libraries reserve for themselves.
@@ -264,6 +284,7 @@ PARTS = {
     "precision": precision_table,
     "gpu": gpu_table,
     "memory": memory_table,
+    "objectives": objectives_table,
     "deepest": deepest_table,
 }
 

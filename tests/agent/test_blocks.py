@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,11 +15,13 @@ from torch import Generator
 from tests.helpers.batches import make_batch
 from tests.helpers.learners import contrastive_learner
 from tests.helpers.recipes import tiny
+from tests.kernels.check import DEVICE
 from torch_crl.agent.blocks import BLOCKS
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.networks import Networks, ResidualTower, build_networks
 from torch_crl.agent.policy import Policy
-from torch_crl.agent.sizes import BlockName, TowerSizes, network_sizes
+from torch_crl.agent.sizes import SHARING_BLOCKS, BlockName, TowerSizes, network_sizes
+from torch_crl.errors import UsageError
 from torch_crl.recipe import checks
 from torch_crl.recipe.compute_choice import choose_compute, compute_problems
 from torch_crl.runs.policies import load_policy, save_policy
@@ -82,6 +85,25 @@ def act(x: Vector, activation: str) -> Vector:
     return [v / (1 + math.exp(-v)) for v in x]
 
 
+def gated_by_hand(p: Parameters, x: Vector) -> Vector:
+    c, h = [0.0] * WIDTH, [0.0] * WIDTH
+    for _ in range(DEPTH // 4):
+        u = layer_norm([*x, *h], [1.0] * 2 * WIDTH, [0.0] * 2 * WIDTH)
+        halves = [u[:WIDTH], u[WIDTH:]]
+        products = [
+            plus(
+                times(p["weight"][k], affine(halves[k % 2], p["ln_weight"][k], p["ln_bias"][k])),
+                p["bias"][k],
+            )
+            for k in range(4)
+        ]
+        keep = [1 / (1 + math.exp(-v - 1)) for v in plus(products[0], products[1])]
+        new = [math.tanh(v) for v in plus(products[2], products[3])]
+        c = [f * old + (1 - f) * i for f, old, i in zip(keep, c, new, strict=True)]
+        h = plus(h, [math.tanh(v) for v in c])
+    return h
+
+
 def by_hand(block: str, p: Parameters, x: Vector, activation: str, scale: float) -> Vector:
     """One row through the whole tower, in Python's floats."""
     first = (p["input_ln_weight"], p["input_ln_bias"])
@@ -92,16 +114,21 @@ def by_hand(block: str, p: Parameters, x: Vector, activation: str, scale: float)
         h = unit(act(affine(h, *first), activation))
     else:
         h = plus(times(p["input_weight"], x), p["input_bias"])
-        if block in ("no_skip", "published"):
+        if block in ("no_skip", "published", "shared"):
             h = act(layer_norm(h, *first), activation)
+        if block == "gated":
+            h = layer_norm(h, *first)
         if block == "no_norm":
             h = act(affine(h, *first), activation)
+    if block == "gated":
+        return plus(times(p["output_weight"], gated_by_hand(p, h)), p["output_bias"])
     for start in range(0, DEPTH, 4):
         u = h
         for layer in range(start, start + 4):
+            layer %= len(p["weight"])
             weight, bias = p["weight"][layer], p["bias"][layer]
             gain, shift = p["ln_weight"][layer], p["ln_bias"][layer]
-            if block in ("no_skip", "published"):
+            if block in ("no_skip", "published", "shared"):
                 u = act(layer_norm(plus(times(weight, u), bias), gain, shift), activation)
             elif block == "no_norm":
                 u = act(affine(plus(times(weight, u), bias), gain, shift), activation)
@@ -177,8 +204,10 @@ def test_no_parameter_is_dead_and_all_are_counted(block: str) -> None:
     tower(torch.randn(4, INPUTS, dtype=torch.float64)).square().sum().backward()
     for name, parameter in tower.named_parameters():
         assert parameter.grad is not None and (parameter.grad != 0).all(), name
-    counts = [sum(p.numel() for p in make_tower(b).parameters()) for b in ("published", block)]
-    assert counts[0] == counts[1]
+    assert sum(p.numel() for p in tower.parameters()) == tower.sizes.parameters
+    shared = replace(tower.sizes, block="published", depth=4).parameters
+    published = replace(tower.sizes, block="published").parameters
+    assert tower.sizes.parameters == (shared if block in SHARING_BLOCKS else published)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -190,6 +219,44 @@ def test_recomputing_gives_the_same_gradients(block: str) -> None:
         tower(x).square().sum().backward()
         gradients.append([parameter.grad for parameter in tower.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("block", SHARING_BLOCKS)
+def test_a_shared_block_runs_at_any_depth(block: str, tmp_path: Path) -> None:
+    tower = make_tower(block)
+    x = torch.randn(3, INPUTS, dtype=torch.float64, generator=Generator().manual_seed(5))
+    deeper = tower.at_depth(16)
+    assert deeper.weight is tower.weight and tower.sizes.depth == DEPTH
+    again = ResidualTower(deeper.sizes, generator=Generator()).double()
+    again.load_state_dict(tower.state_dict())
+    torch.testing.assert_close(deeper(x), again(x))
+    assert not torch.allclose(deeper(x), tower(x))
+    torch.testing.assert_close(tower.at_depth(DEPTH)(x), tower(x))
+    torch.testing.assert_close(tower.at_depth(4).at_depth(16)(x), deeper(x))
+    with pytest.raises(ValueError, match="depth must be a positive multiple of 4, got 6"):
+        tower.at_depth(6)
+
+
+def test_other_blocks_have_the_depth_that_they_were_trained_with() -> None:
+    tower = make_tower("published")
+    assert tower.at_depth(DEPTH).sizes == tower.sizes
+    policy = Policy(tower.float(), state_size=2, goal_size=1)
+    with pytest.raises(UsageError, match="with --block published is fixed at 8; those of shared"):
+        policy.at_depth(12)
+
+
+def test_shared_weights_run_on_the_kernels() -> None:
+    x = torch.randn(6, INPUTS, generator=Generator().manual_seed(6))
+    results = []
+    for tower in ("reference", "norm_act"):
+        sizes = replace(make_tower("shared").sizes, width=16)
+        network = ResidualTower(
+            sizes, generator=Generator().manual_seed(0), compute=Compute(tower=tower)
+        ).to(DEVICE)
+        output = network(x.to(DEVICE))
+        output.square().sum().backward()
+        results.append([output.detach(), *(p.grad for p in network.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_the_names_of_the_recipe_are_those_of_the_table() -> None:
@@ -255,6 +322,7 @@ def test_a_policy_is_loaded_as_it_was_saved(block: str, tmp_path: Path) -> None:
     [
         ({"block": "no_norm"}, {"tower": "norm_act"}, "--tower norm_act has the published block"),
         ({"block": "no_skip", "branch": "scaled"}, {}, "--branch scaled multiplies what a block"),
+        ({"block": "gated", "activation": "relu"}, {}, "--activation relu is not read by --block"),
         ({"block": "post_norm"}, {}, "--block must be one of 'published', 'no_skip'"),
     ],
 )

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import EXAMPLES, OLD_RUN
+from tests.helpers.recipes import tiny
+from torch_crl import train
 from torch_crl.cli import envs
 from torch_crl.cli.main import main
 from torch_crl.envs.registry import TASKS
@@ -295,3 +297,17 @@ def test_own_task_by_name_trains_and_evaluates(tmp_path: Path) -> None:
     elsewhere = torch_crl(*evaluate, "--trust", cwd=tmp_path)
     assert elsewhere.returncode == 1
     assert f"trained with {examples / 'own_task.py'}: go to that folder" in elsewhere.stderr
+
+
+def test_a_policy_with_shared_weights_is_evaluated_at_another_depth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(networks={"block": "gated"}, algorithm={"chunk": 2}), tmp_path / "run", show=False)
+    scores = []
+    for depth in ("4", "16"):
+        flags = ["--num-envs", "4", "--depth", depth, "--json"]
+        assert main(["eval", str(tmp_path / "run"), *flags]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["final_distance"])
+    assert scores[0] != scores[1]
+    assert main(["eval", str(OLD_RUN), "--num-envs", "2", "--depth", "8"]) == 1
+    assert "with --block published is fixed at 4" in capsys.readouterr().err

@@ -1,7 +1,8 @@
 """The residual blocks of a tower: the published one, and variants to compare it with.
 
 A block has four layers (`BLOCK`), which is why a depth is a multiple of four. Every block has the
-same stacked parameters, so depth and parameter count mean the same for all.
+same stacked parameters, so depth and parameter count mean the same for all; of the blocks `shared`
+and `gated` a tower has one, which is applied depth / 4 times.
 The table shows how each block uses them; every parameter gets a gradient. The published block
 runs on fused kernels if `Compute` says so; the others run in plain torch.
 
@@ -29,6 +30,15 @@ root of its number of inputs, so that `ln_weight` = 1 gives entries of about 1. 
 a constant 3 is appended to the input, whose weight is the bias; A is as above. In the inner layers
 A multiplies by `ln_weight` and adds `bias`, and the `ln_bias` of the layers of a block determine
 alpha = (1 + sqrt(D) mean(ln_bias)) / (blocks + 1), for each unit.
+
+shared is the published block. gated is the iterated cell of arXiv 2602.05999 (its code): with x the
+output of the first layer, which is LN W x without an activation, c = h = 0, and then
+
+    u = LN without parameters of [x, h]
+    f = sigmoid(W1 (A1 u_x) + W2 (A2 u_h) + 1),  i = tanh(W3 (A3 u_x) + W4 (A4 u_h))
+    c = f c + (1 - f) i,  h = h + tanh(c)
+
+where Wk and Ak are those of the four layers, and u_x and u_h the halves of u. The head reads h.
 
 B batch, D width, I inputs, L layers.
 """
@@ -99,6 +109,8 @@ class Block:
     """Whether the block has a residual sum, so that `branch_scale` has an effect."""
     has_kernels: bool = False
     """Whether the block has fused kernels besides plain torch."""
+    has_activation: bool = True
+    """Whether the block reads the activation of its sizes."""
 
 
 def _in_plain_torch(
@@ -159,6 +171,70 @@ def _published(
     )
 
 
+def _shared(
+    rows: Sequence[Tensor],
+    stacks: Sequence[Stack],
+    frozen: Tensor | None,
+    sizes: TowerSizes,
+    compute: Compute,
+) -> list[Tensor]:
+    # The gradients of the copies add up.
+    times = sizes.depth // BLOCK
+    repeated = [
+        Stack(*(each.repeat(times, *[1] * (each.dim() - 1)) for each in stack)) for stack in stacks
+    ]
+    return _published(rows, repeated, frozen, sizes, compute)
+
+
+def _gated(
+    rows: Sequence[Tensor],
+    stacks: Sequence[Stack],
+    frozen: Tensor | None,
+    sizes: TowerSizes,
+    compute: Compute,
+) -> list[Tensor]:
+    arithmetic = Arithmetic(
+        sizes=sizes, precision=compute.precision, gradient_scale=default_gradient_scale(rows)
+    )
+
+    def walk(
+        x_BD: Tensor, h_BD: Tensor, c_BD: Tensor, stack: Stack, times: int
+    ) -> tuple[Tensor, Tensor]:
+        layers = [Layer(*each) for each in zip(*(p.unbind(0) for p in stack), strict=True)]
+        for _ in range(times):
+            normal = functional.layer_norm(
+                torch.cat([x_BD, h_BD], dim=-1), (2 * x_BD.shape[-1],), eps=EPSILON
+            )
+            halves = normal.chunk(2, dim=-1)
+            of_x, of_h, input_of_x, input_of_h = (
+                arithmetic.product(_affine(halves[index % 2], layer), layer.weight_DD, layer.bias_D)
+                for index, layer in enumerate(layers)
+            )
+            keep_BD = torch.sigmoid(of_x + of_h + 1.0)
+            c_BD = torch.lerp(torch.tanh(input_of_x + input_of_h), c_BD, keep_BD)
+            h_BD = h_BD + torch.tanh(c_BD)
+        return h_BD, c_BD
+
+    def through(x_BD: Tensor, stack: Stack) -> Tensor:
+        h_BD = c_BD = torch.zeros_like(x_BD)
+        times, at_once = sizes.depth // BLOCK, compute.recompute // BLOCK
+        if not at_once:
+            return walk(x_BD, h_BD, c_BD, stack, times)[0]
+        for start in range(0, times, at_once):
+            h_BD, c_BD = checkpoint(
+                walk,
+                *(x_BD, h_BD, c_BD, stack, min(at_once, times - start)),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        return h_BD
+
+    groups = [*zip(rows, stacks, strict=True)]
+    if frozen is not None:
+        groups.append((frozen, stacks[0].detached()))
+    return [through(x_BD, stack) for x_BD, stack in groups]
+
+
 def _layer_norm(x_BD: Tensor, layer: Layer) -> Tensor:
     gain_D, shift_D = layer.ln_weight_D, layer.ln_bias_D
     return functional.layer_norm(x_BD, gain_D.shape, gain_D, shift_D, EPSILON)
@@ -185,6 +261,10 @@ def _embed_affine(x_BI: Tensor, first: Layer, sizes: TowerSizes, _: Compute) -> 
 
 def _embed_linear(x_BI: Tensor, first: Layer, _: TowerSizes, __: Compute) -> Tensor:
     return functional.linear(x_BI, first.weight_DD, first.bias_D)
+
+
+def _embed_normalised(x_BI: Tensor, first: Layer, _: TowerSizes, __: Compute) -> Tensor:
+    return _layer_norm(functional.linear(x_BI, first.weight_DD, first.bias_D), first)
 
 
 def _embed_on_sphere(x_BI: Tensor, first: Layer, sizes: TowerSizes, _: Compute) -> Tensor:
@@ -272,5 +352,19 @@ BLOCKS: dict[str, Block] = {
         inner=partial(_in_plain_torch, _pre_norm),
         finish=_layer_norm,
         has_sum=True,
+    ),
+    "shared": Block(
+        embed=_embed_norm,
+        inner=_shared,
+        finish=_finish_nothing,
+        has_sum=True,
+        has_kernels=True,
+    ),
+    "gated": Block(
+        embed=_embed_normalised,
+        inner=_gated,
+        finish=_finish_nothing,
+        has_sum=False,
+        has_activation=False,
     ),
 }

@@ -3,10 +3,11 @@
 B batch, L depth, D width, S state, G goal, A action, R representation.
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from torch_crl.agent.blocks import BLOCKS, Layer
 from torch_crl.agent.compute import PLAIN, Compute
-from torch_crl.agent.sizes import MlpSizes, NetworkSizes, TowerSizes
+from torch_crl.agent.sizes import SHARING_BLOCKS, MlpSizes, NetworkSizes, TowerSizes
 from torch_crl.kernels.squashed_gaussian import action_distribution as action_distribution
 from torch_crl.kernels.squashed_gaussian import squashed_sample as squashed_sample
 from torch_crl.kernels.tower import BLOCK, Stack
@@ -57,12 +58,29 @@ class ResidualTower(nn.Module):
         self.input_bias = nn.Parameter(torch.zeros(width))
         self.input_ln_weight = nn.Parameter(torch.ones(width))
         self.input_ln_bias = nn.Parameter(torch.zeros(width))
-        self.weight = dense(depth, width, width)
-        self.bias = nn.Parameter(torch.zeros(depth, width))
-        self.ln_weight = nn.Parameter(torch.ones(depth, width))
-        self.ln_bias = nn.Parameter(torch.zeros(depth, width))
+        layers = sizes.own_layers
+        self.weight = dense(layers, width, width)
+        self.bias = nn.Parameter(torch.zeros(layers, width))
+        self.ln_weight = nn.Parameter(torch.ones(layers, width))
+        self.ln_bias = nn.Parameter(torch.zeros(layers, width))
         self.output_weight = dense(sizes.output_size, width)
         self.output_bias = nn.Parameter(torch.zeros(sizes.output_size))
+
+    def at_depth(self, depth: int) -> "ResidualTower":
+        """A tower of another depth with these very parameters, whose block is applied as often.
+
+        Raises ValueError for a depth that is no multiple of four, or blocks with own weights.
+        """
+        if self.sizes.block not in SHARING_BLOCKS and depth != self.sizes.depth:
+            raise ValueError(
+                f"the depth of a tower with --block {self.sizes.block} is fixed at "
+                f"{self.sizes.depth}; those of {' and '.join(SHARING_BLOCKS)} may be chosen"
+            )
+        if depth <= 0 or depth % BLOCK:
+            raise ValueError(f"depth must be a positive multiple of {BLOCK}, got {depth}")
+        other = copy.copy(self)
+        other.sizes = replace(self.sizes, depth=depth)
+        return other
 
     @property
     def stack(self) -> Stack:

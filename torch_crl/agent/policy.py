@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torch_crl.agent.networks import action_distribution
+from torch_crl.agent.networks import ResidualTower, action_distribution
 from torch_crl.agent.plans import Plans
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.system.torch_defaults import torch_defaults
@@ -78,6 +78,25 @@ class Policy:
                 "all of them"
             )
         return self.plan(state, goal)[..., 0, :]
+
+    def at_depth(self, depth: int) -> "Policy":
+        """The policy with its block applied depth / 4 times, on the same weights.
+
+        Raises UsageError unless its blocks share their weights and the depth is a multiple of 4.
+        """
+        if not isinstance(self.actor, ResidualTower):
+            raise UsageError("the depth of a library's own network is fixed")
+        try:
+            actor = self.actor.at_depth(depth)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        return Policy(
+            actor,
+            state_size=self.state_size,
+            goal_size=self.goal_size,
+            head=self.head,
+            chunk=self.chunk,
+        )
 
     def controller(self, num_envs: int = 1) -> "Controller":
         """What carries out this policy in `num_envs` episodes, one action a control step."""

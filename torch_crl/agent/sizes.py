@@ -7,7 +7,11 @@ from annotated_types import Ge, Gt, Le, Len
 
 from torch_crl.agent.branch_scale import branch_scale
 
-BlockName: TypeAlias = Literal["published", "no_skip", "no_norm", "hyperspherical", "pre_norm"]
+BlockName: TypeAlias = Literal[
+    "published", "no_skip", "no_norm", "hyperspherical", "pre_norm", "shared", "gated"
+]
+SHARING_BLOCKS = ("shared", "gated")
+"""Blocks of which a tower has one, and applies it again and again."""
 HAZARD_RANK = 64
 """Number of coefficients from which a hazard head makes the hazards of all steps."""
 BLOCK_LAYERS = 4
@@ -24,7 +28,7 @@ class TowerSizes:
     width: Size
     """Number of units of every hidden layer."""
     depth: Annotated[int, Le(2**20)]
-    """Number of dense layers inside the residual blocks; a multiple of four."""
+    """Number of dense layers that a row passes inside the residual blocks; a multiple of four."""
     activation: Literal["swish", "relu"] = "swish"
     branch_scale: Annotated[float, Gt(0.0)] = 1.0
     """Factor on the output of a block before it is added to the residual sum."""
@@ -32,10 +36,15 @@ class TowerSizes:
     """Name of the residual block; see `torch_crl.agent.blocks`."""
 
     @property
+    def own_layers(self) -> int:
+        """Number of inner layers with parameters of their own."""
+        return BLOCK_LAYERS if self.block in SHARING_BLOCKS else self.depth
+
+    @property
     def parameters(self) -> int:
         """Number of parameters: weights, biases and those of the LayerNorms."""
-        layers = 1 + self.depth
-        dense = self.width * (self.input_size + self.depth * self.width + self.output_size)
+        layers = 1 + self.own_layers
+        dense = self.width * (self.input_size + self.own_layers * self.width + self.output_size)
         return dense + 3 * layers * self.width + self.output_size
 
     @property

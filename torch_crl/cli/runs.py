@@ -28,6 +28,8 @@ class TrainedOptions:
     """Run directory, or one of the folders in its policies/."""
     policy: Literal["newest", "best"] = "newest"
     """Which policy of the run: the newest, or the best by the evaluations during training."""
+    depth: CountOrZero = 0
+    """Depth at which to run a policy whose blocks share their weights; 0 is that of training."""
     task: str = ""
     """Task to run the policy on; the run's own evaluation task if not given."""
     episode_length: CountOrZero = 0
@@ -59,7 +61,7 @@ def load_trained(options: TrainedOptions) -> Trained:
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
     found = find_policy(options.run, which=options.policy)
-    policy = found.policy
+    policy = found.policy.at_depth(options.depth) if options.depth else found.policy
     for failure in found.passed_over:
         print_line(f"passed over: {failure}", stderr=True)
     print_line(f"policy: {found.folder}", stderr=True)

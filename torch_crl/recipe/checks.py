@@ -157,13 +157,19 @@ def _depth_problems(recipe: Recipe) -> list[str]:
 
 
 def _block_problems(recipe: Recipe) -> list[str]:
-    networks = recipe.networks
-    if networks.branch != "scaled" or BLOCKS[networks.block].has_sum:
-        return []
-    return [
-        f"--branch scaled multiplies what a block adds to a sum, and --block {networks.block} has "
-        "no such sum; use --branch auto"
-    ]
+    networks, problems = recipe.networks, []
+    block = BLOCKS[networks.block]
+    if networks.branch == "scaled" and not block.has_sum:
+        problems.append(
+            f"--branch scaled multiplies what a block adds to a sum, and --block {networks.block} "
+            "has no such sum; use --branch auto"
+        )
+    if networks.activation != Recipe().networks.activation and not block.has_activation:
+        problems.append(
+            f"--activation {networks.activation} is not read by --block {networks.block}, whose "
+            "functions are fixed; leave it out"
+        )
+    return problems
 
 
 def _budget_problems(recipe: Recipe) -> list[str]:

@@ -65,8 +65,10 @@ class NetworksRecipe:
     """Residual block: `published` is that of arXiv 2503.14858; `no_skip` has no skip connection;
     `no_norm` has LayerNorm's scale and shift only; `hyperspherical` keeps features and weight rows
     at norm 1 and moves the features towards each block's output (SimBaV2); `pre_norm` has LayerNorm
-    before each dense layer of a block and before the output layer (SimBa). All have equal numbers
-    of parameters; all but `published` run in plain PyTorch, without Triton kernels."""
+    before each dense layer of a block and before the output layer (SimBa). All these have equal
+    numbers of parameters. `shared` applies one published block depth / 4 times, and `gated` one
+    gated cell (IRU); policies of both can run at other depths. Triton kernels are for `published`
+    and `shared`; all others run in plain PyTorch."""
     branch: Annotated[Literal["auto", "published", "scaled"], Mark.OF_TOWERS] = "auto"
     """Factor on a block's output before the skip connection is added: `published` is 1; `scaled` is
     min(1, 16 / depth), so that the effect of a gradient update does not grow with depth; `auto` is
@@ -209,8 +211,8 @@ class SystemRecipe:
     """Number of CPU threads for gradient updates; 0 is every CPU, or one where layers are small."""
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
     """Precision of the inputs of the residual blocks' matmuls; all else is fp32. `auto` is fp32 on
-    the CPU, fp16 on CUDA with --block published, and tf32 on CUDA with the other blocks, since some
-    of them do not bound the activations."""
+    the CPU, fp16 on CUDA with --block published or shared, and tf32 on CUDA with the other blocks,
+    since some of them do not bound the activations."""
     tower: Literal["auto", "reference", "norm_act", "persistent"] = "auto"
     """Implementation of the residual blocks: `reference` is plain PyTorch; `norm_act` has a matmul
     and one Triton kernel per layer; `persistent` has one kernel for all layers (--width 128 or 256,
