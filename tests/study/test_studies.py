@@ -117,12 +117,15 @@ def test_depth_finds_the_jump_that_was_put_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "better"), [("objective", "sac_her"), ("block", "pre_norm"), ("block", "relu")]
+    ("name", "better"),
+    [("loss", "sac_her"), ("objective", "survival"), ("block", "pre_norm"), ("block", "relu")],
 )
 def test_variants_are_compared_with_the_base_at_equal_depth(name: str, better: str) -> None:
     def level(recipe: Recipe) -> float:
         networks, algorithm = recipe.networks, recipe.algorithm
-        ours = better in (networks.block, networks.activation, algorithm.algo)
+        ours = better in (
+            *(networks.block, networks.activation, algorithm.algo, algorithm.objective),
+        )
         return 2.0 * networks.critic_depth + (30.0 if ours else 0.0)
 
     trials = seeded(STUDIES[name].trials("smoke"), 4)
@@ -172,7 +175,7 @@ def test_tasks_of_different_episode_lengths_count_alike() -> None:
         )
         for trial in trials
     ]
-    found = STUDIES["objective"].answer(curves)
+    found = STUDIES["loss"].answer(curves)
     (row,) = tables(found)[-1].rows
     assert row[2] == pytest.approx(0.5)
     assert "+0.5 of the episode at the goal" in found.findings[0]

@@ -7,6 +7,7 @@ from torch_crl.study.studies import (
     cost,
     depth,
     limits,
+    loss,
     objective,
     transitions,
     width,
@@ -16,6 +17,7 @@ from torch_crl.study.study import Study
 STUDIES: dict[str, Study] = {
     "depth": depth.STUDY,
     "objective": objective.STUDY,
+    "loss": loss.STUDY,
     "block": block.STUDY,
     "actor_critic": actor_critic.STUDY,
     "batch": batch.STUDY,

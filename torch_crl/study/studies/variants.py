@@ -1,4 +1,4 @@
-"""Compares variants at several depths with one of them, for the studies `objective` and `block`."""
+"""Compares variants at several depths with one of them, for studies of variants."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
