@@ -106,6 +106,34 @@ def test_activations_can_be_computed_again_inside_a_graph(tower: str) -> None:
     assert all(value.isfinite() for value in metrics.values())
 
 
+@pytest.mark.parametrize("order", ["together", "critic_first"])
+@pytest.mark.parametrize("objective", ["crl", "safe", "survival", "chrono"])
+def test_every_objective_is_captured_with_its_labels(objective: str, order: str) -> None:
+    algorithm = {"objective": objective, "update_order": order, "chunk": 2}
+    algorithm |= {"contrastive_loss": "symmetric_info_nce", "actor_goals": "mixed"}
+    device = {"device": "cuda"}
+    run = build_run(tiny("ant", networks={"width": 128}, algorithm=algorithm, system=device))
+    for _ in range(4):
+        run.collect()
+    for _ in range(6):
+        metrics = run.update()
+    assert run.update_graph is not None and run.update_graph.captures == 1
+    assert all(value.isfinite() for value in metrics.values())
+    run.collect()
+
+
+@pytest.mark.parametrize("block", ["shared", "gated"])
+def test_shared_weights_are_captured(block: str) -> None:
+    networks = {"width": 128, "block": block, "actor_depth": 8, "critic_depth": 8}
+    run = build_run(tiny("ant", networks=networks, system={"device": "cuda", "recompute": 4}))
+    for _ in range(4):
+        run.collect()
+    for _ in range(6):
+        metrics = run.update()
+    assert run.update_graph is not None and run.update_graph.captures == 1
+    assert all(value.isfinite() for value in metrics.values())
+
+
 def test_a_run_chooses_the_persistent_kernel_and_a_graph() -> None:
     run = build_run(tiny("ant", networks={"width": 128}, system={"device": "cuda"}))
     compute = run.learner.actor.compute

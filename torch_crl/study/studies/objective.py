@@ -21,7 +21,7 @@ _SMALL_ANT: Mapping[str, Any] = {"width": 128, "batch_size": 256, "env_steps": 1
 
 def trials(scale: Scale) -> list[Trial]:
     """Objectives x depths x seeds; `safe` where episodes can fail."""
-    settings = {task: SETTINGS[scale] for task in TASKS[scale]}
+    settings = dict.fromkeys(TASKS[scale], SETTINGS[scale])
     if scale == "small":
         settings["ant"] = {**SETTINGS[scale], **_SMALL_ANT}
     return [
