@@ -7,6 +7,7 @@ from typing import Any
 
 from torch_crl import fields
 from torch_crl.agent.blocks import BLOCKS
+from torch_crl.agent.objectives import OBJECTIVES
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
 from torch_crl.envs.task import never_failed
 from torch_crl.envs.task_name import parse_task_name
@@ -268,7 +269,12 @@ def _objective_problems(recipe: Recipe) -> list[str]:
     """Objectives that a task or another setting does not allow."""
     algorithm, name = recipe.algorithm, recipe.task.name
     objective = f"--objective {algorithm.objective}"
-    if algorithm.objective == "crl":
+    if algorithm.objective not in OBJECTIVES:
+        return [
+            f"{objective} is unknown; choose one of {', '.join(OBJECTIVES)}, or register one of "
+            "your own in Python, see examples/own_objective.py"
+        ]
+    if algorithm.objective not in ("safe", "survival", "chrono"):
         return []
     problems = []
     if algorithm.parity == "reference":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from torch_crl.agent.sizes import BlockName
 from torch_crl.fields import (
@@ -22,7 +22,8 @@ from torch_crl.fields import (
 )
 from torch_crl.recipe.marks import BY_ALL_WITH_REPLAY, BY_CRL, BY_LIBRARY, BY_OURS, Mark
 
-ObjectiveName: TypeAlias = Literal["crl", "safe", "survival", "chrono"]
+# Not a Literal, since a program may register objectives of its own; `recipe.checks` has the names.
+ObjectiveName: TypeAlias = Annotated[str, arg(metavar="crl|safe|survival|chrono")]
 Algo: TypeAlias = Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"]
 
 

@@ -184,7 +184,7 @@ def method_name(recipe: Recipe) -> str:
     actor, critic = networks.actor_depth, networks.critic_depth
     kind = recipe.algorithm.objective if algo == "crl" else algo
     depth = f" depth {actor}" if actor == critic else f" actor {actor} critic {critic}"
-    name = _NAMES[kind] + (depth if actor or critic else "")
+    name = _NAMES.get(kind, kind) + (depth if actor or critic else "")
     return f"{name}, dense reward" if has_dense_reward(recipe) else name
 
 
