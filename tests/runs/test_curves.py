@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.run_directories import write_run
-from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.presets import preset, with_changes, with_depth
 from torch_crl.runs.curves import (
     CurveError,
     check_comparable,
@@ -21,7 +21,7 @@ from torch_crl.runs.curves import (
     scored_part,
 )
 
-REACHER = preset("reacher")
+REACHER = with_changes(preset("reacher"), budget={"env_steps": 200_000})
 SHARES = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8]
 
 
@@ -71,7 +71,7 @@ def test_runs_of_equal_budget_and_evaluation_are_comparable(tmp_path: Path) -> N
     point = preset("point_u_maze")
     write_run(tmp_path / "a", REACHER, SHARES)
     # Another depth, seed and count of envs; ends 2 % later, by rounding.
-    deep = with_changes(preset("reacher", depth=8), system={"seed": 1}, task={"num_envs": 8})
+    deep = with_changes(with_depth(REACHER, 8), system={"seed": 1}, task={"num_envs": 8})
     write_run(tmp_path / "b", deep, SHARES, env_steps=204_000)
     write_run(tmp_path / "c", point, SHARES)
     check_comparable(read_curves(tmp_path))
