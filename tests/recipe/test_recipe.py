@@ -1,6 +1,7 @@
 """The recipe: JSON, arithmetic, validation, and that every leaf reaches the code it names."""
 
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
@@ -326,3 +327,18 @@ def test_a_change_of_what_no_recipe_has_is_refused_with_the_nearest_names(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         with_changes(Recipe(), **parts)
+
+
+def test_what_older_presets_gave_to_algorithms_that_do_not_read_it_is_no_mistake() -> None:
+    for algo in ("gcbc", "sac", "ppo"):
+        document = json.loads(preset("point_u_maze", algo=algo).to_json())
+        # As the preset of format 2 wrote it.
+        document["format"] = 2
+        document["algorithm"]["contrastive_loss"] = "symmetric_info_nce"
+        document["algorithm"]["critic_learning_rate"] = 1e-3
+        recipe = Recipe.from_json(json.dumps(document))
+        assert recipe.algorithm.contrastive_loss == "forward_info_nce"
+        if algo == "gcbc":
+            checks.check(recipe)
+        document["format"] = 3
+        assert Recipe.from_json(json.dumps(document)).algorithm.critic_learning_rate == 1e-3

@@ -98,6 +98,10 @@ class Replay:
             dtype: float32, or bfloat16 for half the bytes.
             implementation: that of `sample`; see `torch_crl.kernels.relabel.relabel`.
         """
+        if failures and window:
+            raise ValueError("failures are not kept together with a window, which may end earlier")
+        if labels is not None and not failures:
+            raise ValueError("labels of arrivals need to know failures; give failures=True")
         self.rows, self.num_envs = rows, num_envs
         self.goal_slice, self.window, self.failures = goal_slice, window, failures
         self.labels, self.distance = labels, distance
@@ -249,6 +253,9 @@ class Replay:
         """
         self.next_row = row
         self._position.fill_(row)
+        if self.failures:
+            # The last row of a failed trajectory is the one before the failure.
+            self.storage["failed"] &= self.storage["last_row"] < row - 1
         self.storage["last_row"].clamp_(max=row - 1)
 
     def check_rows(self, tensors: dict[str, Tensor]) -> None:

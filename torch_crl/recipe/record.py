@@ -17,7 +17,7 @@ from torch_crl.agent.sizes import (
 from torch_crl.envs.registry import task_spec
 from torch_crl.fields import STRICT, FieldsError, Problem
 from torch_crl.recipe.costs import UpdateCost, replay_bytes
-from torch_crl.recipe.marks import LIBRARY_ALGOS
+from torch_crl.recipe.marks import LIBRARY_ALGOS, unread
 from torch_crl.recipe.settings import (
     AlgorithmRecipe,
     BaselineRecipe,
@@ -189,6 +189,8 @@ class Recipe:
         for part, added in _ADDED.items():
             if isinstance(document.get(part), dict):
                 document[part] = added | document[part]
+        if written < 3:
+            _reset_unread(document)
         problems = [*_missing(document), *fields.check(Recipe, document)]
         if problems:
             raise FieldsError(problems)
@@ -234,6 +236,17 @@ def differences(ours: Recipe, theirs: Recipe) -> list[str]:
         for name, value in ours.leaves().items()
         if value != other[name]
     ]
+
+
+def _reset_unread(document: dict[str, Any]) -> None:
+    """What an algorithm does not read gets its default: presets once gave it other values."""
+    algorithm, defaults = document.get("algorithm"), Recipe().leaves()
+    if not isinstance(algorithm, dict):
+        return
+    for leaf in unread(Recipe, str(algorithm.get("algo"))):
+        part, name = leaf.split(".")
+        if isinstance(document.get(part), dict) and name in document[part]:
+            document[part][name] = defaults[leaf]
 
 
 def _missing(document: dict[str, Any]) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.helpers.same_run import assert_same_run
 from torch_crl import train
 from torch_crl.agent.networks import Networks, ResidualTower, build_networks
 from torch_crl.agent.objectives.crl import ContrastiveObjective
-from torch_crl.agent.objectives.objective import PolicyRows
+from torch_crl.agent.objectives.objective import HitLabels, PolicyRows
 from torch_crl.agent.objectives.safe import SafeObjective
 from torch_crl.agent.sizes import TowerSizes, network_sizes
 from torch_crl.experience.replay import Replay, Transition, survival_mass
@@ -243,3 +244,37 @@ def test_depth_64_costs_what_the_paper_says() -> None:
     # The paper says 2.8 % more time.
     assert more == pytest.approx(0.026, abs=0.001)
     assert safe.update_cost.flop / plain.update_cost.flop - 1 == pytest.approx(0.028, abs=0.01)
+
+
+def test_a_failure_in_a_collection_that_is_forgotten_is_forgotten_too() -> None:
+    replay = Replay(
+        rows=30, num_envs=1, state_size=1, action_size=1, goal_slice=(0, 1), failures=True
+    )
+
+    def add(rows: int, number: int, *, fails: bool = False) -> None:
+        for row in range(rows):
+            state = torch.full((1, 1), float(row))
+            failed = torch.tensor([fails and row == rows - 1])
+            never = torch.tensor([False])
+            replay.add(Transition(state, state, state, torch.tensor([number]), never, failed))
+
+    add(3, 1, fails=True)
+    add(4, 2)
+    add(4, 2, fails=True)
+    replay.forget_after(7)
+    add(5, 3)
+    batch = replay.sample(500, discount=0.9, generator=Generator().manual_seed(0))
+    # Only the failure of the first trajectory, two rows later at most, is left.
+    assert sorted({round(value, 3) for value in batch["survived"].tolist()}) == [0, 0.1, 0.19, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"failures": True, "window": 5}, "failures are not kept together with a window"),
+        ({"labels": HitLabels(window=5, radius=1.0)}, "give failures=True"),
+    ],
+)
+def test_what_a_replay_cannot_tell_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Replay(rows=9, num_envs=1, state_size=1, action_size=1, goal_slice=(0, 1), **options)

@@ -164,3 +164,16 @@ def test_distances_and_their_losses_by_hand() -> None:
     near = torch.tensor([[0.0], [0.3]])
     found = separation(pairs, near, missed_B=~missed & False, radius=0.5, least=2.0)
     assert found.item() == 0.0
+
+
+def test_small_distances_of_large_vectors_keep_their_digits() -> None:
+    generator = Generator().manual_seed(0)
+    psi, step = (
+        functional.normalize(torch.randn(64, 32, generator=generator), dim=-1) for _ in range(2)
+    )
+    psi = 8.0 * psi
+    phi = (psi + 2e-3 * step).requires_grad_()
+    distance = pair_distances(phi, psi).diagonal()
+    torch.testing.assert_close(distance, torch.full((64,), 2e-3), rtol=1e-3, atol=0.0)
+    (gradient,) = torch.autograd.grad(distance.sum(), phi)
+    torch.testing.assert_close(gradient.norm(dim=-1), torch.ones(64), rtol=1e-3, atol=1e-3)

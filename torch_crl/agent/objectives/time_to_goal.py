@@ -96,9 +96,19 @@ def occupancy_loss(logit_BO: Tensor, *, occupied_BO: Tensor, seen_BO: Tensor) ->
 
 
 def pair_distances(phi_BR: Tensor, psi_BR: Tensor) -> Tensor:
-    """Euclidean distances of all pairs of rows, [B, B]."""
-    squares_BB = phi_BR.square().sum(1)[:, None] + psi_BR.square().sum(1) - 2 * phi_BR @ psi_BR.T
-    return (squares_BB.clamp_min(0.0) + 1e-12).sqrt()
+    """Euclidean distances of all pairs of rows, [B, B].
+
+    Those of equal rows, which may be very small, are computed from the difference itself.
+    """
+    # |x|^2 + |y|^2 - 2 x.y cancels if x and y are far from the origin; distances do not change
+    # under a shift.
+    offset_R = psi_BR.mean(0).detach()
+    x_BR, y_BR = phi_BR - offset_R, psi_BR - offset_R
+    squares_BB = x_BR.square().sum(1)[:, None] + y_BR.square().sum(1) - 2 * x_BR @ y_BR.T
+    own_B1 = (phi_BR - psi_BR).square().sum(1)[:, None]
+    on_diagonal_BB = torch.eye(len(phi_BR), dtype=torch.bool, device=phi_BR.device)
+    squares_BB = torch.where(on_diagonal_BB, own_B1, squares_BB.clamp_min(1e-6))
+    return (squares_BB + 1e-12).sqrt()
 
 
 def time_distance(
