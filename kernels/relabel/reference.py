@@ -92,7 +92,9 @@ def relabel(
     slot_B = row_B % rows
     key_B = ring.trajectory[slot_B, column_B].long() % rows
     last_B = ring.last_row[key_B, column_B].long()
-    horizon_B = last_B - row_B + 1 if end_B is None else torch.minimum(last_B, end_B) - row_B
+    if end_B is not None:
+        last_B = torch.minimum(last_B, end_B)
+    horizon_B = last_B - row_B + (0 if window else 1)
     steps_B = truncated_geometric(uniform_4B[2], horizon_B, discount=discount)
     future_B = row_B + steps_B
     first, stop = goal_slice
@@ -119,5 +121,5 @@ def relabel(
         whole_B.float(),
         column_B,
         row_B,
-        last_B if end_B is None else torch.minimum(last_B, end_B),
+        last_B,
     )

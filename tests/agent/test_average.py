@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Generator
 
 from tests.helpers.graph_stand_in import StandIn
 from tests.helpers.recipes import tiny
-from tests.helpers.same_run import assert_same_run
-from torch_crl import load_policy, train
+from tests.helpers.same_run import assert_resumes
+from torch_crl import load_policy
 from torch_crl.agent.average import AveragedActor
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.sizes import TowerSizes
@@ -62,18 +61,7 @@ def test_the_policy_is_the_average_and_collection_takes_the_newest_weights() -> 
 
 def test_an_interrupted_run_goes_on_to_the_same_average(tmp_path: Path) -> None:
     recipe = tiny(algorithm=AVERAGED, budget={"checkpoints": 8})
-    train(recipe, tmp_path / "whole", show=False)
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(evaluated: object) -> None:
-        raise StoppedError
-
-    with pytest.raises(StoppedError):
-        train(recipe, tmp_path / "parts", show=False, callback=stop)
-    train(recipe, tmp_path / "parts", show=False, resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_resumes(recipe, tmp_path)
     ours, theirs = (load_policy(tmp_path / name) for name in ("whole", "parts"))
     for one, other in zip(ours.actor.parameters(), theirs.actor.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -20,8 +20,9 @@ from torch_crl.agent.blocks import BLOCKS
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.networks import Networks, ResidualTower, build_networks
 from torch_crl.agent.policy import Policy
-from torch_crl.agent.sizes import SHARING_BLOCKS, BlockName, TowerSizes, network_sizes
+from torch_crl.agent.sizes import BLOCK_LAYERS, SHARING_BLOCKS, BlockName, TowerSizes, network_sizes
 from torch_crl.errors import UsageError
+from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe import checks
 from torch_crl.recipe.compute_choice import choose_compute, compute_problems
 from torch_crl.runs.policies import load_policy, save_policy
@@ -257,6 +258,10 @@ def test_shared_weights_run_on_the_kernels() -> None:
         output.square().sum().backward()
         results.append([output.detach(), *(p.grad for p in network.parameters())])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_has_as_many_layers_wherever_they_are_counted() -> None:
+    assert BLOCK_LAYERS == BLOCK
 
 
 def test_the_names_of_the_recipe_are_those_of_the_table() -> None:

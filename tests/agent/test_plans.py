@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from tests.helpers.graph_stand_in import StandIn
 from tests.helpers.recipes import tiny
-from tests.helpers.same_run import assert_same_run
-from torch_crl import evaluate, load_policy, train
+from tests.helpers.same_run import assert_resumes
+from torch_crl import evaluate, load_policy
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.plans import Plans
 from torch_crl.agent.policy import Controller, Policy
@@ -159,18 +159,7 @@ def test_an_interrupted_run_goes_on_in_the_middle_of_its_plans(
         for name, tensor in run.replay.tensors().items():
             assert torch.equal(tensor, again.replay.tensors()[name]), name
         return
-    train(recipe, tmp_path / "whole", show=False)
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(evaluated: object) -> None:
-        raise StoppedError
-
-    with pytest.raises(StoppedError):
-        train(recipe, tmp_path / "parts", show=False, callback=stop)
-    train(recipe, tmp_path / "parts", show=False, resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_resumes(recipe, tmp_path)
     assert load_policy(tmp_path / "whole").chunk == 3
 
 

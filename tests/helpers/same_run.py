@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from torch_crl import train
+from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system import checkpoint
 
@@ -34,3 +37,20 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
             )
         ]
         assert records[0] == records[1]
+
+
+class StoppedError(Exception):
+    """Ends a run at its first evaluation."""
+
+
+def assert_resumes(recipe: Recipe, folder: Path) -> None:
+    """A run that is interrupted and resumed, in `parts`, ends as one that is not, in `whole`."""
+    train(recipe, folder / "whole", show=False)
+
+    def stop(evaluated: object) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(recipe, folder / "parts", show=False, callback=stop)
+    train(recipe, folder / "parts", show=False, resume=True)
+    assert_same_run(folder / "whole", folder / "parts")

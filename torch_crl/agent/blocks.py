@@ -113,6 +113,14 @@ class Block:
     """Whether the block reads the activation of its sizes."""
 
 
+def _groups(
+    rows: Sequence[Tensor], stacks: Sequence[Stack], frozen: Tensor | None
+) -> list[tuple[Tensor, Stack]]:
+    """Rows and the stack that they pass, where the frozen ones see constants."""
+    groups = [*zip(rows, stacks, strict=True)]
+    return groups if frozen is None else [*groups, (frozen, stacks[0].detached())]
+
+
 def _in_plain_torch(
     block: Callable[[Tensor, Sequence[Layer], Arithmetic], Tensor],
     rows: Sequence[Tensor],
@@ -146,10 +154,7 @@ def _in_plain_torch(
             )
         return x_BD
 
-    groups = [*zip(rows, stacks, strict=True)]
-    if frozen is not None:
-        groups.append((frozen, stacks[0].detached()))
-    return [through(x_BD, stack) for x_BD, stack in groups]
+    return [through(x_BD, stack) for x_BD, stack in _groups(rows, stacks, frozen)]
 
 
 def _published(
@@ -229,10 +234,7 @@ def _gated(
             )
         return h_BD
 
-    groups = [*zip(rows, stacks, strict=True)]
-    if frozen is not None:
-        groups.append((frozen, stacks[0].detached()))
-    return [through(x_BD, stack) for x_BD, stack in groups]
+    return [through(x_BD, stack) for x_BD, stack in _groups(rows, stacks, frozen)]
 
 
 def _layer_norm(x_BD: Tensor, layer: Layer) -> Tensor:

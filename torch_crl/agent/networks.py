@@ -88,9 +88,8 @@ class ResidualTower(nn.Module):
         return Stack(self.weight, self.bias, self.ln_weight, self.ln_bias)
 
     def _first_layer(self, *, frozen: bool) -> Layer:
-        read = _constant if frozen else _itself
         first = (self.input_weight, self.input_bias, self.input_ln_weight, self.input_ln_bias)
-        return Layer(*map(read, first))
+        return Layer(*(read(parameter, frozen=frozen) for parameter in first))
 
     def embed(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """The first layer, [B, input] to [B, D]. `frozen`: no gradient for its parameters."""
@@ -100,8 +99,8 @@ class ResidualTower(nn.Module):
     def head(self, x_BD: Tensor, *, frozen: bool = False) -> Tensor:
         """The last layer, [B, D] to [B, output]. `frozen`: no gradient for its parameters."""
         x_BD = self._block.finish(x_BD, self._first_layer(frozen=frozen))
-        read = _constant if frozen else _itself
-        return functional.linear(x_BD, read(self.output_weight), read(self.output_bias))
+        weight, bias = (read(p, frozen=frozen) for p in (self.output_weight, self.output_bias))
+        return functional.linear(x_BD, weight, bias)
 
     def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """Map [..., input] to [..., output]. `frozen`: no gradient for the parameters."""
@@ -111,12 +110,9 @@ class ResidualTower(nn.Module):
         return self.head(inner, frozen=frozen).view(*x.shape[:-1], -1)
 
 
-def _constant(parameter: Tensor) -> Tensor:
-    return parameter.detach()
-
-
-def _itself(parameter: Tensor) -> Tensor:
-    return parameter
+def read(parameter: Tensor, *, frozen: bool) -> Tensor:
+    """The parameter; `frozen`: as a constant, which gets no gradient."""
+    return parameter.detach() if frozen else parameter
 
 
 def run_stacks(

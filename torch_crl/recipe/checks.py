@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch_crl import fields
@@ -16,8 +16,8 @@ from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe.baseline_checks import baseline_problems
 from torch_crl.recipe.compute_choice import compute_problems
 from torch_crl.recipe.marks import Mark, marked, unread
-from torch_crl.recipe.presets import preset, with_changes
-from torch_crl.recipe.record import Recipe, flag_of
+from torch_crl.recipe.presets import preset
+from torch_crl.recipe.record import Recipe, flag_of, with_defaults
 from torch_crl.system.devices import available_bytes, device_problems, resolve_device
 
 
@@ -41,7 +41,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
         raise RecipeError([*ranges.values(), *(run_problems or [])])
     # The checks below compute with the values, so values out of range are replaced by defaults.
     # Each mistake is reported once: combinations of values are checked only if each is possible.
-    given, recipe = recipe.leaves(), _with_defaults(recipe, ranges)
+    given, recipe = recipe.leaves(), with_defaults(recipe, ranges)
     ranges |= _least_problems(recipe, given)
     possible = set(marked(Recipe, Mark.SIZE)).isdisjoint(ranges)
     unread = _unread_problems(recipe, given)
@@ -63,15 +63,6 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
     problems += run_problems or []
     if problems:
         raise RecipeError(problems)
-
-
-def _with_defaults(recipe: Recipe, leaves: Iterable[str]) -> Recipe:
-    """The recipe with the record's default values in these leaves."""
-    defaults = Recipe().leaves()
-    for leaf in leaves:
-        part, name = leaf.split(".")
-        recipe = with_changes(recipe, **{part: {name: defaults[leaf]}})
-    return recipe
 
 
 def _task_problems(recipe: Recipe) -> list[str]:

@@ -8,7 +8,7 @@ from torch_crl.envs.registry import task_spec
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.errors import UsageError
 from torch_crl.recipe.marks import unread
-from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.record import Recipe, with_defaults
 
 # Thousands of updates are too few for a temperature that falls from 1 with the published rate, and
 # single evaluations of the newest weights dip; measured in benchmarks/LOG.md.
@@ -121,11 +121,8 @@ def preset(task: str, *, depth: int = 0, algo: str = "crl") -> Recipe:
 def _with_algo(recipe: Recipe, algo: str) -> Recipe:
     """The recipe with the changes that an algorithm needs or that its library recommends."""
     recipe = with_changes(recipe, algorithm={"algo": algo})
-    defaults = Recipe().leaves()
-    for leaf in unread(Recipe, algo):
-        # What an algorithm does not read stays as in the record: a chunk would change its networks.
-        part, name = leaf.split(".")
-        recipe = with_changes(recipe, **{part: {name: defaults[leaf]}})
+    # What an algorithm does not read stays as in the record: a chunk would change its networks.
+    recipe = with_defaults(recipe, unread(Recipe, algo))
     if not recipe.by_library:
         return recipe
     recipe = with_changes(recipe, networks={"actor_depth": 0, "critic_depth": 0})

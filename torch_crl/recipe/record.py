@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,12 +190,14 @@ class Recipe:
         for part, added in _ADDED.items():
             if isinstance(document.get(part), dict):
                 document[part] = added | document[part]
-        if written < 3:
-            _reset_unread(document)
         problems = [*_missing(document), *fields.check(Recipe, document)]
         if problems:
             raise FieldsError(problems)
-        return Recipe(**{name: part(**document[name]) for name, part in _PARTS.items()})
+        recipe = Recipe(**{name: part(**document[name]) for name, part in _PARTS.items()})
+        # Presets once gave values to what an algorithm does not read.
+        return (
+            with_defaults(recipe, unread(Recipe, recipe.algorithm.algo)) if written < 3 else recipe
+        )
 
     def leaves(self) -> dict[str, Any]:
         """`part.field` to value, for comparing and listing."""
@@ -213,6 +216,17 @@ _PARTS: dict[str, type[Any]] = {
     "budget": BudgetRecipe,
     "system": SystemRecipe,
 }
+
+
+def with_defaults(recipe: Recipe, leaves: Iterable[str]) -> Recipe:
+    """The recipe with the record's default values in these leaves, given as `part.field`."""
+    defaults = Recipe()
+    for leaf in leaves:
+        part, name = leaf.split(".")
+        default = getattr(getattr(defaults, part), name)
+        changed = dataclasses.replace(getattr(recipe, part), **{name: default})
+        recipe = dataclasses.replace(recipe, **{part: changed})
+    return recipe
 
 
 def extended(recipe: Recipe, env_steps: int) -> Recipe:
@@ -236,17 +250,6 @@ def differences(ours: Recipe, theirs: Recipe) -> list[str]:
         for name, value in ours.leaves().items()
         if value != other[name]
     ]
-
-
-def _reset_unread(document: dict[str, Any]) -> None:
-    """What an algorithm does not read gets its default: presets once gave it other values."""
-    algorithm, defaults = document.get("algorithm"), Recipe().leaves()
-    if not isinstance(algorithm, dict):
-        return
-    for leaf in unread(Recipe, str(algorithm.get("algo"))):
-        part, name = leaf.split(".")
-        if isinstance(document.get(part), dict) and name in document[part]:
-            document[part][name] = defaults[leaf]
 
 
 def _missing(document: dict[str, Any]) -> list[Problem]:

@@ -13,8 +13,7 @@ from torch.nn import functional
 from tests.helpers.batches import A, G, S, make_batch
 from tests.helpers.goal_envs import register
 from tests.helpers.recipes import tiny
-from tests.helpers.same_run import assert_same_run
-from torch_crl import train
+from tests.helpers.same_run import assert_resumes
 from torch_crl.agent.networks import Networks, ResidualTower, build_networks
 from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.agent.objectives.objective import HitLabels, PolicyRows
@@ -197,18 +196,7 @@ def test_a_run_trains_all_networks_and_resumes(update_order: str, tmp_path: Path
     algorithm = {**SAFE, "update_order": update_order, "chunk": 2}
     recipe = tiny("ant", algorithm=algorithm, budget={"checkpoints": 8})
     before = copy.deepcopy(build_run(recipe).learner.named_parameters())
-    train(recipe, tmp_path / "whole", show=False)
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(evaluated: object) -> None:
-        raise StoppedError
-
-    with pytest.raises(StoppedError):
-        train(recipe, tmp_path / "parts", show=False, callback=stop)
-    train(recipe, tmp_path / "parts", show=False, resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_resumes(recipe, tmp_path)
     run = build_run(recipe)
     for _ in range(4):
         run.collect()

@@ -10,8 +10,7 @@ from torch import Generator, Tensor
 
 from tests.helpers.graph_stand_in import StandIn
 from tests.helpers.recipes import tiny
-from tests.helpers.same_run import assert_same_run
-from torch_crl import train
+from tests.helpers.same_run import assert_resumes
 from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.objectives.chrono import ChronoObjective
 from torch_crl.agent.objectives.objective import HitLabels
@@ -214,18 +213,7 @@ def test_a_run_trains_all_networks_resumes_and_is_captured(objective: str, tmp_p
     assert sum(p.numel() for p in before.values()) - 1 == recipe.update_cost.parameters + extras(
         before
     )
-    train(recipe, tmp_path / "whole", show=False)
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(evaluated: object) -> None:
-        raise StoppedError
-
-    with pytest.raises(StoppedError):
-        train(recipe, tmp_path / "parts", show=False, callback=stop)
-    train(recipe, tmp_path / "parts", show=False, resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_resumes(recipe, tmp_path)
     eager = build_run(recipe)
     captured = build_run(recipe_of(objective, chunk=2, average_weights=0.9), make_recorder=StandIn)
     for run in (eager, captured):

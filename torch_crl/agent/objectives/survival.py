@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from torch_crl.agent.losses import mean_over
-from torch_crl.agent.networks import Networks, ResidualTower, run_stacks
+from torch_crl.agent.networks import Networks, ResidualTower, read, run_stacks
 from torch_crl.agent.objectives.crl import state_action
 from torch_crl.agent.objectives.objective import (
     Aux,
@@ -81,13 +81,13 @@ class HazardHead(nn.Module):
         )
 
     def _mixed(self, phi_BR: Tensor, psi_BR: Tensor, *, frozen: bool) -> Tensor:
-        weight, bias = (_read(each, frozen) for each in (self.film_weight, self.film_bias))
+        weight, bias = (read(each, frozen=frozen) for each in (self.film_weight, self.film_bias))
         gain_BR, shift_BR = functional.linear(psi_BR, weight, bias).chunk(2, -1)
         z_BR = (1.0 + _FILM * gain_BR) * phi_BR + _FILM * shift_BR
         return torch.cat([z_BR, psi_BR, z_BR - psi_BR, z_BR * psi_BR], dim=-1)
 
     def _split(self, output: Tensor, *, frozen: bool) -> Hazards:
-        basis, bias = (_read(each, frozen) for each in (self.basis, self.bias))
+        basis, bias = (read(each, frozen=frozen) for each in (self.basis, self.bias))
         coefficients = output[:, 1 : 1 + HAZARD_RANK]
         hazard_BK = functional.linear(coefficients, basis, bias)
         return Hazards(output[:, 0], hazard_BK, output[:, 1 + HAZARD_RANK :])
@@ -189,9 +189,5 @@ class SurvivalObjective(Objective):
         if norm is None:
             return x_BR
         assert isinstance(norm, nn.LayerNorm)
-        weight, bias = (_read(each, frozen) for each in (norm.weight, norm.bias))
+        weight, bias = (read(each, frozen=frozen) for each in (norm.weight, norm.bias))
         return functional.layer_norm(x_BR, weight.shape, weight, bias, norm.eps)
-
-
-def _read(parameter: Tensor, frozen: bool) -> Tensor:
-    return parameter.detach() if frozen else parameter
