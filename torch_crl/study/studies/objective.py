@@ -1,7 +1,7 @@
 """Which objective first, at which depth, for which kind of task?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch_crl.runs.curves import Curve
 from torch_crl.study.studies.common import SEEDS, SETTINGS, TASKS
@@ -14,29 +14,90 @@ ANYWHERE = (BASE, "survival", "chrono")
 """Objectives for every task with a success radius."""
 WITH_FAILURES = (*ANYWHERE, "safe")
 """Objectives for tasks whose episodes can fail."""
-DEPTHS: Mapping[Scale, tuple[int, ...]] = {"smoke": (4, 8), "small": (4, 16), "full": (4, 16, 64)}
-# Ants at a size that two cores train overnight.
-_SMALL_ANT: Mapping[str, Any] = {"width": 128, "batch_size": 256, "env_steps": 1_500_000}
+_BEST_OTHER = "chrono"
+"""The objective beside contrastive RL on the tasks of scale small that do not try all of them."""
+
+_THREE_SEEDS: Mapping[str, Sequence[Any]] = {"seed": range(3)}
+_MAZE = {"evaluations": 20}
+# Tasks with published presets, at a size that one core trains in a quarter of an hour, with the
+# temperature and the averaged weights of the small presets.
+_LAPTOP: Mapping[str, Any] = {
+    "width": 128,
+    "batch_size": 256,
+    "env_steps": 1_500_000,
+    "evaluations": 20,
+    "initial_temperature": 0.1,
+    "temperature_learning_rate": 3e-3,
+    "average_weights": 0.999,
+}
+
+
+class Cells(NamedTuple):
+    """Runs on some tasks that differ in these axes only."""
+
+    tasks: tuple[str, ...]
+    axes: Mapping[str, Sequence[Any]]
+    settings: Mapping[str, Any]
+
+
+CELLS: Mapping[Scale, tuple[Cells, ...]] = {
+    "smoke": (
+        Cells(
+            TASKS["smoke"],
+            {"objective": ANYWHERE, "depth": (4, 8), "seed": SEEDS["smoke"]},
+            SETTINGS["smoke"],
+        ),
+    ),
+    "small": (
+        Cells(
+            ("reacher",),
+            {"objective": ANYWHERE, "depth": (4, 16), "seed": range(5)},
+            {"evaluations": 50},
+        ),
+        Cells(("point_u_maze",), {"objective": ANYWHERE, "depth": (4,), **_THREE_SEEDS}, _MAZE),
+        Cells(("point_u_maze",), {"objective": (BASE,), "depth": (16,), **_THREE_SEEDS}, _MAZE),
+        Cells(
+            ("point_hardest_maze",), {"objective": (BASE,), "depth": (4, 16), **_THREE_SEEDS}, _MAZE
+        ),
+        Cells(
+            ("point_hardest_maze",),
+            {"objective": (_BEST_OTHER,), "depth": (4,), **_THREE_SEEDS},
+            _MAZE,
+        ),
+        Cells(
+            ("arm_reach", "pusher_easy", "ant"),
+            {"objective": (BASE, _BEST_OTHER), "depth": (4,), **_THREE_SEEDS},
+            _LAPTOP,
+        ),
+        Cells(
+            ("arm_reach", "pusher_easy", "ant"),
+            {"objective": (BASE,), "chunk": (3,), "depth": (4,), **_THREE_SEEDS},
+            _LAPTOP,
+        ),
+        Cells(("ant",), {"objective": ("safe",), "depth": (4,), **_THREE_SEEDS}, _LAPTOP),
+    ),
+    "full": tuple(
+        Cells(
+            (task,),
+            {
+                "objective": WITH_FAILURES if task.startswith(("ant", "humanoid")) else ANYWHERE,
+                "depth": (4, 16, 64),
+                "seed": SEEDS["full"],
+            },
+            SETTINGS["full"],
+        )
+        for task in TASKS["full"]
+    ),
+}
 
 
 def trials(scale: Scale) -> list[Trial]:
-    """Objectives x depths x seeds; `safe` where episodes can fail."""
-    settings = dict.fromkeys(TASKS[scale], SETTINGS[scale])
-    if scale == "small":
-        settings["ant"] = {**SETTINGS[scale], **_SMALL_ANT}
+    """Objectives x depths x seeds; at scale small, what two cores train in a night."""
     return [
         trial
-        for task, changes in settings.items()
-        for trial in grid(
-            (task,),
-            axes={"objective": _objectives(task), "depth": DEPTHS[scale], "seed": SEEDS[scale]},
-            settings=changes,
-        )
+        for cells in CELLS[scale]
+        for trial in grid(cells.tasks, axes=cells.axes, settings=cells.settings)
     ]
-
-
-def _objectives(task: str) -> tuple[str, ...]:
-    return WITH_FAILURES if task.startswith(("ant", "humanoid")) else ANYWHERE
 
 
 def variant_of(curve: Curve) -> str:
