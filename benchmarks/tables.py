@@ -142,16 +142,33 @@ def _gpu_line(row: dict[str, Any]) -> str:
 
 def comparison_table() -> str:
     """Table of the scores in comparison/report.json, with how they were made."""
-    document = read_result("comparison/report.json")
-    scores, facts = document["tables"][0], document["facts"]
+    return _scores(read_result("comparison/report.json"))
+
+
+def objective_study() -> str:
+    """Findings, scores and what is missing of objective/report.json."""
+    document = read_result("objective/report.json")
+    findings = [f"- {finding}" for finding in document["findings"]]
+    missing = document["tables"][-1]
+    rows = missing["rows"] if "reason" in missing["columns"] else []
+    left = [f"Missing: {'; '.join(f'{name}, seeds {seeds}: {why}' for name, seeds, why in rows)}."]
+    return "\n".join([*findings, "", _scores(document), *(["", *left] if rows else [])])
+
+
+def _scores(document: dict[str, Any]) -> str:
+    """The table of scores in the report of a comparison or a study of methods."""
+    scores = next(table for table in document["tables"] if table["caption"].startswith("Scores"))
+    facts = document["facts"]
     lines = [f"| {' | '.join(scores['columns'])} |", "|---" * len(scores["columns"]) + "|"]
-    lines += [f"| {' | '.join(map(_estimate, row))} |" for row in scores["rows"]]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in scores["rows"]]
     made = f"{facts['report written on']}, {facts['versions']}, commit {facts['commit']}"
     return "\n".join([*lines, "", f"{scores['caption']} {made}, {facts['date']}."])
 
 
-def _estimate(cell: Any) -> str:
+def _cell(cell: Any) -> str:
     if isinstance(cell, dict):
+        if cell["interval"] is None:
+            return f"{cell['point']:.2f} (no interval)"
         low, high = cell["interval"]
         return f"{cell['point']:.2f} [{low:.2f}, {high:.2f}]"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
@@ -285,6 +302,7 @@ PARTS = {
     "gpu": gpu_table,
     "memory": memory_table,
     "objectives": objectives_table,
+    "objective study": objective_study,
     "deepest": deepest_table,
 }
 

@@ -67,7 +67,7 @@ def smaller(command: str) -> list[str]:
             arguments[arguments.index("--depth") + 1] = "4"
         task = [] if any(map(re.compile("[a-z]").match, arguments[:1])) else ["reacher"]
         return [name, *task, *arguments, *SMALL_FLAGS, "--run-dir", "of_this_command"]
-    if (name == "study" and not arguments) or "--runs" in arguments:
+    if (name == "study" and not arguments) or {"--runs", "--report-only"} & set(arguments):
         return [name, *arguments]
     return [name, *arguments, "--dry-run"]
 
@@ -81,6 +81,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["train", "reacher", *SMALL_FLAGS, *run]) == 0
     shutil.copy(folder / "runs" / "NAME" / "recipe.json", folder)
     shutil.copy(EXAMPLES / "own_task.py", folder)
+    kept = Path("benchmarks", "results", "objective", "runs")
+    shutil.copytree(ROOT / kept, folder / kept)
     return folder
 
 

@@ -26,12 +26,14 @@ from torch_crl.study.compare import (
 )
 from torch_crl.study.compare_report import comparison_report, score_table
 from torch_crl.study.published import published_curves
-from torch_crl.study.report import Text, write_report
+from torch_crl.study.report import Picture, Report, Text, write_report
 from torch_crl.study.statistics import stratified_bootstrap_interval
 from torch_crl.sweep import driver
 from torch_crl.sweep.driver import SweepResult
 from torch_crl.sweep.grid import Trial, check_trials
 from torch_crl.sweep.launch import Launch
+
+NOTHING = "Nothing is published of this task, objective, evaluation and depth:"
 
 
 def seeded(recipe: Recipe, seed: int) -> Recipe:
@@ -44,6 +46,11 @@ def write_runs(folder: Path, recipe: Recipe, tops: Sequence[float], **options: A
     for seed, top in enumerate(tops):
         run_dir = folder / f"{recipe.task.name}_{name}_{seed}"
         write_run(run_dir, seeded(recipe, seed), [top / 2, *[top] * 5], **options)
+
+
+def picture(report: Report, name: str) -> Picture:
+    pictures = [p for s in report.sections for p in s.parts if isinstance(p, Picture)]
+    return next(part for part in pictures if part.name == name)
 
 
 @pytest.fixture
@@ -253,31 +260,45 @@ def test_published_curves_lie_under_those_of_their_depth(tmp_path: Path) -> None
     assert "published" not in words(comparison_report(comparison, command=""))
     report = comparison_report(comparison, command="", published=True)
     assert "Dotted, on ant_big_maze: the authors' means over 5 seeds" in words(report)
-    assert "No published curves of this task, evaluation and depth: reacher." in words(report)
-    (picture,) = [
-        part
-        for section in report.sections
-        for part in section.parts
-        if getattr(part, "name", "") == "curves"
-    ]
-    ant, reacher = picture.views["env steps"].axes
+    assert "Nothing is published of this task, objective, evaluation and depth: reacher." in words(
+        report
+    )
+    curves = picture(report, "curves")
+    ant, reacher = curves.views["env steps"].axes
     (published,) = [curve for curve in published_curves(task="ant_big_maze") if curve.depth == 8]
     assert len(ant.lines) == 2 and len(reacher.lines) == 1
     # As far as ours go: nine epochs and the prefill are less than 10 M env steps.
     np.testing.assert_allclose(ant.lines[1].get_ydata(), published.share_P[:9])
-    assert len(picture.views["wall-clock"].axes[0].lines) == 1
+    assert len(curves.views["wall-clock"].axes[0].lines) == 1
 
 
-@pytest.mark.parametrize("changes", [{"eval_name": "ant_big_maze"}, {"episode_length": 500}])
-def test_curves_of_another_evaluation_are_not_laid_under(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    recipe = with_changes(preset("ant_big_maze", depth=8), task=changes)
-    assert preset("ant_big_maze").task.eval_name != "ant_big_maze"
+def test_curves_of_another_evaluation_are_not_laid_under(tmp_path: Path) -> None:
+    recipe = with_changes(preset("ant_big_maze", depth=8), task={"episode_length": 500})
     write_runs(tmp_path, recipe, [0.1, 0.2])
     report = comparison_report(compare(read_curves(tmp_path)), command="", published=True)
-    assert "No published curves of this task, evaluation and depth: ant_big_maze." in words(report)
-    assert "Dotted" not in words(report)
+    assert f"{NOTHING} ant_big_maze." in words(report)
+    assert "Dotted" not in words(report) and "Hollow" not in words(report)
+
+
+def test_published_scores_stand_where_the_runs_of_their_objective_end(tmp_path: Path) -> None:
+    # The scores are of the training layout, the curves of another one.
+    assert preset("ant_big_maze").task.eval_name != "ant_big_maze"
+    for objective in ("crl", "chrono"):
+        recipe = with_changes(
+            preset("ant_big_maze", depth=4),
+            task={"eval_name": "ant_big_maze"},
+            algorithm={"objective": objective},
+        )
+        write_runs(tmp_path / objective, recipe, [0.1, 0.2])
+    report = comparison_report(compare(read_curves(tmp_path)), command="", published=True)
+    assert "Hollow points at the end of our runs, on ant_big_maze:" in words(report)
+    assert "after 100 M env steps" in words(report) and "Dotted" not in words(report)
+    (axes,) = picture(report, "curves").views["env steps"].axes
+    points = {line.get_ydata()[0]: line for line in axes.lines if len(line.get_ydata()) == 1}
+    # Depth 4 in the table of arXiv 2609.36238: 421 for CRL, 832 for ChronoSRL.
+    assert sorted(points) == pytest.approx([0.4206, 0.8320], abs=5e-5)
+    assert {line.get_xdata()[0] for line in points.values()} == {recipe.budget.env_steps}
+    assert {line.get_markerfacecolor() for line in points.values()} == {"white"}
 
 
 def test_the_command_reads_runs_and_writes_the_report(

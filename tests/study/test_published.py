@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from torch_crl.envs.registry import TASKS
-from torch_crl.study.published import published_curves
+from torch_crl.study.published import published_curves, published_scores
 
 
 # The paper's table 1: time at goal at depth 4 and 64, means of the last five evaluations.
@@ -46,3 +46,32 @@ def test_every_curve_is_whole_and_of_a_task_of_ours() -> None:
         ("fig12", 3),
     }
     assert published_curves(task="reacher") == []
+
+
+# arXiv 2609.36238, mean and standard error: of four seeds, but of three for SRL on humanoid.
+@pytest.mark.parametrize(
+    ("task", "objective", "chunked", "depth", "score", "error"),
+    [
+        ("ant_big_maze", "crl", False, 64, 637.1, 15.5),
+        ("ant_u4_maze", "crl", True, 4, 497.0, 73.2),
+        ("ant_hardest_maze", "survival", False, 64, 706, 24),
+        ("humanoid_u_maze", "chrono", True, 64, 187, 39),
+    ],
+)
+def test_scores_of_objectives_are_those_that_were_published(
+    task: str, objective: str, chunked: bool, depth: int, score: float, error: float
+) -> None:
+    (found,) = [
+        entry
+        for entry in published_scores(task=task)
+        if (entry.objective, entry.chunked, entry.depth) == (objective, chunked, depth)
+    ]
+    assert 1000 * found.share == pytest.approx(score, abs=0.5)
+    assert 1000 * found.standard_error == pytest.approx(error, abs=0.5)
+
+
+def test_every_published_score_is_of_a_task_of_ours() -> None:
+    scores = published_scores()
+    assert len(scores) == 196 and {entry.task for entry in scores} <= set(TASKS)
+    assert {len(entry.shares) for entry in scores} == {3, 4}
+    assert published_scores(task="reacher") == []

@@ -147,7 +147,7 @@ def test_figures_draw_what_they_are_given() -> None:
     curves = curves_figure({"ant": lines}, x=("steps", "env steps"), y=("at goal", "plain"))
     ours, theirs = curves.axes[0].lines
     assert ours.get_color() == theirs.get_color() and ours.get_linestyle() != theirs.get_linestyle()
-    assert [text.get_text() for text in curves.legends[0].get_texts()] == ["crl", "crl (published)"]
+    assert [text.get_text() for text in curves.legends[0].get_texts()] == ["crl", "published curve"]
     assert len(curves.axes[0].collections) == 1
 
 

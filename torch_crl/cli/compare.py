@@ -56,7 +56,8 @@ class Options:
     finished_only: bool = False
     """With --runs: leave out runs that are not finished, and name them in the report."""
     published: bool = False
-    """Also draw the published learning curves of the same tasks and depths."""
+    """Also draw what is published of the same tasks, objectives and depths: learning curves, and
+    scores after 100 M env steps."""
     out: Path = Path("compare")
     """Folder of report.html, report.json and the pictures; new runs are written to runs/ in it."""
     launch: LaunchFlags = ONE_MACHINE

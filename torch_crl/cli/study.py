@@ -38,6 +38,8 @@ class Options:
     launch: LaunchFlags = ONE_MACHINE
     yes: bool = False
     """Start scale full without asking for confirmation."""
+    report_only: bool = False
+    """Train nothing: report on the runs in the folder that are finished, and name the others."""
     dry_run: bool = False
     """Check everything, print what the study would cost, and stop before training."""
 
@@ -55,6 +57,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.name not in STUDIES:
         raise UsageError(f"no study {options.name!r}; there are {', '.join(STUDIES)}")
+    if options.dry_run and options.report_only:
+        raise UsageError("--dry-run is for training, and --report-only trains nothing")
     study = STUDIES[options.name]
     trials = study.trials(options.scale)
     cost = str(cost_of(trials)) if trials else "no runs: networks are measured in this process"
@@ -62,14 +66,15 @@ def main(arguments: list[str]) -> int:
     folder, runs = _folders(options, study.runs_of or options.name)
     if options.dry_run:
         check_plan(trials, runs, with_ray=options.launch.launcher == "ray")
-    if trials and (options.dry_run or options.scale == "full"):
+    trains = bool(trials) and not options.report_only
+    if trains and (options.dry_run or options.scale == "full"):
         from torch_crl.training.calibration import estimate, summary
 
         for line in summary(estimate([trial.recipe for trial in trials])):
             print_line(line, stderr=True)
     if options.dry_run:
         return 0
-    if options.scale == "full" and not (options.yes or _agreed()):
+    if trains and options.scale == "full" and not (options.yes or _agreed()):
         return 1
     check_folder("--out", folder)
     path = run_study(
@@ -79,6 +84,7 @@ def main(arguments: list[str]) -> int:
         folder,
         command=shlex.join(["torch-crl", "study", *arguments]),
         runs=runs,
+        report_only=options.report_only,
         launch=replace(options.launch, parallel=options.launch.parallel or _usual(options.scale)),
     )
     print_line(f"report: {path}")

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from torch_crl.recipe.record import Recipe
 from torch_crl.runs.curves import SCORED_EVALUATIONS, Axis, first_reached
 from torch_crl.study.compare import (
     METRIC,
@@ -19,7 +22,7 @@ from torch_crl.study.compare_text import (
     seeds_text,
 )
 from torch_crl.study.pictures import Line, Unit, curves_figure, estimates_figure
-from torch_crl.study.published import EPISODE_LENGTH, published_curves
+from torch_crl.study.published import EPISODE_LENGTH, published_curves, published_scores
 from torch_crl.study.report import Picture, Report, Section, Table, Text, provenance
 from torch_crl.study.statistics import Estimate
 from torch_crl.system.terminal import duration
@@ -49,11 +52,11 @@ def comparison_report(
         failed: runs that are left out since they are not finished, name to reason; shown first.
     """
     names = ", ".join(comparison.tasks)
-    sections = [_scores(comparison), _curves(comparison, published=published)]
+    sections = [scores_section(comparison), curves_section(comparison, published=published)]
     if len(comparison.tasks) > 1 and comparison.everywhere:
         sections.insert(1, _overall(comparison))
     sections += [
-        _speed(comparison),
+        speed_section(comparison),
         Section(title="How the numbers were made", parts=(Text(text=making(comparison)),)),
     ]
     return Report(
@@ -101,7 +104,8 @@ def score_table(comparison: Comparison) -> Table:
     )
 
 
-def _scores(comparison: Comparison) -> Section:
+def scores_section(comparison: Comparison) -> Section:
+    """Scores of every method on every task, as dots with intervals and as a table."""
     panels = {
         f"{task} ({seeds_text(comparison.seeds(task))})": {
             method: comparison.estimate(method, task=task)
@@ -147,7 +151,8 @@ def _overall(comparison: Comparison) -> Section:
     return Section(title="Over all tasks", parts=(table, *notes))
 
 
-def _curves(comparison: Comparison, *, published: bool) -> Section:
+def curves_section(comparison: Comparison, *, published: bool) -> Section:
+    """Learning curves by env steps and by wall-clock, with published ones under them if asked."""
     overlay = {
         task: _published_lines(comparison, task) if published else [] for task in comparison.tasks
     }
@@ -198,7 +203,8 @@ def _overall_picture(comparison: Comparison) -> Picture:
     return Picture(name="curves_all_tasks", caption=caption, views=views)
 
 
-def _speed(comparison: Comparison) -> Section:
+def speed_section(comparison: Comparison) -> Section:
+    """How soon every method reaches two levels of each task."""
     rows = []
     for task in comparison.tasks:
         methods = [method for method in comparison.methods if (task, method) in comparison.runs]
@@ -236,25 +242,30 @@ def _speed(comparison: Comparison) -> Section:
 
 
 def _published_lines(comparison: Comparison, task: str) -> list[Line]:
-    """The authors' curves of the depths that CRL has here, cut where our runs end.
+    """Published curves and scores of the methods that were evaluated here as they were there.
 
-    Only those that were evaluated on the same task and in episodes of the same length as ours.
+    That is on the same task, in episodes of the same length. Curves are cut where our runs end, and
+    scores stand there, whatever their env steps.
     """
-    methods = {
-        curves[0].recipe.networks.actor_depth: (method, curves)
-        for (name, method), curves in comparison.runs.items()
-        if name == task and curves[0].recipe.algorithm.algo == "crl"
-        if curves[0].recipe.networks.actor_depth == curves[0].recipe.networks.critic_depth
-    }
     lines = []
-    for curve in published_curves(task=task):
-        if curve.depth in methods:
-            method, ours = methods[curve.depth]
-            # All runs on a task were evaluated alike; `compare` has checked that.
-            evaluated = ours[0].recipe.task
-            if (evaluated.eval_name, evaluated.episode_length) != (curve.eval_task, EPISODE_LENGTH):
-                continue
-            until = max(run.env_steps_E[-1] for run in ours)
+    for method in comparison.methods:
+        runs = comparison.runs.get((task, method))
+        if runs is None:
+            continue
+        recipe, until = runs[0].recipe, max(run.env_steps_E[-1] for run in runs)
+        one_depth = recipe.networks.actor_depth == recipe.networks.critic_depth
+        if one_depth and recipe.algorithm.algo == "crl":
+            lines += _published_curve(method, recipe, until=until)
+            lines += _published_score(method, recipe, at=until)
+    return lines
+
+
+def _published_curve(method: str, recipe: Recipe, *, until: float) -> list[Line]:
+    if (recipe.algorithm.objective, recipe.algorithm.chunk) != ("crl", 1):
+        return []
+    lines = []
+    for curve in published_curves(task=recipe.task.name):
+        if curve.depth == recipe.networks.actor_depth and _evaluated_on(curve.eval_task, recipe):
             points = max(_LEAST_PUBLISHED_POINTS, int((curve.env_steps_P <= until).sum()))
             lines.append(
                 Line(
@@ -265,6 +276,33 @@ def _published_lines(comparison: Comparison, task: str) -> list[Line]:
                 )
             )
     return lines
+
+
+def _published_score(method: str, recipe: Recipe, *, at: float) -> list[Line]:
+    objective = recipe.algorithm.objective
+    # The published chronometric objective always decides two actions at once.
+    chunked = objective == "chrono" or recipe.algorithm.chunk > 1
+    ours = (objective, chunked, recipe.networks.actor_depth)
+    return [
+        Line(
+            label=method,
+            x_X=np.array([at]),
+            y_X=np.array([found.share]),
+            band=(
+                np.array([found.share - found.standard_error]),
+                np.array([found.share + found.standard_error]),
+            ),
+            published=True,
+        )
+        for found in published_scores(task=recipe.task.name)
+        if ours == (found.objective, found.chunked, found.depth)
+        and _evaluated_on(found.task, recipe)
+    ]
+
+
+def _evaluated_on(task: str, recipe: Recipe) -> bool:
+    """Whether these runs are evaluated as published ones are: on this task, for 1000 steps."""
+    return (recipe.task.eval_name, recipe.task.episode_length) == (task, EPISODE_LENGTH)
 
 
 def _data(comparison: Comparison) -> dict[str, Any]:

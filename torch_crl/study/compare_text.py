@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch_crl.runs.curves import scored_part
 from torch_crl.study.compare import Comparison, has_dense_reward
 from torch_crl.study.pictures import Line
+from torch_crl.study.published import SCORED_ENV_STEPS
 from torch_crl.study.report import shown
 from torch_crl.study.statistics import RESAMPLES
 
@@ -87,21 +88,34 @@ def making(comparison: Comparison) -> str:
 
 
 def about_published(overlay: Mapping[str, Sequence[Line]]) -> str:
-    """Sentences on the published curves under ours; `overlay` is task to published curves."""
+    """Sentences on what is published of our tasks; `overlay` is task to published lines."""
     found = [task for task, lines in overlay.items() if lines]
-    missing = [task for task in overlay if task not in found]
-    text = ""
-    if found:
-        text = (
-            f"Dotted, on {', '.join(found)}: the authors' means over 5 seeds at the same depth "
-            "(plot data of arXiv 2503.14858, commit 86c1f08), with 512 envs, width 256 and MJX's "
-            "physics, at least their first three evaluations. They are no part of any statistic. "
+    curves, scores = (
+        ", ".join(
+            task
+            for task, lines in overlay.items()
+            if any((len(line.x_X) == 1) == is_score for line in lines)
         )
-    return text + (
-        f"No published curves of this task, evaluation and depth: {', '.join(missing)}."
-        if missing
-        else ""
+        for is_score in (False, True)
     )
+    missing = ", ".join(task for task in overlay if task not in found)
+    sentences = [
+        f"Dotted, on {curves}: the authors' means over 5 seeds at the same depth (plot data of "
+        "arXiv 2503.14858, commit 86c1f08), with 512 envs, width 256 and MJX's physics, at least "
+        "their first three evaluations."
+        if curves
+        else "",
+        f"Hollow points at the end of our runs, on {scores}: what the same objective reached at "
+        f"the same depth after {SCORED_ENV_STEPS / 1e6:.0f} M env steps, mean and standard error "
+        "of 3 or 4 seeds (arXiv 2609.36238), with another implementation and physics."
+        if scores
+        else "",
+        "They are no part of any statistic." if found else "",
+        f"Nothing is published of this task, objective, evaluation and depth: {missing}."
+        if missing
+        else "",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def seeds_text(counts: Sequence[int]) -> str:

@@ -31,7 +31,12 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _BESIDE_ORDERED = ("#D55E00", "#CC79A7", "#E69F00", "#5B6675", "#882255")
 _ORDERED, _ORDERED_UNTIL = "viridis", 0.85
 _DEPTH = re.compile(r"\bdepth (\d+)")
-_LINES = ("-", "--", "-.", ":")
+# Dashes of a line to the shape of its points.
+_LINES = {"-": "o", "--": "s", "-.": "^", ":": "v"}
+_DASHES = tuple(_LINES)
+# Characters of a legend to an inch, and what an entry takes beside its text.
+_LEGEND_CHARACTERS, _LEGEND_HANDLE = 12, 7
+_GREY = "#5b6675"
 _STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.titlesize": 11.0,
@@ -39,7 +44,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#5b6675",
+    "axes.edgecolor": _GREY,
     "axes.grid": True,
     "grid.color": "#dfe4ea",
     "grid.linewidth": 0.8,
@@ -47,8 +52,8 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "text.color": "#1c2430",
     "axes.labelcolor": "#1c2430",
-    "xtick.color": "#5b6675",
-    "ytick.color": "#5b6675",
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
 }
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.6, 3.2
 
@@ -63,7 +68,8 @@ class Line:
     band: tuple[Array, Array] | None = None
     """Low and high ends, [X] each."""
     published: bool = False
-    """Whether the curve is a published one: drawn thin and dotted, in the colour of its label."""
+    """Whether the curve is a published one: drawn thin and dotted, in the colour of its label.
+    A single point is drawn hollow, its band as a bar."""
 
 
 def curves_figure(
@@ -84,23 +90,9 @@ def curves_figure(
     looks = _looks(list(labels))
     scale, x_label = _scale(x, [line.x_X[-1] for lines in panels.values() for line in lines])
     with _figure(len(panels)) as (figure, axes_of_panels):
-        handles: dict[str, Artist] = {}
         for (title, lines), axes in zip(panels.items(), axes_of_panels, strict=True):
             for line in lines:
-                colour, dashes = looks[line.label]
-                look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 2.0}
-                if line.published:
-                    look |= {"linestyle": ":", "linewidth": 1.4}
-                (drawn,) = axes.plot(line.x_X / scale, line.y_X, **look)
-                few = len(line.x_X) <= 30 and not line.published
-                drawn.set(marker="o" if few else "", markersize=3.5)
-                if line.band is not None:
-                    axes.fill_between(
-                        line.x_X / scale, *line.band, color=colour, alpha=0.16, linewidth=0
-                    )
-                handles.setdefault(
-                    f"{line.label} (published)" if line.published else line.label, drawn
-                )
+                _draw(axes, line, looks[line.label], scale=scale)
             axes.set(title=title, xlabel=x_label)
             _format(axes.xaxis, x[1])
             _format(axes.yaxis, y[1])
@@ -108,8 +100,14 @@ def curves_figure(
                 ends = [np.max(line.y_X if line.band is None else line.band[1]) for line in lines]
                 axes.set_ylim(share_limits(max(ends, default=0.0)))
         _label_first_column(axes_of_panels, y[0])
+        handles = _legend([line for lines in panels.values() for line in lines], looks)
+        widest = max(map(len, handles), default=0) + _LEGEND_HANDLE
+        fitting = int(figure.get_figwidth() * _LEGEND_CHARACTERS / widest)
         figure.legend(
-            handles.values(), handles.keys(), loc="outside upper left", ncols=min(5, len(handles))
+            handles.values(),
+            handles.keys(),
+            loc="outside upper left",
+            ncols=max(1, min(5, fitting, len(handles))),
         )
     return figure
 
@@ -183,6 +181,47 @@ def heat_map_figure(
     return figure
 
 
+def _draw(axes: "Axes", line: Line, look: tuple[str, str], *, scale: float) -> None:
+    axes.plot(line.x_X / scale, line.y_X, **_stroke(line, look), clip_on=len(line.x_X) > 1)
+    if line.band is not None and len(line.x_X) == 1:
+        axes.vlines(line.x_X / scale, *line.band, color=look[0], linewidth=1.4)
+    elif line.band is not None:
+        axes.fill_between(line.x_X / scale, *line.band, color=look[0], alpha=0.16, linewidth=0)
+
+
+def _stroke(line: Line, look: tuple[str, str]) -> dict[str, Any]:
+    """How the line is drawn, in matplotlib's terms."""
+    colour, dashes = look
+    points = len(line.x_X)
+    if not line.published:
+        marker = _LINES[dashes] if points <= 30 else ""
+        return {"color": colour, "ls": dashes, "lw": 2.0, "marker": marker, "ms": 3.5}
+    if points > 1:
+        return {"color": colour, "ls": ":", "lw": 1.4}
+    return {
+        "color": colour,
+        "ls": "",
+        "marker": _LINES[dashes],
+        "ms": 8,
+        "mfc": "white",
+        "mew": 1.6,
+    }
+
+
+def _legend(lines: Sequence[Line], looks: Mapping[str, tuple[str, str]]) -> "dict[str, Artist]":
+    """An entry for each label, and one for each kind of published line, in grey."""
+    from matplotlib.lines import Line2D
+
+    handles: dict[str, Artist] = {}
+    for line in lines:
+        name, look = line.label, looks[line.label]
+        if line.published:
+            name = "published score" if len(line.x_X) == 1 else "published curve"
+            look = (_GREY, look[1])
+        handles.setdefault(name, Line2D([], [], **_stroke(line, look)))
+    return dict(sorted(handles.items(), key=lambda entry: entry[0].startswith("published ")))
+
+
 @contextmanager
 def _figure(
     count: int, *, panel_height: float = _PANEL_HEIGHT
@@ -221,11 +260,11 @@ def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     for index, group in enumerate(several):
         for label in group:
             place = (depth_of[label] - shallow) / (deep - shallow)
-            looks[label] = (_ordered_colour(place), _LINES[index % len(_LINES)])
+            looks[label] = (_ordered_colour(place), _DASHES[index % len(_DASHES)])
     others = [label for label in labels if label not in looks]
     colours = _BESIDE_ORDERED if looks else _COLOURS
     for index, label in enumerate(others):
-        dashes = _LINES[index // len(colours) % len(_LINES)]
+        dashes = _DASHES[index // len(colours) % len(_DASHES)]
         looks[label] = (colours[index % len(colours)], dashes)
     return looks
 

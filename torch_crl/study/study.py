@@ -1,6 +1,7 @@
 """Named studies: what they consist of, what they cost, and how they are run."""
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -8,9 +9,11 @@ from typing import Any, Literal
 from torch_crl.errors import TorchCrlError
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.curves import Curve, read_curve, scored_part
-from torch_crl.study.report import Report, Section, Text, provenance, write_report
+from torch_crl.runs.directory import RunDirectory
+from torch_crl.study.report import Report, Section, Table, Text, provenance, write_report
 from torch_crl.sweep.grid import Trial
 from torch_crl.sweep.launch import ONE_MACHINE, Launch
+from torch_crl.sweep.worker import other_run_in
 
 Scale = Literal["smoke", "small", "full"]
 SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
@@ -19,6 +22,9 @@ SCALES: tuple[Scale, ...] = ("smoke", "small", "full")
 # Fitted to the hours of humanoid in table 3 of arXiv 2503.14858v3, width 256, batch 512, simulation
 # included.
 _PUBLISHED_SECONDS, _PUBLISHED_SECONDS_A_LAYER = 1.2e-3, 0.23e-3
+
+NOT_RUN = "not run"
+_MISSING = ("setting", "seeds", "reason")
 
 
 class StudyError(TorchCrlError):
@@ -116,6 +122,7 @@ def run_study(
     command: str,
     runs: Path | None = None,
     launch: Launch = ONE_MACHINE,
+    report_only: bool = False,
     show: bool = True,
 ) -> Path:
     """Run the trials that are not finished yet and write FOLDER/report.html; returns its path.
@@ -124,35 +131,51 @@ def run_study(
         command: the command line, which the report shows.
         runs: folder of the run directories, FOLDER/runs if not given.
         launch, show: as in `torch_crl.sweep.driver.run_trials`.
+        report_only: train nothing; the report names the trials that are not finished.
 
     Raises StudyError if no trial finished.
     """
-    # Imported here, so that reports can be made without the code that starts processes.
-    from torch_crl.sweep.driver import run_trials
-
-    trials = study.trials(scale)
-    failed: dict[str, str] = {}
+    trials, runs = study.trials(scale), runs or folder / "runs"
     run_dirs: Sequence[Path] = ()
-    if trials:
-        result = run_trials(
-            trials,
-            runs or folder / "runs",
-            launch=launch,
-            show=show,
-        )
+    failed: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    if report_only:
+        run_dirs, missing = finished_trials(trials, runs)
+    elif trials:
+        # Imported here, so that reports can be made without the code that starts processes.
+        from torch_crl.sweep.driver import run_trials
+
+        result = run_trials(trials, runs, launch=launch, show=show)
         run_dirs, failed = result.finished, result.failed
-        if not run_dirs:
-            reasons = "".join(f"\n  - {trial}: {reason}" for trial, reason in failed.items())
-            raise StudyError(f"no trial finished:{reasons}")
+    if trials and not run_dirs:
+        raise StudyError(f"no trial finished:{_listed(failed or missing)}")
     report = make_report(
         name,
         study,
         scale,
         [read_curve(run_dir) for run_dir in run_dirs],
         failed=failed,
+        missing=missing,
         command=command,
     )
     return write_report(report, folder)
+
+
+def finished_trials(trials: Sequence[Trial], runs: Path) -> tuple[list[Path], dict[str, str]]:
+    """Run directories in `runs` of the trials that are finished, and why each other is not taken.
+
+    The reason is `not run`, `not finished`, or how the run that is there differs in its recipe.
+    """
+    run_dirs, missing = [], {}
+    for trial in trials:
+        directory = RunDirectory(runs / trial.name)
+        if reason := other_run_in(directory.path, trial.recipe):
+            missing[trial.name] = reason
+        elif directory.is_finished:
+            run_dirs.append(directory.path)
+        else:
+            missing[trial.name] = "not finished" if directory.holds_run else NOT_RUN
+    return run_dirs, missing
 
 
 def make_report(
@@ -161,10 +184,15 @@ def make_report(
     scale: Scale,
     curves: Sequence[Curve],
     *,
-    failed: dict[str, str],
+    failed: Mapping[str, str],
+    missing: Mapping[str, str] | None = None,
     command: str,
 ) -> Report:
-    """A report of the study's answer, with what a reader needs to judge it."""
+    """A report of the study's answer, with what a reader needs to judge it.
+
+    `failed` and `missing` are names of trials that the answer lacks, with the reasons.
+    """
+    missing = missing or {}
     answer = study.answer(curves) if study.answer else None
     if study.measure:
         answer = study.measure(scale)
@@ -179,6 +207,11 @@ def make_report(
         )
     findings += [f"Left out, it failed: {trial}: {reason}" for trial, reason in failed.items()]
     about = Section(title="How it was measured", parts=(Text(text=study.statistic),))
+    sections = [*answer.sections, about]
+    if missing:
+        total = len(missing) + len(curves) + len(failed)
+        findings.append(f"Incomplete: {len(missing)} of {total} runs are missing (last table).")
+        sections.append(Section(title="What is missing", parts=(_missing_table(missing),)))
     facts = provenance(command)
     if curves:
         facts |= {"runs": str(len(curves)), "seeds of a setting": _numbers(seeds_of(curves))}
@@ -187,10 +220,24 @@ def make_report(
         title=f"Study {name}, scale {scale}",
         question=study.question,
         findings=tuple(findings),
-        sections=(*answer.sections, about),
+        sections=tuple(sections),
         facts=facts,
         data=answer.data,
     )
+
+
+def _missing_table(missing: Mapping[str, str]) -> Table:
+    """A row for each setting and reason."""
+    seeds = defaultdict(list)
+    for trial, reason in missing.items():
+        setting, _, seed = trial.rpartition("_seed")
+        seeds[setting, reason].append(seed)
+    rows = tuple((setting, ", ".join(each), reason) for (setting, reason), each in seeds.items())
+    return Table(caption="runs that are not in this report", columns=_MISSING, rows=rows)
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    return "".join(f"\n  - {trial}: {reason}" for trial, reason in reasons.items())
 
 
 def seeds_of(curves: Sequence[Curve]) -> list[int]:

@@ -4,21 +4,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch_crl.runs.curves import Curve
+from torch_crl.study.compare import compare
+from torch_crl.study.compare_report import curves_section, scores_section, speed_section
+from torch_crl.study.first_method import (
+    PLAIN,
+    against_table,
+    depth_table,
+    first_method,
+    first_table,
+    sentence,
+    summary,
+)
+from torch_crl.study.report import Section
 from torch_crl.study.studies.common import SEEDS, SETTINGS, TASKS
-from torch_crl.study.studies.variants import compare_variants
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.sweep.grid import Trial, grid
 
-BASE = "crl"
-ANYWHERE = (BASE, "survival", "chrono")
+ANYWHERE = (PLAIN, "survival", "chrono")
 """Objectives for every task with a success radius."""
 WITH_FAILURES = (*ANYWHERE, "safe")
 """Objectives for tasks whose episodes can fail."""
 _BEST_OTHER = "chrono"
 """The objective beside contrastive RL on the tasks of scale small that do not try all of them."""
 
-_THREE_SEEDS: Mapping[str, Sequence[Any]] = {"seed": range(3)}
-_MAZE = {"evaluations": 20}
+_MAZE: Mapping[str, Any] = {"evaluations": 20}
 # Tasks with published presets, at a size that one core trains in a quarter of an hour, with the
 # temperature and the averaged weights of the small presets.
 _LAPTOP: Mapping[str, Any] = {
@@ -30,6 +39,7 @@ _LAPTOP: Mapping[str, Any] = {
     "temperature_learning_rate": 3e-3,
     "average_weights": 0.999,
 }
+_ROBOTS = ("arm_reach", "pusher_easy", "ant")
 
 
 class Cells(NamedTuple):
@@ -38,6 +48,19 @@ class Cells(NamedTuple):
     tasks: tuple[str, ...]
     axes: Mapping[str, Sequence[Any]]
     settings: Mapping[str, Any]
+
+
+def _three_seeds(
+    *tasks: str,
+    objective: tuple[str, ...],
+    chunk: tuple[int, ...] = (),
+    depth: tuple[int, ...] = (4,),
+    **settings: Any,
+) -> Cells:
+    """Three seeds of these objectives; chunks are the preset's if none are given."""
+    chunks = {"chunk": chunk} if chunk else {}
+    axes = {"objective": objective, **chunks, "depth": depth, "seed": range(3)}
+    return Cells(tasks, axes, settings)
 
 
 CELLS: Mapping[Scale, tuple[Cells, ...]] = {
@@ -54,27 +77,13 @@ CELLS: Mapping[Scale, tuple[Cells, ...]] = {
             {"objective": ANYWHERE, "depth": (4, 16), "seed": range(5)},
             {"evaluations": 50},
         ),
-        Cells(("point_u_maze",), {"objective": ANYWHERE, "depth": (4,), **_THREE_SEEDS}, _MAZE),
-        Cells(("point_u_maze",), {"objective": (BASE,), "depth": (16,), **_THREE_SEEDS}, _MAZE),
-        Cells(
-            ("point_hardest_maze",), {"objective": (BASE,), "depth": (4, 16), **_THREE_SEEDS}, _MAZE
-        ),
-        Cells(
-            ("point_hardest_maze",),
-            {"objective": (_BEST_OTHER,), "depth": (4,), **_THREE_SEEDS},
-            _MAZE,
-        ),
-        Cells(
-            ("arm_reach", "pusher_easy", "ant"),
-            {"objective": (BASE, _BEST_OTHER), "depth": (4,), **_THREE_SEEDS},
-            _LAPTOP,
-        ),
-        Cells(
-            ("arm_reach", "pusher_easy", "ant"),
-            {"objective": (BASE,), "chunk": (3,), "depth": (4,), **_THREE_SEEDS},
-            _LAPTOP,
-        ),
-        Cells(("ant",), {"objective": ("safe",), "depth": (4,), **_THREE_SEEDS}, _LAPTOP),
+        _three_seeds("point_u_maze", objective=ANYWHERE, **_MAZE),
+        _three_seeds("point_u_maze", objective=(PLAIN,), depth=(16,), **_MAZE),
+        _three_seeds("point_hardest_maze", objective=(PLAIN,), depth=(4, 16), **_MAZE),
+        _three_seeds("point_hardest_maze", objective=(_BEST_OTHER,), **_MAZE),
+        _three_seeds(*_ROBOTS, objective=(PLAIN, _BEST_OTHER), **_LAPTOP),
+        _three_seeds(*_ROBOTS, objective=(PLAIN,), chunk=(3,), **_LAPTOP),
+        _three_seeds("ant", objective=("safe",), **_LAPTOP),
     ),
     "full": tuple(
         Cells(
@@ -100,22 +109,31 @@ def trials(scale: Scale) -> list[Trial]:
     ]
 
 
-def variant_of(curve: Curve) -> str:
-    """The objective."""
-    return curve.recipe.algorithm.objective
-
-
 def answer(curves: Sequence[Curve]) -> Answer:
-    """Every objective against contrastive RL at equal depth."""
-    return compare_variants(curves, variant_of=variant_of, base=BASE)
+    """Which method is first on each task, and every method against contrastive RL."""
+    comparison = compare(curves)
+    firsts = [first_method(comparison, task) for task in comparison.tasks]
+    return Answer(
+        findings=(summary(firsts), *(sentence(comparison, first) for first in firsts)),
+        sections=(
+            Section(title="Which one first", parts=(first_table(comparison, firsts),)),
+            scores_section(comparison),
+            Section(title="Against contrastive RL", parts=(against_table(comparison),)),
+            Section(title="What depth adds", parts=(depth_table(comparison),)),
+            curves_section(comparison, published=True),
+            speed_section(comparison),
+        ),
+    )
 
 
 STUDY = Study(
-    question="Which objective, at which depth, for which kind of task: how do failure-aware "
-    "contrastive RL and critics of the time to the goal compare with contrastive RL?",
-    statistic="All objectives have the same actor, temperature, towers, env steps and updates; the "
-    "cost of an update differs (docs/objectives.md). Scores are compared with those of contrastive "
-    "RL at the same depth by permutation tests, which exchange labels within each task.",
+    question="Which objective first, at which depth, for which kind of task: how do failure-aware "
+    "contrastive RL, critics of the time to the goal and chunks of actions compare with plain "
+    "contrastive RL?",
+    statistic="On a task all methods have the same actor, temperature, towers, env steps and "
+    "updates; the cost of an update differs (docs/objectives.md), so minutes stand beside scores. "
+    "They are wall-clock as the runs measured it, with evaluations, and runs that share a machine "
+    "slow each other down.",
     trials=trials,
     answer=answer,
 )
