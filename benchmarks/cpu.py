@@ -1,6 +1,7 @@
 """Benchmarks that need no GPU: `python -m torch_crl.benchmarks.cpu [scenario ...]`.
 
 update   gradient updates against a plain module-by-module PyTorch version of the same update
+compiled gradient updates on the kernels compiled by numba against plain PyTorch, on one core
 env      env steps against bare mujoco.batch on the same model, substeps and actions
 startup  seconds from the start of a process to its first gradient update, depth 64
 deep     three updates on `ant` at depth 1024, batch 64: the last loss and the peak memory
@@ -32,11 +33,14 @@ from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system.threads import torch_threads
 from torch_crl.training.crl_run import build_run
 
 UPDATE_SIZES = [{"depth": depth, "width": 256, "batch_size": 256} for depth in (4, 16)]
+COMPILED_SIZES = ((4, 64, 128), (64, 64, 128), (4, 128, 256), (4, 256, 256), (16, 256, 256))
+"""Depth, width and batch size of the scenario `compiled`."""
 TURNS = 9
 _TRAIN = [sys.executable, "-m", "torch_crl.cli.main", "train"]
 
@@ -47,24 +51,13 @@ def update() -> list[dict[str, Any]]:
 
 
 def _update(*, depth: int, width: int, batch_size: int) -> dict[str, Any]:
-    recipe = with_changes(
-        preset("ant", depth=depth),
-        task={"num_envs": 4},
-        networks={"width": width},
-        algorithm={"batch_size": batch_size},
-        budget={"replay_rows": 64},
-    )
-    learner = build_run(recipe).learner
-    generator = Generator().manual_seed(0)
-    state, action, goal = (torch.randn(batch_size, n, generator=generator) for n in (29, 8, 2))
-    batch = TensorDict(
-        {"state": state, "action": action.tanh(), "goal": goal}, batch_size=[batch_size]
-    )
+    recipe = _recipe(depth=depth, width=width, batch_size=batch_size, tower="reference")
+    learner, batch = build_run(recipe).learner, _random_batch(batch_size)
     peer = EagerCrl(state_size=29, goal_size=2, action_size=8, width=width, depth=depth)
     updates = max(4, 80 // depth)
     ours, theirs = take_turns(
         lambda: learner.update(batch),
-        lambda: peer.update(state, action.tanh(), goal),
+        lambda: peer.update(batch["state"], batch["action"], batch["goal"]),
         turns=TURNS,
         repeats=updates,
     )
@@ -78,6 +71,54 @@ def _update(*, depth: int, width: int, batch_size: int) -> dict[str, Any]:
         "ratio": median_ratio(theirs, ours),
         "gflop_per_second": recipe.update_cost.flop / statistics.median(ours) / 1e9,
     }
+
+
+def compiled() -> list[dict[str, Any]]:
+    """Updates per second with the sizes of `ant` on random data, one thread each, in fp32."""
+    with torch_threads(1):
+        return [_compiled(*sizes) for sizes in COMPILED_SIZES]
+
+
+def _compiled(depth: int, width: int, batch_size: int) -> dict[str, Any]:
+    batch = _random_batch(batch_size)
+    plain, compiled = (
+        build_run(_recipe(depth=depth, width=width, batch_size=batch_size, tower=tower)).learner
+        for tower in ("reference", "numba")
+    )
+    theirs, ours = take_turns(
+        lambda: plain.update(batch),
+        lambda: compiled.update(batch),
+        turns=TURNS,
+        repeats=max(2, 160 // depth),
+    )
+    return {
+        "scenario": "compiled",
+        "depth": depth,
+        "width": width,
+        "batch": batch_size,
+        "ours_per_second": 1 / statistics.median(ours),
+        "plain_torch_per_second": 1 / statistics.median(theirs),
+        "ratio": median_ratio(theirs, ours),
+    }
+
+
+def _recipe(*, depth: int, width: int, batch_size: int, tower: str) -> Recipe:
+    return with_changes(
+        preset("ant", depth=depth),
+        task={"num_envs": 4},
+        networks={"width": width},
+        algorithm={"batch_size": batch_size},
+        budget={"replay_rows": 64},
+        system={"device": "cpu", "tower": tower},
+    )
+
+
+def _random_batch(batch_size: int) -> TensorDict:
+    generator = Generator().manual_seed(0)
+    state, action, goal = (torch.randn(batch_size, n, generator=generator) for n in (29, 8, 2))
+    return TensorDict(
+        {"state": state, "action": action.tanh(), "goal": goal}, batch_size=[batch_size]
+    )
 
 
 def env() -> list[dict[str, Any]]:
@@ -179,6 +220,7 @@ def deep() -> list[dict[str, Any]]:
 
 SCENARIOS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "update": update,
+    "compiled": compiled,
     "env": env,
     "startup": startup,
     "deep": deep,

@@ -22,7 +22,16 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def results_table() -> str:
     """Table of every row of cpu.json, with the machine that it was measured on."""
-    document = read_result("cpu.json")
+    return _cpu_table("cpu.json")
+
+
+def compiled_table() -> str:
+    """The same of compiled.json: updates on kernels compiled by numba."""
+    return _cpu_table("compiled.json")
+
+
+def _cpu_table(name: str) -> str:
+    document = read_result(name)
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
     lines += [_result_line(row) for row in document["rows"]]
     return "\n".join([*lines, "", _machine_line(document["machine"])])
@@ -35,6 +44,12 @@ def _result_line(row: dict[str, Any]) -> str:
                 f"| updates/s, depth {row['depth']}, width {row['width']}, batch {row['batch']} | "
                 f"{row['ours_per_second']:.1f} | {row['eager_torch_per_second']:.1f}, PyTorch "
                 f"module by module | {row['ratio']:.2f} |"
+            )
+        case "compiled":
+            return (
+                f"| updates/s by `--tower numba`, depth {row['depth']}, width {row['width']}, "
+                f"batch {row['batch']}, one core | {row['ours_per_second']:.1f} | "
+                f"{row['plain_torch_per_second']:.1f}, `--tower reference` | {row['ratio']:.2f} |"
             )
         case "env":
             return (
@@ -294,6 +309,7 @@ PARTS = {
     "first run": first_run,
     "own task": own_task,
     "results": results_table,
+    "compiled": compiled_table,
     "envs": envs_table,
     "learning": learning_table,
     "baselines": baselines_table,

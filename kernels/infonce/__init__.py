@@ -11,7 +11,7 @@ from torch_crl.kernels.infonce.reference import Energy as Energy
 from torch_crl.kernels.infonce.reference import PairScores as PairScores
 from torch_crl.kernels.infonce.reference import reduce_energies as reduce_energies
 
-IMPLEMENTATIONS = ("reference", "triton")
+IMPLEMENTATIONS = ("reference", "numba", "triton")
 
 
 def pair_scores(
@@ -22,7 +22,7 @@ def pair_scores(
     columns: bool = False,
     softplus: bool = False,
     row_mask_B: Tensor | None = None,
-    implementation: Literal["reference", "triton"],
+    implementation: Literal["reference", "numba", "triton"],
 ) -> PairScores:
     """Scores of all pairs of rows of phi [B, R] and psi [B, R]; every field is [B].
 
@@ -33,7 +33,8 @@ def pair_scores(
         row_mask_B: float32, 1 for the rows that the sums of the columns contain and 0 for others;
             None is all rows. It does not change the scores of rows.
         implementation: "reference" makes the B x B matrix of energies, in any floating dtype;
-            "triton" does not make it, takes float32 on a CUDA device, and raises if it cannot run.
+            "numba" makes it too, on one CPU core; "triton" does not make it, takes float32 on a
+            CUDA device, and raises if it cannot run.
 
     Raises:
         ValueError: For shapes that do not match, an unknown name, or tensors that the
@@ -50,6 +51,11 @@ def pair_scores(
     options["row_mask_B"] = row_mask_B
     if implementation == "reference":
         return reference.pair_scores(phi_BR, psi_BR, **options)
+    if implementation == "numba":
+        # Imported here, so that numba is needed only if its kernels are requested.
+        from torch_crl.kernels.infonce import cpu
+
+        return cpu.pair_scores(phi_BR, psi_BR, **options)
     if implementation == "triton":
         # Imported here, so that Triton is needed only if its kernels are requested.
         from torch_crl.kernels.infonce import op

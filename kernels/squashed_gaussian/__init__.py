@@ -8,7 +8,7 @@ from torch_crl.kernels.squashed_gaussian.reference import (
 )
 from torch_crl.kernels.squashed_gaussian.reference import squashed_sample as squashed_sample
 
-IMPLEMENTATIONS = ("reference", "triton")
+IMPLEMENTATIONS = ("reference", "numba", "triton")
 LARGEST_ACTION = 1024
 
 
@@ -20,9 +20,10 @@ def squashed_gaussian(
     Args:
         output_B2A: concat(mean, raw log-std) [B, 2 A] of an actor; see `action_distribution`.
         noise_BA: standard normal draws, which get no gradient from the kernel.
-        implementation: "reference" is plain torch, in any floating dtype; "triton" is one
-            kernel forward and one backward, for float32 and up to 1024 entries of an action, on a
-            CUDA device or under Triton's interpreter.
+        implementation: "reference" is plain torch, in any floating dtype; "numba" is one loop
+            forward and one backward on one CPU core; "triton" is one kernel forward and one
+            backward, for float32 and up to 1024 entries of an action, on a CUDA device or under
+            Triton's interpreter.
 
     Returns:
         action [B, A] and log_prob [B].
@@ -43,6 +44,11 @@ def squashed_gaussian(
         )
     if implementation == "reference":
         return reference.squashed_gaussian(output_B2A, noise_BA)
+    if implementation == "numba":
+        # Imported here, so that numba is needed only if its kernels are requested.
+        from torch_crl.kernels.squashed_gaussian import cpu
+
+        return cpu.squashed_gaussian(output_B2A, noise_BA)
     if implementation != "triton":
         raise ValueError(
             f"implementation {implementation!r} is unknown; choose one of "

@@ -12,7 +12,7 @@ from torch_crl.agent.networks import (
     ResidualTower,
     action_distribution,
     build_networks,
-    run_stacks,
+    run_towers,
     squashed_sample,
 )
 from torch_crl.agent.sizes import TowerSizes, network_sizes
@@ -183,10 +183,8 @@ def test_counted_activations_are_what_autograd_saves(trained: bool) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        rows, none = tower.embed(x, frozen=not trained), x.new_empty(0, 32)
-        parts = ([rows], None) if trained else ([none], rows)
-        inner = run_stacks(parts[0], [tower], frozen=parts[1])[-1]
-        output = tower.head(inner, frozen=not trained)
+        rows, frozen = (x, None) if trained else (x.new_empty(0, 5), x)
+        output = run_towers([rows], [tower], frozen=frozen)[-1]
     assert output.requires_grad
     expected = tower.sizes.saved_bytes(trained=trained, fused=False, recompute=0)
     assert sum(saved.values()) == 6 * expected

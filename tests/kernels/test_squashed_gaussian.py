@@ -163,7 +163,7 @@ def test_torch_library_sees_one_op() -> None:
         ({"noise_BA": torch.ones(3, 3)}, r"noise \(3, 3\)"),
         ({"output_B2A": torch.ones(6), "noise_BA": torch.ones(3)}, r"output \(6,\)"),
         ({"output_B2A": torch.ones(0, 6), "noise_BA": torch.ones(0, 3)}, "at least 1"),
-        ({"implementation": "fast"}, "'fast' is unknown; choose one of reference, triton"),
+        ({"implementation": "fast"}, "'fast' is unknown; choose one of reference, numba, triton"),
         ({"noise_BA": torch.ones(2, 3).double()}, "noise is torch.float64 .* takes torch.float32"),
         ({"output_B2A": torch.ones(2, 6).half()}, "output is torch.float16"),
         ({"noise_BA": torch.ones(2, 3, device="meta")}, "noise is torch.float32 on meta"),

@@ -171,7 +171,8 @@ def _published(
         activation=sizes.activation,
         branch_scale=sizes.branch_scale,
         precision=compute.precision,
-        implementation=compute.tower,
+        # With numba only whole towers have a kernel, which does not come by here.
+        implementation="reference" if compute.tower == "numba" else compute.tower,
         recompute=compute.recompute,
     )
 
@@ -252,7 +253,7 @@ def _embed_norm(x_BI: Tensor, first: Layer, sizes: TowerSizes, compute: Compute)
         first.ln_weight_D,
         first.ln_bias_D,
         activation=sizes.activation,
-        implementation=compute.other_kernels,
+        implementation=compute.of_layers,
     )
 
 

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Tower = Literal["reference", "numba", "norm_act", "persistent"]
+"""Implementations of a tower; see `torch_crl.kernels.tower`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """Choices that affect speed and rounding but no formula."""
 
-    tower: str = "reference"
-    """Implementation of the hidden layers: `reference`, `norm_act` or `persistent`; see
-    `torch_crl.kernels.tower.tower`."""
+    tower: Tower = "reference"
+    """Implementation of the towers: `numba` computes whole ones, the others their hidden layers."""
     precision: str = "fp32"
     """Precision of the inputs of the hidden layers' matmuls; first and last layer are fp32."""
     recompute: int = 0
@@ -19,9 +21,16 @@ class Compute:
     """Whether updates and the policy's actions are captured once as a CUDA graph and replayed."""
 
     @property
-    def other_kernels(self) -> Literal["reference", "triton"]:
+    def other_kernels(self) -> Literal["reference", "numba", "triton"]:
         """The implementation of all operations other than the tower."""
-        return "reference" if self.tower == "reference" else "triton"
+        if self.tower in ("reference", "numba"):
+            return self.tower
+        return "triton"
+
+    @property
+    def of_layers(self) -> Literal["reference", "triton"]:
+        """The implementation of single layers and of the replay, which numba has no kernels for."""
+        return "triton" if self.other_kernels == "triton" else "reference"
 
     @property
     def implementations(self) -> str:

@@ -104,10 +104,38 @@ class ResidualTower(nn.Module):
 
     def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """Map [..., input] to [..., output]. `frozen`: no gradient for the parameters."""
-        rows = self.embed(x.reshape(-1, x.shape[-1]), frozen=frozen)
+        rows = x.reshape(-1, x.shape[-1])
+        if self.is_whole:
+            return self.whole(rows, live=0 if frozen else len(rows)).view(*x.shape[:-1], -1)
+        rows = self.embed(rows, frozen=frozen)
         stack = self.stack.detached() if frozen else self.stack
         (inner,) = self._block.inner([rows], [stack], None, self.sizes, self.compute)
         return self.head(inner, frozen=frozen).view(*x.shape[:-1], -1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one kernel computes the tower from input to output."""
+        return self.compute.tower == "numba"
+
+    def whole(self, x: Tensor, *, live: int) -> Tensor:
+        """Map [R, input] to [R, output]; the parameters' gradients are those of the first rows."""
+        # Imported here, so that numba is needed only if its kernels are requested.
+        from torch_crl.kernels.tower.cpu import Parameters, whole_tower
+
+        held: Parameters | None = self.__dict__.get("_held")
+        # In the order of their definition; asking the module for each by name would take longer.
+        if held is None or not held.are(self._parameters.values()):  # type: ignore[arg-type]
+            first = (self.input_weight, self.input_bias, self.input_ln_weight, self.input_ln_bias)
+            held = Parameters(first, self.stack, (self.output_weight, self.output_bias))
+            self.__dict__["_held"] = held
+        sizes = self.sizes
+        return whole_tower(
+            x,
+            held,
+            live=live,
+            activation=sizes.activation,
+            branch_scale=sizes.branch_scale,
+        )
 
 
 def read(parameter: Tensor, *, frozen: bool) -> Tensor:
@@ -115,13 +143,26 @@ def read(parameter: Tensor, *, frozen: bool) -> Tensor:
     return parameter.detach() if frozen else parameter
 
 
-def run_stacks(
-    rows: Sequence[Tensor], towers: Sequence[ResidualTower], *, frozen: Tensor | None = None
+def run_towers(
+    inputs: Sequence[Tensor], towers: Sequence[ResidualTower], *, frozen: Tensor | None = None
 ) -> list[Tensor]:
-    """Apply the inner layers of towers of equal sizes to rows; see `torch_crl.kernels.tower`."""
-    sizes, compute = towers[0].sizes, towers[0].compute
-    stacks = [each.stack for each in towers]
-    return BLOCKS[sizes.block].inner(rows, stacks, frozen, sizes, compute)
+    """Towers of equal inner sizes on their inputs [B, I], in one pass; returns each output [B, O].
+
+    Further rows, if given, pass through the first tower as if its parameters were constants; their
+    output is the last one.
+    """
+    first, counts = towers[0], [len(inputs[0]), 0 if frozen is None else len(frozen)]
+    if first.is_whole:
+        rows = inputs[0] if frozen is None else torch.cat([inputs[0], frozen])
+        ours, of_frozen = first.whole(rows, live=counts[0]).split(counts)
+        others = [tower(x) for tower, x in zip(towers[1:], inputs[1:], strict=True)]
+        return [ours, *others, *([] if frozen is None else [of_frozen])]
+    embedded = [tower.embed(x) for tower, x in zip(towers, inputs, strict=True)]
+    constant = None if frozen is None else first.embed(frozen, frozen=True)
+    stacks = [tower.stack for tower in towers]
+    inner = BLOCKS[first.sizes.block].inner(embedded, stacks, constant, first.sizes, first.compute)
+    outputs = [tower.head(x) for tower, x in zip(towers, inner[: len(towers)], strict=True)]
+    return outputs + [first.head(x, frozen=True) for x in inner[len(towers) :]]
 
 
 _MLP_ACTIVATIONS: dict[Literal["relu", "tanh"], type[nn.Module]] = {
@@ -165,17 +206,15 @@ class Networks:
         The last is for the actor's loss: its gradient flows into the actions but into no parameter
         of the critic.
         """
-        phi, psi = self.state_action_encoder, self.goal_encoder
-        rows = [phi.embed(state_action), psi.embed(goal)]
-        frozen = phi.embed(policy_state_action, frozen=True)
-        encoded = run_stacks(rows, [phi, psi], frozen=frozen)
-        return phi.head(encoded[0]), psi.head(encoded[1]), phi.head(encoded[2], frozen=True)
+        towers = [self.state_action_encoder, self.goal_encoder]
+        phi, psi, of_policy = run_towers([state_action, goal], towers, frozen=policy_state_action)
+        return phi, psi, of_policy
 
     def encode_pairs(self, state_action: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
         """phi(s, a) and psi(g), each [B, R], in one pass."""
-        phi, psi = self.state_action_encoder, self.goal_encoder
-        encoded = run_stacks([phi.embed(state_action), psi.embed(goal)], [phi, psi])
-        return phi.head(encoded[0]), psi.head(encoded[1])
+        towers = [self.state_action_encoder, self.goal_encoder]
+        phi, psi = run_towers([state_action, goal], towers)
+        return phi, psi
 
     def named(self) -> dict[str, ResidualTower]:
         """Name to network, in the order actor, state-action encoder, goal encoder."""

@@ -1,7 +1,11 @@
 """Choice of the implementation and precision of a run's computations, by recipe and device."""
 
+from importlib.util import find_spec
+
+import torch
+
 from torch_crl.agent.blocks import BLOCKS
-from torch_crl.agent.compute import Compute
+from torch_crl.agent.compute import Compute, Tower
 from torch_crl.kernels.norm_act import LARGEST_WIDTH
 from torch_crl.kernels.tower import (
     BLOCK,
@@ -11,6 +15,12 @@ from torch_crl.kernels.tower import (
 )
 from torch_crl.recipe.record import Recipe
 from torch_crl.system.devices import resolve_device
+from torch_crl.system.threads import usable_cpus
+
+# With fewer operations per layer, a second thread gains nothing; measured in benchmarks/LOG.md.
+_SHARED_LAYER_FLOP = 3e6
+# Loading the compiled kernels takes a second or two; an update gains one to several milliseconds.
+_UPDATES_WORTH_NUMBA = 5_000
 
 
 def choose_compute(recipe: Recipe) -> Compute:
@@ -20,9 +30,10 @@ def choose_compute(recipe: Recipe) -> Compute:
     """
     system = recipe.system
     on_gpu = resolve_device(system.device).type == "cuda"
-    tower: str = system.tower
-    if tower == "auto":
-        tower = _fastest_tower(recipe) if on_gpu else "reference"
+    if system.tower != "auto":
+        tower: Tower = system.tower
+    else:
+        tower = _fastest_tower(recipe) if on_gpu else _fastest_cpu_tower(recipe)
     graph = on_gpu if system.cuda_graph == "auto" else system.cuda_graph == "on"
     return Compute(
         tower=tower,
@@ -48,8 +59,12 @@ def compute_problems(recipe: Recipe) -> list[str]:
                 f"--tower {system.tower} needs a CUDA device, and the run is on {device}; "
                 "'reference' runs anywhere"
             )
+        if system.tower == "numba":
+            problems += [f"--tower numba {problem}" for problem in _numba_problems(recipe)]
         if system.cuda_graph == "on":
             problems.append(f"--cuda-graph on needs a CUDA device, and the run is on {device}")
+    elif system.tower == "numba":
+        problems.append(f"--tower numba runs on the CPU, and the run is on {device}")
     elif system.tower == "persistent" and (problem := _persistent_problem(recipe)):
         problems.append(f"--tower persistent {problem}; 'norm_act' has fewer limits")
     elif system.tower == "norm_act" and recipe.networks.width > LARGEST_WIDTH:
@@ -66,7 +81,46 @@ def compute_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _fastest_tower(recipe: Recipe) -> str:
+def thread_count(recipe: Recipe) -> int:
+    """CPU threads for updates: as set, else every CPU, or one where layers are too small to share.
+
+    Threads that wait for each other at every operation are very slow if another process runs.
+    """
+    flop_per_layer = 2 * recipe.algorithm.batch_size * recipe.networks.width**2
+    every = min(torch.get_num_threads(), usable_cpus())
+    automatic = every if flop_per_layer >= _SHARED_LAYER_FLOP else 1
+    return recipe.system.torch_threads or automatic
+
+
+def _fastest_cpu_tower(recipe: Recipe) -> Tower:
+    """`numba` where it can be used and pays: on one thread, in runs that are not short."""
+    pays = recipe.total_updates >= _UPDATES_WORTH_NUMBA and thread_count(recipe) == 1
+    return "numba" if pays and not _numba_problems(recipe) else "reference"
+
+
+def _numba_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    if recipe.networks.block != "published":
+        problems.append(
+            f"is for --block published, got {recipe.networks.block}; 'reference' has every block"
+        )
+    if _precision(recipe) != "fp32":
+        problems.append(
+            f"is for --precision fp32, got {recipe.system.precision}; 'reference' has all of them"
+        )
+    if recipe.system.recompute:
+        problems.append(
+            f"keeps all activations, got --recompute {recipe.system.recompute}; 'reference' can "
+            "compute them again"
+        )
+    missing = [name for name in ("numba", "scipy", "threadpoolctl") if find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        problems.append(f"needs {names}: pip install 'torch-crl[cpu]'; 'reference' needs neither")
+    return problems
+
+
+def _fastest_tower(recipe: Recipe) -> Tower:
     """The fastest implementation on a GPU that has this block and this width."""
     if not BLOCKS[recipe.networks.block].has_kernels or recipe.networks.width > LARGEST_WIDTH:
         return "reference"

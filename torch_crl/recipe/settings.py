@@ -214,10 +214,12 @@ class SystemRecipe:
     """Precision of the inputs of the residual blocks' matmuls; all else is fp32. `auto` is fp32 on
     the CPU, fp16 on CUDA with --block published or shared, and tf32 on CUDA with the other blocks,
     since some of them do not bound the activations."""
-    tower: Literal["auto", "reference", "norm_act", "persistent"] = "auto"
-    """Implementation of the residual blocks: `reference` is plain PyTorch; `norm_act` has a matmul
-    and one Triton kernel per layer; `persistent` has one kernel for all layers (--width 128 or 256,
-    fp16 or bf16); `auto` is the fastest that is possible on the device."""
+    tower: Literal["auto", "reference", "numba", "norm_act", "persistent"] = "auto"
+    """Implementation of the towers: `reference` is plain PyTorch; `numba` has one compiled function
+    for all layers on one CPU core (pip install 'torch-crl[cpu]'); `norm_act` has a matmul and one
+    Triton kernel per layer; `persistent` has one kernel for all layers (--width 128 or 256, fp16 or
+    bf16). `auto` is the fastest that is possible on the device; on a CPU that is numba if it is
+    installed, layers are too small for several threads and the run has 5,000 updates or more."""
     recompute: CountOrZero = 0
     """Activation checkpointing: number of dense layers, a multiple of 4, between two activations
     kept for the backward pass; the others are computed again. 0 keeps all."""

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from torch_crl.recipe.compute_choice import choose_compute, thread_count
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.settings import BudgetRecipe
 from torch_crl.system.devices import resolve_device
 from torch_crl.system.terminal import duration
 from torch_crl.system.threads import torch_threads
-from torch_crl.training.trainer import build, thread_count
+from torch_crl.training.trainer import build
 
 MANY_HOURS = 24.0
 """Estimated hours above which there is a warning."""
@@ -164,7 +165,9 @@ def _kind(recipe: Recipe) -> Recipe:
         env_steps_per_update=recipe.budget.env_steps_per_update,
     )
     task = replace(recipe.task, eval_name=recipe.task.name, num_eval_envs=1)
-    return replace(recipe, task=task, budget=budget, system=replace(recipe.system, seed=0))
+    # Chosen by the length of the whole run, of which only a part is timed.
+    system = replace(recipe.system, seed=0, tower=choose_compute(recipe).tower)
+    return replace(recipe, task=task, budget=budget, system=system)
 
 
 def _small(recipe: Recipe) -> Recipe:

@@ -235,7 +235,7 @@ def build_run(
         distance=_distance(env),
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
-        implementation=compute.other_kernels,
+        implementation=compute.of_layers,
     )
     run = CrlRun(
         recipe,

@@ -30,6 +30,8 @@ class CheckpointMeta:
 
     format: Literal[1]
     device: str
+    computed: str = ""
+    """Precision and kernels; empty in checkpoints of before these were saved."""
     collections_done: StepsOrZero
     updates_done: StepsOrZero
     seconds: PositiveOrZero
@@ -110,6 +112,11 @@ def restore(run: Run, directory: RunDirectory) -> list[str]:
     skipped = [f"passed over: {failure}" for failure in failures]
     skipped += directory.drop_metrics_after(moment_of(run))
     resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
+    if counters.computed not in ("", run.description):
+        resumed += (
+            f"; computed until now as {counters.computed}, from here on as {run.description}: "
+            "results differ by rounding from those of an undisturbed run"
+        )
     if not run.env.saves_state:
         resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
     return [*skipped, resumed]
@@ -142,4 +149,5 @@ def _provenance(run: Run) -> dict[str, Any]:
         "torch_crl": __version__,
         "torch": torch.__version__,
         "device": run.device.type,
+        "computed": run.description,
     }

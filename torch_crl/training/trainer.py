@@ -15,6 +15,7 @@ from torch_crl.envs.gymnasium.errors import ForeignEnvError
 from torch_crl.envs.registry import task_files
 from torch_crl.errors import UsageError
 from torch_crl.recipe import checks
+from torch_crl.recipe.compute_choice import thread_count
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe, differences, extended
 from torch_crl.runs.directory import RunDirectory, default_run_dir
@@ -24,7 +25,7 @@ from torch_crl.runs.weights_and_biases import missing_wandb
 from torch_crl.system.checkpoint import CheckpointError
 from torch_crl.system.machine import machine
 from torch_crl.system.stopping import StopSignals
-from torch_crl.system.threads import torch_threads, usable_cpus
+from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
 from torch_crl.training.clock import Clock
 from torch_crl.training.crl_run import build_run
@@ -34,9 +35,8 @@ from torch_crl.training.saving import best_so_far, commit, moment_of, restore, s
 from torch_crl.training.stability import DivergenceMonitor
 
 _BEST_BY = "time_at_goal_share"
-# With fewer operations per layer, a second thread gains nothing; measured in benchmarks/LOG.md.
-_SHARED_LAYER_FLOP = 3e6
 _WARP_NOTE = "physics by MuJoCo Warp, which compiles for up to a minute at the first use of a task"
+_NUMBA_NOTE = "the towers are compiled at the first update, once for this machine, in some seconds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +179,7 @@ def _train(session: _Session, notes: list[str]) -> None:
             f"{recipe.task.name} on {run.device} ({run.description}), run directory "
             f"{session.directory}",
             *([_WARP_NOTE] if recipe.system.simulator == "warp" else []),
+            *_numba_note(run),
             *notes,
         )
         while run.updates_done < recipe.total_updates:
@@ -211,6 +212,17 @@ def _train(session: _Session, notes: list[str]) -> None:
         # In a run that is resumed at its end, the record of the last evaluation may be damaged.
         if not session.evaluations or session.evaluations[-1]["env_steps"] != run.env_steps:
             _evaluate(session)
+
+
+def _numba_note(run: Run) -> list[str]:
+    """A line where the first update will compile kernels, and so take long."""
+    if "towers: numba" not in run.description:
+        return []
+    # Imported here, so that numba is needed only if its kernels are requested.
+    from torch_crl.kernels.cpu import is_on_disk
+    from torch_crl.kernels.tower.cpu import backward_tower
+
+    return [] if is_on_disk(backward_tower) else [_NUMBA_NOTE]
 
 
 def find_problems(
@@ -273,17 +285,6 @@ def _after_a_stop(session: _Session) -> str:
             f"stopped; `torch-crl train --resume --run-dir {session.directory}` goes on from here"
         )
     return f"stopped; a run of {run.recipe.algorithm.algo} cannot be resumed, only started again"
-
-
-def thread_count(recipe: Recipe) -> int:
-    """CPU threads for updates: as set, else every CPU, or one where layers are too small to share.
-
-    Threads that wait for each other at every operation are very slow if another process runs.
-    """
-    flop_per_layer = 2 * recipe.algorithm.batch_size * recipe.networks.width**2
-    every = min(torch.get_num_threads(), usable_cpus())
-    automatic = every if flop_per_layer >= _SHARED_LAYER_FLOP else 1
-    return recipe.system.torch_threads or automatic
 
 
 def _is_due(run: Run, times: int) -> bool:

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from torch_crl.agent.losses import mean_over
-from torch_crl.agent.networks import Networks, ResidualTower, read, run_stacks
+from torch_crl.agent.networks import Networks, ResidualTower, read, run_towers
 from torch_crl.agent.objectives.crl import state_action
 from torch_crl.agent.objectives.objective import (
     Aux,
@@ -71,14 +71,9 @@ class HazardHead(nn.Module):
         self, critic: tuple[Tensor, Tensor], actor: tuple[Tensor, Tensor]
     ) -> tuple[Hazards, Hazards]:
         """Of two pairs (phi, psi), the second without gradient for the parameters, in one pass."""
-        tower = self.tower
-        rows = tower.embed(self._mixed(*critic, frozen=False))
-        frozen = tower.embed(self._mixed(*actor, frozen=True), frozen=True)
-        ours, theirs = run_stacks([rows], [tower], frozen=frozen)
-        return (
-            self._split(tower.head(ours), frozen=False),
-            self._split(tower.head(theirs, frozen=True), frozen=True),
-        )
+        mixed, frozen = self._mixed(*critic, frozen=False), self._mixed(*actor, frozen=True)
+        ours, theirs = run_towers([mixed], [self.tower], frozen=frozen)
+        return self._split(ours, frozen=False), self._split(theirs, frozen=True)
 
     def _mixed(self, phi_BR: Tensor, psi_BR: Tensor, *, frozen: bool) -> Tensor:
         weight, bias = (read(each, frozen=frozen) for each in (self.film_weight, self.film_bias))

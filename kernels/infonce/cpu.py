@@ -1,0 +1,219 @@
+"""`pair_scores` for one CPU core: BLAS products, and loops over the rows of energies.
+
+B pairs, R representation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from torch_crl.kernels.cpu import array, exponential, loops, products, require_cpu
+from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT, PairScores, unit_rows
+
+_DISTANCES = {"dot": 0, "l2": 1, "norm": 2}
+"""Name of an energy to how it follows from the products: as it is, minus the squared distance,
+minus its root."""
+
+
+@loops
+def _distances(energy, x_squares, y_squares, rooted):
+    """Energies from the products x y^T, in place."""
+    batch = len(energy)
+    zero, two = energy.dtype.type(0.0), energy.dtype.type(2.0)
+    epsilon = energy.dtype.type(EPSILON)
+    for i in range(batch):
+        for j in range(batch):
+            square = x_squares[i] + y_squares[j] - two * energy[i, j]
+            # A condition, unlike max, leaves a NaN as it is.
+            square = zero if square < zero else square
+            energy[i, j] = -np.sqrt(square + epsilon) if rooted else -square
+
+
+@loops
+def _squares(x, out):
+    for i in range(len(x)):
+        total = x.dtype.type(0.0)
+        for j in range(x.shape[1]):
+            total += x[i, j] * x[i, j]
+        out[i] = total
+
+
+@loops
+def _reduce(energy, mask, masked, columns, softplus, scores):
+    """scores [6, B] in the order of `PairScores`."""
+    batch = len(energy)
+    zero = energy.dtype.type(0.0)
+    diagonal, row_logsumexp, column_logsumexp = scores[0], scores[1], scores[2]
+    row_softplus, row_rival, row_sum = scores[3], scores[4], scores[5]
+    for i in range(batch):
+        row = energy[i]
+        diagonal[i] = row[i]
+        rival, total = -energy.dtype.type(np.inf), zero
+        for j in range(i):
+            rival = max(rival, row[j])
+        for j in range(i + 1, batch):
+            rival = max(rival, row[j])
+        highest = max(rival, row[i])
+        exponentials = zero
+        for j in range(batch):
+            exponentials += exponential(row[j] - highest)
+            total += row[j]
+        row_rival[i] = rival
+        row_sum[i] = total
+        row_logsumexp[i] = highest + np.log(exponentials)
+        if softplus:
+            total = zero
+            for j in range(batch):
+                total += max(row[j], zero) + np.log1p(exponential(-abs(row[j])))
+            row_softplus[i] = total
+    if columns:
+        _reduce_columns(energy, mask, masked, column_logsumexp)
+
+
+@loops
+def _reduce_columns(energy, mask, masked, column_logsumexp):
+    batch = len(energy)
+    highest = np.full(batch, energy.dtype.type(LEFT_OUT), energy.dtype)
+    exponentials = np.zeros(batch, energy.dtype)
+    for i in range(batch):
+        if not (masked and mask[i] == 0):
+            for j in range(batch):
+                highest[j] = max(highest[j], energy[i, j])
+    for i in range(batch):
+        if not (masked and mask[i] == 0):
+            for j in range(batch):
+                exponentials[j] += exponential(energy[i, j] - highest[j])
+    for j in range(batch):
+        column_logsumexp[j] = highest[j] + np.log(exponentials[j])
+
+
+@products
+def forward_scores(x, y, kind, mask, masked, columns, softplus, energy, scores):
+    """Energies [B, B] and scores [6, B] of centred representations."""
+    np.dot(x, y.T, energy)
+    if kind:
+        x_squares, y_squares = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
+        _squares(x, x_squares)
+        _squares(y, y_squares)
+        _distances(energy, x_squares, y_squares, kind == 2)
+    _reduce(energy, mask, masked, columns, softplus, scores)
+
+
+@loops
+def _weights(
+    energy, scores, kind, mask, masked, columns, softplus, upstream, weight, of_rows, of_columns
+):
+    """Gradient of the products [B, B], and minus half of its sums where energies are distances."""
+    batch = len(energy)
+    zero, one = energy.dtype.type(0.0), energy.dtype.type(1.0)
+    for j in range(batch):
+        of_columns[j] = zero
+    for i in range(batch):
+        row, to = energy[i], weight[i]
+        of_row, logsumexp = upstream[1, i], scores[1, i]
+        for j in range(batch):
+            to[j] = of_row * exponential(row[j] - logsumexp)
+        if columns and not (masked and mask[i] == 0):
+            for j in range(batch):
+                to[j] += upstream[2, j] * exponential(row[j] - scores[2, j])
+        if softplus:
+            for j in range(batch):
+                to[j] += upstream[3, i] / (one + exponential(-row[j]))
+        to[i] += upstream[0, i]
+        if kind == 2:
+            # The gradient of minus the root, times minus two, is that of the products.
+            for j in range(batch):
+                to[j] = -to[j] / row[j]
+        elif kind == 1:
+            for j in range(batch):
+                to[j] += to[j]
+        if kind:
+            total = zero
+            for j in range(batch):
+                total += to[j]
+                of_columns[j] += to[j]
+            of_rows[i] = total
+
+
+@products
+def backward_scores(x, y, kind, mask, masked, columns, softplus, energy, scores, upstream, dx, dy):
+    """Gradients [B, R] of the representations from those of the scores [4, B]."""
+    weight = np.empty_like(energy)
+    of_rows, of_columns = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
+    _weights(
+        energy, scores, kind, mask, masked, columns, softplus, upstream, weight, of_rows, of_columns
+    )
+    np.dot(weight, y, dx)
+    np.dot(weight.T, x, dy)
+    if kind:
+        for i in range(len(x)):
+            for j in range(x.shape[1]):
+                dx[i, j] -= of_rows[i] * x[i, j]
+                dy[i, j] -= of_columns[i] * y[i, j]
+
+
+class _PairScores(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        phi_BR: Tensor,
+        psi_BR: Tensor,
+        row_mask_B: Tensor | None,
+        energy: str,
+        columns: bool,
+        softplus: bool,
+    ) -> tuple[Tensor, ...]:
+        if energy != "dot":
+            # See the reference for why distances are centred.
+            offset_R = psi_BR.mean(0)
+            phi_BR, psi_BR = phi_BR - offset_R, psi_BR - offset_R
+        x, y = array(phi_BR.contiguous()), array(psi_BR.contiguous())
+        energies = np.empty((len(x), len(x)), x.dtype)
+        scores_6B = phi_BR.new_empty(6, len(x))
+        scores = array(scores_6B)
+        mask = scores[0] if row_mask_B is None else array(row_mask_B.contiguous())
+        options = _DISTANCES[energy], mask, row_mask_B is not None, columns, softplus
+        forward_scores(x, y, *options, energies, scores)
+        ctx.kept = x, y, *options, energies, scores
+        diagonal, row, column, softplus_B, rival, total = scores_6B.unbind(0)
+        ctx.mark_non_differentiable(rival, total)
+        ctx.set_materialize_grads(False)
+        return diagonal, row, column, softplus_B, rival, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, y, *_ = ctx.kept
+        upstream_4B = np.zeros((4, len(x)), x.dtype)
+        for row, gradient_B in zip(upstream_4B, upstream[:4], strict=True):
+            if gradient_B is not None:
+                row[:] = array(gradient_B)
+        dx, dy = np.empty_like(x), np.empty_like(y)
+        backward_scores(*ctx.kept, upstream_4B, dx, dy)
+        return torch.from_numpy(dx), torch.from_numpy(dy), None, None, None, None
+
+
+def pair_scores(
+    phi_BR: Tensor,
+    psi_BR: Tensor,
+    *,
+    energy: str,
+    columns: bool,
+    softplus: bool,
+    row_mask_B: Tensor | None,
+) -> PairScores:
+    """Same as the reference. Raises ValueError for tensors of other devices and dtypes."""
+    masks = [] if row_mask_B is None else [row_mask_B]
+    require_cpu("pair_scores", phi_BR, psi_BR, *masks)
+    if energy == "cosine":
+        energy, phi_BR, psi_BR = "dot", unit_rows(phi_BR), unit_rows(psi_BR)
+    apply: Callable[..., tuple[Tensor, ...]] = _PairScores.apply
+    scores = PairScores(*apply(phi_BR, psi_BR, row_mask_B, energy, columns, softplus))
+    return scores._replace(
+        column_logsumexp_B=scores.column_logsumexp_B if columns else None,
+        row_softplus_B=scores.row_softplus_B if softplus else None,
+    )

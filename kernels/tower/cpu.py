@@ -1,0 +1,182 @@
+"""A tower from input to output for one CPU core: BLAS products and the loops of `norm_act`.
+
+R rows, I input, D width, L layers, O output.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from torch_crl.kernels.cpu import array, products, require_cpu
+from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
+from torch_crl.kernels.tower.reference import BLOCK, Stack
+
+
+class Parameters:
+    """All parameters of a tower, as tensors and as arrays on the same memory."""
+
+    def __init__(self, first: Sequence[Tensor], stack: Stack, head: Sequence[Tensor]) -> None:
+        """`first` is weight [D, I], bias, LayerNorm weight and bias; `head` weight [O, D], bias."""
+        self.tensors = (*first, *stack, *head)
+        require_cpu("tower", *self.tensors)
+        self.arrays = tuple(map(array, self.tensors))
+        self._places = [x.data_ptr() for x in self.tensors]
+
+    def are(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether these are the tensors, in the order of `tensors`, where they were at first."""
+        same = all(ours is theirs for ours, theirs in zip(self.tensors, tensors, strict=True))
+        return same and self._places == [x.data_ptr() for x in self.tensors]
+
+
+@products
+def forward_tower(
+    x, first_weight, first_bias, first_ln_weight, first_ln_bias,
+    weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale, dense, stats, inner, y,
+):  # fmt: skip
+    """y [R, O]. inner [L + 1, R, D] gets what each layer gives, dense what its LayerNorm gets."""
+    np.dot(x, first_weight.T, dense[0])
+    forward_rows(
+        dense[0], first_bias, first_ln_weight, first_ln_bias, dense[0], False, relu, scale,
+        stats[0], inner[0],
+    )  # fmt: skip
+    block = inner[0]
+    for k in range(len(weight)):
+        ends = k % BLOCK == BLOCK - 1
+        np.dot(inner[k], weight[k].T, dense[k + 1])
+        forward_rows(
+            dense[k + 1], bias[k], ln_weight[k], ln_bias[k], block, ends, relu, scale,
+            stats[k + 1], inner[k + 1],
+        )  # fmt: skip
+        if ends:
+            block = inner[k + 1]
+    np.dot(block, head_weight.T, y)
+    for i in range(len(y)):
+        for j in range(len(head_bias)):
+            y[i, j] += head_bias[j]
+
+
+@products
+def backward_tower(
+    dy, live, need_dx,
+    x, first_weight, first_bias, first_ln_weight, first_ln_bias,
+    weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale, dense, stats, inner,
+    dx, dfirst_weight, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
+    dweight, dbias, dln_weight, dln_bias, dhead_weight, dhead_bias,
+):  # fmt: skip
+    """Gradients of the input and, from the first `live` rows (none if 0), of the parameters."""
+    layers, width = bias.shape
+    ddense, branch = np.empty_like(dense[0]), np.empty_like(dense[0])
+    upstream, scratch = np.empty_like(branch), np.empty((2, width), dy.dtype)
+    one = scale / scale
+    np.dot(dy, head_weight, upstream)
+    if live:
+        np.dot(dy[:live].T, inner[layers][:live], dhead_weight)
+        dhead_bias[:] = 0
+        for i in range(live):
+            for j in range(len(head_bias)):
+                dhead_bias[j] += dy[i, j]
+    for k in range(layers - 1, -1, -1):
+        # `upstream` is the gradient of the block's output, `branch` that of a layer within it.
+        ends = k % BLOCK == BLOCK - 1
+        backward_rows(
+            upstream if ends else branch, dense[k + 1], bias[k], ln_weight[k], ln_bias[k],
+            relu, scale if ends else one, stats[k + 1], live, scratch,
+            ddense, dbias[k], dln_weight[k], dln_bias[k],
+        )  # fmt: skip
+        if live:
+            np.dot(ddense[:live].T, inner[k][:live], dweight[k])
+        np.dot(ddense, weight[k], branch)
+        if k % BLOCK == 0:
+            upstream += branch
+    backward_rows(
+        upstream, dense[0], first_bias, first_ln_weight, first_ln_bias,
+        relu, one, stats[0], live, scratch,
+        ddense, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
+    )  # fmt: skip
+    if live:
+        np.dot(ddense[:live].T, x[:live], dfirst_weight)
+    if need_dx:
+        np.dot(ddense, first_weight, dx)
+
+
+class _Space:
+    """What the forward pass of L layers keeps of R rows. Its memory is used again once it is gone.
+
+    Fresh memory of this size would cost as much time as the layers: its pages are made one by one.
+    """
+
+    _unused: ClassVar[dict[tuple[Any, ...], list[tuple[Any, ...]]]] = defaultdict(list)
+
+    def __init__(self, layers: int, rows: int, width: int, dtype: Any) -> None:
+        self._key = layers, rows, width, dtype
+        try:
+            self.arrays = self._unused[self._key].pop()
+        except IndexError:
+            self.arrays = self._new()
+
+    def _new(self) -> tuple[Any, ...]:
+        layers, rows, width, dtype = self._key
+        dense, inner = np.empty((2, layers + 1, rows, width), dtype)
+        return dense, np.empty((layers + 1, rows, 2), dtype), inner
+
+    def __del__(self) -> None:
+        self._unused[self._key].append(self.arrays)
+
+
+class _WholeTower(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_RI: Tensor,
+        parameters: Parameters,
+        live: int,
+        relu: bool,
+        scale: float,
+        *tensors: Tensor,
+    ) -> Tensor:
+        x, given = array(x_RI), parameters.arrays
+        layers, width = given[5].shape
+        y_RO = x_RI.new_empty(len(x), len(given[-1]))
+        space = _Space(layers, len(x), width, x.dtype)
+        scale = x.dtype.type(scale)
+        forward_tower(x, *given, relu, scale, *space.arrays, array(y_RO))
+        ctx.tensors, ctx.space, ctx.kept = tensors, space, (x, *given, relu, scale)
+        # Without parameters to train, no row counts for them.
+        ctx.live = live if any(ctx.needs_input_grad[5:]) else 0
+        return y_RO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_RO: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [torch.empty_like(parameter) for parameter in ctx.tensors]
+        need_dx = ctx.needs_input_grad[0]
+        dx = np.empty_like(ctx.kept[0])
+        backward_tower(
+            *(array(dy_RO.contiguous()), ctx.live, need_dx, *ctx.kept, *ctx.space.arrays),
+            *(dx, *map(array, gradients)),
+        )
+        of_parameters = gradients if ctx.live else [None] * len(gradients)
+        return torch.from_numpy(dx) if need_dx else None, None, None, None, None, *of_parameters
+
+
+def whole_tower(
+    x_RI: Tensor, parameters: Parameters, *, live: int, activation: str, branch_scale: float
+) -> Tensor:
+    """First layer, residual blocks and last layer in one call, [R, I] to [R, O].
+
+    Args:
+        x_RI: fp32 or fp64 on the CPU, like all parameters.
+        live: the parameters get gradients from the first `live` rows only.
+        activation, branch_scale: as in `torch_crl.kernels.tower.tower`.
+
+    Raises ValueError for tensors of other devices and dtypes.
+    """
+    require_cpu("tower", x_RI, parameters.tensors[0])
+    apply: Callable[..., Tensor] = _WholeTower.apply
+    options = parameters, live, activation == "relu", branch_scale
+    return apply(x_RI.contiguous(), *options, *parameters.tensors)

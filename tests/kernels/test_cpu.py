@@ -1,0 +1,238 @@
+"""The kernels for one CPU core against plain torch in fp64. Compiling them takes some seconds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from tests.helpers.recipes import tiny
+from tests.kernels.check import assert_as_exact, poisoned
+from torch_crl.agent.compute import Compute, Tower
+from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
+from torch_crl.agent.networks import ResidualTower, run_towers
+from torch_crl.agent.sizes import TowerSizes
+from torch_crl.kernels.infonce import ENERGIES, pair_scores
+from torch_crl.kernels.squashed_gaussian import squashed_gaussian
+from torch_crl.recipe.presets import with_changes
+from torch_crl.recipe.record import Recipe
+from torch_crl.training.crl_run import CrlRun, build_run
+
+for needed in ("numba", "scipy", "threadpoolctl"):
+    pytest.importorskip(needed, reason=f"{needed} is not installed")
+
+INPUT, OUTPUT = 5, 3
+Results = dict[str, Tensor]
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def results(outputs: dict[str, Tensor], leaves: dict[str, Tensor]) -> Results:
+    """The outputs, and the gradients of the leaves for random upstream gradients."""
+    live = [output for output in outputs.values() if output.requires_grad]
+    upstream = [normal(*each.shape, seed=i).to(each.dtype) for i, each in enumerate(live)]
+    torch.autograd.backward(live, upstream)
+    found = {name: output.detach() for name, output in outputs.items()}
+    gradients = {f"d{name}": x.grad for name, x in leaves.items() if x.grad is not None}
+    return found | gradients
+
+
+def assert_exact(run: Callable[[Tower, torch.dtype], Results], *, floor: float = 1e-13) -> None:
+    truth, plain = (run("reference", dtype) for dtype in (torch.float64, torch.float32))
+    with poisoned():
+        fp64, fp32 = (run("numba", dtype) for dtype in (torch.float64, torch.float32))
+    assert fp32.keys() == fp64.keys() == truth.keys()
+    assert_as_exact(fp32, plain, truth)
+    assert_as_exact(fp64, truth, truth, floor=floor)
+
+
+def made_towers(sizes: TowerSizes, tower: Tower, dtype: torch.dtype) -> list[ResidualTower]:
+    """Two towers as after some training: no bias is 0 and no LayerNorm weight is 1."""
+    made = []
+    for seed in (1, 2):
+        each = ResidualTower(
+            sizes, generator=Generator().manual_seed(seed), compute=Compute(tower=tower)
+        ).to(dtype)
+        with torch.no_grad():
+            for index, parameter in enumerate(each.parameters()):
+                parameter += 0.1 * normal(*parameter.shape, seed=10 * seed + index)
+        made.append(each)
+    return made
+
+
+@pytest.mark.parametrize("activation", ["swish", "relu"])
+@pytest.mark.parametrize(("depth", "width", "rows"), [(4, 16, 1), (8, 12, 7), (4, 64, 33)])
+def test_towers_are_as_exact_as_plain_torch(
+    depth: int, width: int, rows: int, activation: Any
+) -> None:
+    sizes = TowerSizes(
+        input_size=INPUT,
+        output_size=OUTPUT,
+        depth=depth,
+        width=width,
+        activation=activation,
+        branch_scale=0.7,
+    )
+
+    def run(tower: Tower, dtype: torch.dtype) -> Results:
+        towers = made_towers(sizes, tower, dtype)
+        x, y, frozen = (
+            normal(rows + index, INPUT, seed=index).to(dtype).requires_grad_() for index in range(3)
+        )
+        outputs = run_towers([x, y], towers, frozen=frozen)
+        leaves = {"x": x, "y": y, "frozen": frozen}
+        for index, each in enumerate(towers):
+            leaves |= {f"{name} {index}": p for name, p in each.named_parameters()}
+        return results({f"output {i}": each for i, each in enumerate(outputs)}, leaves)
+
+    assert_exact(run)
+
+
+def test_a_frozen_tower_has_no_gradient_but_that_of_its_input() -> None:
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8)
+    found = {}
+    for kind in ("reference", "numba"):
+        tower, _ = made_towers(sizes, kind, torch.float64)
+        x = normal(2, 3, INPUT, seed=0).requires_grad_()
+        tower(x, frozen=True).sum().backward()
+        assert all(parameter.grad is None for parameter in tower.parameters())
+        found[kind] = x.grad
+    torch.testing.assert_close(found["numba"], found["reference"])
+
+
+def test_parameters_that_move_are_found_again() -> None:
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8)
+    tower, _ = made_towers(sizes, "numba", torch.float32)
+    x = normal(4, INPUT, seed=0)
+    before = tower(x.float())
+    torch.testing.assert_close(tower.double()(x).float(), before, rtol=1e-5, atol=1e-5)
+    tower.output_bias = torch.nn.Parameter(torch.full((OUTPUT,), 100.0, dtype=torch.float64))
+    assert (tower(x) > 50).all()
+
+
+def test_two_passes_before_their_backward_do_not_share_memory() -> None:
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8)
+    gradients = []
+    for kind in ("reference", "numba"):
+        tower, _ = made_towers(sizes, kind, torch.float64)
+        first, second = (tower(normal(6, INPUT, seed=seed)).square().sum() for seed in (0, 1))
+        first.backward(retain_graph=True)
+        second.backward()
+        first.backward()
+        gradients.append([parameter.grad for parameter in tower.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_scores_are_as_exact_as_plain_torch(energy: str, batch: int, masked: bool) -> None:
+    def run(tower: Tower, dtype: torch.dtype) -> Results:
+        phi, psi = (normal(batch, 7, seed=seed).to(dtype).requires_grad_() for seed in (0, 1))
+        mask = (torch.arange(batch) % 3 != 1).to(dtype)
+        scores = pair_scores(
+            phi,
+            psi,
+            energy=energy,
+            columns=True,
+            softplus=True,
+            row_mask_B=mask if masked else None,
+            implementation=Compute(tower=tower).other_kernels,
+        )
+        found = {name: x for name, x in scores._asdict().items() if x is not None}
+        # The best rival of a single pair is none.
+        if batch == 1:
+            assert found.pop("row_rival_B").item() == -torch.inf
+        return results(found, {"phi": phi, "psi": psi})
+
+    assert_exact(run)
+
+
+@pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)
+def test_the_critics_loss_reads_only_what_it_asked_for(name: str) -> None:
+    kind = CONTRASTIVE_LOSSES[name]
+
+    def run(tower: Tower, dtype: torch.dtype) -> Results:
+        phi, psi = (normal(20, 7, seed=seed).to(dtype).requires_grad_() for seed in (0, 1))
+        scores = pair_scores(
+            phi,
+            psi,
+            energy="norm",
+            columns=kind.columns,
+            softplus=kind.softplus,
+            implementation=Compute(tower=tower).other_kernels,
+        )
+        loss, metrics = critic_loss(scores, contrastive_loss=name, logsumexp_penalty=0.1)
+        return results({"loss": loss, **metrics}, {"phi": phi, "psi": psi})
+
+    assert_exact(run)
+
+
+def test_actions_and_densities_are_as_exact_as_plain_torch() -> None:
+    def run(tower: Tower, dtype: torch.dtype) -> Results:
+        output = (2 * normal(50, 6, seed=0)).to(dtype).requires_grad_()
+        action, log_prob = squashed_gaussian(
+            output,
+            normal(50, 3, seed=1).to(dtype),
+            implementation=Compute(tower=tower).other_kernels,
+        )
+        return results({"action": action, "log_prob": log_prob}, {"output": output})
+
+    # 1 - action^2, of which the logarithm is taken, loses digits in the definition.
+    assert_exact(run, floor=1e-11)
+
+
+@pytest.mark.parametrize("where", ["phi", "weight", "bias"])
+def test_nan_is_not_swallowed(where: str) -> None:
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8, activation="relu")
+    tower, _ = made_towers(sizes, "numba", torch.float32)
+    x = normal(6, INPUT, seed=0).float()
+    if where == "phi":
+        phi = x.clone()
+        phi[2, 1] = torch.nan
+        scores = pair_scores(phi, x, energy="norm", implementation="numba")
+        assert scores.row_logsumexp_B.isnan().tolist() == [i == 2 for i in range(6)]
+        return
+    with torch.no_grad():
+        getattr(tower, where)[1, 0] = torch.nan
+    assert tower(x).isnan().all()
+
+
+def test_what_the_kernels_do_not_take() -> None:
+    tower, _ = made_towers(
+        TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8), "numba", torch.float32
+    )
+    with pytest.raises(ValueError, match=r"got torch\.float32 on cpu, torch\.float64 on cpu"):
+        tower(normal(2, INPUT, seed=0))
+    with pytest.raises(ValueError, match="implementation='reference'"):
+        pair_scores(*torch.ones(2, 3, 4).half(), energy="dot", implementation="numba")
+
+
+def trained(recipe: Recipe) -> tuple[CrlRun, list[dict[str, float]]]:
+    run = build_run(recipe)
+    for _ in range(4):
+        run.collect()
+    return run, [{name: float(x) for name, x in run.update().items()} for _ in range(3)]
+
+
+@pytest.mark.parametrize("objective", ["crl", "safe", "survival", "chrono"])
+def test_updates_of_every_objective_equal_those_in_plain_torch(objective: str) -> None:
+    of = "ant" if objective == "safe" else "reacher"
+    recipe = tiny(of, algorithm={"objective": objective})
+    plain, compiled = (
+        trained(with_changes(recipe, system={"tower": tower}))[1]
+        for tower in ("reference", "numba")
+    )
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-2)
+
+
+def test_equal_runs_are_equal_in_every_bit() -> None:
+    recipe = tiny(algorithm={"chunk": 3, "actor_goals": "mixed"}, system={"tower": "numba"})
+    (first, _), (second, _) = trained(recipe), trained(recipe)
+    theirs = second.named_parameters()
+    for name, parameter in first.named_parameters().items():
+        assert torch.equal(parameter, theirs[name]), name

@@ -1,0 +1,72 @@
+"""Which implementation a run on the CPU gets, and why others are refused."""
+
+import pytest
+
+from tests.helpers.recipes import tiny
+from torch_crl.recipe import compute_choice
+from torch_crl.recipe.compute_choice import choose_compute, compute_problems, thread_count
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.record import Recipe
+
+ON_CPU = {"device": "cpu"}
+
+
+def long(**system: object) -> Recipe:
+    """The preset of `reacher`, whose 7,120 updates are worth compiled kernels."""
+    return with_changes(preset("reacher"), system=ON_CPU | system)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute_choice, "find_spec", lambda _: object())
+
+
+@pytest.mark.usefixtures("installed")
+def test_long_runs_of_small_layers_get_the_compiled_kernels() -> None:
+    assert thread_count(long()) == 1
+    assert choose_compute(long()).tower == "numba"
+    assert str(choose_compute(long())) == (
+        "fp32, towers: numba, other kernels: numba, no CUDA graph"
+    )
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"budget": {"env_steps": 40_000}},
+        {"networks": {"block": "gated"}},
+        {"networks": {"width": 512}, "algorithm": {"batch_size": 512}},
+        {"system": {"recompute": 4}},
+        {"system": {"precision": "tf32"}},
+        {"system": {"tower": "reference"}},
+    ],
+)
+def test_others_are_computed_in_plain_torch(
+    changes: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_choice.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(compute_choice, "usable_cpus", lambda: 2)
+    assert choose_compute(with_changes(long(), **changes)).tower == "reference"
+
+
+def test_without_numba_it_is_plain_torch_and_asking_for_it_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compute_choice, "find_spec", lambda name: name == "scipy" or None)
+    assert choose_compute(long()).tower == "reference"
+    assert compute_problems(long(tower="numba")) == [
+        "--tower numba needs numba and threadpoolctl: pip install 'torch-crl[cpu]'; 'reference' "
+        "needs neither"
+    ]
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_numba_does_not_have_is_refused_by_flag() -> None:
+    recipe = tiny(
+        networks={"block": "pre_norm"},
+        system={"tower": "numba", "precision": "bf16", "recompute": 4},
+    )
+    problems = "\n".join(compute_problems(recipe))
+    for flag in ("--block published, got pre_norm", "--precision fp32, got bf16", "--recompute 4"):
+        assert flag in problems, problems
