@@ -56,7 +56,10 @@ def scenarios() -> dict[str, list[Scenario]]:
         peers += [_update(depth=64, implementation="jax", precision="bf16")]
     return {
         "kernels": [Scenario(kind="kernels", depth=64, seconds=0.1)],
-        "update": [_update(depth=depth) for depth in DEPTHS],
+        "update": [
+            *(_update(depth=depth) for depth in DEPTHS),
+            *(Scenario(kind="floor", depth=depth, seconds=0.2) for depth in DEPTHS),
+        ],
         "peers": peers,
         "variants": [
             *(_update(depth=64, batch=batch) for batch in (256, 1024, 2048)),
@@ -224,9 +227,12 @@ def main() -> int:
         rows += special(options.out, left) if special else _measure(part, options.out, left)
         # Written after every part, since the machine may be gone before the next.
         (options.out / "partial.json").write_text(json.dumps(rows))
-    usual = {"kind": "update", "batch": 512, "width": 256, "tower": "auto"}
-    usual |= {"cuda_graph": "auto", "recompute": 0}
-    picture = [row for row in rows if usual.items() <= row.items() and "ms_p50" in row]
+    usual = {"batch": 512, "width": 256, "tower": "auto", "cuda_graph": "auto", "recompute": 0}
+    picture = [
+        row
+        for row in rows
+        if row["kind"] in ("update", "floor") and usual.items() <= row.items() and "ms_p50" in row
+    ]
     if picture:
         save_time_by_depth(picture, options.out / "gpu.png", machine=machine()["device"])
     report(rows, options.out / "gpu.json")

@@ -1,20 +1,14 @@
-"""Draws the time of an update by depth: measured, published, and a lower bound."""
+"""Draws the time of an update by depth: measured, published, and the floor of the machine."""
 
 from pathlib import Path
 from typing import Any
 
-from torch_crl.agent.sizes import network_sizes
-from torch_crl.recipe.costs import UpdateCost
 from torch_crl.runs.plots import load_matplotlib
 
 # Hours for 100 M env steps of `humanoid` on an A100, simulation included (arXiv 2503.14858,
 # table 3); one update for 39.68 env steps.
 PUBLISHED_HOURS = {4: 1.48, 8: 2.13, 16: 3.40, 32: 5.92, 64: 10.99}
 PUBLISHED_UPDATES = 100e6 / 39.68
-# Measured rates of an H200: half-precision matmuls and memory traffic.
-FLOP_PER_SECOND, BYTES_PER_SECOND = 790e12, 4.3e12
-# Adam reads a parameter, its gradient and two moments and writes all but the gradient, in fp32.
-ADAM_BYTES = 28
 
 
 def published_milliseconds() -> dict[int, float]:
@@ -23,27 +17,12 @@ def published_milliseconds() -> dict[int, float]:
     return {depth: 1e3 * value / PUBLISHED_UPDATES for depth, value in seconds.items()}
 
 
-def floor_milliseconds(depth: int, *, batch: int, width: int) -> float:
-    """Lower bound: matmuls at an H200's rate plus Adam's memory traffic; no launch, no latency."""
-    sizes = network_sizes(
-        state_size=29,
-        goal_size=2,
-        action_size=8,
-        actor_depth=depth,
-        critic_depth=depth,
-        width=width,
-        representation_size=64,
-    )
-    cost = UpdateCost(networks=sizes, batch_size=batch)
-    memory = ADAM_BYTES * cost.parameters / BYTES_PER_SECOND
-    return 1e3 * (cost.flop / FLOP_PER_SECOND + memory)
-
-
 def save_time_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) -> None:
-    """Log-log PNG of the `update` rows, one line for each implementation and size."""
+    """Log-log PNG of the rows `update` and `floor`, one line for each implementation and size."""
     load_matplotlib()
     from matplotlib.figure import Figure
 
+    floor = {row["depth"]: row["ms_p50"] for row in rows if row["kind"] == "floor"}
     rows = [row for row in rows if row["kind"] == "update" and "ms_p50" in row]
     batch, width = rows[0]["batch"], rows[0]["width"]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -63,8 +42,9 @@ def save_time_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) 
     style: dict[str, Any] = {"color": "grey", "linewidth": 1.2}
     axes.plot(*zip(*published.items(), strict=True), "--", label="published run, A100", **style)
     depths = sorted({row["depth"] for row in rows} | set(published))
-    floor = [floor_milliseconds(depth, batch=batch, width=width) for depth in depths]
-    axes.plot(depths, floor, ":", label=f"floor of an H200, batch {batch}", **style)
+    if floor:
+        label = f"matmuls and Adam alone, batch {batch}"
+        axes.plot(*zip(*sorted(floor.items()), strict=True), ":", label=label, **style)
     axes.set(xscale="log", yscale="log", xlabel="depth of all three networks")
     axes.set(ylabel="time of one update (ms)", title=f"width {width}, {machine}")
     axes.set_xticks(depths, [str(depth) for depth in depths])

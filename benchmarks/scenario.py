@@ -11,7 +11,7 @@ Row = dict[str, Any]
 class Scenario:
     """What is measured, and with which sizes and settings."""
 
-    kind: Literal["update", "act", "env", "collect", "kernels", "end_to_end"]
+    kind: Literal["update", "floor", "act", "env", "collect", "kernels", "end_to_end"]
     task: str = "ant"
     simulator: str = "cpu"
     overlap: str = "off"

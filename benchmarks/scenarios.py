@@ -1,6 +1,7 @@
 """Scenarios to measure, and how each kind is run. Updates have the sizes of `ant`.
 
 update      one gradient update, from random indices to new parameters
+floor       what an update cannot be faster than here: its matmuls and Adam's memory traffic
 act         the sampling policy for all envs
 env         one control step of all envs, physics and resets
 collect     whole collections: acting, physics, writing into the replay buffer
@@ -41,7 +42,8 @@ def quick(*, depths: Sequence[int] = (4, 16, 64), batch: int = 256) -> list[Scen
         for depth in depths
         for implementation in ("ours", "eager_torch")
     ]
-    return [*updates, Scenario(kind="act"), Scenario(kind="env")]
+    floors = [Scenario(kind="floor", depth=depth, batch=batch) for depth in depths]
+    return [*updates, *floors, Scenario(kind="act"), Scenario(kind="env")]
 
 
 def run_scenario(scenario: Scenario, *, device: str = "auto") -> list[Row]:
@@ -120,6 +122,47 @@ def _update(scenario: Scenario, device: torch.device) -> list[Row]:
     cost = recipe.update_cost
     rate = {"tflop_per_second": cost.flop / timing.p50 / 1e9, "parameters": cost.parameters}
     return [timing.row() | rate | extra]
+
+
+# Adam reads a parameter, its gradient and two moments and writes all but the gradient, in fp32.
+_ADAM_BYTES = 28
+_COPIED_NUMBERS = 2**24
+_MOST_FLOOR_LAYERS = 64
+
+
+def _floor(scenario: Scenario, device: torch.device) -> list[Row]:
+    """Matmuls of the hidden layers' shapes, and a copy of 64 MB, at the rates measured here.
+
+    Each layer has memory of its own, as in an update, where little stays in a cache until it is
+    used again. The matmuls of the first and the last layers are taken to be as fast as those of
+    hidden ones.
+    """
+    cost = recipe_of(scenario, device).update_cost
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    layers = min(scenario.depth, _MOST_FLOOR_LAYERS)
+    x_LBD, weight_LDD = (
+        torch.randn(layers, rows, scenario.width, device=device, dtype=dtype)
+        for rows in (scenario.batch, scenario.width)
+    )
+    source = torch.randn(_COPIED_NUMBERS, device=device)
+    target = torch.empty_like(source)
+
+    def products() -> None:
+        """Forward, and the gradients of input and weight."""
+        for x_BD, weight_DD in zip(x_LBD, weight_LDD, strict=True):
+            _ = x_BD @ weight_DD.T, x_BD @ weight_DD, x_BD.T @ x_BD
+
+    seconds = scenario.seconds / 2
+    of_products = time_calls(products, device=device, seconds=seconds).p50
+    of_copy = time_calls(lambda: target.copy_(source), device=device, seconds=seconds).p50
+    flop = 6 * layers * scenario.batch * scenario.width**2
+    bytes_per_ms = 2 * source.nbytes / of_copy
+    milliseconds = of_products * cost.flop / flop + _ADAM_BYTES * cost.parameters / bytes_per_ms
+    return [
+        Timing(milliseconds, milliseconds, milliseconds).row()
+        | {"tflop_per_second": flop / of_products / 1e9, "copy_gb_per_second": bytes_per_ms / 1e6}
+        | {"compute": str(dtype).removeprefix("torch.")}
+    ]
 
 
 def _peer_sizes(scenario: Scenario) -> dict[str, Any]:
@@ -243,6 +286,7 @@ def _end_to_end(scenario: Scenario, device: torch.device) -> list[Row]:
 
 RUNNERS: dict[str, Callable[[Scenario, torch.device], list[Row]]] = {
     "update": _update,
+    "floor": _floor,
     "act": _act,
     "env": _env,
     "collect": _collect,

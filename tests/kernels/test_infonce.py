@@ -288,9 +288,8 @@ def test_errors_say_what_was_given_and_what_is_allowed() -> None:
     fails(r"phi \(3,\) and psi \(3,\)", phi[0], psi[0])
     fails(r"phi \(0, 3\)", phi[:0], psi[:0])
     fails(r"'l1' is unknown; choose one of norm, l2, dot, cosine", phi, psi, energy="l1")
-    fails(
-        "'cuda' is unknown; choose one of reference, numba, triton", phi, psi, implementation="cuda"
-    )
+    wrong = "'cuda' is unknown; choose one of reference, numba, triton"
+    fails(wrong, phi, psi, implementation="cuda")
     fails("phi is torch.float64; .* takes torch.float32", phi.double(), psi.double())
     fails("psi is torch.float16; .* takes torch.float32", phi, psi.half())
     fails("psi is on meta", phi, psi.to("meta"))

@@ -82,7 +82,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     )
     for heading in ("what", "depth", "by", "ms", "spread", "rate", "ratio"):
         left = heading in ("what", "by")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "by")
     eager = {
         row["depth"]: row["ms_p50"]
         for row in rows
@@ -97,7 +97,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             for key, unit in _UNITS.items()
             if key in row
         )
-        spread = f"{row['ms_p20']:.3g} - {row['ms_p80']:.3g}"
-        cells = (row["kind"], str(row["depth"]), row["implementation"], f"{row['ms_p50']:.3g}")
+        spread, by = f"{row['ms_p20']:.3g} - {row['ms_p80']:.3g}", row["implementation"]
+        if row["kind"] == "floor":
+            # Computed from rates, so it has no spread.
+            spread, by = "", "matmuls and Adam alone"
+        cells = (row["kind"], str(row["depth"]), by, f"{row['ms_p50']:.3g}")
         table.add_row(*cells, spread, rate, ratio)
     return table
