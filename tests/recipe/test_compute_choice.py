@@ -25,6 +25,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_long_runs_of_small_layers_get_the_compiled_kernels() -> None:
     assert thread_count(long()) == 1
     assert choose_compute(long()).tower == "numba"
+    maze = with_changes(preset("point_u_maze"), system=ON_CPU)
+    assert choose_compute(maze).tower == "numba" and thread_count(maze) == 1
+    wide = with_changes(long(torch_threads=1), networks={"width": 512})
+    assert choose_compute(wide).tower == "numba"
     assert str(choose_compute(long())) == (
         "fp32, towers: numba, other kernels: numba, no CUDA graph"
     )
@@ -35,6 +39,7 @@ def test_long_runs_of_small_layers_get_the_compiled_kernels() -> None:
     "changes",
     [
         {"budget": {"env_steps": 40_000}},
+        {"algorithm": {"algo": "sac"}},
         {"networks": {"block": "gated"}},
         {"networks": {"width": 512}, "algorithm": {"batch_size": 512}},
         {"system": {"recompute": 4}},

@@ -19,6 +19,9 @@ from torch_crl.system.threads import usable_cpus
 
 # With fewer operations per layer, a second thread gains nothing; measured in benchmarks/LOG.md.
 _SHARED_LAYER_FLOP = 3e6
+# With up to so many operations per layer, one thread on compiled kernels is faster than two in
+# plain torch; measured in benchmarks/LOG.md.
+_NUMBA_LAYER_FLOP = 1e7
 # Loading the compiled kernels takes a second or two; an update gains one to several milliseconds.
 _UPDATES_WORTH_NUMBA = 5_000
 
@@ -48,7 +51,8 @@ def compute_problems(recipe: Recipe) -> list[str]:
     system = recipe.system
     device = resolve_device(system.device)
     problems = []
-    if not BLOCKS[recipe.networks.block].has_kernels and system.tower not in ("auto", "reference"):
+    # What numba lacks is told below.
+    if not BLOCKS[recipe.networks.block].has_kernels and system.tower in ("norm_act", "persistent"):
         problems.append(
             f"--tower {system.tower} has the published block only, and --block is "
             f"{recipe.networks.block}; 'reference' and 'auto' have every block"
@@ -86,20 +90,34 @@ def thread_count(recipe: Recipe) -> int:
 
     Threads that wait for each other at every operation are very slow if another process runs.
     """
-    flop_per_layer = 2 * recipe.algorithm.batch_size * recipe.networks.width**2
-    every = min(torch.get_num_threads(), usable_cpus())
-    automatic = every if flop_per_layer >= _SHARED_LAYER_FLOP else 1
-    return recipe.system.torch_threads or automatic
+    shared = _layer_flop(recipe) >= _SHARED_LAYER_FLOP and choose_compute(recipe).tower != "numba"
+    return recipe.system.torch_threads or (_every_thread() if shared else 1)
+
+
+def _every_thread() -> int:
+    return min(torch.get_num_threads(), usable_cpus())
+
+
+def _layer_flop(recipe: Recipe) -> int:
+    return 2 * recipe.algorithm.batch_size * recipe.networks.width**2
 
 
 def _fastest_cpu_tower(recipe: Recipe) -> Tower:
-    """`numba` where it can be used and pays: on one thread, in runs that are not short."""
-    pays = recipe.total_updates >= _UPDATES_WORTH_NUMBA and thread_count(recipe) == 1
+    """`numba` where it can be used and pays: in runs that are not short, of small layers or on
+    one thread.
+    """
+    one_thread = (recipe.system.torch_threads or _every_thread()) == 1
+    small = one_thread or _layer_flop(recipe) <= _NUMBA_LAYER_FLOP
+    pays = small and recipe.total_updates >= _UPDATES_WORTH_NUMBA
     return "numba" if pays and not _numba_problems(recipe) else "reference"
 
 
 def _numba_problems(recipe: Recipe) -> list[str]:
     problems = []
+    if recipe.by_library:
+        problems.append(
+            f"is for crl and gcbc, got --algo {recipe.algorithm.algo}, which 'reference' has"
+        )
     if recipe.networks.block != "published":
         problems.append(
             f"is for --block published, got {recipe.networks.block}; 'reference' has every block"
