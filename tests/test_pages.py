@@ -82,7 +82,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "runs" / "NAME" / "recipe.json", folder)
     shutil.copy(EXAMPLES / "own_task.py", folder)
     kept = Path("benchmarks", "results", "objective", "runs")
-    shutil.copytree(ROOT / kept, folder / kept)
+    for run_dir in (ROOT / kept).glob("reacher_*_depth4_*"):
+        shutil.copytree(run_dir, folder / kept / run_dir.name)
     return folder
 
 

@@ -1,6 +1,7 @@
 """The kernels for one CPU core against plain torch in fp64. Compiling them takes some seconds."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from tests.helpers.recipes import tiny
+from tests.helpers.same_run import assert_same_run
 from tests.kernels.check import assert_as_exact, poisoned
 from torch_crl.agent.compute import Compute, Tower
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
@@ -15,9 +17,13 @@ from torch_crl.agent.networks import ResidualTower, run_towers
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.kernels.infonce import ENERGIES, pair_scores
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
+from torch_crl.recipe import compute_choice
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
+from torch_crl.runs.directory import RunDirectory
+from torch_crl.system import checkpoint
 from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.trainer import train
 
 for needed in ("numba", "scipy", "threadpoolctl"):
     pytest.importorskip(needed, reason=f"{needed} is not installed")
@@ -236,3 +242,23 @@ def test_equal_runs_are_equal_in_every_bit() -> None:
     theirs = second.named_parameters()
     for name, parameter in first.named_parameters().items():
         assert torch.equal(parameter, theirs[name]), name
+
+
+def test_resuming_is_exact_and_other_kernels_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compute_choice, "_UPDATES_WORTH_NUMBA", 0)
+    recipe = tiny(budget={"checkpoints": 12, "evaluations": 1})
+    train(recipe, tmp_path / "whole", show=False)
+    train(recipe, tmp_path / "parts", show=False)
+    (newest, *_) = RunDirectory(tmp_path / "parts").saved_checkpoints
+    (newest / checkpoint.TENSORS).write_bytes(b"not a safetensors file")
+    train(recipe, tmp_path / "parts", resume=True)
+    assert "differ by rounding" not in "".join(capsys.readouterr())
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+    monkeypatch.setattr(compute_choice, "_UPDATES_WORTH_NUMBA", 10**9)
+    train(recipe, tmp_path / "parts", resume=True)
+    told = "".join(capsys.readouterr())
+    assert "computed until now as fp32, towers: numba" in told
+    assert "from here on as fp32, towers: reference" in told

@@ -15,7 +15,6 @@ import torch
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import evaluate, load_policy
-from torch_crl.recipe import compute_choice
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
@@ -43,28 +42,6 @@ def test_resume_equals_the_uninterrupted_run(tmp_path: Path, parity: str) -> Non
     assert older.exists()
     train(recipe, tmp_path / "parts", resume=True, show=False)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_resume_on_compiled_kernels_is_exact_and_other_kernels_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("numba", reason="numba is not installed")
-    monkeypatch.setattr(compute_choice, "_UPDATES_WORTH_NUMBA", 0)
-    recipe = ant_recipe()
-    train(recipe, tmp_path / "whole", show=False)
-    train(recipe, tmp_path / "parts", show=False)
-    assert "towers: numba" in build_run(recipe).description
-    (newest, *_) = RunDirectory(tmp_path / "parts").saved_checkpoints
-    (newest / checkpoint.TENSORS).write_bytes(b"not a safetensors file")
-    train(recipe, tmp_path / "parts", resume=True)
-    assert "differ by rounding" not in capsys.readouterr().err
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-    monkeypatch.setattr(compute_choice, "_UPDATES_WORTH_NUMBA", 10**9)
-    train(recipe, tmp_path / "parts", resume=True)
-    told = capsys.readouterr()
-    assert "computed until now as fp32, towers: numba" in told.out + told.err
-    assert "from here on as fp32, towers: reference" in told.out + told.err
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
