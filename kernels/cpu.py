@@ -20,7 +20,7 @@ from torch import Tensor
 
 threadpool_limits(limits=1, user_api="blas")
 
-# Sums may be taken in any order and products fused with them; infinity and NaN stay what they are.
+# Sums may be taken in any order, and products fused with them; a NaN stays a NaN.
 _LOOSE = {"contract", "nsz", "arcp", "reassoc"}
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True}
 loops = njit(fastmath=_LOOSE, **_OPTIONS)

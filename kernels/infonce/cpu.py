@@ -107,7 +107,9 @@ def forward_scores(x, y, kind, mask, masked, columns, softplus, energy, scores):
 def _weights(
     energy, scores, kind, mask, masked, columns, softplus, upstream, weight, of_rows, of_columns
 ):
-    """Gradient of the products [B, B], and minus half of its sums where energies are distances."""
+    """weight gets the gradient of the products [B, B]; of_rows and of_columns get its sums, which
+    are those of the squares where energies are distances, but for their sign.
+    """
     batch = len(energy)
     zero, one = energy.dtype.type(0.0), energy.dtype.type(1.0)
     for j in range(batch):
