@@ -176,6 +176,32 @@ def test_objectives_are_compared_with_plain_contrastive_rl() -> None:
     )
 
 
+def test_what_was_not_learned_or_not_compared_is_no_advice() -> None:
+    trials = [
+        trial
+        for trial in STUDIES["objective"].trials("small")
+        if trial.recipe.task.name in ("pusher_easy", "arm_reach")
+        and trial.recipe.algorithm.chunk == 1
+        and (trial.recipe.task.name, trial.recipe.algorithm.objective) != ("arm_reach", "chrono")
+    ]
+    found = STUDIES["objective"].answer(
+        # The seeds of made-up curves differ by one percent, but not here.
+        [
+            curve_of(trial, np.full(5, 90.0 if trial.recipe.task.name == "arm_reach" else 0.0))
+            for trial in trials
+        ]
+    )
+    assert found.findings[0] == (
+        "One method alone was run on arm_reach. No method was at the goal in its last evaluations "
+        "on pusher_easy."
+    )
+    assert found.findings[1].endswith("0.900 [0.900, 0.900]; nothing else was run.")
+    assert found.findings[2] == (
+        "pusher_easy (robot arm with an object): never at the goal in the last evaluations; tried: "
+        "CRL depth 4, ChronoSRL depth 4."
+    )
+
+
 def test_chunks_are_compared_with_none_at_the_same_depth() -> None:
     trials = [trial for trial in STUDIES["objective"].trials("small") if "ant" in trial.name]
 

@@ -37,6 +37,10 @@ class First(NamedTuple):
     was not run."""
     told_apart: bool
     """Whether the plain method's interval ends below that of the first."""
+    reached: bool
+    """Whether the first one is at the goal at all."""
+    alone: bool
+    """Whether nothing else was run."""
 
 
 def first_method(comparison: Comparison, task: str) -> First:
@@ -45,11 +49,17 @@ def first_method(comparison: Comparison, task: str) -> First:
     best = max(methods, key=lambda method: comparison.estimate(method, task=task).point)
     plainness = {method: _plainness(comparison, task, method) for method in methods}
     plain = min(plainness, key=plainness.__getitem__)
-    if plainness[plain].other_objective:
-        return First(task=task, method=best, plain="", told_apart=False)
     theirs, ours = (comparison.estimate(method, task=task).interval for method in (plain, best))
-    told_apart = theirs is not None and ours is not None and theirs[1] < ours[0]
-    return First(task=task, method=best, plain=plain, told_apart=told_apart)
+    contrastive = not plainness[plain].other_objective
+    apart = contrastive and theirs is not None and ours is not None and theirs[1] < ours[0]
+    return First(
+        task=task,
+        method=best,
+        plain=plain if contrastive else "",
+        told_apart=apart,
+        reached=comparison.estimate(best, task=task).point > 0,
+        alone=len(methods) == 1,
+    )
 
 
 def _methods(comparison: Comparison, task: str) -> list[str]:
@@ -79,16 +89,20 @@ def _kind(task: str) -> str:
 
 
 def summary(firsts: Sequence[First]) -> str:
-    """Where plain contrastive RL is enough, and where something else is better."""
-    compared = [first for first in firsts if first.plain]
+    """Where plain contrastive RL is enough, where something else is better, and what is open."""
+    compared = [first for first in firsts if first.plain and first.reached and not first.alone]
     enough = ", ".join(first.task for first in compared if not first.told_apart)
     better = "; ".join(f"{first.method} on {first.task}" for first in compared if first.told_apart)
+    nowhere = ", ".join(first.task for first in firsts if not first.reached)
+    alone = ", ".join(first.task for first in firsts if first.reached and first.alone)
     sentences = [
         "Start with contrastive RL at the least depth: it is first, or its interval overlaps that "
         f"of the first, on {enough}."
         if enough
         else "",
         f"Ahead of plain contrastive RL by whole intervals: {better}." if better else "",
+        f"One method alone was run on {alone}." if alone else "",
+        f"No method was at the goal in its last evaluations on {nowhere}." if nowhere else "",
     ]
     return " ".join(filter(None, sentences)) or "Contrastive RL was not run on any task."
 
@@ -99,6 +113,9 @@ def sentence(comparison: Comparison, first: First) -> str:
     methods = _methods(comparison, task)
     score = {method: shown(comparison.estimate(method, task=task)) for method in methods}
     kind = f" ({_kind(task)})" if _kind(task) else ""
+    if not first.reached:
+        tried = ", ".join(methods)
+        return f"{task}{kind}: never at the goal in the last evaluations; tried: {tried}."
     told = (
         f"{task}{kind}: {first.method} is first, at the goal for a share of {score[first.method]}"
     )
