@@ -61,16 +61,8 @@ def _update(*, depth: int, width: int, batch_size: int) -> dict[str, Any]:
         turns=TURNS,
         repeats=updates,
     )
-    return {
-        "scenario": "update",
-        "depth": depth,
-        "width": width,
-        "batch": batch_size,
-        "ours_per_second": 1 / statistics.median(ours),
-        "eager_torch_per_second": 1 / statistics.median(theirs),
-        "ratio": median_ratio(theirs, ours),
-        "gflop_per_second": recipe.update_cost.flop / statistics.median(ours) / 1e9,
-    }
+    row = _row("update", recipe, ours=ours, theirs=theirs, peer="eager_torch")
+    return row | {"gflop_per_second": recipe.update_cost.flop / statistics.median(ours) / 1e9}
 
 
 def compiled() -> list[dict[str, Any]]:
@@ -81,23 +73,31 @@ def compiled() -> list[dict[str, Any]]:
 
 def _compiled(depth: int, width: int, batch_size: int) -> dict[str, Any]:
     batch = _random_batch(batch_size)
-    plain, compiled = (
-        build_run(_recipe(depth=depth, width=width, batch_size=batch_size, tower=tower)).learner
+    recipes = [
+        _recipe(depth=depth, width=width, batch_size=batch_size, tower=tower)
         for tower in ("reference", "numba")
-    )
+    ]
+    plain, compiled = (build_run(recipe).learner for recipe in recipes)
     theirs, ours = take_turns(
         lambda: plain.update(batch),
         lambda: compiled.update(batch),
         turns=TURNS,
         repeats=max(2, 160 // depth),
     )
+    return _row("compiled", recipes[1], ours=ours, theirs=theirs, peer="plain_torch")
+
+
+def _row(
+    scenario: str, recipe: Recipe, *, ours: list[float], theirs: list[float], peer: str
+) -> dict[str, Any]:
+    """Sizes of the updates, and their rates from the seconds of each turn."""
     return {
-        "scenario": "compiled",
-        "depth": depth,
-        "width": width,
-        "batch": batch_size,
+        "scenario": scenario,
+        "depth": recipe.networks.critic_depth,
+        "width": recipe.networks.width,
+        "batch": recipe.algorithm.batch_size,
         "ours_per_second": 1 / statistics.median(ours),
-        "plain_torch_per_second": 1 / statistics.median(theirs),
+        f"{peer}_per_second": 1 / statistics.median(theirs),
         "ratio": median_ratio(theirs, ours),
     }
 

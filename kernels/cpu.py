@@ -27,6 +27,7 @@ loops = njit(fastmath=_LOOSE, **_OPTIONS)
 """Compiles loops over rows, whose sums become vector instructions."""
 products = njit(**_OPTIONS)
 """Compiles calls of BLAS and of loops."""
+_KINDS = {(torch.float32, "cpu"), (torch.float64, "cpu")}
 
 
 def exponential(x: Any) -> Any:
@@ -84,6 +85,3 @@ def require_cpu(op: str, *tensors: Tensor) -> None:
             f"{op}'s numba implementation takes tensors on the CPU that are all float32 or all "
             f"float64, got {given}; take implementation='reference'"
         )
-
-
-_KINDS = {(torch.float32, "cpu"), (torch.float64, "cpu")}

@@ -10,6 +10,7 @@ from torch_crl.kernels.infonce.reference import EPSILON as EPSILON
 from torch_crl.kernels.infonce.reference import Energy as Energy
 from torch_crl.kernels.infonce.reference import PairScores as PairScores
 from torch_crl.kernels.infonce.reference import reduce_energies as reduce_energies
+from torch_crl.kernels.infonce.reference import unit_rows
 
 IMPLEMENTATIONS = ("reference", "numba", "triton")
 
@@ -51,16 +52,20 @@ def pair_scores(
     options["row_mask_B"] = row_mask_B
     if implementation == "reference":
         return reference.pair_scores(phi_BR, psi_BR, **options)
+    # Imported here, so that numba and Triton are needed only if their kernels are requested.
     if implementation == "numba":
-        # Imported here, so that numba is needed only if its kernels are requested.
-        from torch_crl.kernels.infonce import cpu
-
-        return cpu.pair_scores(phi_BR, psi_BR, **options)
-    if implementation == "triton":
-        # Imported here, so that Triton is needed only if its kernels are requested.
-        from torch_crl.kernels.infonce import op
-
-        return op.pair_scores(phi_BR, psi_BR, **options)
-    raise ValueError(
-        f"implementation {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
+        from torch_crl.kernels.infonce.cpu import pair_scores as compiled
+    elif implementation == "triton":
+        from torch_crl.kernels.infonce.op import pair_scores as compiled
+    else:
+        raise ValueError(
+            f"implementation {implementation!r} is unknown; choose one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+    if energy == "cosine":
+        options["energy"], phi_BR, psi_BR = "dot", unit_rows(phi_BR), unit_rows(psi_BR)
+    scores = compiled(phi_BR, psi_BR, **options)
+    return scores._replace(
+        column_logsumexp_B=scores.column_logsumexp_B if columns else None,
+        row_softplus_B=scores.row_softplus_B if softplus else None,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from torch_crl.kernels.cpu import array, exponential, loops, products, require_cpu
-from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT, PairScores, unit_rows
+from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT, PairScores
 
 _DISTANCES = {"dot": 0, "l2": 1, "norm": 2}
 """Name of an energy to how it follows from the products: as it is, minus the squared distance,
@@ -208,14 +208,11 @@ def pair_scores(
     softplus: bool,
     row_mask_B: Tensor | None,
 ) -> PairScores:
-    """Same as the reference. Raises ValueError for tensors of other devices and dtypes."""
+    """All scores, those that were not asked for without meaning, of each energy but `cosine`.
+
+    Raises ValueError for tensors of other devices and dtypes.
+    """
     masks = [] if row_mask_B is None else [row_mask_B]
     require_cpu("pair_scores", phi_BR, psi_BR, *masks)
-    if energy == "cosine":
-        energy, phi_BR, psi_BR = "dot", unit_rows(phi_BR), unit_rows(psi_BR)
     apply: Callable[..., tuple[Tensor, ...]] = _PairScores.apply
-    scores = PairScores(*apply(phi_BR, psi_BR, row_mask_B, energy, columns, softplus))
-    return scores._replace(
-        column_logsumexp_B=scores.column_logsumexp_B if columns else None,
-        row_softplus_B=scores.row_softplus_B if softplus else None,
-    )
+    return PairScores(*apply(phi_BR, psi_BR, row_mask_B, energy, columns, softplus))

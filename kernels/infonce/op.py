@@ -15,7 +15,7 @@ from torch_crl.kernels.infonce.kernel import (
     infonce_bwd_kernel,
     infonce_fwd_kernel,
 )
-from torch_crl.kernels.infonce.reference import PairScores, unit_rows
+from torch_crl.kernels.infonce.reference import PairScores
 
 _INTERPRETED = triton.knobs.runtime.interpret
 
@@ -128,7 +128,9 @@ def pair_scores(
     softplus: bool,
     row_mask_B: Tensor | None,
 ) -> PairScores:
-    """Same as the reference, for float32 on one CUDA device, or anywhere when interpreted.
+    """All scores, those that were not asked for empty, of each energy but `cosine`.
+
+    For float32 on one CUDA device, or anywhere when interpreted.
 
     Raises:
         ValueError: For tensors of another dtype, device or size than the kernels take.
@@ -150,12 +152,8 @@ def pair_scores(
             f"phi is {tuple(phi_BR.shape)}; the triton implementation takes fewer than 2^30 "
             'numbers: use a smaller batch, or choose implementation="reference"'
         )
-    if energy == "cosine":
-        energy, phi_BR, psi_BR = "dot", unit_rows(phi_BR), unit_rows(psi_BR)
     scores = PairScores(*_forward(phi_BR, psi_BR, row_mask_B, energy, columns, softplus))
     return scores._replace(
-        column_logsumexp_B=scores.column_logsumexp_B if columns else None,
-        row_softplus_B=scores.row_softplus_B if softplus else None,
         row_rival_B=scores.row_rival_B.detach(),
         row_sum_B=scores.row_sum_B.detach(),
     )

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,6 +20,9 @@ from torch_crl.agent.sizes import SHARING_BLOCKS, MlpSizes, NetworkSizes, TowerS
 from torch_crl.kernels.squashed_gaussian import action_distribution as action_distribution
 from torch_crl.kernels.squashed_gaussian import squashed_sample as squashed_sample
 from torch_crl.kernels.tower import BLOCK, Stack
+
+if TYPE_CHECKING:
+    from torch_crl.kernels.tower.cpu import Parameters
 
 
 class ResidualTower(nn.Module):
@@ -48,6 +51,7 @@ class ResidualTower(nn.Module):
             raise ValueError(f"depth must be a positive multiple of {BLOCK}, got {depth}")
         self.sizes = sizes
         self.compute = compute
+        self._held: Parameters | None = None
         self._block = BLOCKS[sizes.block]
 
         def dense(*shape: int) -> nn.Parameter:
@@ -122,12 +126,12 @@ class ResidualTower(nn.Module):
         # Imported here, so that numba is needed only if its kernels are requested.
         from torch_crl.kernels.tower.cpu import Parameters, whole_tower
 
-        held: Parameters | None = self.__dict__.get("_held")
+        held = self._held
         # In the order of their definition; asking the module for each by name would take longer.
         if held is None or not held.are(self._parameters.values()):  # type: ignore[arg-type]
             first = (self.input_weight, self.input_bias, self.input_ln_weight, self.input_ln_bias)
             held = Parameters(first, self.stack, (self.output_weight, self.output_bias))
-            self.__dict__["_held"] = held
+            self._held = held
         sizes = self.sizes
         return whole_tower(
             x,

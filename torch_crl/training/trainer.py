@@ -15,7 +15,7 @@ from torch_crl.envs.gymnasium.errors import ForeignEnvError
 from torch_crl.envs.registry import task_files
 from torch_crl.errors import UsageError
 from torch_crl.recipe import checks
-from torch_crl.recipe.compute_choice import thread_count
+from torch_crl.recipe.compute_choice import choose_compute, thread_count
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe, differences, extended
 from torch_crl.runs.directory import RunDirectory, default_run_dir
@@ -216,7 +216,7 @@ def _train(session: _Session, notes: list[str]) -> None:
 
 def _numba_note(run: Run) -> list[str]:
     """A line where the first update will compile kernels, and so take long."""
-    if "towers: numba" not in run.description:
+    if choose_compute(run.recipe).tower != "numba":
         return []
     # Imported here, so that numba is needed only if its kernels are requested.
     from torch_crl.kernels.cpu import is_on_disk
