@@ -85,6 +85,7 @@ def test_a_run_ends_without_git_terminal_home_tensorboard_and_picture(
     assert result.learning_curve is None
     made_on = json.loads((run_dir / "result.json").read_text())["machine"]
     assert made_on["commit"] == "" and made_on["torch"] == torch.__version__
+    assert made_on["computed"].startswith("fp32, towers: reference")
 
 
 def test_tensorboard_in_the_way_is_told_once(

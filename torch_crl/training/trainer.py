@@ -134,7 +134,7 @@ def train(
             raise checks.RecipeError(problems)
         with closing(build(recipe)) as run:
             # Read now, so that a failure to do so cannot end a run that has been trained.
-            described = machine(run.device)
+            described = machine(run.device) | {"computed": run.description}
             if resume:
                 notes += restore(run, directory)
                 if directory.read_recipe() != recipe:
