@@ -1,4 +1,5 @@
 """Operations of an update, one folder each: the definition in plain torch and faster versions.
 
-Imported as `torch_crl.kernels`. Nothing here knows about networks, losses or environments.
+Imported as `torch_crl.kernels`. Nothing here knows about networks or environments, and only
+`contrastive_update` about losses.
 """

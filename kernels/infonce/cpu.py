@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch_crl.kernels.cpu import array, exponential, loops, products, require_cpu
 from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT, PairScores
 
-_DISTANCES = {"dot": 0, "l2": 1, "norm": 2}
+DISTANCES = {"dot": 0, "l2": 1, "norm": 2}
 """Name of an energy to how it follows from the products: as it is, minus the squared distance,
 minus its root."""
 
@@ -178,7 +178,7 @@ class _PairScores(torch.autograd.Function):
         scores_6B = phi_BR.new_empty(6, len(x))
         scores = array(scores_6B)
         mask = scores[0] if row_mask_B is None else array(row_mask_B.contiguous())
-        options = _DISTANCES[energy], mask, row_mask_B is not None, columns, softplus
+        options = DISTANCES[energy], mask, row_mask_B is not None, columns, softplus
         forward_scores(x, y, *options, energies, scores)
         ctx.kept = x, y, *options, energies, scores
         diagonal, row, column, softplus_B, rival, total = scores_6B.unbind(0)

@@ -10,7 +10,7 @@ from torch_crl.kernels.relabel.reference import Batch as Batch
 from torch_crl.kernels.relabel.reference import Ring as Ring
 from torch_crl.kernels.relabel.reference import truncated_geometric as truncated_geometric
 
-IMPLEMENTATIONS = ("reference", "triton")
+IMPLEMENTATIONS = ("reference", "numba", "triton")
 
 
 def relabel(
@@ -45,8 +45,8 @@ def relabel(
         window: if above 0, each step is drawn from a window of that many rows (at least 2), and
             its goal from the same window.
         chunk: number H of consecutive actions, from the step's own on.
-        implementation: "reference" is plain torch; "triton" is one kernel, on a CUDA device or
-            under Triton's interpreter.
+        implementation: "reference" is plain torch; "numba" is one loop on one CPU core, for
+            float32; "triton" is one kernel, on a CUDA device or under Triton's interpreter.
 
     Returns:
         See `Batch`. No value is read on the host, and there is no gradient.
@@ -76,6 +76,11 @@ def relabel(
     draws: dict[str, Any] = {"discount": discount, "window": window, "chunk": chunk}
     if implementation == "reference":
         return reference.relabel(uniform_4B, position, ring, goal_slice=goal_slice, **draws)
+    if implementation == "numba":
+        # Imported here, so that numba is needed only if its kernels are requested.
+        from torch_crl.kernels.relabel import cpu
+
+        return cpu.relabel(uniform_4B, position, ring, goal_slice=goal_slice, **draws)
     if implementation != "triton":
         raise ValueError(
             f"implementation {implementation!r} is unknown; choose one of "

@@ -104,7 +104,7 @@ def backward_tower(
         np.dot(ddense, first_weight, dx)
 
 
-class _Space:
+class Space:
     """What the forward pass of L layers keeps of R rows. Its memory is used again once it is gone.
 
     Fresh memory of this size would cost as much time as the layers: its pages are made one by one.
@@ -142,7 +142,7 @@ class _WholeTower(torch.autograd.Function):
         x, given = array(x_RI), parameters.arrays
         layers, width = given[5].shape
         y_RO = x_RI.new_empty(len(x), len(given[-1]))
-        space = _Space(layers, len(x), width, x.dtype)
+        space = Space(layers, len(x), width, x.dtype)
         scale = x.dtype.type(scale)
         forward_tower(x, *given, relu, scale, *space.arrays, array(y_RO))
         ctx.tensors, ctx.space, ctx.kept = tensors, space, (x, *given, relu, scale)

@@ -1,6 +1,7 @@
 """The kernels for one CPU core against plain torch in fp64. Compiling them takes some seconds."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch import Generator, Tensor
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run
 from tests.kernels.check import assert_as_exact, poisoned
+from tests.kernels.test_relabel import ends_of_the_range, filled, uniforms
 from torch_crl.agent.compute import Compute, Tower
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
 from torch_crl.agent.networks import ResidualTower, run_towers
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.kernels.infonce import ENERGIES, pair_scores
+from torch_crl.kernels.relabel import Batch, Ring, relabel
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.recipe import compute_choice
 from torch_crl.recipe.presets import with_changes
@@ -215,6 +218,24 @@ def test_what_the_kernels_do_not_take() -> None:
         tower(normal(2, INPUT, seed=0))
     with pytest.raises(ValueError, match="implementation='reference'"):
         pair_scores(*torch.ones(2, 3, 4).half(), energy="dot", implementation="numba")
+
+
+@pytest.mark.parametrize("window", [0, 2, 7, 1000])
+@pytest.mark.parametrize("ends", [0.0, 0.2, 1.0])
+def test_batches_of_a_replay_are_the_very_ones_of_plain_torch(ends: float, window: int) -> None:
+    for written, chunk, discount in product([2, 17, 30, 31, 997], [1, 3], [0.01, 0.5, 0.99]):
+        options: dict[str, Any] = {"goal_slice": (1, 3), "window": window}
+        ring, position = filled(rows=30, num_envs=3, written=written, ends=ends, **options)
+        options |= {"discount": discount, "chunk": chunk}
+        uniform = torch.cat([uniforms(256, seed=written), ends_of_the_range()], 1).cpu()
+        ring, position = Ring(*(each.cpu() for each in ring)), position.cpu()
+        with poisoned():
+            ours, theirs = (
+                relabel(uniform, position, ring, implementation=by, **options)
+                for by in ("numba", "reference")
+            )
+        for name, x, y in zip(Batch._fields, ours, theirs, strict=True):
+            assert torch.equal(x, y) and x.dtype == y.dtype, (name, written, chunk, discount)
 
 
 def trained(recipe: Recipe) -> tuple[CrlRun, list[dict[str, float]]]:

@@ -4,7 +4,7 @@ What the critic learns is an `Objective`. B batch, S state, G goal, A action or 
 """
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tensordict import TensorDict
@@ -16,6 +16,9 @@ from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.objectives.objective import Objective, PolicyRows
 from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
+
+if TYPE_CHECKING:
+    from torch_crl.agent.compiled import CompiledUpdate
 
 
 class ActorCritic(Learner):
@@ -60,6 +63,7 @@ class ActorCritic(Learner):
         )
         self.optimizer = adam(of_actor, device)
         """Steps everything, or with the critic first the actor and the temperature."""
+        self._compiled: CompiledUpdate | None = None
         self.critic_optimizer = (
             adam({critic_learning_rate: objective.parameters()}, device)
             if update_order == "critic_first"
@@ -77,6 +81,8 @@ class ActorCritic(Learner):
 
         With `critic_first`, the critic takes its step before the actor's loss is computed.
         """
+        if compiled := self._compiled_for(batch):
+            return compiled(batch)
         if self.critic_optimizer is not None:
             critic, metrics = self.objective.loss(batch)
             _step(self.critic_optimizer, critic)
@@ -96,19 +102,35 @@ class ActorCritic(Learner):
         detached = {name: loss.detach() for name, loss in losses.items()}
         return detached | actor_metrics | temperature_metrics | metrics
 
+    def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
+        """The whole update as one function for a CPU core, where there is one."""
+        if not self.actor.is_whole:
+            return None
+        # Imported here, so that numba is needed only if its kernels are requested.
+        from torch_crl.agent.compiled import CompiledUpdate
+
+        if self._compiled is None or not self._compiled.is_for(batch):
+            takes = CompiledUpdate.takes(self, batch)
+            self._compiled = CompiledUpdate(self, len(batch)) if takes else None
+        return self._compiled
+
     def _act(self, batch: TensorDict) -> tuple[PolicyRows, Tensor]:
         """Sampled actions for the goals of the actor's loss, and their log-densities [B]."""
         actor = self.actor
-        goal_BG = self._of_actor(batch["goal"])
+        goal_BG = self.goals_of_actor(batch["goal"])
         output_B2A = actor(torch.cat([batch["state"], goal_BG], dim=-1))
-        rows, outputs = output_B2A.shape
-        noise_BA = torch.randn(rows, outputs // 2, generator=self.generator, device=self.device)
         action_BA, log_prob_B = squashed_gaussian(
-            output_B2A, noise_BA, implementation=actor.compute.other_kernels
+            output_B2A, self.noise(batch), implementation=actor.compute.other_kernels
         )
-        return PolicyRows(action_BA, self._of_actor), log_prob_B
+        return PolicyRows(action_BA, self.goals_of_actor), log_prob_B
 
-    def _of_actor(self, goal_BX: Tensor) -> Tensor:
+    def noise(self, batch: TensorDict) -> Tensor:
+        """Standard normal numbers [B, A], from which an update makes the policy's actions."""
+        action_BA = batch["action"]
+        drawn_BA = torch.randn(action_BA.shape, generator=self.generator, device=self.device)
+        return drawn_BA.to(action_BA.dtype)
+
+    def goals_of_actor(self, goal_BX: Tensor) -> Tensor:
         """Goals, or their representations, as the actor's loss takes them."""
         if self.actor_goals == "own":
             return goal_BX
@@ -145,6 +167,8 @@ class ActorCritic(Learner):
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned, before or after any number of updates."""
         self.generator.set_state(tensors["generator"].cpu())
+        # It holds the moments that are replaced here.
+        self._compiled = None
         for optimizer, named in self._steps():
             load_optimizer_state(named, optimizer, tensors)
 

@@ -235,7 +235,7 @@ def build_run(
         distance=_distance(env),
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
-        implementation=compute.of_layers,
+        implementation=_of_replay(recipe, compute),
     )
     run = CrlRun(
         recipe,
@@ -253,6 +253,12 @@ def build_run(
         )
         run.collector.use_graphs(lambda generators: make_recorder(device, generators))
     return run
+
+
+def _of_replay(recipe: Recipe, compute: Compute) -> str:
+    """The implementation of the replay's draws; that by numba takes fp32 only."""
+    half = recipe.system.replay_dtype != "float32"
+    return "reference" if half and compute.other_kernels == "numba" else compute.other_kernels
 
 
 def _distance(env: VectorEnv) -> Distance:

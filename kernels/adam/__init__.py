@@ -1,0 +1,1 @@
+"""A step of Adam. Its definition is `torch.optim.Adam` with `fused=True`."""

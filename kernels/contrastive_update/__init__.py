@@ -1,0 +1,1 @@
+"""All gradients of contrastive RL's losses together, and the losses themselves."""
