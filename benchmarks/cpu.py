@@ -2,6 +2,7 @@
 
 update   gradient updates against a plain module-by-module PyTorch version of the same update
 compiled gradient updates on the kernels compiled by numba against plain PyTorch, on one core
+peers    the same against torch.compile and, where it is installed, JAX
 env      env steps against bare mujoco.batch on the same model, substeps and actions
 startup  seconds from the start of a process to its first gradient update, depth 64
 deep     three updates on `ant` at depth 1024, batch 64: the last loss and the peak memory
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
@@ -41,6 +45,8 @@ from torch_crl.training.crl_run import build_run
 UPDATE_SIZES = [{"depth": depth, "width": 256, "batch_size": 256} for depth in (4, 16)]
 COMPILED_SIZES = ((4, 64, 128), (64, 64, 128), (4, 128, 256), (4, 256, 256), (16, 256, 256))
 """Depth, width and batch size of the scenario `compiled`."""
+PEER_SIZES = ((4, 64, 128), (16, 64, 128), (64, 64, 128), (4, 256, 256))
+"""The same of the scenario `peers`."""
 TURNS = 9
 _TRAIN = [sys.executable, "-m", "torch_crl.cli.main", "train"]
 
@@ -85,6 +91,64 @@ def _compiled(depth: int, width: int, batch_size: int) -> dict[str, Any]:
         repeats=max(2, 160 // depth),
     )
     return _row("compiled", recipes[1], ours=ours, theirs=theirs, peer="plain_torch")
+
+
+def peers() -> list[dict[str, Any]]:
+    """Updates per second on one core, beside other compilers of the same update, all in fp32.
+
+    JAX runs many updates as one program, as the published code does. torch.compile takes minutes
+    for deep networks, so it is measured at depth 4.
+    """
+    with torch_threads(1), _one_cpu():
+        return [row for sizes in PEER_SIZES for row in _peers(*sizes)]
+
+
+def _peers(depth: int, width: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    recipe = _recipe(depth=depth, width=width, batch_size=batch_size, tower="numba")
+    learner, batch = build_run(recipe).learner, _random_batch(batch_size)
+    updates = max(4, 640 // depth)
+    sizes: dict[str, Any] = {
+        "state_size": 29,
+        "goal_size": 2,
+        "action_size": 8,
+        "width": width,
+        "depth": depth,
+    }
+
+    def ours() -> None:
+        for _ in range(updates):
+            learner.update(batch)
+
+    contenders: dict[str, Callable[[], object]] = {}
+    if depth == BLOCK:
+        peer = EagerCrl(**sizes, compiled=True)
+
+        def compiled_torch() -> None:
+            for _ in range(updates):
+                peer.update(batch["state"], batch["action"], batch["goal"])
+
+        contenders["torch_compile"] = compiled_torch
+    if find_spec("jax"):
+        # Imported here, so that JAX is needed only where it is measured.
+        from torch_crl.benchmarks.peers.jax_crl import JaxCrl
+
+        in_jax = JaxCrl(**sizes, batch_size=batch_size)
+        contenders["jax"] = lambda: in_jax.run(updates)
+    for name, run in contenders.items():
+        of_ours, of_theirs = take_turns(ours, run, turns=TURNS)
+        seconds = [[each / updates for each in turn] for turn in (of_ours, of_theirs)]
+        yield _row("peers", recipe, ours=seconds[0], theirs=seconds[1], peer=name)
+
+
+@contextmanager
+def _one_cpu() -> Iterator[None]:
+    """Inside, this process and the threads that it starts run on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _row(
@@ -221,6 +285,7 @@ def deep() -> list[dict[str, Any]]:
 SCENARIOS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "update": update,
     "compiled": compiled,
+    "peers": peers,
     "env": env,
     "startup": startup,
     "deep": deep,

@@ -1,8 +1,5 @@
 """A step of Adam for one CPU core, as one loop over every parameter."""
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,11 +9,13 @@ from torch_crl.kernels.cpu import array, loops
 
 @loops
 def _step(parameters, gradients, means, squares, steps, rates, beta1, beta2, epsilon):
+    start = 0
     for k in range(len(parameters)):
-        parameter, gradient, mean, square = parameters[k], gradients[k], means[k], squares[k]
-        dtype = parameter.dtype.type
-        steps[k][0] += np.float32(1.0)
-        count = np.float64(steps[k][0])
+        parameter = parameters[k]
+        dtype, end = parameter.dtype.type, start + len(parameter)
+        gradient, mean, square = gradients[start:end], means[start:end], squares[start:end]
+        steps[k] += np.float32(1.0)
+        count = np.float64(steps[k])
         rate = dtype(rates[k] / (1.0 - beta1**count))
         root = dtype(1.0 / np.sqrt(1.0 - beta2**count))
         share, keep, rest = dtype(1.0 - beta1), dtype(beta2), dtype(1.0 - beta2)
@@ -24,6 +23,7 @@ def _step(parameters, gradients, means, squares, steps, rates, beta1, beta2, eps
             mean[i] += (gradient[i] - mean[i]) * share
             square[i] = square[i] * keep + gradient[i] * gradient[i] * rest
             parameter[i] -= rate * mean[i] / (np.sqrt(square[i]) * root + dtype(epsilon))
+        start = end
 
 
 class Steps:
@@ -36,19 +36,21 @@ class Steps:
         """The state of a parameter that had no step yet begins here."""
         self._groups = optimizer.param_groups
         self._parameters = [x for group in self._groups for x in group["params"]]
-        for x in self._parameters:
-            x.grad = torch.zeros_like(x)
-            if not optimizer.state[x]:
-                optimizer.state[x] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(x),
-                    "exp_avg_sq": torch.zeros_like(x),
-                }
-        states = [optimizer.state[x] for x in self._parameters]
+        sizes = [x.numel() for x in self._parameters]
+        # One tensor for all, since each array costs time when it is given to compiled code.
+        flat_3P = self._parameters[0].new_zeros(3, sum(sizes))
+        steps = torch.zeros(len(sizes))
+        for x, step, *parts in zip(
+            self._parameters, steps, *(each.split(sizes) for each in flat_3P), strict=True
+        ):
+            x.grad, *moments = (part.view_as(x) for part in parts)
+            views = dict(zip(("step", "exp_avg", "exp_avg_sq"), (step, *moments), strict=True))
+            for name, value in optimizer.state[x].items():
+                views[name].copy_(value)
+            optimizer.state[x] = views
         self._arrays = (
-            _flat(self._parameters),
-            _flat(map(gradient, self._parameters)),
-            *(_flat(state[name] for state in states) for name in ("exp_avg", "exp_avg_sq", "step")),
+            tuple(array(x).reshape(-1) for x in self._parameters),
+            *map(array, (*flat_3P, steps)),
         )
         self._places = [x.data_ptr() for x in self._parameters]
         self._rates = np.empty(len(self._parameters))
@@ -73,8 +75,3 @@ def gradient(parameter: Tensor) -> Tensor:
     """The gradient of a parameter that has one."""
     assert parameter.grad is not None
     return parameter.grad
-
-
-def _flat(tensors: Iterable[Tensor]) -> tuple[np.ndarray[Any, Any], ...]:
-    """The numbers of each tensor as an array with one axis, without a copy."""
-    return tuple(array(each).reshape(-1) for each in tensors)

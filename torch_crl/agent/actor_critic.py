@@ -104,14 +104,13 @@ class ActorCritic(Learner):
 
     def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
         """The whole update as one function for a CPU core, where there is one."""
-        if not self.actor.is_whole:
-            return None
+        if not self.actor.is_whole or (self._compiled and self._compiled.is_for(batch)):
+            return self._compiled
         # Imported here, so that numba is needed only if its kernels are requested.
         from torch_crl.agent.compiled import CompiledUpdate
 
-        if self._compiled is None or not self._compiled.is_for(batch):
-            takes = CompiledUpdate.takes(self, batch)
-            self._compiled = CompiledUpdate(self, len(batch)) if takes else None
+        takes = CompiledUpdate.takes(self, batch)
+        self._compiled = CompiledUpdate(self, len(batch)) if takes else None
         return self._compiled
 
     def _act(self, batch: TensorDict) -> tuple[PolicyRows, Tensor]:
