@@ -1,33 +1,116 @@
 """What the kernels for one CPU core share; imported by the `cpu.py` files only: it imports numba.
 
-Importing it limits BLAS to one thread in this process, since threads of its own beside torch's
-would wait for each other.
+Products are computed by the BLAS of torch itself, so that no second one has threads of its own.
+Their operands are 64-byte aligned, as torch's are: elsewhere BLAS may sum in another order, and
+equal runs would differ.
 
 Compiled code is kept on disk beside the source, or in the user's cache folder where that is
 read-only, so that only the first run waits for the compiler.
 """
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  # loads the BLAS of numba's products, to limit it
 import torch
+from llvmlite.binding import add_symbol
 from numba import njit, types
 from numba.extending import overload
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-threadpool_limits(limits=1, user_api="blas")
+from torch_crl.kernels.blas import address
 
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True}
 # Sums may be taken in any order, and products fused with them; a NaN stays a NaN.
 _LOOSE = {"contract", "nsz", "arcp", "reassoc"}
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True}
-loops = njit(fastmath=_LOOSE, **_OPTIONS)
-"""Compiles loops over rows, whose sums become vector instructions."""
-products = njit(**_OPTIONS)
-"""Compiles calls of BLAS and of loops."""
+
+
+def _digest() -> str:
+    """Of the content of every file of the kernels."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+_SOURCES = _digest()
+
+
+def _compiled(function: Any, **options: Any) -> Any:
+    dispatcher = njit(**_OPTIONS, **options)(function)
+    # numba would look at the function's own file only, and take code from the disk that calls
+    # functions of other files as they were once.
+    dispatcher._cache._cache_file._source_stamp = _SOURCES
+    return dispatcher
+
+
+def loops(function: Any) -> Any:
+    """Compiles loops over rows, whose sums become vector instructions."""
+    return _compiled(function, fastmath=_LOOSE)
+
+
+def products(function: Any) -> Any:
+    """Compiles calls of BLAS and of loops."""
+    return _compiled(function)
+
+
 _KINDS = {(torch.float32, "cpu"), (torch.float64, "cpu")}
+
+
+def _of_blas(name: str) -> types.ExternalFunction:
+    """Fortran's general product, all of whose 13 arguments are pointers."""
+    where = address(name)
+    if where is None:
+        raise ImportError(f"the libraries of torch {torch.__version__} have no {name}")
+    add_symbol(f"torch_crl_{name}", where)
+    return types.ExternalFunction(f"torch_crl_{name}", types.void(*[types.voidptr] * 13))
+
+
+_SINGLE, _DOUBLE = _of_blas("sgemm_"), _of_blas("dgemm_")
+_FLAGS = np.frombuffer(b"NT", np.uint8)
+
+
+def product(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
+    """out = a b, of contiguous matrices or their transposes; only within compiled code."""
+    raise NotImplementedError(a, a_transposed, b, b_transposed, out)
+
+
+@overload(product)
+def _(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
+    gemm = _SINGLE if out.dtype == types.float32 else _DOUBLE
+
+    def call(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
+        # Fortran reads a matrix by columns, and so finds its transpose: out^T = b^T a^T.
+        sizes = np.empty(5, np.int32)
+        sizes[0], sizes[1] = out.shape[1], out.shape[0]
+        sizes[2] = a.shape[0] if a_transposed else a.shape[1]
+        sizes[3], sizes[4] = b.shape[1], a.shape[1]
+        factors = np.empty(2, out.dtype)
+        factors[0], factors[1] = 1, 0
+        gemm(
+            _FLAGS[int(b_transposed) :].ctypes,
+            _FLAGS[int(a_transposed) :].ctypes,
+            sizes.ctypes,
+            sizes[1:].ctypes,
+            sizes[2:].ctypes,
+            factors.ctypes,
+            b.ctypes,
+            sizes[3:].ctypes,
+            a.ctypes,
+            sizes[4:].ctypes,
+            factors[1:].ctypes,
+            out.ctypes,
+            sizes.ctypes,
+        )
+
+    return call
+
+
+@products
+def room(rows: Any, columns: Any, like: Any) -> Any:
+    """An array [rows, columns] of the dtype of `like`, 64-byte aligned, with anything in it."""
+    raw = np.empty(rows * columns + 64 // like.itemsize, like.dtype)
+    start = (-raw.ctypes.data % 64) // like.itemsize
+    return raw[start : start + rows * columns].reshape(rows, columns)
 
 
 def exponential(x: Any) -> Any:

@@ -7,7 +7,7 @@ R representation.
 
 import numpy as np
 
-from torch_crl.kernels.cpu import loops, products
+from torch_crl.kernels.cpu import loops, products, room
 from torch_crl.kernels.infonce.cpu import backward_scores, forward_scores
 from torch_crl.kernels.infonce.reference import EPSILON
 from torch_crl.kernels.squashed_gaussian import cpu as squashed_gaussian
@@ -144,25 +144,25 @@ def contrastive_gradients(
     """
     batch, states = state.shape
     dtype = state.dtype
-    inputs = np.empty((batch, states + goal.shape[1]), dtype)
+    inputs = room(batch, states + goal.shape[1], state)
     _join(state, goal, goal_of, inputs)
-    output = np.empty((batch, 2 * noise.shape[1]), dtype)
+    output = room(batch, 2 * noise.shape[1], state)
     forward_tower(inputs, *actor, *of_actor, output)
     chosen, squashed = np.empty_like(noise), np.empty_like(noise)
     log_prob, dlog_prob, score = np.empty((3, batch), dtype)
     _draw(output, noise, chosen, squashed, log_prob)
 
-    pairs = np.empty((2 * batch, states + action.shape[1]), dtype)
+    pairs = room(2 * batch, states + action.shape[1], state)
     _join(state, action, own, pairs[:batch])
     _join(state, chosen, own, pairs[batch:])
     size = len(goals[9])
-    phi, dphi = np.empty((2 * batch, size), dtype), np.empty((2 * batch, size), dtype)
-    psi, dpsi = np.empty((batch, size), dtype), np.empty((batch, size), dtype)
+    phi, dphi = room(2 * batch, size, state), room(2 * batch, size, state)
+    psi, dpsi = room(batch, size, state), room(batch, size, state)
     forward_tower(pairs, *critic, *of_critic, phi)
     forward_tower(goal, *goals, *of_goals, psi)
     _policy_scores(phi[batch:], psi, goal_of, kind, score, dphi[batch:])
 
-    energy, scores = np.empty((batch, batch), dtype), np.empty((6, batch), dtype)
+    energy, scores = room(batch, batch, state), np.empty((6, batch), dtype)
     upstream = np.empty((4, batch), dtype)
     phi = phi[:batch]
     if kind:
@@ -178,11 +178,11 @@ def contrastive_gradients(
         dphi[:batch], dpsi,
     )  # fmt: skip
 
-    dpairs, unused = np.empty_like(pairs), np.empty((0, 0), dtype)
+    dpairs, unused = room(*pairs.shape, state), room(0, 0, state)
     backward_tower(dphi, batch, True, pairs, *critic, *of_critic, dpairs, *dcritic)
     backward_tower(dpsi, batch, False, goal, *goals, *of_goals, unused, *dgoals)
     _actor_losses(score, log_prob, log_alpha, target_entropy, dlog_alpha, dlog_prob, metrics)
     dchosen = dpairs[batch:, states:].copy()
-    doutput = np.empty_like(output)
+    doutput = room(*output.shape, state)
     _of_drawn(dchosen, dlog_prob, noise, chosen, squashed, doutput)
     backward_tower(doutput, batch, False, inputs, *actor, *of_actor, unused, *dactor)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, exponential, loops, products, require_cpu
+from torch_crl.kernels.cpu import array, exponential, loops, product, products, require_cpu, room
 from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT, PairScores
 
 DISTANCES = {"dot": 0, "l2": 1, "norm": 2}
@@ -94,7 +94,7 @@ def _reduce_columns(energy, mask, masked, column_logsumexp):
 @products
 def forward_scores(x, y, kind, mask, masked, columns, softplus, energy, scores):
     """Energies [B, B] and scores [6, B] of centred representations."""
-    np.dot(x, y.T, energy)
+    product(x, False, y, True, energy)
     if kind:
         x_squares, y_squares = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
         _squares(x, x_squares)
@@ -144,13 +144,13 @@ def _weights(
 @products
 def backward_scores(x, y, kind, mask, masked, columns, softplus, energy, scores, upstream, dx, dy):
     """Gradients [B, R] of the representations from those of the scores [4, B]."""
-    weight = np.empty_like(energy)
+    weight = room(len(energy), len(energy), energy)
     of_rows, of_columns = np.empty(len(x), x.dtype), np.empty(len(x), x.dtype)
     _weights(
         energy, scores, kind, mask, masked, columns, softplus, upstream, weight, of_rows, of_columns
     )
-    np.dot(weight, y, dx)
-    np.dot(weight.T, x, dy)
+    product(weight, False, y, False, dx)
+    product(weight, True, x, False, dy)
     if kind:
         for i in range(len(x)):
             for j in range(x.shape[1]):
@@ -174,13 +174,13 @@ class _PairScores(torch.autograd.Function):
             offset_R = psi_BR.mean(0)
             phi_BR, psi_BR = phi_BR - offset_R, psi_BR - offset_R
         x, y = array(phi_BR.contiguous()), array(psi_BR.contiguous())
-        energies = np.empty((len(x), len(x)), x.dtype)
+        energies = array(phi_BR.new_empty(len(x), len(x)))
         scores_6B = phi_BR.new_empty(6, len(x))
         scores = array(scores_6B)
         mask = scores[0] if row_mask_B is None else array(row_mask_B.contiguous())
         options = DISTANCES[energy], mask, row_mask_B is not None, columns, softplus
         forward_scores(x, y, *options, energies, scores)
-        ctx.kept = x, y, *options, energies, scores
+        ctx.kept, ctx.dtype = (x, y, *options, energies, scores), phi_BR.dtype
         diagonal, row, column, softplus_B, rival, total = scores_6B.unbind(0)
         ctx.mark_non_differentiable(rival, total)
         ctx.set_materialize_grads(False)
@@ -189,14 +189,14 @@ class _PairScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, y, *_ = ctx.kept
+        x, *_ = ctx.kept
         upstream_4B = np.zeros((4, len(x)), x.dtype)
         for row, gradient_B in zip(upstream_4B, upstream[:4], strict=True):
             if gradient_B is not None:
                 row[:] = array(gradient_B)
-        dx, dy = np.empty_like(x), np.empty_like(y)
-        backward_scores(*ctx.kept, upstream_4B, dx, dy)
-        return torch.from_numpy(dx), torch.from_numpy(dy), None, None, None, None
+        dphi_BR, dpsi_BR = torch.empty(2, *x.shape, dtype=ctx.dtype)
+        backward_scores(*ctx.kept, upstream_4B, array(dphi_BR), array(dpsi_BR))
+        return dphi_BR, dpsi_BR, None, None, None, None
 
 
 def pair_scores(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, products, require_cpu
+from torch_crl.kernels.cpu import array, product, products, require_cpu, room
 from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
 from torch_crl.kernels.tower.reference import BLOCK, Stack
 
@@ -39,7 +39,7 @@ def forward_tower(
     weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale, dense, stats, inner, y,
 ):  # fmt: skip
     """y [R, O]. inner [L + 1, R, D] gets what each layer gives, dense what its LayerNorm gets."""
-    np.dot(x, first_weight.T, dense[0])
+    product(x, False, first_weight, True, dense[0])
     forward_rows(
         dense[0], first_bias, first_ln_weight, first_ln_bias, dense[0], False, relu, scale,
         stats[0], inner[0],
@@ -47,14 +47,14 @@ def forward_tower(
     block = inner[0]
     for k in range(len(weight)):
         ends = k % BLOCK == BLOCK - 1
-        np.dot(inner[k], weight[k].T, dense[k + 1])
+        product(inner[k], False, weight[k], True, dense[k + 1])
         forward_rows(
             dense[k + 1], bias[k], ln_weight[k], ln_bias[k], block, ends, relu, scale,
             stats[k + 1], inner[k + 1],
         )  # fmt: skip
         if ends:
             block = inner[k + 1]
-    np.dot(block, head_weight.T, y)
+    product(block, False, head_weight, True, y)
     for i in range(len(y)):
         for j in range(len(head_bias)):
             y[i, j] += head_bias[j]
@@ -70,12 +70,13 @@ def backward_tower(
 ):  # fmt: skip
     """Gradients of the input and, from the first `live` rows (none if 0), of the parameters."""
     layers, width = bias.shape
-    ddense, branch = np.empty_like(dense[0]), np.empty_like(dense[0])
-    upstream, scratch = np.empty_like(branch), np.empty((2, width), dy.dtype)
+    rows = len(x)
+    ddense, branch = room(rows, width, dy), room(rows, width, dy)
+    upstream, scratch = room(rows, width, dy), np.empty((2, width), dy.dtype)
     one = scale / scale
-    np.dot(dy, head_weight, upstream)
+    product(dy, False, head_weight, False, upstream)
     if live:
-        np.dot(dy[:live].T, inner[layers][:live], dhead_weight)
+        product(dy[:live], True, inner[layers][:live], False, dhead_weight)
         dhead_bias[:] = 0
         for i in range(live):
             for j in range(len(head_bias)):
@@ -89,8 +90,8 @@ def backward_tower(
             ddense, dbias[k], dln_weight[k], dln_bias[k],
         )  # fmt: skip
         if live:
-            np.dot(ddense[:live].T, inner[k][:live], dweight[k])
-        np.dot(ddense, weight[k], branch)
+            product(ddense[:live], True, inner[k][:live], False, dweight[k])
+        product(ddense, False, weight[k], False, branch)
         if k % BLOCK == 0:
             upstream += branch
     backward_rows(
@@ -99,9 +100,9 @@ def backward_tower(
         ddense, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
     )  # fmt: skip
     if live:
-        np.dot(ddense[:live].T, x[:live], dfirst_weight)
+        product(ddense[:live], True, x[:live], False, dfirst_weight)
     if need_dx:
-        np.dot(ddense, first_weight, dx)
+        product(ddense, False, first_weight, False, dx)
 
 
 class Space:
@@ -112,7 +113,7 @@ class Space:
 
     _unused: ClassVar[dict[tuple[Any, ...], list[tuple[Any, ...]]]] = defaultdict(list)
 
-    def __init__(self, layers: int, rows: int, width: int, dtype: Any) -> None:
+    def __init__(self, layers: int, rows: int, width: int, dtype: torch.dtype) -> None:
         self._key = layers, rows, width, dtype
         try:
             self.arrays = self._unused[self._key].pop()
@@ -121,8 +122,8 @@ class Space:
 
     def _new(self) -> tuple[Any, ...]:
         layers, rows, width, dtype = self._key
-        dense, inner = np.empty((2, layers + 1, rows, width), dtype)
-        return dense, np.empty((layers + 1, rows, 2), dtype), inner
+        dense, inner = torch.empty(2, layers + 1, rows, width, dtype=dtype)
+        return array(dense), array(torch.empty(layers + 1, rows, 2, dtype=dtype)), array(inner)
 
     def __del__(self) -> None:
         self._unused[self._key].append(self.arrays)
@@ -142,7 +143,7 @@ class _WholeTower(torch.autograd.Function):
         x, given = array(x_RI), parameters.arrays
         layers, width = given[5].shape
         y_RO = x_RI.new_empty(len(x), len(given[-1]))
-        space = Space(layers, len(x), width, x.dtype)
+        space = Space(layers, len(x), width, x_RI.dtype)
         scale = x.dtype.type(scale)
         forward_tower(x, *given, relu, scale, *space.arrays, array(y_RO))
         ctx.tensors, ctx.space, ctx.kept = tensors, space, (x, *given, relu, scale)
@@ -155,13 +156,13 @@ class _WholeTower(torch.autograd.Function):
     def backward(ctx: Any, dy_RO: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [torch.empty_like(parameter) for parameter in ctx.tensors]
         need_dx = ctx.needs_input_grad[0]
-        dx = np.empty_like(ctx.kept[0])
+        dx = torch.empty(ctx.kept[0].shape, dtype=dy_RO.dtype)
         backward_tower(
             *(array(dy_RO.contiguous()), ctx.live, need_dx, *ctx.kept, *ctx.space.arrays),
-            *(dx, *map(array, gradients)),
+            *(array(dx), *map(array, gradients)),
         )
         of_parameters = gradients if ctx.live else [None] * len(gradients)
-        return torch.from_numpy(dx) if need_dx else None, None, None, None, None, *of_parameters
+        return dx if need_dx else None, None, None, None, None, *of_parameters
 
 
 def whole_tower(

@@ -1,8 +1,10 @@
 """Which implementation a run on the CPU gets, and why others are refused."""
 
 import pytest
+import torch
 
 from tests.helpers.recipes import tiny
+from torch_crl.kernels import blas
 from torch_crl.recipe import compute_choice
 from torch_crl.recipe.compute_choice import choose_compute, compute_problems, thread_count
 from torch_crl.recipe.presets import preset, with_changes
@@ -19,6 +21,7 @@ def long(**system: object) -> Recipe:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute_choice, "find_spec", lambda _: object())
+    monkeypatch.setattr(blas, "address", lambda _: 1)
 
 
 @pytest.mark.usefixtures("installed")
@@ -58,11 +61,13 @@ def test_others_are_computed_in_plain_torch(
 def test_without_numba_it_is_plain_torch_and_asking_for_it_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compute_choice, "find_spec", lambda name: name == "scipy" or None)
+    monkeypatch.setattr(compute_choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(blas, "address", lambda name: None)
     assert choose_compute(long()).tower == "reference"
     assert compute_problems(long(tower="numba")) == [
-        "--tower numba needs numba and threadpoolctl: pip install 'torch-crl[cpu]'; 'reference' "
-        "needs neither"
+        "--tower numba needs numba: pip install 'torch-crl[cpu]'; 'reference' does not",
+        f"--tower numba calls the BLAS of torch, and torch {torch.__version__} has none that "
+        "others can call; 'reference' does not",
     ]
 
 

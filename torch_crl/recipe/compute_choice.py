@@ -6,6 +6,7 @@ import torch
 
 from torch_crl.agent.blocks import BLOCKS
 from torch_crl.agent.compute import Compute, Tower
+from torch_crl.kernels import blas
 from torch_crl.kernels.norm_act import LARGEST_WIDTH
 from torch_crl.kernels.tower import (
     BLOCK,
@@ -131,10 +132,13 @@ def _numba_problems(recipe: Recipe) -> list[str]:
             f"keeps all activations, got --recompute {recipe.system.recompute}; 'reference' can "
             "compute them again"
         )
-    missing = [name for name in ("numba", "scipy", "threadpoolctl") if find_spec(name) is None]
-    if missing:
-        names = " and ".join(missing)
-        problems.append(f"needs {names}: pip install 'torch-crl[cpu]'; 'reference' needs neither")
+    if find_spec("numba") is None:
+        problems.append("needs numba: pip install 'torch-crl[cpu]'; 'reference' does not")
+    if blas.address("sgemm_") is None:
+        problems.append(
+            f"calls the BLAS of torch, and torch {torch.__version__} has none that others can "
+            "call; 'reference' does not"
+        )
     return problems
 
 

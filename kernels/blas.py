@@ -1,0 +1,24 @@
+"""The BLAS that torch computes with, for compiled code. Imports neither numba nor BLAS of its own.
+
+torch's wheels carry a BLAS inside or beside their main library (MKL on x86), whose functions have
+the names and arguments of Fortran's.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+@cache
+def address(name: str) -> int | None:
+    """Where torch's libraries have the function of this name in memory, if they have it."""
+    for library in Path(torch.__file__).parent.joinpath("lib").glob("libtorch_cpu.*"):
+        try:
+            # Already loaded; its dependencies are searched too.
+            function = getattr(ctypes.CDLL(str(library)), name)
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(function, ctypes.c_void_p).value
+    return None
