@@ -22,3 +22,8 @@ def address(name: str) -> int | None:
             continue
         return ctypes.cast(function, ctypes.c_void_p).value
     return None
+
+
+def multiplies_bf16() -> bool:
+    """Whether this processor and torch's BLAS multiply bf16, with sums in fp32."""
+    return address("gemm_bf16bf16f32_") is not None and torch.cpu._is_avx512_bf16_supported()

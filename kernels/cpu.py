@@ -66,17 +66,22 @@ def _of_blas(name: str) -> types.ExternalFunction:
 
 
 _SINGLE, _DOUBLE = _of_blas("sgemm_"), _of_blas("dgemm_")
+# Where there is none, no recipe asks for it; code that could call it is compiled all the same.
+_HALF = _of_blas("gemm_bf16bf16f32_" if address("gemm_bf16bf16f32_") else "sgemm_")
 _FLAGS = np.frombuffer(b"NT", np.uint8)
 
 
 def product(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
-    """out = a b, of contiguous matrices or their transposes; only within compiled code."""
+    """out = a b, of contiguous matrices or their transposes; only within compiled code.
+
+    All three are fp32 or fp64, or a and b are bf16 and out is fp32.
+    """
     raise NotImplementedError(a, a_transposed, b, b_transposed, out)
 
 
 @overload(product)
 def _(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
-    gemm = _SINGLE if out.dtype == types.float32 else _DOUBLE
+    gemm = _DOUBLE if a.dtype == types.float64 else _SINGLE if a.dtype == types.float32 else _HALF
 
     def call(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
         # Fortran reads a matrix by columns, and so finds its transpose: out^T = b^T a^T.
@@ -144,6 +149,18 @@ def _exp_fp32(x: Any) -> Any:
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1.0)
     return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@loops
+def to_bf16(x, out):
+    """The bits of each number of x [R, D] rounded to bf16, to nearest, ties to even."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            number = np.float32(x[i, j])
+            bits = number.view(np.uint32)
+            bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            # A NaN may become infinity by the addition.
+            out[i, j] = np.uint32(0x7FC0) if number != number else bits >> np.uint32(16)
 
 
 def is_on_disk(function: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, product, products, require_cpu, room
+from torch_crl.kernels.cpu import array, product, products, require_cpu, room, to_bf16
 from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
 from torch_crl.kernels.tower.reference import BLOCK, Stack
 
@@ -36,9 +36,13 @@ class Parameters:
 @products
 def forward_tower(
     x, first_weight, first_bias, first_ln_weight, first_ln_bias,
-    weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale, dense, stats, inner, y,
+    weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale,
+    dense, stats, inner, weight16, inner16, y,
 ):  # fmt: skip
-    """y [R, O]. inner [L + 1, R, D] gets what each layer gives, dense what its LayerNorm gets."""
+    """y [R, O]. inner [L + 1, R, D] gets what each layer gives, dense what its LayerNorm gets.
+
+    If there is room for it, weight16 and inner16 get both operands of the inner products in bf16.
+    """
     product(x, False, first_weight, True, dense[0])
     forward_rows(
         dense[0], first_bias, first_ln_weight, first_ln_bias, dense[0], False, relu, scale,
@@ -47,7 +51,12 @@ def forward_tower(
     block = inner[0]
     for k in range(len(weight)):
         ends = k % BLOCK == BLOCK - 1
-        product(inner[k], False, weight[k], True, dense[k + 1])
+        if len(weight16):
+            to_bf16(inner[k], inner16[k])
+            to_bf16(weight[k], weight16[k])
+            product(inner16[k], False, weight16[k], True, dense[k + 1])
+        else:
+            product(inner[k], False, weight[k], True, dense[k + 1])
         forward_rows(
             dense[k + 1], bias[k], ln_weight[k], ln_bias[k], block, ends, relu, scale,
             stats[k + 1], inner[k + 1],
@@ -64,7 +73,8 @@ def forward_tower(
 def backward_tower(
     dy, live, need_dx,
     x, first_weight, first_bias, first_ln_weight, first_ln_bias,
-    weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale, dense, stats, inner,
+    weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale,
+    dense, stats, inner, weight16, inner16,
     dx, dfirst_weight, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
     dweight, dbias, dln_weight, dln_bias, dhead_weight, dhead_bias,
 ):  # fmt: skip
@@ -73,6 +83,7 @@ def backward_tower(
     rows = len(x)
     ddense, branch = room(rows, width, dy), room(rows, width, dy)
     upstream, scratch = room(rows, width, dy), np.empty((2, width), dy.dtype)
+    gradient16 = room(rows if len(weight16) else 0, width, weight16)
     one = scale / scale
     product(dy, False, head_weight, False, upstream)
     if live:
@@ -89,9 +100,15 @@ def backward_tower(
             relu, scale if ends else one, stats[k + 1], live, scratch,
             ddense, dbias[k], dln_weight[k], dln_bias[k],
         )  # fmt: skip
-        if live:
-            product(ddense[:live], True, inner[k][:live], False, dweight[k])
-        product(ddense, False, weight[k], False, branch)
+        if len(weight16):
+            to_bf16(ddense, gradient16)
+            if live:
+                product(gradient16[:live], True, inner16[k][:live], False, dweight[k])
+            product(gradient16, False, weight16[k], False, branch)
+        else:
+            if live:
+                product(ddense[:live], True, inner[k][:live], False, dweight[k])
+            product(ddense, False, weight[k], False, branch)
         if k % BLOCK == 0:
             upstream += branch
     backward_rows(
@@ -113,17 +130,25 @@ class Space:
 
     _unused: ClassVar[dict[tuple[Any, ...], list[tuple[Any, ...]]]] = defaultdict(list)
 
-    def __init__(self, layers: int, rows: int, width: int, dtype: torch.dtype) -> None:
-        self._key = layers, rows, width, dtype
+    def __init__(
+        self, layers: int, rows: int, width: int, *, dtype: torch.dtype, precision: str
+    ) -> None:
+        self._key = layers, rows, width, dtype, precision
         try:
             self.arrays = self._unused[self._key].pop()
         except IndexError:
             self.arrays = self._new()
 
     def _new(self) -> tuple[Any, ...]:
-        layers, rows, width, dtype = self._key
+        layers, rows, width, dtype, precision = self._key
         dense, inner = torch.empty(2, layers + 1, rows, width, dtype=dtype)
-        return array(dense), array(torch.empty(layers + 1, rows, 2, dtype=dtype)), array(inner)
+        stats = torch.empty(layers + 1, rows, 2, dtype=dtype)
+        halves = [(layers, width, width), (layers, rows, width)]
+        in_bf16 = [
+            torch.empty(shape if precision == "bf16" else (0, 0, 0), dtype=torch.uint16)
+            for shape in halves
+        ]
+        return tuple(map(array, (dense, stats, inner, *in_bf16)))
 
     def __del__(self) -> None:
         self._unused[self._key].append(self.arrays)
@@ -138,17 +163,18 @@ class _WholeTower(torch.autograd.Function):
         live: int,
         relu: bool,
         scale: float,
+        precision: str,
         *tensors: Tensor,
     ) -> Tensor:
         x, given = array(x_RI), parameters.arrays
         layers, width = given[5].shape
         y_RO = x_RI.new_empty(len(x), len(given[-1]))
-        space = Space(layers, len(x), width, x_RI.dtype)
+        space = Space(layers, len(x), width, dtype=x_RI.dtype, precision=precision)
         scale = x.dtype.type(scale)
         forward_tower(x, *given, relu, scale, *space.arrays, array(y_RO))
         ctx.tensors, ctx.space, ctx.kept = tensors, space, (x, *given, relu, scale)
         # Without parameters to train, no row counts for them.
-        ctx.live = live if any(ctx.needs_input_grad[5:]) else 0
+        ctx.live = live if any(ctx.needs_input_grad[6:]) else 0
         return y_RO
 
     @staticmethod
@@ -162,11 +188,17 @@ class _WholeTower(torch.autograd.Function):
             *(array(dx), *map(array, gradients)),
         )
         of_parameters = gradients if ctx.live else [None] * len(gradients)
-        return dx if need_dx else None, None, None, None, None, *of_parameters
+        return dx if need_dx else None, None, None, None, None, None, *of_parameters
 
 
 def whole_tower(
-    x_RI: Tensor, parameters: Parameters, *, live: int, activation: str, branch_scale: float
+    x_RI: Tensor,
+    parameters: Parameters,
+    *,
+    live: int,
+    activation: str,
+    branch_scale: float,
+    precision: str,
 ) -> Tensor:
     """First layer, residual blocks and last layer in one call, [R, I] to [R, O].
 
@@ -174,10 +206,11 @@ def whole_tower(
         x_RI: fp32 or fp64 on the CPU, like all parameters.
         live: the parameters get gradients from the first `live` rows only.
         activation, branch_scale: as in `torch_crl.kernels.tower.tower`.
+        precision: `bf16` rounds the operands of the inner products, of fp32 tensors only.
 
     Raises ValueError for tensors of other devices and dtypes.
     """
     require_cpu("tower", x_RI, parameters.tensors[0])
     apply: Callable[..., Tensor] = _WholeTower.apply
-    options = parameters, live, activation == "relu", branch_scale
+    options = parameters, live, activation == "relu", branch_scale, precision
     return apply(x_RI.contiguous(), *options, *parameters.tensors)

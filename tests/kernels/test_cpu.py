@@ -11,12 +11,13 @@ from torch import Generator, Tensor
 
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run
-from tests.kernels.check import assert_as_exact, poisoned
+from tests.kernels.check import assert_as_exact, error, poisoned
 from tests.kernels.test_relabel import ends_of_the_range, filled, uniforms
 from torch_crl.agent.compute import Compute, Tower
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
 from torch_crl.agent.networks import ResidualTower, run_towers
 from torch_crl.agent.sizes import TowerSizes
+from torch_crl.kernels.blas import multiplies_bf16
 from torch_crl.kernels.infonce import ENERGIES, pair_scores
 from torch_crl.kernels.relabel import Batch, Ring, relabel
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
@@ -57,13 +58,16 @@ def assert_exact(run: Callable[[Tower, torch.dtype], Results], *, floor: float =
     assert_as_exact(fp64, truth, truth, floor=floor)
 
 
-def made_towers(sizes: TowerSizes, tower: Tower, dtype: torch.dtype) -> list[ResidualTower]:
+def made_towers(
+    sizes: TowerSizes, tower: Tower, dtype: torch.dtype, precision: str = "fp32"
+) -> list[ResidualTower]:
     """Two towers as after some training: no bias is 0 and no LayerNorm weight is 1."""
+    compute = Compute(tower=tower, precision=precision)
     made = []
     for seed in (1, 2):
-        each = ResidualTower(
-            sizes, generator=Generator().manual_seed(seed), compute=Compute(tower=tower)
-        ).to(dtype)
+        each = ResidualTower(sizes, generator=Generator().manual_seed(seed), compute=compute).to(
+            dtype
+        )
         with torch.no_grad():
             for index, parameter in enumerate(each.parameters()):
                 parameter += 0.1 * normal(*parameter.shape, seed=10 * seed + index)
@@ -86,17 +90,48 @@ def test_towers_are_as_exact_as_plain_torch(
     )
 
     def run(tower: Tower, dtype: torch.dtype) -> Results:
-        towers = made_towers(sizes, tower, dtype)
-        x, y, frozen = (
-            normal(rows + index, INPUT, seed=index).to(dtype).requires_grad_() for index in range(3)
-        )
-        outputs = run_towers([x, y], towers, frozen=frozen)
-        leaves = {"x": x, "y": y, "frozen": frozen}
-        for index, each in enumerate(towers):
-            leaves |= {f"{name} {index}": p for name, p in each.named_parameters()}
-        return results({f"output {i}": each for i, each in enumerate(outputs)}, leaves)
+        return passed(made_towers(sizes, tower, dtype), rows)
 
     assert_exact(run)
+
+
+def passed(towers: list[ResidualTower], rows: int) -> Results:
+    """What two towers make of random rows, some of them frozen, and the gradients."""
+    dtype = towers[0].weight.dtype
+    x, y, frozen = (
+        normal(rows + index, INPUT, seed=index).to(dtype).requires_grad_() for index in range(3)
+    )
+    outputs = run_towers([x, y], towers, frozen=frozen)
+    leaves = {"x": x, "y": y, "frozen": frozen}
+    for index, each in enumerate(towers):
+        leaves |= {f"{name} {index}": p for name, p in each.named_parameters()}
+    return results({f"output {i}": each for i, each in enumerate(outputs)}, leaves)
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply bf16")
+@pytest.mark.parametrize(("depth", "width", "rows"), [(4, 16, 1), (8, 12, 7), (4, 64, 33)])
+def test_towers_in_bf16_are_those_of_plain_torch(depth: int, width: int, rows: int) -> None:
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=depth, width=width)
+    truth = passed(made_towers(sizes, "reference", torch.float64, "bf16"), rows)
+    plain = passed(made_towers(sizes, "reference", torch.float32, "bf16"), rows)
+    exact = passed(made_towers(sizes, "reference", torch.float64), rows)
+    ours = passed(made_towers(sizes, "numba", torch.float32, "bf16"), rows)
+    # A number that is nearly between two of bf16 is rounded either way, here and in plain torch.
+    assert_as_exact(ours, plain, truth, floor=5e-4)
+    # It is rounded at all.
+    assert error(ours["output 0"], exact["output 0"]) > 5e-4
+
+
+@pytest.mark.parametrize("bits", [0x3F808000, 0x3F818000, 0x3F808001, 0x7F800001, 0xFF7FFFFF])
+def test_numbers_are_rounded_to_bf16_as_torch_does(bits: int) -> None:
+    from torch_crl.kernels.cpu import to_bf16
+
+    numbers = torch.tensor([[bits - 2**32 if bits >= 2**31 else bits]], dtype=torch.int32)
+    x = numbers.view(torch.float32)
+    found = torch.empty(1, 1, dtype=torch.uint16)
+    to_bf16(x.numpy(), found.numpy())
+    theirs, ours = x.bfloat16().item(), found.view(torch.bfloat16).item()
+    assert ours == theirs or (ours != ours and theirs != theirs)
 
 
 def test_a_frozen_tower_has_no_gradient_but_that_of_its_input() -> None:

@@ -75,8 +75,21 @@ def test_without_numba_it_is_plain_torch_and_asking_for_it_says_how_to_get_it(
 def test_what_numba_does_not_have_is_refused_by_flag() -> None:
     recipe = tiny(
         networks={"block": "pre_norm"},
-        system={"tower": "numba", "precision": "bf16", "recompute": 4},
+        system={"tower": "numba", "precision": "tf32", "recompute": 4},
     )
     problems = "\n".join(compute_problems(recipe))
-    for flag in ("--block published, got pre_norm", "--precision fp32, got bf16", "--recompute 4"):
+    for flag in ("--block published, got pre_norm", "bf16, got tf32", "--recompute 4"):
         assert flag in problems, problems
+
+
+@pytest.mark.usefixtures("installed")
+def test_bf16_is_computed_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = with_changes(long(precision="bf16"), networks={"width": 1024})
+    monkeypatch.setattr(blas, "multiplies_bf16", lambda: True)
+    assert choose_compute(large).tower == "numba"
+    monkeypatch.setattr(blas, "multiplies_bf16", lambda: False)
+    assert choose_compute(large).tower == "reference"
+    (problem,) = compute_problems(long(tower="numba", precision="bf16"))
+    assert "AVX512_BF16 or AMX" in problem and "'reference' computes the same" in problem

@@ -38,7 +38,11 @@ class CompiledUpdate:
         self._steps = Steps(learner.optimizer)
         # They must be kept, since a space whose owner is gone is used again by others.
         self._spaces = [
-            Space(tower.sizes.depth, count, tower.sizes.width, tower.weight.dtype)
+            Space(
+                *(tower.sizes.depth, count, tower.sizes.width),
+                dtype=tower.weight.dtype,
+                precision=tower.compute.precision,
+            )
             for tower, count in zip(towers, rows, strict=True)
         ]
         self._arguments = (

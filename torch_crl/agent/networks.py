@@ -139,6 +139,7 @@ class ResidualTower(nn.Module):
             live=live,
             activation=sizes.activation,
             branch_scale=sizes.branch_scale,
+            precision=self.compute.precision,
         )
 
 

@@ -104,12 +104,13 @@ def _layer_flop(recipe: Recipe) -> int:
 
 
 def _fastest_cpu_tower(recipe: Recipe) -> Tower:
-    """`numba` where it can be used and pays: in runs that are not short, of small layers or on
-    one thread.
+    """`numba` where it can be used and pays: in runs that are not short, of small layers, on one
+    thread or in bf16.
     """
     one_thread = (recipe.system.torch_threads or _every_thread()) == 1
     small = one_thread or _layer_flop(recipe) <= _NUMBA_LAYER_FLOP
-    pays = small and recipe.total_updates >= _UPDATES_WORTH_NUMBA
+    # In bf16 plain torch only rounds as if, which is slow.
+    pays = (small or _precision(recipe) == "bf16") and recipe.total_updates >= _UPDATES_WORTH_NUMBA
     return "numba" if pays and not _numba_problems(recipe) else "reference"
 
 
@@ -123,9 +124,15 @@ def _numba_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"is for --block published, got {recipe.networks.block}; 'reference' has every block"
         )
-    if _precision(recipe) != "fp32":
+    precision = _precision(recipe)
+    if precision not in ("fp32", "bf16"):
         problems.append(
-            f"is for --precision fp32, got {recipe.system.precision}; 'reference' has all of them"
+            f"is for --precision fp32 and bf16, got {precision}; 'reference' has all of them"
+        )
+    if precision == "bf16" and not blas.multiplies_bf16():
+        problems.append(
+            "has --precision bf16 only with instructions for it, AVX512_BF16 or AMX, and an MKL in "
+            "torch; 'reference' computes the same anywhere, more slowly than fp32"
         )
     if recipe.system.recompute:
         problems.append(

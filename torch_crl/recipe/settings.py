@@ -213,7 +213,8 @@ class SystemRecipe:
     precision: Literal["auto", "fp32", "tf32", "fp16", "bf16"] = "auto"
     """Precision of the inputs of the residual blocks' matmuls; all else is fp32. `auto` is fp32 on
     the CPU, fp16 on CUDA with --block published or shared, and tf32 on CUDA with the other blocks,
-    since some of them do not bound the activations."""
+    since some of them do not bound the activations. On a CPU only bf16 with --tower numba is faster
+    than fp32, on processors with AVX512_BF16 or AMX; plain PyTorch computes the others slowly."""
     tower: Literal["auto", "reference", "numba", "norm_act", "persistent"] = "auto"
     """Implementation of the towers: `reference` is plain PyTorch; `numba` has one compiled function
     for all layers on one CPU core (pip install 'torch-crl[cpu]'); `norm_act` has a matmul and one
