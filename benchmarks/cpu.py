@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.kernels.blas import multiplies_bf16
 from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
@@ -72,25 +74,31 @@ def _update(*, depth: int, width: int, batch_size: int) -> dict[str, Any]:
 
 
 def compiled() -> list[dict[str, Any]]:
-    """Updates per second with the sizes of `ant` on random data, one thread each, in fp32."""
+    """Updates per second with the sizes of `ant` on random data, one thread each.
+
+    Plain PyTorch computes in fp32, the compiled kernels in fp32 and, where they can, in bf16.
+    """
     with torch_threads(1):
-        return [_compiled(*sizes) for sizes in COMPILED_SIZES]
+        return [row for sizes in COMPILED_SIZES for row in _compiled(*sizes)]
 
 
-def _compiled(depth: int, width: int, batch_size: int) -> dict[str, Any]:
+def _compiled(depth: int, width: int, batch_size: int) -> list[dict[str, Any]]:
     batch = _random_batch(batch_size)
-    recipes = [
-        _recipe(depth=depth, width=width, batch_size=batch_size, tower=tower)
-        for tower in ("reference", "numba")
-    ]
-    plain, compiled = (build_run(recipe).learner for recipe in recipes)
-    theirs, ours = take_turns(
-        lambda: plain.update(batch),
-        lambda: compiled.update(batch),
+    plain = _recipe(depth=depth, width=width, batch_size=batch_size, tower="reference")
+    numba = with_changes(plain, system={"tower": "numba", "precision": "fp32"})
+    half = with_changes(numba, system={"precision": "bf16"})
+    recipes = [numba, half] if multiplies_bf16() else [numba]
+    learners = [build_run(recipe).learner for recipe in (plain, *recipes)]
+    theirs, *ours = take_turns(
+        *(partial(learner.update, batch) for learner in learners),
         turns=TURNS,
         repeats=max(2, 160 // depth),
     )
-    return _row("compiled", recipes[1], ours=ours, theirs=theirs, peer="plain_torch")
+    return [
+        _row("compiled", recipe, ours=seconds, theirs=theirs, peer="plain_torch")
+        | {"precision": recipe.system.precision}
+        for recipe, seconds in zip(recipes, ours, strict=True)
+    ]
 
 
 def peers() -> list[dict[str, Any]]:

@@ -30,6 +30,11 @@ def compiled_table() -> str:
     return _cpu_table("compiled.json")
 
 
+def compiled_peers_table() -> str:
+    """The same of compiled_peers.json: the compiled kernels beside other compilers."""
+    return _cpu_table("compiled_peers.json")
+
+
 def _cpu_table(name: str) -> str:
     document = read_result(name)
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
@@ -47,9 +52,18 @@ def _result_line(row: dict[str, Any]) -> str:
             )
         case "compiled":
             return (
-                f"| updates/s by `--tower numba`, depth {row['depth']}, width {row['width']}, "
-                f"batch {row['batch']}, one core | {row['ours_per_second']:.1f} | "
-                f"{row['plain_torch_per_second']:.1f}, `--tower reference` | {row['ratio']:.2f} |"
+                f"| updates/s, depth {row['depth']}, width {row['width']}, batch {row['batch']}, "
+                f"{row['precision']} | {row['ours_per_second']:.1f} | "
+                f"{row['plain_torch_per_second']:.1f}, `--tower reference`, fp32 | "
+                f"{row['ratio']:.2f} |"
+            )
+        case "peers":
+            peer = {"torch_compile": "torch.compile, module by module", "jax": "JAX"}
+            (name,) = (name for name in peer if f"{name}_per_second" in row)
+            return (
+                f"| updates/s, depth {row['depth']}, width {row['width']}, batch {row['batch']}, "
+                f"fp32 | {row['ours_per_second']:.1f} | {row[f'{name}_per_second']:.1f}, "
+                f"{peer[name]} | {row['ratio']:.2f} |"
             )
         case "env":
             return (
@@ -310,6 +324,7 @@ PARTS = {
     "own task": own_task,
     "results": results_table,
     "compiled": compiled_table,
+    "compiled peers": compiled_peers_table,
     "envs": envs_table,
     "learning": learning_table,
     "baselines": baselines_table,
