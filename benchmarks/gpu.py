@@ -1,104 +1,83 @@
 """All tests and benchmarks on a GPU: `python -m torch_crl.benchmarks.gpu --out DIRECTORY`.
 
 The parts run in this order, each in a process of its own, so that a crash of one leaves the others
-alone:
+alone. They make three calls of at most eight minutes, for hosts that are lent by the minute; the
+first has what one would miss most:
 
-tests        tests that need CUDA, and every kernel against fp64
-kernels      passes of the towers with every tile size, LayerNorm, scores of all pairs
-update       our update by depth
-peers        eager and compiled PyTorch, and JAX if it is installed
-variants     precisions, implementations, batch sizes, recomputed activations
-act          the policy's actions
-physics      collections of ant and humanoid on both simulators, training with its updates
-memory       updates at the largest depths
-learning     the default task, from start to evaluation
+--call ours
+    tests      tests that need CUDA, and every kernel against fp64, the towers first
+    update     our update by depth, and the floor of this card
+    profile    the kernels of one replay by time
+    counters   what Nsight Compute counts in the kernels of an update, if ncu is installed
+    kernels    passes of the towers with every tile size, LayerNorm, scores of all pairs
+--call peers
+    update     our update again, since another card may be lent
+    jax        the published update in JAX, the deepest first
+    torch      eager and compiled PyTorch
+    baselines  updates of SAC and PPO with towers of the same depths
+--call rest
+    variants   precisions, implementations, batch sizes, recomputed activations
+    act        the policy's actions
+    memory     updates at the largest depths
+    learning   the default task, from start to evaluation
+    physics    collections of ant and humanoid on both simulators, training with its updates
 
-`--only` chooses parts; a part for which `--minutes` leaves no time is reported as skipped. Writes
-gpu.json, gpu.png and a log for each part, and prints a line for every row when its part has ended.
-The last line of standard output is the JSON.
+Without `--call` all parts run. `--only` chooses parts; a part for which `--minutes` leaves no time
+is reported as skipped. Writes three files: gpu.json, gpu.png and gpu.tar.gz, which holds the logs
+and the run of `learning`. They are written again after every part, since the machine may be gone
+before the next. The table of all rows comes last.
 """
 
 import argparse
+import csv
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch_crl.benchmarks.clocks import Clocks
+from torch_crl.benchmarks.gpu_scenarios import scenarios
 from torch_crl.benchmarks.picture import save_time_by_depth
-from torch_crl.benchmarks.report import report
-from torch_crl.benchmarks.scenarios import Scenario, run_scenario
+from torch_crl.benchmarks.report import write_report
+from torch_crl.benchmarks.scenario import Scenario
+from torch_crl.benchmarks.scenarios import run_scenario
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.system.machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-DEPTHS = (4, 16, 64, 256, 1024)
+CALLS = {
+    "ours": ("tests", "update", "profile", "counters", "kernels"),
+    "peers": ("update", "jax", "torch", "baselines"),
+    "rest": ("variants", "act", "memory", "learning", "physics"),
+}
+PARTS = tuple(dict.fromkeys(part for call in CALLS.values() for part in call))
 TIMED_OUT = 124
 # Time limits of parts that compile a lot, so that the later ones have time left.
-MOST_SECONDS = {"tests": 240.0, "peers": 180.0}
+MOST_SECONDS = {"tests": 240.0, "jax": 200.0, "torch": 120.0, "counters": 60.0}
+LONGEST_TABLE = 11_000
+"""Characters; hosts that are lent by the minute may show the end of the output only."""
 Row = dict[str, Any]
 
-
-def _update(**sizes: Any) -> Scenario:
-    return Scenario(kind="update", seconds=1.0, **sizes)
-
-
-def scenarios() -> dict[str, list[Scenario]]:
-    """Name of a part to the scenarios that it measures."""
-    peers = [
-        *(Scenario(kind="update", depth=d, implementation="eager_torch") for d in (4, 16, 64)),
-        *(Scenario(kind="update", depth=d, implementation="compiled_torch") for d in (4, 16)),
-    ]
-    if importlib.util.find_spec("jax"):
-        peers += [_update(depth=depth, implementation="jax") for depth in DEPTHS]
-        peers += [_update(depth=64, implementation="jax", precision="bf16")]
-    return {
-        "kernels": [Scenario(kind="kernels", depth=64, seconds=0.1)],
-        "update": [
-            *(_update(depth=depth) for depth in DEPTHS),
-            *(Scenario(kind="floor", depth=depth, seconds=0.2) for depth in DEPTHS),
-        ],
-        "peers": peers,
-        "variants": [
-            *(_update(depth=64, batch=batch) for batch in (256, 1024, 2048)),
-            _update(depth=64, precision="bf16"),
-            _update(depth=64, cuda_graph="off"),
-            _update(depth=64, tower="norm_act"),
-            _update(depth=64, tower="norm_act", precision="tf32"),
-            _update(depth=64, tower="reference", precision="fp32"),
-            _update(depth=64, width=128),
-            _update(depth=64, width=512),
-            _update(depth=256, tower="norm_act"),
-            _update(depth=1024, recompute=64),
-        ],
-        "act": [
-            Scenario(kind="act", depth=4),
-            Scenario(kind="act", depth=64),
-            Scenario(kind="env"),
-        ],
-        "physics": [
-            *(
-                Scenario(kind="collect", task=task, envs=envs, simulator=simulator)
-                for task in ("ant", "humanoid")
-                for simulator, sizes in (("cpu", (512,)), ("warp", (512, 4096, 8192)))
-                for envs in sizes
-                if simulator == "cpu" or importlib.util.find_spec("mujoco_warp")
-            ),
-            Scenario(kind="end_to_end", depth=16),
-            Scenario(kind="end_to_end", depth=16, overlap="on"),
-            *(
-                [Scenario(kind="end_to_end", depth=16, simulator="warp")]
-                if importlib.util.find_spec("mujoco_warp")
-                else []
-            ),
-        ],
-        "memory": [Scenario(kind="update", depth=depth, seconds=0.5) for depth in (4096, 8192)],
-    }
-
-
-PARTS = ("tests", *scenarios(), "learning")
+COUNTED = {
+    "gpu__time_duration.sum": "ns",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "sm_percent",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "memory_percent",
+    "l1tex__data_pipe_lsu_wavefronts_mem_shared.avg.pct_of_peak_sustained_elapsed": (
+        "shared_memory_percent"
+    ),
+    "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active": "tensor_percent",
+}
+"""Metric of Nsight Compute to its name in a row."""
 
 
 def _status(command: list[str], seconds: float, **options: Any) -> int:
@@ -107,6 +86,18 @@ def _status(command: list[str], seconds: float, **options: Any) -> int:
         return subprocess.run(command, timeout=seconds, check=False, **options).returncode
     except subprocess.TimeoutExpired:
         return TIMED_OUT
+
+
+def _run_command(
+    name: str, command: list[str], folder: Path, seconds: float
+) -> tuple[Row, list[str]]:
+    """A row with the status, and the lines of the log."""
+    begin, log = time.monotonic(), folder / f"{name}.log"
+    with log.open("w") as output:
+        status = _status(command, seconds, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+    lines = log.read_text(errors="replace").splitlines()
+    row: Row = {"kind": name, "status": status, "seconds": time.monotonic() - begin}
+    return row | ({"last_line": lines[-1][:300]} if lines else {}), lines
 
 
 def _measure(part: str, folder: Path, seconds: float) -> list[Row]:
@@ -119,125 +110,185 @@ def _measure(part: str, folder: Path, seconds: float) -> list[Row]:
     # Compilers may print other lines.
     lines = [line for line in output.read_text().split("\n")[:-1] if line.startswith("{")]
     rows: list[Row] = [json.loads(line) for line in lines]
-    print(*map(_short, rows), sep="\n", flush=True)
     if status:
-        tail = "\n".join(log.read_text().splitlines()[-15:])
-        reason = f"stopped after {seconds:.0f} s" if status == TIMED_OUT else f"status {status}"
-        print(f"{part}: {reason}\n{tail}", flush=True)
-        rows.append({"kind": "failure", "part": part, "status": status, "tail": tail})
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        rows.append({"kind": "failure", "part": part, "status": status, "tail": tail[-1500:]})
     return rows
 
 
-def _run_command(name: str, command: list[str], folder: Path, seconds: float) -> list[Row]:
-    begin = time.monotonic()
-    with (folder / f"{name}.log").open("w") as log:
-        status = _status(command, seconds, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
-    lines = (folder / f"{name}.log").read_text().splitlines()
-    print(f"{name}: exit status {status}", *lines[-12:], sep="\n  ", flush=True)
-    spent = time.monotonic() - begin
-    return [{"kind": name, "status": status, "seconds": spent, "last_line": lines[-1:]}]
-
-
 def _tests(folder: Path, seconds: float) -> list[Row]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # Verbose, so that the log names every failure even of a process that was stopped.
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
     # A host may have newer libraries than those that are tested; their deprecations are no failure.
     command += ["-W", "default::DeprecationWarning"]
     if importlib.util.find_spec("xdist"):
         # Most of the time goes into compiling. pytest-benchmark objects to several processes.
         command += ["-n", "6", "-p", "no:benchmark"]
-    command += [
-        "tests/test_gpu.py",
-        "tests/system/test_cuda_graph.py",
-        "tests/kernels",
-        "-k",
-        "not compile",
+    command += ["tests/kernels/test_tower.py", "tests/test_gpu.py"]
+    command += ["tests/system/test_cuda_graph.py", "tests/kernels", "-k", "not compile"]
+    row, lines = _run_command("tests", command, folder, seconds)
+    return [row | test_results(lines)]
+
+
+_OUTCOME = r"\b(?:PASSED|FAILED|ERROR|SKIPPED)\b"
+
+
+def test_results(lines: Iterable[str]) -> Row:
+    """Numbers of tests that passed and were skipped, and the names of those that failed."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        outcome = re.search(_OUTCOME, line)
+        test = re.search(rf"tests/\S+::.+?(?=\s+{_OUTCOME}| - |$)", line)
+        if outcome and test:
+            names[outcome[0]].add(test[0])
+    failed = sorted(names["FAILED"] | names["ERROR"])
+    return {"passed": len(names["PASSED"]), "skipped": len(names["SKIPPED"]), "failed": failed}
+
+
+# pytest would take it for a test where a test module imports it.
+test_results.__test__ = False  # type: ignore[attr-defined]
+
+
+def _counters(folder: Path, seconds: float) -> list[Row]:
+    if shutil.which("ncu") is None:
+        return [{"kind": "skipped", "part": "counters", "reason": "ncu is not installed"}]
+    command = ["ncu", "--clock-control", "none", "--csv", "--metrics", ",".join(COUNTED)]
+    command += ["--kernel-name", "regex:tower|pairs|infonce", "--launch-skip", "20"]
+    command += ["--launch-count", "20"]
+    command += [sys.executable, "-m", "torch_crl.benchmarks.gpu", "--worker", "counters"]
+    row, lines = _run_command("counters", command, folder, seconds)
+    return [row, *counted(lines)]
+
+
+def counted(lines: Iterable[str]) -> list[Row]:
+    """A row for each kernel of ncu's CSV, with the mean of every metric over its launches."""
+    table = [line for line in lines if line.startswith('"')]
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cells in csv.DictReader(table):
+        name = COUNTED.get(cells.get("Metric Name", ""))
+        try:
+            value = float(cells["Metric Value"].replace(",", ""))
+        # A counter that this card does not have is "n/a".
+        except (KeyError, ValueError):
+            continue
+        if name:
+            values[cells["Kernel Name"][:60]][name].append(value)
+    return [
+        {"kind": "counters", "part": kernel, "launches": len(next(iter(metrics.values())))}
+        | {name: sum(each) / len(each) for name, each in metrics.items()}
+        for kernel, metrics in values.items()
     ]
-    return _run_command("tests", command, folder, seconds)
 
 
 def _learning(folder: Path, seconds: float) -> list[Row]:
     run_dir = folder / "reacher"
     command = [sys.executable, "-m", "torch_crl.cli.main", "train", "reacher"]
     command += ["--device", "cuda", "--run-dir", str(run_dir), "--overwrite"]
-    rows = _run_command("learning", command, folder, seconds)
-    from torch_crl.runs.directory import RunDirectory
-
+    row, _ = _run_command("learning", command, folder, seconds)
     evaluations = RunDirectory(run_dir).read_metrics("evaluation")
-    return [rows[0] | (evaluations[-1] if evaluations else {}) | {"kind": "learning"}]
+    return [row | (evaluations[-1] if evaluations else {}) | {"kind": "learning"}]
+
+
+SPECIAL = {"tests": _tests, "counters": _counters, "learning": _learning}
 
 
 def _work(part: str) -> None:
     """The worker process of a part: prints a JSON line for each row."""
-    for scenario in scenarios()[part]:
-        try:
-            rows = run_scenario(scenario, device="cuda")
-        except Exception as error:
-            # An error of a compiler or a driver is recorded for this scenario; the others go on.
-            rows = [asdict(scenario) | {"error": f"{type(error).__name__}: {error}"[:500]}]
+    # Under ncu every launch is measured many times, so a few updates without a graph are enough.
+    few = [Scenario(kind="update", depth=4, cuda_graph="off", seconds=0.01)]
+    for scenario in few if part == "counters" else scenarios()[part]:
+        with Clocks() as clocks:
+            try:
+                rows = run_scenario(scenario, device="cuda")
+            except Exception as error:
+                # An error of a compiler or a driver is recorded for this scenario; others go on.
+                rows = [asdict(scenario) | {"error": f"{type(error).__name__}: {error}"[:500]}]
         for row in rows:
-            print(json.dumps(row), flush=True)
+            print(json.dumps(row | clocks.row), flush=True)
+
+
+_SHOWN = (
+    *("kind", "part", "status", "passed", "failed", "task", "simulator", "overlap", "envs"),
+    *("implementation", "depth", "batch", "width", "precision", "tower", "cuda_graph", "recompute"),
+    *("ms_p50", "us_per_layer", "peak_gb", "launches", "us", "us_per_launch", "share"),
+    *("share_of_towers", *COUNTED.values(), "sm_mhz", "watts", "env_steps_per_second"),
+    *("time_at_goal_share", "out_of_memory", "compile_seconds", "reason", "error", "tail"),
+)
+_USUAL = {"task": "ant", "simulator": "cpu", "overlap": "off", "envs": 512, "batch": 512}
+_USUAL |= {"width": 256, "precision": "auto", "tower": "auto", "cuda_graph": "auto"}
+_USUAL |= {"recompute": 0, "status": 0}
 
 
 def _short(row: Row) -> str:
-    names: tuple[str, ...] = (
-        "kind",
-        "part",
-        "task",
-        "simulator",
-        "overlap",
-        "envs",
-        "implementation",
-        "depth",
-        "batch",
-        "width",
-        "precision",
-        "tower",
-    )
-    names += ("cuda_graph", "recompute", "ms_p50", "us_per_layer", "peak_gb", "error")
-    names += ("env_steps_per_second", "out_of_memory", "compile_seconds")
-    cells = ((name, row[name]) for name in names if name in row and row[name] not in ("auto", 0))
+    cells = [
+        (name, row[name])
+        for name in _SHOWN
+        if name in row and row[name] not in (_USUAL.get(name), [])
+    ]
     return "  ".join(f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in cells)
+
+
+def _failed(row: Row) -> bool:
+    return bool(row.get("status") or row.get("failed") or "error" in row)
+
+
+def table(rows: list[Row], *, longest: int = LONGEST_TABLE) -> str:
+    """A line for each row, failures first; what is too long for the limit is left out and said."""
+    lines = [_short(row)[:2000] for row in sorted(rows, key=lambda row: not _failed(row))]
+    shown, length = 0, 0
+    while shown < len(lines) and length + len(lines[shown]) + 1 <= longest - 60:
+        length += len(lines[shown]) + 1
+        shown += 1
+    left = [f"and {len(lines) - shown} more rows in gpu.json"] if shown < len(lines) else []
+    return "\n".join([*lines[:shown], *left])
+
+
+def _save(rows: list[Row], work: Path, out: Path) -> None:
+    """Write the three files."""
+    write_report(rows, out / "gpu.json")
+    picture = [
+        row
+        for row in rows
+        if row["kind"] in ("update", "floor")
+        and "ms_p50" in row
+        and all(row[name] == usual for name, usual in _USUAL.items() if name in row)
+    ]
+    if picture:
+        save_time_by_depth(picture, out / "gpu.png", machine=machine()["device"])
+    with tarfile.open(out / "gpu.tar.gz", "w:gz") as archive:
+        archive.add(work, arcname="gpu")
 
 
 def main() -> int:
     """Run the parts and write their results; the exit status is 1 if one failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all parts together")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--call", choices=CALLS, help="the parts of one of three calls")
+    parts.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
     parser.add_argument("--out", type=Path, default=Path("gpu"), help="directory for the results")
-    parser.add_argument("--worker", choices=list(scenarios()), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         _work(options.worker)
         return 0
     # Tests and training run in the repository, whatever the current directory is.
-    options.out = options.out.resolve()
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out.resolve()
     end = time.monotonic() + 60 * options.minutes
     rows: list[Row] = []
-    for part in options.only:
-        left = end - time.monotonic()
-        if left < 15:
-            print(f"{part}: skipped, the time is used up", flush=True)
-            rows.append({"kind": "skipped", "part": part})
-            continue
-        left = min(left, MOST_SECONDS.get(part, left))
-        print(f"--- {part}, up to {left:.0f} s", flush=True)
-        special = {"tests": _tests, "learning": _learning}.get(part)
-        rows += special(options.out, left) if special else _measure(part, options.out, left)
-        # Written after every part, since the machine may be gone before the next.
-        (options.out / "partial.json").write_text(json.dumps(rows))
-    usual = {"batch": 512, "width": 256, "tower": "auto", "cuda_graph": "auto", "recompute": 0}
-    picture = [
-        row
-        for row in rows
-        if row["kind"] in ("update", "floor") and usual.items() <= row.items() and "ms_p50" in row
-    ]
-    if picture:
-        save_time_by_depth(picture, options.out / "gpu.png", machine=machine()["device"])
-    report(rows, options.out / "gpu.json")
-    failed = any(row.get("status") or "error" in row for row in rows)
-    return int(failed)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for part in CALLS[options.call] if options.call else options.only:
+            left = min(end - time.monotonic(), MOST_SECONDS.get(part, 600.0))
+            if left < 15:
+                rows.append({"kind": "skipped", "part": part, "reason": "the time is used up"})
+                continue
+            print(f"--- {part}, up to {left:.0f} s", flush=True)
+            special = SPECIAL.get(part)
+            rows += special(work, left) if special else _measure(part, work, left)
+            _save(rows, work, out)
+    print(table(rows), flush=True)
+    return int(any(map(_failed, rows)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,17 @@ Row = dict[str, Any]
 class Scenario:
     """What is measured, and with which sizes and settings."""
 
-    kind: Literal["update", "floor", "act", "env", "collect", "kernels", "end_to_end"]
+    kind: Literal[
+        "update",
+        "floor",
+        "profile",
+        "baseline",
+        "act",
+        "env",
+        "collect",
+        "kernels",
+        "end_to_end",
+    ]
     task: str = "ant"
     simulator: str = "cpu"
     overlap: str = "off"
@@ -20,7 +30,7 @@ class Scenario:
     """Rows of a batch, for updates and for the parts of an update."""
     width: int = 256
     implementation: str = "ours"
-    """`ours`, or a peer: `eager_torch`, `compiled_torch`, `jax`."""
+    """`ours`, or a peer: `eager_torch`, `compiled_torch`, `jax`; of a baseline, its algorithm."""
     precision: str = "auto"
     tower: str = "auto"
     cuda_graph: str = "auto"

@@ -2,6 +2,8 @@
 
 update      one gradient update, from random indices to new parameters
 floor       what an update cannot be faster than here: its matmuls and Adam's memory traffic
+profile     the kernels of an update by time, on CUDA
+baseline    one gradient update of SAC or PPO by Stable-Baselines3, with our towers
 act         the sampling policy for all envs
 env         one control step of all envs, physics and resets
 collect     whole collections: acting, physics, writing into the replay buffer
@@ -14,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from torch import Generator, Tensor
 
 from torch_crl.benchmarks.kernels import kernel_rows
 from torch_crl.benchmarks.peers.eager_torch import EagerCrl
+from torch_crl.benchmarks.replays import profiled
 from torch_crl.benchmarks.scenario import Row as Row
 from torch_crl.benchmarks.scenario import Scenario as Scenario
 from torch_crl.benchmarks.timing import Timing, time_calls
@@ -214,6 +218,42 @@ def _jax_update(scenario: Scenario, device: torch.device) -> tuple[Timing, Row]:
     return timing, extra | ({} if peak is None else {"peak_gb": peak / 1e9})
 
 
+def _profile(scenario: Scenario, device: torch.device) -> list[Row]:
+    run = random_run(recipe_of(scenario, device))
+    return [row | {"compute": str(run.learner.actor.compute)} for row in profiled(run.update)]
+
+
+# As many rows are collected as a batch has, so that PPO passes over one batch in each epoch.
+_BASELINE_ENVS, _BASELINE_UPDATES = 64, 16
+
+
+def _baseline(scenario: Scenario, device: torch.device) -> list[Row]:
+    # Imported here, since the library is an extra.
+    from torch_crl.baselines.run import build_baseline
+
+    recipe = with_changes(
+        preset(scenario.task, depth=scenario.depth, algo=scenario.implementation),
+        task={"num_envs": _BASELINE_ENVS},
+        networks={"width": scenario.width},
+        algorithm={"batch_size": scenario.batch},
+        budget={
+            "unroll_length": scenario.batch // _BASELINE_ENVS,
+            "env_steps_per_update": scenario.batch / _BASELINE_UPDATES,
+        },
+        system={"device": str(device), "precision": scenario.precision},
+    )
+    run = build_baseline(recipe)
+    run.collect()
+    train: Callable[..., object] = run.model.train
+    if scenario.implementation == "sac":
+        train = partial(train, gradient_steps=_BASELINE_UPDATES, batch_size=scenario.batch)
+    timing = time_calls(
+        train, device=device, seconds=scenario.seconds, units=_BASELINE_UPDATES, wall_clock=True
+    )
+    run.close()
+    return [timing.row() | {"compute": run.description}]
+
+
 def _act(scenario: Scenario, device: torch.device) -> list[Row]:
     run = random_run(recipe_of(scenario, device))
     collector = run.collector
@@ -287,6 +327,8 @@ def _end_to_end(scenario: Scenario, device: torch.device) -> list[Row]:
 RUNNERS: dict[str, Callable[[Scenario, torch.device], list[Row]]] = {
     "update": _update,
     "floor": _floor,
+    "profile": _profile,
+    "baseline": _baseline,
     "act": _act,
     "env": _env,
     "collect": _collect,

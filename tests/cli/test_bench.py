@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_crl.benchmarks import gpu
 from torch_crl.benchmarks.picture import published_milliseconds
 from torch_crl.benchmarks.precision import measure
 from torch_crl.benchmarks.scenarios import Scenario, random_run, recipe_of, run_scenario
@@ -77,11 +76,14 @@ def test_bench_refuses(flags: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert flags[0] in capsys.readouterr().err
 
 
-def test_every_part_for_a_gpu_host_is_made_of_scenarios() -> None:
-    for part, scenarios in gpu.scenarios().items():
-        assert part in gpu.PARTS
-        for scenario in scenarios:
-            assert scenario.depth % 4 == 0 and "kind=" in gpu._short({"kind": scenario.kind})
+@pytest.mark.parametrize("algo", ["sac", "ppo"])
+def test_updates_of_baselines_have_a_row(algo: str) -> None:
+    pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 is not installed")
+    scenario = Scenario(
+        kind="baseline", implementation=algo, task="reacher", batch=64, width=16, seconds=0.01
+    )
+    (row,) = run_scenario(scenario, device="cpu")
+    assert row["ms_p50"] > 0 and row["compute"].startswith(algo)
 
 
 def test_precision_rows_rank_as_their_mantissas() -> None:
