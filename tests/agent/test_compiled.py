@@ -149,3 +149,13 @@ def test_nan_is_not_swallowed(part: str) -> None:
     assert metrics["critic_loss"].isnan()
     if part != "action":
         assert metrics["actor_loss"].isnan()
+
+
+def test_parts_of_larger_tensors_are_read_as_such() -> None:
+    plain, ours = (made_learner(tower, torch.float64) for tower in TOWERS)
+    batch = make_batch(BATCH).to(torch.float64)
+    for name in ("state", "action", "goal"):
+        batch[name] = batch[name].repeat_interleave(2, -1)[:, ::2]
+    theirs, found = plain.update(batch), ours.update(batch)
+    for name, value in found.items():
+        torch.testing.assert_close(value, theirs[name])

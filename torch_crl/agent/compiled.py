@@ -79,7 +79,8 @@ class CompiledUpdate:
 
     def __call__(self, batch: TensorDict) -> dict[str, Tensor]:
         """See `ActorCritic.update`."""
-        state, action, goal = (array(batch[name]) for name in ("state", "action", "goal"))
+        parts = (batch[name].contiguous() for name in ("state", "action", "goal"))
+        state, action, goal = map(array, parts)
         whole = batch.get("whole")
         noise_BA = self._learner.noise(batch)
         metrics = torch.empty(len(METRICS), dtype=noise_BA.dtype)
