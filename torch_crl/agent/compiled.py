@@ -23,6 +23,14 @@ from torch_crl.kernels.tower.cpu import Space
 if TYPE_CHECKING:
     from torch_crl.agent.actor_critic import ActorCritic
 
+_OF_ROWS = {
+    "forward_info_nce": True,
+    "symmetric_info_nce": True,
+    "backward_info_nce": False,
+    "binary_nce": False,
+}
+"""The contrastive losses that are compiled, and whether each reads the sums over rows."""
+
 
 class CompiledUpdate:
     """`ActorCritic.update` on the learner's own tensors, for batches of one size."""
@@ -54,7 +62,7 @@ class CompiledUpdate:
             *(tuple(array(gradient(x)) for x in tower.parameters()) for tower in towers),
             *(space.arrays for space in self._spaces),
             DISTANCES[objective.energy],
-            loss in ("forward_info_nce", "symmetric_info_nce"),
+            _OF_ROWS[loss],
             CONTRASTIVE_LOSSES[loss].columns,
             CONTRASTIVE_LOSSES[loss].softplus,
             float(objective.logsumexp_penalty),
@@ -68,6 +76,7 @@ class CompiledUpdate:
         return (
             type(objective) is ContrastiveObjective
             and objective.energy in DISTANCES
+            and objective.contrastive_loss in _OF_ROWS
             and learner.update_order == "together"
             and learner.actor.is_whole
             and len(dtypes) == 1
