@@ -82,7 +82,7 @@ class ActorCritic(Learner):
         With `critic_first`, the critic takes its step before the actor's loss is computed.
         """
         if compiled := self._compiled_for(batch):
-            return compiled(batch)
+            return compiled(batch, self._noise(batch))
         if self.critic_optimizer is not None:
             critic, metrics = self.objective.loss(batch)
             _step(self.critic_optimizer, critic)
@@ -104,32 +104,44 @@ class ActorCritic(Learner):
 
     def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
         """The whole update as one function for a CPU core, where there is one."""
-        if not self.actor.is_whole or (self._compiled and self._compiled.is_for(batch)):
+        together = self.critic_optimizer is None
+        if not (self.actor.is_whole and together) or (
+            self._compiled is not None and self._compiled.is_for(batch)
+        ):
             return self._compiled
         # Imported here, so that numba is needed only if its kernels are requested.
         from torch_crl.agent.compiled import CompiledUpdate
 
-        takes = CompiledUpdate.takes(self, batch)
-        self._compiled = CompiledUpdate(self, len(batch)) if takes else None
+        tensors = (batch["state"], self.log_alpha, self.actor.weight)
+        self._compiled = None
+        if CompiledUpdate.takes(self.objective, tensors):
+            self._compiled = CompiledUpdate(
+                self.actor,
+                self.objective,
+                log_alpha=self.log_alpha,
+                target_entropy=self.target_entropy,
+                optimizer=self.optimizer,
+                goal_of_B=self._goals_of_actor(torch.arange(len(batch))),
+            )
         return self._compiled
 
     def _act(self, batch: TensorDict) -> tuple[PolicyRows, Tensor]:
         """Sampled actions for the goals of the actor's loss, and their log-densities [B]."""
         actor = self.actor
-        goal_BG = self.goals_of_actor(batch["goal"])
+        goal_BG = self._goals_of_actor(batch["goal"])
         output_B2A = actor(torch.cat([batch["state"], goal_BG], dim=-1))
         action_BA, log_prob_B = squashed_gaussian(
-            output_B2A, self.noise(batch), implementation=actor.compute.other_kernels
+            output_B2A, self._noise(batch), implementation=actor.compute.other_kernels
         )
-        return PolicyRows(action_BA, self.goals_of_actor), log_prob_B
+        return PolicyRows(action_BA, self._goals_of_actor), log_prob_B
 
-    def noise(self, batch: TensorDict) -> Tensor:
+    def _noise(self, batch: TensorDict) -> Tensor:
         """Standard normal numbers [B, A], from which an update makes the policy's actions."""
         action_BA = batch["action"]
         drawn_BA = torch.randn(action_BA.shape, generator=self.generator, device=self.device)
         return drawn_BA.to(action_BA.dtype)
 
-    def goals_of_actor(self, goal_BX: Tensor) -> Tensor:
+    def _goals_of_actor(self, goal_BX: Tensor) -> Tensor:
         """Goals, or their representations, as the actor's loss takes them."""
         if self.actor_goals == "own":
             return goal_BX

@@ -4,7 +4,8 @@ With small networks autograd takes longer to find the gradients than the arithme
 B batch, A action.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,12 @@ from torch import Tensor
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.objectives.crl import ContrastiveObjective
+from torch_crl.agent.objectives.objective import Objective
 from torch_crl.kernels.adam.cpu import Steps, gradient
 from torch_crl.kernels.contrastive_update.cpu import METRICS, contrastive_gradients
 from torch_crl.kernels.cpu import array
 from torch_crl.kernels.infonce.cpu import DISTANCES
 from torch_crl.kernels.tower.cpu import Space
-
-if TYPE_CHECKING:
-    from torch_crl.agent.actor_critic import ActorCritic
 
 _OF_ROWS = {
     "forward_info_nce": True,
@@ -33,31 +32,44 @@ _OF_ROWS = {
 
 
 class CompiledUpdate:
-    """`ActorCritic.update` on the learner's own tensors, for batches of one size."""
+    """An update of actor, temperature and critic together, on given tensors and batches of a size.
 
-    def __init__(self, learner: "ActorCritic", batch_size: int) -> None:
-        """`takes` must hold. Every parameter gets a gradient, in memory that stays."""
-        objective = learner.objective
+    It changes the parameters, their gradients and the optimiser's state in place.
+    """
+
+    def __init__(
+        self,
+        actor: ResidualTower,
+        objective: Objective,
+        *,
+        log_alpha: Tensor,
+        target_entropy: float,
+        optimizer: torch.optim.Adam,
+        goal_of_B: Tensor,
+    ) -> None:
+        """`takes` must hold. Every parameter gets a gradient, in memory that stays.
+
+        `optimizer` has all parameters, and `goal_of_B` says whose goal each row of the actor has.
+        """
         assert isinstance(objective, ContrastiveObjective)
         networks, loss = objective.networks, objective.contrastive_loss
-        towers = learner.actor, networks.state_action_encoder, networks.goal_encoder
-        rows = batch_size, 2 * batch_size, batch_size
-        self._learner, self._batch_size = learner, batch_size
-        self._steps = Steps(learner.optimizer)
+        towers = actor, networks.state_action_encoder, networks.goal_encoder
+        self._batch_size = size = len(goal_of_B)
+        self._steps = Steps(optimizer)
         # They must be kept, since a space whose owner is gone is used again by others.
         self._spaces = [
             Space(
-                *(tower.sizes.depth, count, tower.sizes.width),
+                *(tower.sizes.depth, rows, tower.sizes.width),
                 dtype=tower.weight.dtype,
                 precision=tower.compute.precision,
             )
-            for tower, count in zip(towers, rows, strict=True)
+            for tower, rows in zip(towers, (size, 2 * size, size), strict=True)
         ]
         self._arguments = (
-            np.arange(batch_size),
-            array(learner.goals_of_actor(torch.arange(batch_size))),
-            *(array(x.reshape(1)) for x in (learner.log_alpha, gradient(learner.log_alpha))),
-            float(learner.target_entropy),
+            np.arange(size),
+            array(goal_of_B),
+            *(array(x.reshape(1)) for x in (log_alpha, gradient(log_alpha))),
+            float(target_entropy),
             *(_function(tower) for tower in towers),
             *(tuple(array(gradient(x)) for x in tower.parameters()) for tower in towers),
             *(space.arrays for space in self._spaces),
@@ -69,29 +81,24 @@ class CompiledUpdate:
         )
 
     @staticmethod
-    def takes(learner: "ActorCritic", batch: TensorDict) -> bool:
-        """Whether there is a compiled function for these networks, this objective and batch."""
-        objective = learner.objective
-        dtypes = {learner.log_alpha.dtype, learner.actor.weight.dtype, batch["state"].dtype}
+    def takes(objective: Objective, tensors: Iterable[Tensor]) -> bool:
+        """Whether it has this very objective, and all tensors have the same dtype."""
         return (
             type(objective) is ContrastiveObjective
             and objective.energy in DISTANCES
             and objective.contrastive_loss in _OF_ROWS
-            and learner.update_order == "together"
-            and learner.actor.is_whole
-            and len(dtypes) == 1
+            and len({x.dtype for x in tensors}) == 1
         )
 
     def is_for(self, batch: TensorDict) -> bool:
         """Whether the batch has the right size, and all parameters are where they were."""
         return len(batch) == self._batch_size and self._steps.are_in_place
 
-    def __call__(self, batch: TensorDict) -> dict[str, Tensor]:
-        """See `ActorCritic.update`."""
+    def __call__(self, batch: TensorDict, noise_BA: Tensor) -> dict[str, Tensor]:
+        """The metrics of `ActorCritic.update` with these standard normal numbers."""
         parts = (batch[name].contiguous() for name in ("state", "action", "goal"))
         state, action, goal = map(array, parts)
         whole = batch.get("whole")
-        noise_BA = self._learner.noise(batch)
         metrics = torch.empty(len(METRICS), dtype=noise_BA.dtype)
         contrastive_gradients(
             *(state, action, goal, state[:, 0] if whole is None else array(whole)),
