@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,19 @@ def test_variants_are_compared_with_the_base_at_equal_depth(name: str, better: s
     assert differences and list(differences.values()) == pytest.approx([0.0] * len(differences))
     gains = tables(found)[-2].rows
     assert all(row[4] == pytest.approx(0.08) for row in gains)
+
+
+def test_minutes_of_other_kernels_have_no_ratio() -> None:
+    trials = seeded(STUDIES["objective"].trials("smoke"), 4)
+    curves = made_up(trials, lambda recipe: 20.0 + recipe.networks.critic_depth)
+    first = next(curve for curve in curves if curve.recipe.algorithm.objective == "chrono")
+    rest = [curve for curve in curves if curve is not first]
+    found = STUDIES["objective"].answer([*rest, replace(first, computed="fp32, towers: numba")])
+    titles = {section.title: section.parts for section in found.sections}
+    (against,) = titles["Against contrastive RL"]
+    depth = first.recipe.networks.critic_depth
+    for row in against.rows:
+        assert (row[-1] is None) == (row[1] == f"ChronoSRL depth {depth}")
 
 
 def test_objectives_are_compared_with_plain_contrastive_rl() -> None:

@@ -47,6 +47,8 @@ class Curve:
     """The metrics of `torch_crl.evaluate` that every evaluation has, [E] each."""
     finished: bool
     """Whether the run has reached its end."""
+    computed: str = ""
+    """Precision and kernels of its updates, as text; empty if the run does not tell."""
 
     def axis(self, name: Axis) -> Array:
         """Env steps or seconds of each evaluation, [E]."""
@@ -207,7 +209,15 @@ def _curve(run_dir: Path, recipe: Recipe, records: list[dict[str, Any]]) -> Curv
         metrics={name: _column(records, name) for name in sorted(names)},
         finished=RunDirectory(run_dir).is_finished
         or bool(env_steps_E[-1] >= recipe.budget.env_steps),
+        computed=_computed(run_dir),
     )
+
+
+def _computed(run_dir: Path) -> str:
+    try:
+        return str(RunDirectory(run_dir).read_result().machine.get("computed", ""))
+    except DamagedFileError:
+        return ""
 
 
 def _reached(curve: Curve) -> str:

@@ -125,8 +125,9 @@ def sentence(comparison: Comparison, first: First) -> str:
             return f"{told}; nothing else was run."
         following = max(others, key=lambda method: comparison.estimate(method, task=task).point)
         return f"{told}; next is {following} with {score[following]}."
-    share = _minutes(comparison, task, first.plain) / _minutes(comparison, task, first.method)
-    told += f"; {first.plain} has {score[first.plain]} in {share:.2g} of the time"
+    told += f"; {first.plain} has {score[first.plain]}"
+    share = _times_the_minutes(comparison, task, first.plain, first.method)
+    told += "" if share is None else f" in {share:.2g} of the time"
     return f"{told}." if first.told_apart else f"{told}; the intervals overlap."
 
 
@@ -134,6 +135,14 @@ def _minutes(comparison: Comparison, task: str, method: str) -> float:
     """Median wall-clock of a run."""
     runs = comparison.runs[task, method]
     return float(np.median([run.seconds_E[-1] for run in runs])) / 60
+
+
+def _times_the_minutes(comparison: Comparison, task: str, ours: str, theirs: str) -> float | None:
+    """The ratio of their wall-clock; None unless all of their runs used the same kernels."""
+    runs = [run for method in (ours, theirs) for run in comparison.runs[task, method]]
+    if len({run.computed for run in runs}) > 1:
+        return None
+    return _minutes(comparison, task, ours) / _minutes(comparison, task, theirs)
 
 
 def first_table(comparison: Comparison, firsts: Sequence[First]) -> Table:
@@ -223,13 +232,13 @@ def _tests_table(
         ]
     )
     return Table(
-        caption=caption,
+        caption=f"{caption}; no ratio of minutes where the runs did not use the same kernels",
         columns=(*columns, "difference", "p", "smallest possible p", "times the minutes"),
         rows=tuple(
             (
                 *(task, ours, theirs),
                 *(test.difference, test.p_value, test.smallest_p),
-                _minutes(comparison, task, ours) / _minutes(comparison, task, theirs),
+                _times_the_minutes(comparison, task, ours, theirs),
             )
             for (task, ours, theirs), test in zip(pairs, tests, strict=True)
         ),
