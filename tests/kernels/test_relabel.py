@@ -259,7 +259,7 @@ def test_torch_library_sees_one_op() -> None:
         ({"goal_slice": (2, 9)}, r"the goal is \[2:9\] of a state of 4 numbers"),
         ({"goal_slice": (2, 2)}, "at least one"),
         ({"goal_slice": (1, 4)}, r"achieved goals have 2 numbers; the goal \[1:4\] .* has 3"),
-        ({"implementation": "fast"}, "'fast' is unknown; choose one of reference, triton"),
+        ({"implementation": "fast"}, "'fast' is unknown; choose one of reference, numba, triton"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"position": torch.tensor(9, device="meta")}, "position is on meta"),
         ({"uniform_4B": torch.rand(5, 4).double().T}, r"uniform .* strides \(1, 4\)"),
