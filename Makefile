@@ -5,7 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test lint docs bench clean
+# The versions of the hosts on which this has been measured, with CUDA and in an environment of its own.
+REHEARSE := .venv-rehearse
+REHEARSE_VERSIONS := torch==2.11.0 triton==3.6.0
+NULL_GPU := benchmarks/null_gpu
+
+.PHONY: train test lint docs bench rehearse clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed
@@ -26,8 +31,12 @@ docs: $(VENV)/installed-dev
 bench: $(VENV)/installed
 	$(BIN)/python -m torch_crl.benchmarks.cpu $(ARGS)
 
+# The tests and benchmarks of a GPU, on one that computes nothing; see benchmarks/null_gpu/README.md.
+rehearse: $(REHEARSE)/null_gpu/libcuda.so.1
+	$(REHEARSE)/bin/python -m torch_crl.benchmarks.null_gpu $(ARGS)
+
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) $(REHEARSE) build site *.egg-info
 
 $(VENV)/python:
 	@command -v $(PYTHON) >/dev/null 2>&1 || { \
@@ -51,3 +60,17 @@ $(VENV)/installed: $(VENV)/python torch_crl/kernels torch_crl/benchmarks setup.c
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --editable '.[dev]'
 	@touch $@
+
+$(REHEARSE)/installed: torch_crl/kernels torch_crl/benchmarks setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(REHEARSE)
+	@grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(REHEARSE)/constraints.txt
+	@$(REHEARSE)/bin/python -m pip install --disable-pip-version-check --constraint $(REHEARSE)/constraints.txt \
+	  $(REHEARSE_VERSIONS) --editable '.[baselines]' pytest
+	@touch $@
+
+# Linked as libcuda.so too, which is what Triton's launchers ask for when they are compiled.
+$(REHEARSE)/null_gpu/libcuda.so.1: $(REHEARSE)/installed $(wildcard $(NULL_GPU)/*.cpp $(NULL_GPU)/*.h)
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -Wall -Wextra -shared -fPIC -fvisibility=hidden -Wl,-soname,$(@F) -o $@ \
+	  -I $$(echo $(REHEARSE)/lib/python3*/site-packages/nvidia/cu[0-9]*/include) -I $(NULL_GPU) $(NULL_GPU)/*.cpp -ldl
+	@ln -sf $(@F) $(@D)/libcuda.so
