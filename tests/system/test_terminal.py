@@ -75,10 +75,22 @@ def test_standard_output_that_nobody_reads_ends_the_command(
     assert capsys.readouterr().err == "torch-crl: [Errno 28] No space left on device\n"
 
 
+def closed_pipe() -> int:
+    """The end for writing of a pipe that nobody reads any more."""
+    while True:
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            os.write(write, b"is anybody there?")
+        except BrokenPipeError:
+            return write
+        # A process that another thread forked just now has the other end too.
+        os.close(write)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["envs"], ["envs", "--help"]])
 def test_a_closed_pipe_is_quiet(arguments: list[str]) -> None:
-    read, write = os.pipe()
-    os.close(read)
+    write = closed_pipe()
     result = subprocess.run(
         [COMMAND, *arguments], stdout=write, stderr=subprocess.PIPE, check=False
     )
