@@ -55,6 +55,8 @@ class CompiledUpdate:
         networks, loss = objective.networks, objective.contrastive_loss
         towers = actor, networks.state_action_encoder, networks.goal_encoder
         self._batch_size = size = len(goal_of_B)
+        # Of the type of a mask, since every other type of an argument is compiled anew.
+        self._no_mask = array(torch.zeros(size, dtype=log_alpha.dtype))
         self._steps = Steps(optimizer)
         # They must be kept, since a space whose owner is gone is used again by others.
         self._spaces = [
@@ -101,7 +103,7 @@ class CompiledUpdate:
         whole = batch.get("whole")
         metrics = torch.empty(len(METRICS), dtype=noise_BA.dtype)
         contrastive_gradients(
-            *(state, action, goal, state[:, 0] if whole is None else array(whole)),
+            *(state, action, goal, self._no_mask if whole is None else array(whole)),
             *(whole is not None, array(noise_BA), *self._arguments, array(metrics)),
         )
         self._steps.take()
