@@ -30,8 +30,9 @@ def test_long_runs_of_small_layers_get_the_compiled_kernels() -> None:
     assert choose_compute(long()).tower == "numba"
     maze = with_changes(preset("point_u_maze"), system=ON_CPU)
     assert choose_compute(maze).tower == "numba" and thread_count(maze) == 1
-    wide = with_changes(long(torch_threads=1), networks={"width": 512})
-    assert choose_compute(wide).tower == "numba"
+    for threads in (1, 2):
+        wide = with_changes(long(torch_threads=threads), networks={"width": 512})
+        assert choose_compute(wide).tower == "numba" and thread_count(wide) == threads
     assert str(choose_compute(long())) == (
         "fp32, towers: numba, other kernels: numba, no CUDA graph"
     )
@@ -53,8 +54,8 @@ def test_long_runs_of_small_layers_get_the_compiled_kernels() -> None:
 def test_others_are_computed_in_plain_torch(
     changes: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compute_choice.torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(compute_choice, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(compute_choice.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(compute_choice, "usable_cpus", lambda: 4)
     assert choose_compute(with_changes(long(), **changes)).tower == "reference"
 
 

@@ -18,11 +18,12 @@ from torch_crl.recipe.record import Recipe
 from torch_crl.system.devices import resolve_device
 from torch_crl.system.threads import usable_cpus
 
-# With fewer operations per layer, a second thread gains nothing; measured in benchmarks/LOG.md.
-_SHARED_LAYER_FLOP = 3e6
-# With up to so many operations per layer, one thread on compiled kernels is faster than two in
-# plain torch; measured in benchmarks/LOG.md.
-_NUMBA_LAYER_FLOP = 1e7
+# With fewer operations per layer, a second thread gains nothing, or a tenth with compiled kernels;
+# measured in benchmarks/LOG.md.
+_SHARED_LAYER_FLOP: dict[Tower, float] = {"reference": 3e6, "numba": 1e7}
+# Compiled kernels share only the products among threads. On so many they are faster than plain
+# torch at any size, by the same measurements; more have not been tried.
+_NUMBA_THREADS = 2
 # Loading the compiled kernels takes a second or two; an update gains one to several milliseconds.
 _UPDATES_WORTH_NUMBA = 5_000
 
@@ -91,7 +92,8 @@ def thread_count(recipe: Recipe) -> int:
 
     Threads that wait for each other at every operation are very slow if another process runs.
     """
-    shared = _layer_flop(recipe) >= _SHARED_LAYER_FLOP and choose_compute(recipe).tower != "numba"
+    least = _SHARED_LAYER_FLOP.get(choose_compute(recipe).tower, 0.0)
+    shared = _layer_flop(recipe) >= least
     return recipe.system.torch_threads or (_every_thread() if shared else 1)
 
 
@@ -104,13 +106,16 @@ def _layer_flop(recipe: Recipe) -> int:
 
 
 def _fastest_cpu_tower(recipe: Recipe) -> Tower:
-    """`numba` where it can be used and pays: in runs that are not short, of small layers, on one
-    thread or in bf16.
+    """`numba` where it can be used and pays: in runs that are not short, of small layers, on few
+    threads or in bf16.
     """
-    one_thread = (recipe.system.torch_threads or _every_thread()) == 1
-    small = one_thread or _layer_flop(recipe) <= _NUMBA_LAYER_FLOP
-    # In bf16 plain torch only rounds as if, which is slow.
-    pays = (small or _precision(recipe) == "bf16") and recipe.total_updates >= _UPDATES_WORTH_NUMBA
+    faster = (
+        _layer_flop(recipe) <= _SHARED_LAYER_FLOP["numba"]
+        or (recipe.system.torch_threads or _every_thread()) <= _NUMBA_THREADS
+        # In bf16 plain torch only rounds as if, which is slow.
+        or _precision(recipe) == "bf16"
+    )
+    pays = faster and recipe.total_updates >= _UPDATES_WORTH_NUMBA
     return "numba" if pays and not _numba_problems(recipe) else "reference"
 
 

@@ -220,7 +220,8 @@ class SystemRecipe:
     for all layers on one CPU core (pip install 'torch-crl[cpu]'); `norm_act` has a matmul and one
     Triton kernel per layer; `persistent` has one kernel for all layers (--width 128 or 256, fp16 or
     bf16). `auto` is the fastest that is possible on the device; on a CPU that is numba if it is
-    installed, layers are small (width 128 at batch 256) and the run has 5,000 updates or more."""
+    installed, the run has 5,000 updates or more, and layers are small (width 128 at batch 256) or
+    threads are two at most."""
     recompute: CountOrZero = 0
     """Activation checkpointing: number of dense layers, a multiple of 4, between two activations
     kept for the backward pass; the others are computed again. 0 keeps all."""
