@@ -140,6 +140,16 @@ def test_variants_are_compared_with_the_base_at_equal_depth(name: str, better: s
     assert all(row[4] == pytest.approx(0.08) for row in gains)
 
 
+def test_three_seeds_tell_nothing_apart() -> None:
+    trials = STUDIES["objective"].trials("smoke")
+    level = {"crl": 20.0, "survival": 20.0, "chrono": 60.0}
+    for seeds, told in ((3, "do not tell"), (4, "beyond chance: ChronoSRL depth 4")):
+        found = STUDIES["objective"].answer(
+            made_up(seeded(trials, seeds), lambda recipe: level[recipe.algorithm.objective])
+        )
+        assert told in found.findings[0]
+
+
 def test_minutes_of_other_kernels_have_no_ratio() -> None:
     trials = seeded(STUDIES["objective"].trials("smoke"), 4)
     curves = made_up(trials, lambda recipe: 20.0 + recipe.networks.critic_depth)
@@ -164,7 +174,7 @@ def test_objectives_are_compared_with_plain_contrastive_rl() -> None:
     trials = seeded(STUDIES["objective"].trials("smoke"), 4)
     found = STUDIES["objective"].answer(made_up(trials, level))
     assert found.findings[0] == (
-        "Ahead of plain contrastive RL by whole intervals: ChronoSRL depth 4 on reacher."
+        "Ahead of plain contrastive RL beyond chance: ChronoSRL depth 4 on reacher."
     )
     assert found.findings[1].startswith(
         "reacher (arm of two joints): ChronoSRL depth 4 is first, at the goal for a share of 0.595"

@@ -132,8 +132,9 @@ STUDY = Study(
     "contrastive RL?",
     statistic="On a task all methods have the same actor, temperature, towers, env steps and "
     "updates; the cost of an update differs (docs/objectives.md), so minutes stand beside scores. "
-    "They are wall-clock as the runs measured it, with evaluations, and runs that share a machine "
-    "slow each other down.",
+    "They are wall-clock as the runs measured it, with evaluations; runs that share a machine "
+    "slow each other down, and some runs may have been computed by faster kernels than others, "
+    "which their result.json tells.",
     trials=trials,
     answer=answer,
 )
