@@ -164,11 +164,8 @@ def to_bf16(x, out):
 
 
 def is_on_disk(function: Any) -> bool:
-    """Whether code that was compiled from this function's file in some earlier process is kept."""
-    folder = Path(function.stats.cache_path)
-    code = function.py_func.__code__
-    name = f"{Path(code.co_filename).stem}.{function.py_func.__qualname__}-{code.co_firstlineno}"
-    return any(folder.glob(f"{name}.*.nbi"))
+    """Whether code of the present sources, compiled in some earlier process, is kept."""
+    return bool(function._cache._cache_file._load_index())
 
 
 def array(x: Tensor) -> np.ndarray[Any, Any]:

@@ -21,8 +21,6 @@ MOST_BYTES = 10 * 2**30
 Networks begin on the host, which at a depth of 8192 takes most of this.
 """
 
-TIMED_OUT = 124
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
@@ -102,7 +100,7 @@ def run(step: Step, folder: Path, environment: dict[str, str]) -> Result:
         try:
             status = process.wait(timeout=step.seconds)
         except subprocess.TimeoutExpired:
-            status = TIMED_OUT
+            status = gpu.TIMED_OUT
         finally:
             _end_session(process)
     ended = Ended(
@@ -111,7 +109,7 @@ def run(step: Step, folder: Path, environment: dict[str, str]) -> Result:
     passed, words = step.judge(ended)
     if new := _lines(violations)[len(before) :]:
         passed, words = False, f"{len(new)} violations, the first: {new[0]}"
-    if status == TIMED_OUT:
+    if status == gpu.TIMED_OUT:
         passed, words = False, f"did not end within {step.seconds:.0f} s"
     return Result(name=step.name, passed=passed, seconds=time.monotonic() - begin, words=words)
 

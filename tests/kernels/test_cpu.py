@@ -244,6 +244,21 @@ def test_nan_is_not_swallowed(where: str) -> None:
     assert tower(x).isnan().all()
 
 
+def test_code_of_other_sources_is_not_the_code_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_crl.kernels.cpu import is_on_disk
+    from torch_crl.kernels.tower.cpu import backward_tower
+
+    passed(
+        made_towers(
+            TowerSizes(input_size=2, output_size=2, depth=4, width=8), "numba", torch.float32
+        ),
+        3,
+    )
+    assert is_on_disk(backward_tower)
+    monkeypatch.setattr(backward_tower._cache._cache_file, "_source_stamp", "other sources")
+    assert not is_on_disk(backward_tower)
+
+
 def test_what_the_kernels_do_not_take() -> None:
     tower, _ = made_towers(
         TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8), "numba", torch.float32

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.helpers.recipes import tiny
+from torch_crl.agent.compute import Compute
 from torch_crl.kernels import blas
 from torch_crl.recipe import compute_choice
 from torch_crl.recipe.compute_choice import choose_compute, compute_problems, thread_count
@@ -94,3 +95,14 @@ def test_bf16_is_computed_where_the_processor_multiplies_it(
     assert choose_compute(large).tower == "reference"
     (problem,) = compute_problems(long(tower="numba", precision="bf16"))
     assert "AVX512_BF16 or AMX" in problem and "'reference' computes the same" in problem
+
+
+@pytest.mark.parametrize(("width", "threads"), [(64, 1), (256, 4)])
+def test_runs_on_a_gpu_have_the_threads_of_plain_torch(
+    width: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = Compute(tower="persistent", precision="fp16", cuda_graph=True)
+    monkeypatch.setattr(compute_choice, "choose_compute", lambda _: on_gpu)
+    monkeypatch.setattr(compute_choice.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(compute_choice, "usable_cpus", lambda: 4)
+    assert thread_count(with_changes(long(), networks={"width": width})) == threads

@@ -104,10 +104,9 @@ class ActorCritic(Learner):
 
     def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
         """The whole update as one function for a CPU core, where there is one."""
-        together = self.critic_optimizer is None
-        if not (self.actor.is_whole and together) or (
-            self._compiled is not None and self._compiled.is_for(batch)
-        ):
+        if not self.actor.is_whole or self.critic_optimizer is not None:
+            return None
+        if self._compiled is not None and self._compiled.is_for(batch):
             return self._compiled
         # Imported here, so that numba is needed only if its kernels are requested.
         from torch_crl.agent.compiled import CompiledUpdate

@@ -92,8 +92,8 @@ def thread_count(recipe: Recipe) -> int:
 
     Threads that wait for each other at every operation are very slow if another process runs.
     """
-    least = _SHARED_LAYER_FLOP.get(choose_compute(recipe).tower, 0.0)
-    shared = _layer_flop(recipe) >= least
+    plain = _SHARED_LAYER_FLOP["reference"]
+    shared = _layer_flop(recipe) >= _SHARED_LAYER_FLOP.get(choose_compute(recipe).tower, plain)
     return recipe.system.torch_threads or (_every_thread() if shared else 1)
 
 
