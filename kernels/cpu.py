@@ -89,6 +89,13 @@ def _(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
         sizes[0], sizes[1] = out.shape[1], out.shape[0]
         sizes[2] = a.shape[0] if a_transposed else a.shape[1]
         sizes[3], sizes[4] = b.shape[1], a.shape[1]
+        # BLAS would read and write beyond the ends.
+        if (
+            sizes[2] != (b.shape[1] if b_transposed else b.shape[0])
+            or sizes[0] != (b.shape[0] if b_transposed else b.shape[1])
+            or sizes[1] != (a.shape[1] if a_transposed else a.shape[0])
+        ):
+            raise ValueError("the sizes of the operands of a product do not match")
         factors = np.empty(2, out.dtype)
         factors[0], factors[1] = 1, 0
         gemm(

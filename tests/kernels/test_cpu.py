@@ -248,12 +248,8 @@ def test_code_of_other_sources_is_not_the_code_on_disk(monkeypatch: pytest.Monke
     from torch_crl.kernels.cpu import is_on_disk
     from torch_crl.kernels.tower.cpu import backward_tower
 
-    passed(
-        made_towers(
-            TowerSizes(input_size=2, output_size=2, depth=4, width=8), "numba", torch.float32
-        ),
-        3,
-    )
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8)
+    passed(made_towers(sizes, "numba", torch.float32), 3)
     assert is_on_disk(backward_tower)
     monkeypatch.setattr(backward_tower._cache._cache_file, "_source_stamp", "other sources")
     assert not is_on_disk(backward_tower)
@@ -265,6 +261,8 @@ def test_what_the_kernels_do_not_take() -> None:
     )
     with pytest.raises(ValueError, match=r"got torch\.float32 on cpu, torch\.float64 on cpu"):
         tower(normal(2, INPUT, seed=0))
+    with pytest.raises(ValueError, match="sizes of the operands of a product do not match"):
+        tower(normal(2, INPUT + 1, seed=0).float())
     with pytest.raises(ValueError, match="implementation='reference'"):
         pair_scores(*torch.ones(2, 3, 4).half(), energy="dot", implementation="numba")
 
