@@ -123,15 +123,16 @@ def _tower_parts(
         x, dy = normal(sum(rows), width), normal(sum(rows), width)
         kept = empty_kept(x, layers)
         forward_layers(x, layers, kept=kept, tile=tile)
+        sums = normal(towers, 3, depth, width)
         name = f"{whose}, {tile.rows} rows x {tile.warps} warps, {str(dtype).partition('.')[2]}"
 
         def forward(x: Any = x, layers: Any = layers, kept: Any = kept, tile: Any = tile) -> object:
             return forward_layers(x, layers, kept=kept, tile=tile)
 
         def backward(
-            dy: Any = dy, layers: Any = layers, kept: Any = kept, tile: Any = tile
+            dy: Any = dy, layers: Any = layers, kept: Any = kept, tile: Any = tile, sums: Any = sums
         ) -> object:
-            return backward_layers(dy, layers, kept=kept, scale=1.0, tile=tile)
+            return backward_layers(dy, layers, kept=kept, scale=1.0, sums=sums, tile=tile)
 
         def weights(inputs: Any = kept[0], depth: int = depth, width: int = width) -> object:
             out = inputs.new_empty(depth, width, width, dtype=torch.float32)

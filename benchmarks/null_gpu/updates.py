@@ -13,7 +13,7 @@ import torch
 from torch_crl.benchmarks.null_gpu.library import Books
 from torch_crl.benchmarks.scenarios import Scenario, random_run, recipe_of
 
-MOST_NODES = 123
+MOST_NODES = 43
 """Of one update of `ant` at its default sizes, at any depth. Lower it whenever a change allows."""
 
 REPLAYS = 20

@@ -6,10 +6,12 @@ B pairs, R representation, BM rows of x per program, BN rows of y per step, BK a
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
 from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT
+from torch_crl.kernels.launch import multiprocessors
 
 _EPSILON, _LEFT_OUT = tl.constexpr(EPSILON), tl.constexpr(LEFT_OUT)
 # Each factor as a sum of two TF32 numbers: as exact as fp32 products, on the tensor cores.
@@ -36,6 +38,17 @@ def choose_launch(size: int) -> Launch:
         block = 16 if size <= 16 else 32
         return Launch(BM=16, BN=64, BK=block, BR=block, num_warps=8, num_stages=1)
     return Launch(BM=16, BN=128, BK=32, BR=64, num_warps=8, num_stages=1)
+
+
+def split(batch: int, launch: Launch, programs: int, device: torch.device) -> tuple[int, int]:
+    """Into how many splits each program's work goes, and how many rows of y each of them takes.
+
+    `programs` are those of a single split. There are as many splits as multiprocessors allow.
+    """
+    steps = triton.cdiv(batch, launch.BN)
+    most = max(1, multiprocessors(device) // programs)
+    of_split = triton.cdiv(steps, most)
+    return triton.cdiv(steps, of_split), of_split * launch.BN
 
 
 @triton.jit
@@ -106,18 +119,19 @@ def _reduce_block(
     # outputs
     p_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
     # sizes
-    B, R: tl.constexpr,
+    B, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     o_x = i_block * BM + tl.arange(0, BM)
+    i_split = tl.program_id(1)
     b_max = tl.full([BM], float("-inf"), tl.float32)
     b_mass = tl.zeros([BM], tl.float32)
     b_rival = tl.full([BM], float("-inf"), tl.float32)
     b_diagonal = tl.zeros([BM], tl.float32)
     b_softplus = tl.zeros([BM], tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
-    for start in range(0, B, BN):
+    for start in range(i_split * chunk, tl.minimum((i_split + 1) * chunk, B), BN):
         o_y = start + tl.arange(0, BN)
         m_y = o_y < B
         b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, B, R, ENERGY != "dot", BM, BN, BK)
@@ -137,13 +151,14 @@ def _reduce_block(
             if SOFTPLUS:
                 b_softplus += tl.sum(_softplus(b_energy), 1)
     m_x = o_x < B
-    tl.store(p_logsumexp + o_x, b_max + tl.log(b_mass), mask=m_x)
+    o = i_split * B + o_x
+    tl.store(p_logsumexp + o, b_max + tl.log(b_mass), mask=m_x)
     if IS_ROW:
-        tl.store(p_diagonal + o_x, b_diagonal, mask=m_x)
-        tl.store(p_rival + o_x, b_rival, mask=m_x)
-        tl.store(p_sum + o_x, b_sum, mask=m_x)
+        tl.store(p_diagonal + o, b_diagonal, mask=m_x)
+        tl.store(p_rival + o, b_rival, mask=m_x)
+        tl.store(p_sum + o, b_sum, mask=m_x)
         if SOFTPLUS:
-            tl.store(p_softplus + o_x, b_softplus, mask=m_x)
+            tl.store(p_softplus + o, b_softplus, mask=m_x)
 
 
 @triton.jit
@@ -153,26 +168,77 @@ def infonce_fwd_kernel(
     # outputs
     p_diagonal, p_row_logsumexp, p_column_logsumexp, p_softplus, p_rival, p_sum,
     # sizes
-    B, R: tl.constexpr,
+    B, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Grid: blocks of rows, followed by as many blocks of columns if COLUMNS."""
+    """The scores [splits, B] of the pairs with the y of a chunk.
+
+    Grid: (blocks of rows, followed by as many blocks of columns if COLUMNS; splits of the y).
+    """
     i_block = tl.program_id(0)
     num_blocks = tl.cdiv(B, BM)
     if i_block < num_blocks:
         _reduce_block(
             p_phi, p_psi, p_offset, p_row_mask, i_block,
             p_row_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
-            B, R, ENERGY, True, SOFTPLUS, MASKED, BM, BN, BK,
+            B, chunk, R, ENERGY, True, SOFTPLUS, MASKED, BM, BN, BK,
         )  # fmt: skip
     else:
         if COLUMNS:
             _reduce_block(
                 p_psi, p_phi, p_offset, p_row_mask, i_block - num_blocks,
                 p_column_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
-                B, R, ENERGY, False, False, MASKED, BM, BN, BK,
+                B, chunk, R, ENERGY, False, False, MASKED, BM, BN, BK,
             )  # fmt: skip
+
+
+@triton.jit
+def _sum_of_exponentials(p_in, p_out, o, m, splits, B, BB: tl.constexpr):
+    # The logsumexp of logsumexps [splits, B].
+    b_max = tl.full([BB], float("-inf"), tl.float32)
+    b_mass = tl.zeros([BB], tl.float32)
+    for i_split in range(splits):
+        b_part = tl.load(p_in + i_split * B + o, mask=m, other=0.0)
+        b_new_max = tl.maximum(b_max, b_part)
+        b_mass = b_mass * tl.exp(b_max - b_new_max) + tl.exp(b_part - b_new_max)
+        b_max = b_new_max
+    tl.store(p_out + o, b_max + tl.log(b_mass), mask=m)
+
+
+@triton.jit
+def _sum(p_in, p_out, o, m, splits, B, BB: tl.constexpr):
+    b_sum = tl.zeros([BB], tl.float32)
+    for i_split in range(splits):
+        b_sum += tl.load(p_in + i_split * B + o, mask=m, other=0.0)
+    tl.store(p_out + o, b_sum, mask=m)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def infonce_join_kernel(
+    # inputs, of each split
+    p_diagonal, p_row_logsumexp, p_column_logsumexp, p_softplus, p_rival, p_sum,
+    # outputs
+    p_diagonal_all, p_row_logsumexp_all, p_column_logsumexp_all, p_softplus_all, p_rival_all,
+    p_sum_all,
+    # sizes
+    B, splits,
+    COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, BB: tl.constexpr,
+):  # fmt: skip
+    """The scores [B] of those of all splits [splits, B]. Grid: blocks of the batch."""
+    o = tl.program_id(0) * BB + tl.arange(0, BB)
+    m = o < B
+    _sum(p_diagonal, p_diagonal_all, o, m, splits, B, BB)
+    _sum(p_sum, p_sum_all, o, m, splits, B, BB)
+    _sum_of_exponentials(p_row_logsumexp, p_row_logsumexp_all, o, m, splits, B, BB)
+    if COLUMNS:
+        _sum_of_exponentials(p_column_logsumexp, p_column_logsumexp_all, o, m, splits, B, BB)
+    if SOFTPLUS:
+        _sum(p_softplus, p_softplus_all, o, m, splits, B, BB)
+    b_rival = tl.full([BB], float("-inf"), tl.float32)
+    for i_split in range(splits):
+        b_rival = tl.maximum(b_rival, tl.load(p_rival + i_split * B + o, mask=m, other=0.0))
+    tl.store(p_rival_all + o, b_rival, mask=m)
 
 
 @triton.jit
@@ -220,7 +286,7 @@ def _gradient_block(
     # outputs
     p_grad,
     # sizes
-    B, R: tl.constexpr,
+    B, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SUM_OF_X: tl.constexpr, SUM_OF_Y: tl.constexpr,
     SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
@@ -230,7 +296,8 @@ def _gradient_block(
     o_r = tl.program_id(1) * BR + tl.arange(0, BR)
     b_grad = tl.zeros([BM, BR], tl.float32)
     b_weight_sum = tl.zeros([BM], tl.float32)
-    for start in range(0, B, BN):
+    i_split = tl.program_id(2)
+    for start in range(i_split * chunk, tl.minimum((i_split + 1) * chunk, B), BN):
         o_y = start + tl.arange(0, BN)
         b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, B, R, DISTANCE, BM, BN, BK)
         b_energy = _energy(b_tile, (o_x < B)[:, None] & (o_y < B)[None, :], ENERGY)
@@ -251,7 +318,8 @@ def _gradient_block(
         b_x = _load_rows(p_x, p_offset, o_x, o_r, B, R, DISTANCE)
         b_grad = b_x * b_weight_sum[:, None] - b_grad
     m_grad = (o_x < B)[:, None] & (o_r < R)[None, :]
-    tl.store(p_grad + o_x[:, None] * R + o_r[None, :], b_grad, mask=m_grad)
+    p_split = p_grad + i_split * 2 * B * R
+    tl.store(p_split + o_x[:, None] * R + o_r[None, :], b_grad, mask=m_grad)
 
 
 @triton.jit
@@ -262,11 +330,14 @@ def infonce_bwd_kernel(
     # outputs
     p_phi_grad, p_psi_grad,
     # sizes
-    B, R: tl.constexpr,
+    B, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (blocks of rows followed by blocks of columns, slices of R)."""
+    """The gradients [splits, 2, B, R] through the pairs with the y of a chunk.
+
+    Grid: (blocks of rows followed by blocks of columns, slices of R, splits of the y).
+    """
     i_block = tl.program_id(0)
     num_blocks = tl.cdiv(B, BM)
     if i_block < num_blocks:
@@ -274,12 +345,12 @@ def infonce_bwd_kernel(
             p_phi, p_psi, p_offset, p_row_mask, i_block,
             p_row_logsumexp, p_row_grad, p_column_logsumexp, p_column_grad,
             p_diagonal_grad, p_softplus_grad, p_phi_grad,
-            B, R, ENERGY, True, True, COLUMNS, SOFTPLUS, MASKED, BM, BN, BK, BR,
+            B, chunk, R, ENERGY, True, True, COLUMNS, SOFTPLUS, MASKED, BM, BN, BK, BR,
         )  # fmt: skip
     else:
         _gradient_block(
             p_psi, p_phi, p_offset, p_row_mask, i_block - num_blocks,
             p_column_logsumexp, p_column_grad, p_row_logsumexp, p_row_grad,
             p_diagonal_grad, p_softplus_grad, p_psi_grad,
-            B, R, ENERGY, False, COLUMNS, True, SOFTPLUS, MASKED, BM, BN, BK, BR,
+            B, chunk, R, ENERGY, False, COLUMNS, True, SOFTPLUS, MASKED, BM, BN, BK, BR,
         )  # fmt: skip

@@ -14,18 +14,17 @@ from torch_crl.kernels.infonce.kernel import (
     choose_launch,
     infonce_bwd_kernel,
     infonce_fwd_kernel,
+    infonce_join_kernel,
+    split,
 )
 from torch_crl.kernels.infonce.reference import PairScores
 
+# Rows of the batch whose scores of all splits a program joins.
+JOINED = 128
 _INTERPRETED = triton.knobs.runtime.interpret
 
-# In the order of PairScores; scores that were not requested are empty tensors.
-_Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _offset(psi_BR: Tensor, energy: str) -> Tensor:
-    # Used by distances only. See the reference for why they are centred.
-    return psi_BR if energy == "dot" else psi_BR.mean(0)
+# In the order of PairScores, then the offset; scores that were not requested are empty tensors.
+_Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def infonce_fwd(
@@ -36,50 +35,66 @@ def infonce_fwd(
     columns: bool,
     softplus: bool,
 ) -> _Scores:
-    """Launch the forward kernel; returns the scores [B] of phi and psi [B, R]."""
+    """Launch the forward kernels; returns the scores [B] of phi and psi [B, R].
+
+    The last tensor is the mean of psi, for distances only. See the reference for why these are
+    centred.
+    """
     phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
     batch, size = phi_BR.shape
     launch = choose_launch(size)
+    blocks = triton.cdiv(batch, launch.BM) * (1 + columns)
+    splits, chunk = split(batch, launch, blocks, phi_BR.device)
     asked = (1, 1, columns, softplus, 1, 1)
-    outputs = [torch.empty(batch * n, dtype=phi_BR.dtype, device=phi_BR.device) for n in asked]
+    parts = [phi_BR.new_empty(splits * batch * n) for n in asked]
+    offset_R = phi_BR.new_empty(0) if energy == "dot" else psi_BR.mean(0)
     with torch.cuda.device_of(phi_BR):
-        infonce_fwd_kernel[(triton.cdiv(batch, launch.BM) * (1 + columns),)](
-            phi_BR, psi_BR, _offset(psi_BR, energy), phi_BR if row_mask_B is None else row_mask_B,
-            *outputs,
-            batch, size,
+        infonce_fwd_kernel[(blocks, splits)](
+            phi_BR, psi_BR, offset_R, phi_BR if row_mask_B is None else row_mask_B,
+            *parts,
+            batch, chunk, size,
             ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus, MASKED=row_mask_B is not None,
             BM=launch.BM, BN=launch.BN, BK=launch.BK,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
             maxnreg=REGISTERS,
         )  # fmt: skip
-    return cast(_Scores, tuple(outputs))
+        if splits == 1:
+            return cast(_Scores, (*parts, offset_R))
+        scores = [phi_BR.new_empty(batch * n) for n in asked]
+        infonce_join_kernel[(triton.cdiv(batch, JOINED),)](
+            *parts, *scores, batch, splits,
+            COLUMNS=columns, SOFTPLUS=softplus, BB=JOINED, num_warps=4,
+        )  # fmt: skip
+    return cast(_Scores, (*scores, offset_R))
 
 
 def infonce_bwd(
     phi_BR: Tensor, psi_BR: Tensor, row_mask_B: Tensor | None,
-    row_logsumexp_B: Tensor, column_logsumexp_B: Tensor,
+    row_logsumexp_B: Tensor, column_logsumexp_B: Tensor, offset_R: Tensor,
     diagonal_grad_B: Tensor, row_grad_B: Tensor, column_grad_B: Tensor, softplus_grad_B: Tensor,
     energy: str, columns: bool, softplus: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch the backward kernel; returns the gradients [B, R] of phi and psi."""
+) -> Tensor:  # fmt: skip
+    """Launch the backward kernel; returns the gradients [2, B, R] of phi and psi."""
     phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
     batch, size = phi_BR.shape
     launch = choose_launch(size)
-    phi_grad_BR, psi_grad_BR = torch.empty_like(phi_BR), torch.empty_like(psi_BR)
+    blocks, slices = 2 * triton.cdiv(batch, launch.BM), triton.cdiv(size, launch.BR)
+    splits, chunk = split(batch, launch, blocks * slices, phi_BR.device)
+    grads_S2BR = phi_BR.new_empty(splits, 2, batch, size)
     upstream = (diagonal_grad_B, row_grad_B, column_grad_B, softplus_grad_B)
     with torch.cuda.device_of(phi_BR):
-        infonce_bwd_kernel[(2 * triton.cdiv(batch, launch.BM), triton.cdiv(size, launch.BR))](
-            phi_BR, psi_BR, _offset(psi_BR, energy), phi_BR if row_mask_B is None else row_mask_B,
+        infonce_bwd_kernel[(blocks, slices, splits)](
+            phi_BR, psi_BR, offset_R, phi_BR if row_mask_B is None else row_mask_B,
             row_logsumexp_B, column_logsumexp_B,
             *(grad_B.contiguous() for grad_B in upstream),
-            phi_grad_BR, psi_grad_BR,
-            batch, size,
+            grads_S2BR, grads_S2BR[:, 1],
+            batch, chunk, size,
             ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus, MASKED=row_mask_B is not None,
             BM=launch.BM, BN=launch.BN, BK=launch.BK, BR=launch.BR,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
             maxnreg=REGISTERS,
         )  # fmt: skip
-    return phi_grad_BR, psi_grad_BR
+    return grads_S2BR.squeeze(0) if splits == 1 else grads_S2BR.sum(0)
 
 
 _forward = torch.library.custom_op("torch_crl::pair_scores", infonce_fwd, mutates_args=())
@@ -91,29 +106,38 @@ def _(
     phi_BR: Tensor,
     _psi_BR: Tensor,
     _row_mask_B: Tensor | None,
-    _energy: str,
+    energy: str,
     columns: bool,
     softplus: bool,
 ) -> tuple[Tensor, ...]:
     batch = phi_BR.shape[0]
     # A symbolic size cannot be multiplied by a bool.
     asked = (1, 1, int(columns), int(softplus), 1, 1)
-    return tuple(phi_BR.new_empty(batch * n) for n in asked)
+    scores = (phi_BR.new_empty(batch * n) for n in asked)
+    return (*scores, phi_BR.new_empty(0 if energy == "dot" else phi_BR.shape[1]))
 
 
 @_backward.register_fake
-def _(phi_BR: Tensor, psi_BR: Tensor, *_args: Any) -> tuple[Tensor, Tensor]:
-    return phi_BR.new_empty(phi_BR.shape), psi_BR.new_empty(psi_BR.shape)
+def _(phi_BR: Tensor, *_args: Any) -> Tensor:
+    return phi_BR.new_empty(2, *phi_BR.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     phi_BR, psi_BR, row_mask_B, ctx.energy, ctx.columns, ctx.softplus = inputs
-    ctx.save_for_backward(phi_BR, psi_BR, row_mask_B, output[1], output[2])
+    ctx.save_for_backward(phi_BR, psi_BR, row_mask_B, output[1], output[2], output[6])
+    # Otherwise autograd would make tensors of zeros as the gradients of what has none.
+    ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _backward(*ctx.saved_tensors, *upstream[:4], ctx.energy, ctx.columns, ctx.softplus)
-    return (*grads, None, None, None, None)
+def _autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    logsumexp_B, of_columns = ctx.saved_tensors[3:5]
+    asked = (logsumexp_B, logsumexp_B, of_columns, logsumexp_B if ctx.softplus else of_columns[:0])
+    grads = [
+        torch.zeros_like(score_B) if grad_B is None else grad_B
+        for grad_B, score_B in zip(upstream[:4], asked, strict=True)
+    ]
+    of_both = _backward(*ctx.saved_tensors, *grads, ctx.energy, ctx.columns, ctx.softplus)
+    return (*of_both.unbind(0), None, None, None, None)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -152,7 +176,7 @@ def pair_scores(
             f"phi is {tuple(phi_BR.shape)}; the triton implementation takes fewer than 2^30 "
             'numbers: use a smaller batch, or choose implementation="reference"'
         )
-    scores = PairScores(*_forward(phi_BR, psi_BR, row_mask_B, energy, columns, softplus))
+    scores = PairScores(*_forward(phi_BR, psi_BR, row_mask_B, energy, columns, softplus)[:6])
     return scores._replace(
         row_rival_B=scores.row_rival_B.detach(),
         row_sum_B=scores.row_sum_B.detach(),

@@ -9,6 +9,7 @@ from torch_crl.kernels.dense import PRECISIONS
 from torch_crl.kernels.tower import reference
 from torch_crl.kernels.tower.reference import BLOCK as BLOCK
 from torch_crl.kernels.tower.reference import Arithmetic
+from torch_crl.kernels.tower.reference import Parts as Parts
 from torch_crl.kernels.tower.reference import Stack as Stack
 
 IMPLEMENTATIONS = ("reference", "norm_act", "persistent")

@@ -4,7 +4,7 @@ R rows, I input, D width, L layers, O output.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,15 +14,14 @@ from torch.autograd.function import once_differentiable
 
 from torch_crl.kernels.cpu import array, product, products, require_cpu, room, to_bf16
 from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
-from torch_crl.kernels.tower.reference import BLOCK, Stack
+from torch_crl.kernels.tower.reference import BLOCK, Parts
 
 
 class Parameters:
     """All parameters of a tower, as tensors and as arrays on the same memory."""
 
-    def __init__(self, first: Sequence[Tensor], stack: Stack, head: Sequence[Tensor]) -> None:
-        """`first` is weight [D, I], bias, LayerNorm weight and bias; `head` weight [O, D], bias."""
-        self.tensors = (*first, *stack, *head)
+    def __init__(self, parts: Parts) -> None:
+        self.tensors = (*parts.first, *parts.stack, *parts.last)
         require_cpu("tower", *self.tensors)
         self.arrays = tuple(map(array, self.tensors))
         self._places = [x.data_ptr() for x in self.tensors]

@@ -34,11 +34,13 @@ class Tile(NamedTuple):
 
 # Width to the tile for few rows and the tile for more rows than multiprocessors can take at once.
 TILES = {128: (Tile(16, 8, 2), Tile(32, 8, 2)), 256: (Tile(16, 8, 2), Tile(32, 8, 2))}
+SUMMED = 8
+"""Programs whose partial sums are loaded together."""
 _SIZES = ["live0", "live1", "frozen", "depth", "weight_rows"]
 
 
 @triton.jit
-def _rows_of_program(i_p, live0, live1, frozen, BM: tl.constexpr):
+def rows_of_program(i_p, live0, live1, frozen, BM: tl.constexpr):
     """The rows [start, stop) of a program, and its group: 0 and 1 are live towers, 2 is frozen."""
     n0, n1 = tl.cdiv(live0, BM), tl.cdiv(live1, BM)
     start, stop, i_group = i_p * BM, live0, 0
@@ -61,7 +63,7 @@ def _vectors(p_bias, p_ln_weight, p_ln_bias, i_layer, o_d, D: tl.constexpr):
 
 
 @triton.jit
-def _normalise(b_h, b_bias, EPS: tl.constexpr, D: tl.constexpr):
+def normalise(b_h, b_bias, EPS: tl.constexpr, D: tl.constexpr):
     """The rows of h + bias, normalised to mean 0 and variance 1, and their 1 / std."""
     b_h += b_bias[None, :]
     b_centred = b_h - (tl.sum(b_h, 1) / D)[:, None]
@@ -87,7 +89,7 @@ def tower_fwd_kernel(
     SAVE: tl.constexpr, RELU: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    start, stop, i_group = _rows_of_program(tl.program_id(0), live0, live1, frozen, BM)
+    start, stop, i_group = rows_of_program(tl.program_id(0), live0, live1, frozen, BM)
     p_bias, p_ln_weight, p_ln_bias = p_bias0, p_ln_weight0, p_ln_bias0
     if i_group == 1:
         # A multiple of D, so that the compiler sees aligned pointers and copies 16 bytes at a time.
@@ -107,7 +109,7 @@ def tower_fwd_kernel(
     b_bias, b_ln_weight, b_ln_bias = _vectors(p_bias, p_ln_weight, p_ln_bias, 0, o_d, D)
     for i_layer in tl.range(0, depth, num_stages=STAGES):
         # What follows the matmul of the previous layer; the first layer has none before it.
-        b_xhat, b_rstd = _normalise(b_h, b_bias, EPS, D)
+        b_xhat, b_rstd = normalise(b_h, b_bias, EPS, D)
         follows = i_layer > 0
         if SAVE:
             o_before = (i_layer - 1) * rows
@@ -124,7 +126,7 @@ def tower_fwd_kernel(
         # Loaded transposed: the matmul is with W^T, and W is [out, in].
         p_layer = p_weight + tl.cast(i_layer, tl.int64) * D * D
         b_h = tl.dot(b_input, tl.load(p_layer + o_d[None, :] * D + o_d[:, None]))
-    b_xhat, b_rstd = _normalise(b_h, b_bias, EPS, D)
+    b_xhat, b_rstd = normalise(b_h, b_bias, EPS, D)
     if SAVE:
         o_before = (depth - 1) * rows
         tl.store(p_xhat + o_before * D + o, b_xhat.to(p_xhat.dtype.element_ty), mask=m)
@@ -146,7 +148,7 @@ def tower_bwd_kernel(
     D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
-    start, stop, i_group = _rows_of_program(i_p, live0, live1, frozen, BM)
+    start, stop, i_group = rows_of_program(i_p, live0, live1, frozen, BM)
     p_ln_weight, p_ln_bias = p_ln_weight0, p_ln_bias0
     if i_group == 1:
         p_weight += tl.cast(weight_rows, tl.int64) * D
@@ -199,6 +201,41 @@ def tower_bwd_kernel(
         # The gradient of the previous block's output, which was multiplied by the branch scale.
         b_dinner *= tl.where(starts_block, branch_scale, 1.0)
     tl.store(p_dx + o, b_dx * unscale, mask=m)
+
+
+@triton.jit
+def sum_over_programs(p_partial, p_out, first, count, i_sum, D: tl.constexpr, BP: tl.constexpr):
+    """One of the three sums of a layer and tower, from the partial ones [P, 3, D] of programs."""
+    o_d = tl.arange(0, D)
+    b_sum = tl.zeros([D], tl.float32)
+    for start in range(0, count, BP):
+        o_p = start + tl.arange(0, BP)
+        p_rows = p_partial + ((first + o_p) * 3 + i_sum)[:, None] * D + o_d[None, :]
+        b_sum += tl.sum(tl.load(p_rows, mask=(o_p < count)[:, None], other=0.0), 0)
+    tl.store(p_out + o_d, b_sum)
+
+
+@triton.jit(do_not_specialize=["first_layer", "all_layers", "programs0", "programs1"])
+def sums_kernel(
+    # in
+    p_partial,
+    # out
+    p_dvectors,
+    # sizes
+    first_layer, all_layers, programs0, programs1,
+    D: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Sums [T, 3, L, D] over the programs of partial [layers of a chunk, P, 3, D].
+
+    Grid: the layers of the chunk, and three sums for each tower.
+    """
+    i_layer, i_sum = tl.program_id(0), tl.program_id(1)
+    first, count = 0, programs0
+    if i_sum >= 3:
+        first, count = programs0, programs1
+    p_partial += tl.cast(i_layer, tl.int64) * (programs0 + programs1) * 3 * D
+    p_out = p_dvectors + (tl.cast(i_sum, tl.int64) * all_layers + first_layer + i_layer) * D
+    sum_over_programs(p_partial, p_out, first, count, i_sum % 3, D, BP)
 
 
 class Layers(NamedTuple):
@@ -266,11 +303,14 @@ def backward_layers(
     *,
     kept: Sequence[Tensor],
     scale: float,
+    sums: Tensor,
+    first_layer: int = 0,
     tile: Tile | None = None,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """dx [R, D], dh [L, live, D] times `scale`, and for each tower [3, L, D].
+) -> tuple[Tensor, Tensor]:
+    """dx [R, D], and dh [L, live, D] times `scale`.
 
-    The [3, L, D] are the gradients of bias, LayerNorm weight and LayerNorm bias.
+    Fills `sums` [T, 3, all layers, D] from `first_layer` on with the gradients of bias, LayerNorm
+    weight and LayerNorm bias of each tower.
     """
     weight16, vectors, rows, relu, branch_scale = layers
     depth, width = weight16.shape[1:3]
@@ -287,5 +327,20 @@ def backward_layers(
             *rows, depth, weight16.stride(0) // width, branch_scale, scale,
             RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
         )  # fmt: skip
-    by_tower = partial.split(live_programs, dim=1)
-    return dx, dh, [part.permute(2, 0, 1, 3).sum(2) for part in by_tower]
+    if sum(live_programs):
+        sum_programs(partial, live_programs, sums, first_layer)
+    return dx, dh
+
+
+def sum_programs(
+    partial: Tensor, live_programs: Sequence[int], sums: Tensor, first_layer: int
+) -> None:
+    """Fill `sums` [T, 3, all layers, D] from `first_layer` on; partial is [layers, P, 3, D]."""
+    towers, _, all_layers, width = sums.shape
+    with torch.cuda.device_of(sums):
+        sums_kernel[(len(partial), 3 * towers)](
+            partial,
+            sums,
+            *(first_layer, all_layers, live_programs[0], sum(live_programs[1:])),
+            D=width, BP=SUMMED, num_warps=4,
+        )  # fmt: skip

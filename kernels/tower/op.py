@@ -45,8 +45,8 @@ def tower_forward(
     layers. `scale` is used only by the backward pass.
     """
     weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
-    for target, weight in zip(weight16, weights, strict=True):
-        target.copy_(weight)
+    # One kernel for both towers.
+    torch._foreach_copy_(list(weight16.unbind(0)), weights)
     layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
     kept = empty_kept(x, layers) if keep and not recompute else None
     if kept is not None or not keep:
@@ -71,10 +71,13 @@ def tower_backward(
     branch_scale: float,
     recompute: int,
     scale: float,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """dx [R, D], and for each tower the gradients [L, D, D] of W and [3, L, D] of its vectors."""
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """dx [R, D], and for each tower the gradients [L, D, D] of W and [T, 3, L, D] of the vectors.
+
+    Without live rows the parameters' gradients are left as they are.
+    """
     layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
-    dweights, dvectors = _empty_gradients(dy, weight16)
+    dweights, sums = _empty_gradients(dy, weight16)
     dx = dy
     chunks = _chunks(layers, recompute)
     for index, chunk in reversed(list(enumerate(chunks))):
@@ -82,12 +85,14 @@ def tower_backward(
         if recompute:
             part_kept = empty_kept(dy, part)
             forward_layers(kept[index], part, kept=part_kept)
-        dx, dh, chunk_vectors = backward_layers(dx, part, kept=part_kept, scale=scale)
-        rows = zip(dh.split(live, dim=1), part_kept[0].split(live, dim=1), strict=True)
-        for tower, (dh_tower, inputs) in enumerate(rows):
-            weight_gradient(dh_tower, inputs, scale=scale, out=dweights[tower][chunk])
-            dvectors[tower][:, chunk] = chunk_vectors[tower]
-    return dx, dweights, dvectors
+        dx, dh = backward_layers(
+            dx, part, kept=part_kept, scale=scale, sums=sums, first_layer=chunk.start
+        )
+        if sum(live):
+            rows = zip(dh.split(live, dim=1), part_kept[0].split(live, dim=1), strict=True)
+            for tower, (dh_tower, inputs) in enumerate(rows):
+                weight_gradient(dh_tower, inputs, scale=scale, out=dweights[tower][chunk])
+    return dx, dweights, sums
 
 
 def _layers(
@@ -109,10 +114,10 @@ def _chunks(layers: Layers, recompute: int) -> list[slice]:
     return [slice(start, min(start + step, depth)) for start in range(0, depth, step)]
 
 
-def _empty_gradients(dy: Tensor, weight16: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _empty_gradients(dy: Tensor, weight16: Tensor) -> tuple[list[Tensor], Tensor]:
     towers, depth, width = weight16.shape[:3]
     dweights = [dy.new_empty(depth, width, width) for _ in range(towers)]
-    return dweights, [dy.new_empty(3, depth, width) for _ in range(towers)]
+    return dweights, dy.new_empty(towers, 3, depth, width)
 
 
 @tower_forward.register_fake
@@ -139,7 +144,7 @@ def _(
 
 
 @tower_backward.register_fake
-def _(dy: Tensor, weight16: Tensor, *_: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def _(dy: Tensor, weight16: Tensor, *_: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     return torch.empty_like(dy), *_empty_gradients(dy, weight16)
 
 
@@ -155,7 +160,7 @@ def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
     weight16, *saved = ctx.saved_tensors
     vectors, kept = saved[: ctx.num_vectors], saved[ctx.num_vectors :]
     live, frozen, activation, branch_scale, _, recompute, scale = ctx.options
-    dx, dweights, dvectors = tower_backward(
+    dx, dweights, sums = tower_backward(
         dy.contiguous(),
         weight16,
         vectors,
@@ -167,8 +172,9 @@ def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
         recompute,
         scale,
     )
-    of_vectors = [gradient for tower in dvectors for gradient in tower.unbind(0)]
-    return dx, dweights, of_vectors, *[None] * 8
+    if not sum(live):
+        return dx, [None] * len(dweights), [None] * ctx.num_vectors, *[None] * 8
+    return dx, dweights, list(sums.flatten(0, 1).unbind(0)), *[None] * 8
 
 
 tower_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -189,11 +195,40 @@ def tower(
     parts = [*rows] if frozen is None else [*rows, frozen]
     counts = [len(part) for part in parts]
     x_RD = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+    y_RD = tower_rows(
+        x_RD,
+        stacks,
+        counts[: len(stacks)],
+        activation=activation,
+        branch_scale=branch_scale,
+        precision=precision,
+        gradient_scale=gradient_scale,
+        recompute=recompute,
+    )
+    return list(y_RD.split(counts))
+
+
+def tower_rows(
+    x_RD: Tensor,
+    stacks: Sequence[Stack],
+    live: list[int],
+    *,
+    activation: str,
+    branch_scale: float,
+    precision: str,
+    gradient_scale: float,
+    recompute: int,
+) -> Tensor:
+    """The same for rows [R, D] in one tensor; those behind the live ones are frozen."""
     require_device(x_RD, "tower")
     weights = [stack.weight_LDD for stack in stacks]
     vectors = [vector.contiguous() for stack in stacks for vector in stack[1:]]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x_RD, *weights, *vectors))
-    live, frozen_rows = counts[: len(stacks)], sum(counts[len(stacks) :])
+    trained = any(parameter.requires_grad for parameter in (*weights, *vectors))
+    keep = torch.is_grad_enabled() and (trained or x_RD.requires_grad)
+    if not trained and len(stacks) == 1:
+        # No row is kept for gradients that nobody asks for.
+        live = [0]
+    frozen = len(x_RD) - sum(live)
     options = (activation, branch_scale, precision, recompute, gradient_scale, keep)
-    y_RD = tower_forward(x_RD, weights, vectors, live, frozen_rows, *options)[0]
-    return list(y_RD.split(counts))
+    y_RD: Tensor = tower_forward(x_RD, weights, vectors, live, frozen, *options)[0]
+    return y_RD

@@ -26,6 +26,16 @@ class Stack(NamedTuple):
         return Stack(*(parameter.detach() for parameter in self))
 
 
+class Parts(NamedTuple):
+    """All parameters of a tower."""
+
+    first: tuple[Tensor, Tensor, Tensor, Tensor]
+    """Weight [D, I], bias, LayerNorm weight and bias [D] of the first layer."""
+    stack: Stack
+    last: tuple[Tensor, Tensor]
+    """Weight [O, D] and bias [O] of the last layer."""
+
+
 class Arithmetic(NamedTuple):
     """How the layers are computed; see `torch_crl.kernels.tower.tower`."""
 

@@ -3,6 +3,7 @@
 And its kernels compiled for the GPUs that we care about, which needs none.
 """
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
     return sizes
 
 
@@ -121,10 +123,24 @@ def test_scores_that_were_not_asked_for(energy: str, columns: bool, softplus: bo
     assert_as_good_as_fp32(*draw(40, 100), energy=energy, columns=columns, softplus=softplus)
 
 
+@pytest.mark.parametrize(("multiprocessors", "splits"), [(1, 1), (132, 3)])
 @pytest.mark.parametrize("energy", ["norm", "dot"])
-def test_more_columns_than_one_step_takes(energy: str) -> None:
-    batch = 2 * kernel.choose_launch(40).BN + 14
+def test_more_columns_than_one_step_takes(
+    monkeypatch: pytest.MonkeyPatch, energy: str, multiprocessors: int, splits: int
+) -> None:
+    monkeypatch.setattr(kernel, "multiprocessors", lambda device: multiprocessors)
+    launch = kernel.choose_launch(40)
+    batch = 2 * launch.BN + 14
+    assert kernel.split(batch, launch, 34, torch.device("cpu"))[0] == splits
     assert_as_good_as_fp32(*draw(batch, 40), energy=energy)
+
+
+def test_every_split_has_columns() -> None:
+    launch = kernel.choose_launch(64)
+    for batch, programs in itertools.product((1, 128, 512, 640, 1000, 4096), (1, 25, 32, 66, 500)):
+        splits, chunk = kernel.split(batch, launch, programs, torch.device("cpu"))
+        assert (splits - 1) * chunk < batch <= splits * chunk
+        assert splits == 1 or splits * programs <= 132
 
 
 @pytest.mark.parametrize("energy", ["norm", "dot"])
@@ -247,16 +263,19 @@ def test_an_output_that_is_not_written_would_be_seen(monkeypatch: pytest.MonkeyP
     assert all(x.isnan().all() for x in scores)
 
 
-def test_no_matrix_of_pairs_is_made(allocated: list[int]) -> None:
-    batch, size = 64, 8
+def test_no_matrix_of_pairs_is_made(monkeypatch: pytest.MonkeyPatch, allocated: list[int]) -> None:
+    # As for large batches, whose programs outnumber the multiprocessors and are not split.
+    monkeypatch.setattr(kernel, "multiprocessors", lambda device: 1)
+    batch, size = 128, 8
     phi, psi = draw(batch, size)
     with LargestTensor() as watch:
         # The launchers themselves: inside an op, nothing can be watched.
         scores = op.infonce_fwd(phi, psi, None, "norm", True, True)
-        op.infonce_bwd(phi, psi, None, scores[1], scores[2], *scores[:4], "norm", True, True)
+        kept = scores[1], scores[2], scores[6]
+        op.infonce_bwd(phi, psi, None, *kept, *scores[:4], "norm", True, True)
         run(phi, psi, energy="cosine", implementation="triton")
-    # Under the interpreter, the largest are its copies of phi and psi, counted in bytes.
-    assert batch * size <= max(watch.numel, *allocated) <= 4 * batch * size < batch * batch
+    # Under the interpreter, the largest is its copy of both gradients, counted in bytes.
+    assert batch * size <= max(watch.numel, *allocated) <= 8 * batch * size < batch * batch
 
 
 @pytest.mark.parametrize("columns", [False, True])
@@ -271,7 +290,7 @@ def test_registration(
     args = (phi, psi, mask, energy, columns, not columns)
     torch.library.opcheck(torch.ops.torch_crl.pair_scores, args)
     upstream = torch.ones(5, device=DEVICE)
-    rest = (mask, *[upstream] * 6, *args[3:])
+    rest = (mask, upstream, upstream, phi.detach().mean(0), *[upstream] * 4, *args[3:])
     backward = torch.ops.torch_crl.pair_scores_backward
     torch.library.opcheck(backward, (phi.detach(), psi.detach(), *rest))
 
@@ -326,9 +345,18 @@ def jobs_of(size: int, energy: str, arch: int) -> list[Job]:
         arguments = getattr(kernel, name).arg_names
         of_kernel = {key: value for key, value in constants.items() if key in arguments}
         types = {argument: "*fp32" for argument in arguments if argument not in of_kernel}
-        types["B"] = "i32"
+        types |= {"B": "i32", "chunk": "i32"}
         jobs.append(Job(kernel.__name__, name, types, of_kernel, options, arch))
     return jobs
+
+
+def join_job(arch: int) -> Job:
+    arguments = kernel.infonce_join_kernel.arg_names
+    constants = {"COLUMNS": True, "SOFTPLUS": True, "BB": op.JOINED}
+    types = {each: "*fp32" for each in arguments if each.startswith("p_")}
+    types |= {"B": "i32", "splits": "i32"}
+    options = {"num_warps": 4}
+    return Job(kernel.__name__, "infonce_join_kernel", types, constants, options, arch)
 
 
 def test_compiles_without_spills() -> None:
@@ -339,6 +367,7 @@ def test_compiles_without_spills() -> None:
         for energy in ("norm", "dot")
         for job in jobs_of(size, energy, arch)
     ]
+    jobs += [join_job(arch) for arch in SHARED_MEMORY]
     for job, used in zip(jobs, compile_all(jobs), strict=True):
         assert used.stack_bytes == 0, (job, used)
         assert used.shared_bytes <= SHARED_MEMORY[job.arch], (job, used)

@@ -3,6 +3,7 @@
 What the critic learns is an `Objective`. B batch, S state, G goal, A action or chunk of actions.
 """
 
+import functools
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from torch_crl.agent.learner import Learner
-from torch_crl.agent.losses import actor_loss, temperature_loss
+from torch_crl.agent.losses import policy_losses
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.objectives.objective import Objective, PolicyRows
 from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
@@ -88,23 +89,24 @@ class ActorCritic(Learner):
             _step(self.critic_optimizer, critic)
             policy, log_prob_B = self._act(batch)
             score_B = self.objective.score(batch, policy)
-            trained_later: Tensor | float = 0.0
+            trained_later: list[Tensor] = []
         else:
             policy, log_prob_B = self._act(batch)
             critic, score_B, metrics = self.objective.judge(batch, policy)
-            trained_later = critic
-        actor, actor_metrics = actor_loss(score_B, log_prob_B, self.log_alpha)
-        temperature, temperature_metrics = temperature_loss(
-            log_prob_B, self.log_alpha, target_entropy=self.target_entropy
+            trained_later = [critic]
+        of_policy, policy_metrics = policy_losses(
+            score_B,
+            log_prob_B,
+            self.log_alpha,
+            target_entropy=self.target_entropy,
+            implementation=self.actor.compute.other_kernels,
         )
-        _step(self.optimizer, actor + temperature + trained_later)
-        losses = {"actor_loss": actor, "temperature_loss": temperature, "critic_loss": critic}
-        detached = {name: loss.detach() for name, loss in losses.items()}
-        return detached | actor_metrics | temperature_metrics | metrics
+        _step(self.optimizer, of_policy, *trained_later)
+        return {"critic_loss": critic.detach()} | policy_metrics | metrics
 
     def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
         """The whole update as one function for a CPU core, where there is one."""
-        if not self.actor.is_whole or self.critic_optimizer is not None:
+        if self.actor.compute.tower != "numba" or self.critic_optimizer is not None:
             return None
         if self._compiled is not None and self._compiled.is_for(batch):
             return self._compiled
@@ -202,7 +204,14 @@ def _groups(*rates: tuple[float, list[Tensor]]) -> dict[float, list[Tensor]]:
     return groups
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def _step(optimizer: torch.optim.Optimizer, *losses: Tensor) -> None:
+    """Minimise the sum of the losses."""
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    torch.autograd.backward(losses, [_one(loss.dtype, loss.device) for loss in losses])
     optimizer.step()
+
+
+@functools.cache
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The gradient of a loss by itself, which autograd would make anew each time."""
+    return torch.ones((), dtype=dtype, device=device)

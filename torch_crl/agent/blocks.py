@@ -184,12 +184,15 @@ def _shared(
     sizes: TowerSizes,
     compute: Compute,
 ) -> list[Tensor]:
-    # The gradients of the copies add up.
-    times = sizes.depth // BLOCK
-    repeated = [
-        Stack(*(each.repeat(times, *[1] * (each.dim() - 1)) for each in stack)) for stack in stacks
-    ]
-    return _published(rows, repeated, frozen, sizes, compute)
+    return _published(rows, [unrolled(stack, sizes) for stack in stacks], frozen, sizes, compute)
+
+
+def unrolled(stack: Stack, sizes: TowerSizes) -> Stack:
+    """The layers of a tower one by one; with shared blocks, copies whose gradients add up."""
+    times = sizes.depth // len(stack.bias_LD)
+    if times == 1:
+        return stack
+    return Stack(*(each.repeat(times, *[1] * (each.dim() - 1)) for each in stack))
 
 
 def _gated(

@@ -22,14 +22,6 @@ from torch_crl.kernels.cpu import array
 from torch_crl.kernels.infonce.cpu import DISTANCES
 from torch_crl.kernels.tower.cpu import Space
 
-_OF_ROWS = {
-    "forward_info_nce": True,
-    "symmetric_info_nce": True,
-    "backward_info_nce": False,
-    "binary_nce": False,
-}
-"""The contrastive losses that are compiled, and whether each reads the sums over rows."""
-
 
 class CompiledUpdate:
     """An update of actor, temperature and critic together, on given tensors and batches of a size.
@@ -52,7 +44,7 @@ class CompiledUpdate:
         `optimizer` has all parameters, and `goal_of_B` says whose goal each row of the actor has.
         """
         assert isinstance(objective, ContrastiveObjective)
-        networks, loss = objective.networks, objective.contrastive_loss
+        networks, kind = objective.networks, CONTRASTIVE_LOSSES[objective.contrastive_loss]
         towers = actor, networks.state_action_encoder, networks.goal_encoder
         self._batch_size = size = len(goal_of_B)
         # Of the type of a mask, since every other type of an argument is compiled anew.
@@ -76,9 +68,9 @@ class CompiledUpdate:
             *(tuple(array(gradient(x)) for x in tower.parameters()) for tower in towers),
             *(space.arrays for space in self._spaces),
             DISTANCES[objective.energy],
-            _OF_ROWS[loss],
-            CONTRASTIVE_LOSSES[loss].columns,
-            CONTRASTIVE_LOSSES[loss].softplus,
+            kind.rows,
+            kind.columns,
+            kind.softplus,
             float(objective.logsumexp_penalty),
         )
 
@@ -88,7 +80,7 @@ class CompiledUpdate:
         return (
             type(objective) is ContrastiveObjective
             and objective.energy in DISTANCES
-            and objective.contrastive_loss in _OF_ROWS
+            and CONTRASTIVE_LOSSES[objective.contrastive_loss].rows is not None
             and len({x.dtype for x in tensors}) == 1
         )
 

@@ -9,7 +9,7 @@ B batch. Sources: arXiv 2503.14858 (InfoNCE, actor), arXiv 2408.11052 (energies)
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,13 +70,16 @@ class ContrastiveLoss(NamedTuple):
     loss: Callable[[PairScores, Mean], Tensor]
     columns: bool = False
     softplus: bool = False
+    rows: bool | None = None
+    """Whether it reads the sums over rows. None keeps it from the kernels, which know only losses
+    that are the mean of the scores they read, each less the energies of the true pairs."""
 
 
 CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
-    "forward_info_nce": ContrastiveLoss(forward_info_nce),
-    "backward_info_nce": ContrastiveLoss(backward_info_nce, columns=True),
-    "symmetric_info_nce": ContrastiveLoss(symmetric_info_nce, columns=True),
-    "binary_nce": ContrastiveLoss(binary_nce, softplus=True),
+    "forward_info_nce": ContrastiveLoss(forward_info_nce, rows=True),
+    "backward_info_nce": ContrastiveLoss(backward_info_nce, columns=True, rows=False),
+    "symmetric_info_nce": ContrastiveLoss(symmetric_info_nce, columns=True, rows=True),
+    "binary_nce": ContrastiveLoss(binary_nce, softplus=True, rows=False),
 }
 
 
@@ -87,6 +90,7 @@ def critic_loss(
     logsumexp_penalty: float,
     whole_B: Tensor | None = None,
     weight_B: Tensor | None = None,
+    implementation: Literal["reference", "numba", "triton"] = "reference",
 ) -> tuple[Tensor, Aux]:
     """Contrastive loss plus penalty * mean_i (logsumexp_j E_ij)^2, and metrics of the energies.
 
@@ -97,9 +101,27 @@ def critic_loss(
     Rows where `whole_B` is 0 hold a chunk of actions that its trajectory cut short. They have no
     contrastive loss of their own, and their goals stay negatives of the other rows. `weight_B`
     weights the contrastive loss of each row, and not the penalty.
+
+    The implementation `triton` is one kernel; all others are plain torch.
     """
-    mean = mean_over(whole_B, weight_B)
-    contrastive = CONTRASTIVE_LOSSES[contrastive_loss].loss(scores, mean)
+    kind = CONTRASTIVE_LOSSES[contrastive_loss]
+    if implementation == "triton" and kind.rows is not None:
+        # Imported here, so that Triton is needed only if its kernels are requested.
+        from torch_crl.kernels.losses import kernel
+
+        nothing_0 = scores.row_sum_B[:0]
+        return kernel.critic_loss(
+            [nothing_0 if score is None else score for score in scores[:4]],
+            scores.row_rival_B,
+            scores.row_sum_B,
+            rows=kind.rows,
+            columns=kind.columns,
+            softplus=kind.softplus,
+            logsumexp_penalty=logsumexp_penalty,
+            whole_B=whole_B,
+            weight_B=weight_B,
+        )
+    contrastive = kind.loss(scores, mean_over(whole_B, weight_B))
     loss = contrastive + logsumexp_penalty * scores.row_logsumexp_B.square().mean()
     with torch.no_grad():
         right_B = (scores.diagonal_B > scores.row_rival_B).float()
@@ -135,6 +157,31 @@ def temperature_loss(
     alpha = log_alpha.exp()
     loss = alpha * (-log_prob_B.detach() - target_entropy).mean()
     return loss, {"alpha": alpha.detach()}
+
+
+def policy_losses(
+    energy_B: Tensor,
+    log_prob_B: Tensor,
+    log_alpha: Tensor,
+    *,
+    target_entropy: float,
+    implementation: Literal["reference", "numba", "triton"] = "reference",
+) -> tuple[Tensor, Aux]:
+    """`actor_loss` plus `temperature_loss`; each is also one of the metrics.
+
+    The implementation `triton` is one kernel; all others are plain torch.
+    """
+    if implementation == "triton":
+        # Imported here, so that Triton is needed only if its kernels are requested.
+        from torch_crl.kernels.losses import kernel
+
+        return kernel.policy_losses(energy_B, log_prob_B, log_alpha, target_entropy=target_entropy)
+    actor, of_actor = actor_loss(energy_B, log_prob_B, log_alpha)
+    temperature, of_temperature = temperature_loss(
+        log_prob_B, log_alpha, target_entropy=target_entropy
+    )
+    losses = {"actor_loss": actor.detach(), "temperature_loss": temperature.detach()}
+    return actor + temperature, losses | of_actor | of_temperature
 
 
 def cloning_loss(mean_BA: Tensor, log_std_BA: Tensor, action_BA: Tensor) -> tuple[Tensor, Aux]:

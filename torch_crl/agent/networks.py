@@ -14,12 +14,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from torch_crl.agent.blocks import BLOCKS, Layer
+from torch_crl.agent.blocks import BLOCKS, Layer, unrolled
 from torch_crl.agent.compute import PLAIN, Compute
 from torch_crl.agent.sizes import SHARING_BLOCKS, MlpSizes, NetworkSizes, TowerSizes
 from torch_crl.kernels.squashed_gaussian import action_distribution as action_distribution
 from torch_crl.kernels.squashed_gaussian import squashed_sample as squashed_sample
-from torch_crl.kernels.tower import BLOCK, Stack
+from torch_crl.kernels.tower import BLOCK, Parts, Stack, default_gradient_scale
 
 if TYPE_CHECKING:
     from torch_crl.kernels.tower.cpu import Parameters
@@ -109,19 +109,28 @@ class ResidualTower(nn.Module):
     def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """Map [..., input] to [..., output]. `frozen`: no gradient for the parameters."""
         rows = x.reshape(-1, x.shape[-1])
-        if self.is_whole:
-            return self.whole(rows, live=0 if frozen else len(rows)).view(*x.shape[:-1], -1)
-        rows = self.embed(rows, frozen=frozen)
-        stack = self.stack.detached() if frozen else self.stack
-        (inner,) = self._block.inner([rows], [stack], None, self.sizes, self.compute)
-        return self.head(inner, frozen=frozen).view(*x.shape[:-1], -1)
+        if self.compute.tower == "numba":
+            rows = self.on_one_core(rows, live=0 if frozen else len(rows))
+        elif self.compute.tower == "persistent":
+            (rows,) = _on_triton([rows], [self.parts(frozen=frozen)], None, self)
+        else:
+            rows = self.embed(rows, frozen=frozen)
+            stack = self.stack.detached() if frozen else self.stack
+            (inner,) = self._block.inner([rows], [stack], None, self.sizes, self.compute)
+            rows = self.head(inner, frozen=frozen)
+        return rows.view(*x.shape[:-1], -1)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether one kernel computes the tower from input to output."""
-        return self.compute.tower == "numba"
+    def parts(self, *, frozen: bool = False) -> Parts:
+        """All parameters, those of the blocks as often as they are applied."""
+        stack = unrolled(self.stack, self.sizes)
+        first = self._first_layer(frozen=frozen)
+        last = (
+            read(self.output_weight, frozen=frozen),
+            read(self.output_bias, frozen=frozen),
+        )
+        return Parts(first, stack.detached() if frozen else stack, last)
 
-    def whole(self, x: Tensor, *, live: int) -> Tensor:
+    def on_one_core(self, x: Tensor, *, live: int) -> Tensor:
         """Map [R, input] to [R, output]; the parameters' gradients are those of the first rows."""
         # Imported here, so that numba is needed only if its kernels are requested.
         from torch_crl.kernels.tower.cpu import Parameters, whole_tower
@@ -129,8 +138,7 @@ class ResidualTower(nn.Module):
         held = self._held
         # In the order of their definition; asking the module for each by name would take longer.
         if held is None or not held.are(self._parameters.values()):  # type: ignore[arg-type]
-            first = (self.input_weight, self.input_bias, self.input_ln_weight, self.input_ln_bias)
-            held = Parameters(first, self.stack, (self.output_weight, self.output_bias))
+            held = Parameters(self.parts())
             self._held = held
         sizes = self.sizes
         return whole_tower(
@@ -157,17 +165,38 @@ def run_towers(
     output is the last one.
     """
     first, counts = towers[0], [len(inputs[0]), 0 if frozen is None else len(frozen)]
-    if first.is_whole:
+    if first.compute.tower == "numba":
         rows = inputs[0] if frozen is None else torch.cat([inputs[0], frozen])
-        ours, of_frozen = first.whole(rows, live=counts[0]).split(counts)
+        ours, of_frozen = first.on_one_core(rows, live=counts[0]).split(counts)
         others = [tower(x) for tower, x in zip(towers[1:], inputs[1:], strict=True)]
         return [ours, *others, *([] if frozen is None else [of_frozen])]
+    if first.compute.tower == "persistent":
+        return _on_triton(inputs, [tower.parts() for tower in towers], frozen, first)
     embedded = [tower.embed(x) for tower, x in zip(towers, inputs, strict=True)]
     constant = None if frozen is None else first.embed(frozen, frozen=True)
     stacks = [tower.stack for tower in towers]
     inner = BLOCKS[first.sizes.block].inner(embedded, stacks, constant, first.sizes, first.compute)
     outputs = [tower.head(x) for tower, x in zip(towers, inner[: len(towers)], strict=True)]
     return outputs + [first.head(x, frozen=True) for x in inner[len(towers) :]]
+
+
+def _on_triton(
+    inputs: Sequence[Tensor], towers: Sequence[Parts], frozen: Tensor | None, like: ResidualTower
+) -> list[Tensor]:
+    """`run_towers` on kernels for whole towers, computed as `like` is."""
+    # Imported here, so that Triton is needed only if its kernels are requested.
+    from torch_crl.kernels.tower.whole import whole_towers
+
+    return whole_towers(
+        inputs,
+        towers,
+        frozen=frozen,
+        activation=like.sizes.activation,
+        branch_scale=like.sizes.branch_scale,
+        precision=like.compute.precision,
+        gradient_scale=default_gradient_scale(inputs),
+        recompute=like.compute.recompute,
+    )
 
 
 _MLP_ACTIVATIONS: dict[Literal["relu", "tanh"], type[nn.Module]] = {

@@ -4,14 +4,17 @@ f(s, a, g) = energy(phi(s, a), psi(g)) is trained to classify which goal of the 
 future of which step, and is itself the score of an action. B batch, R representation.
 """
 
+from typing import Literal
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from torch_crl.agent.losses import CONTRASTIVE_LOSSES, ENERGIES, critic_loss
+from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
 from torch_crl.agent.networks import Networks
 from torch_crl.agent.objectives.objective import Aux, Judgement, Objective, PolicyRows, Setup
 from torch_crl.kernels.infonce import pair_scores
+from torch_crl.kernels.paired_energies import paired_energies
 
 
 class ContrastiveObjective(Objective):
@@ -66,7 +69,16 @@ class ContrastiveObjective(Objective):
 
     def paired(self, phi_BR: Tensor, psi_BR: Tensor, policy: PolicyRows) -> Tensor:
         """The energies [B] of the policy's actions and the goals of the actor's loss."""
-        return ENERGIES[self.energy].paired(phi_BR, policy.of_actor(psi_BR))
+        return paired_energies(
+            phi_BR,
+            policy.of_actor(psi_BR),
+            energy=self.energy,
+            implementation=self._implementation,
+        )
+
+    @property
+    def _implementation(self) -> Literal["reference", "numba", "triton"]:
+        return self.networks.actor.compute.other_kernels
 
     def classify(self, phi_BR: Tensor, psi_BR: Tensor, batch: TensorDict) -> tuple[Tensor, Aux]:
         """The contrastive loss of representations [B, R], and its metrics."""
@@ -80,7 +92,7 @@ class ContrastiveObjective(Objective):
             columns=kind.columns,
             softplus=kind.softplus,
             row_mask_B=whole_B,
-            implementation=self.networks.actor.compute.other_kernels,
+            implementation=self._implementation,
         )
         return critic_loss(
             scores,
@@ -88,6 +100,7 @@ class ContrastiveObjective(Objective):
             logsumexp_penalty=self.logsumexp_penalty,
             whole_B=whole_B,
             weight_B=batch.get("survived"),
+            implementation=self._implementation,
         )
 
 

@@ -1,0 +1,57 @@
+"""Towers from input to output on Triton kernels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torch_crl.kernels.launch import require_device
+from torch_crl.kernels.tower.op import tower_rows
+from torch_crl.kernels.tower.reference import Parts
+from torch_crl.kernels.tower_ends.op import embed, head
+
+
+def whole_towers(
+    inputs: Sequence[Tensor],
+    towers: Sequence[Parts],
+    *,
+    frozen: Tensor | None,
+    activation: str,
+    branch_scale: float,
+    precision: str,
+    gradient_scale: float,
+    recompute: int,
+) -> list[Tensor]:
+    """First layer, residual blocks and last layer of one or two towers of equal inner sizes.
+
+    Args:
+        inputs: fp32 [B, I] for each tower; B and I may differ.
+        towers: the parameters of each.
+        frozen: fp32 [F, I], further rows for the first tower, whose parameters get no gradient from
+            them.
+        activation, branch_scale, precision, gradient_scale, recompute: as in
+            `torch_crl.kernels.tower.tower`.
+
+    Returns:
+        [B, O] for each of `inputs`, followed by [F, O] if there are frozen rows.
+    """
+    rows = [*inputs] if frozen is None else [*inputs, frozen]
+    rows = [x.contiguous() for x in rows]
+    require_device(rows[0], "tower")
+    first = [parameter.contiguous() for tower in towers for parameter in tower.first]
+    last = [parameter.contiguous() for tower in towers for parameter in tower.last]
+    counts = [len(x) for x in rows]
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*rows, *first))
+    x_RD = embed(rows, first, activation, keep)[0]
+    y_RD = tower_rows(
+        x_RD,
+        [tower.stack for tower in towers],
+        counts[: len(towers)],
+        activation=activation,
+        branch_scale=branch_scale,
+        precision=precision,
+        gradient_scale=gradient_scale,
+        recompute=recompute,
+    )
+    outputs: list[Tensor] = head(y_RD, last, counts)
+    return outputs

@@ -1,0 +1,1 @@
+"""First and last layers of towers, on Triton kernels."""

@@ -1,0 +1,229 @@
+"""Towers from input to output on kernels against plain torch in fp64, and their code."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from tests.kernels.check import DEVICE, assert_as_exact, poisoned
+from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from tests.kernels.test_tower import stack
+from torch_crl.kernels.tower import Parts, Stack, default_gradient_scale, tower
+
+WHOLE = [
+    # inputs and outputs of each tower, live rows, frozen rows
+    pytest.param([(37, 64), (2, 20)], [35, 20], 18, id="two-towers-and-frozen"),
+    pytest.param([(5, 70)], [3], 0, id="one-tower"),
+    pytest.param([(64, 16)], [16], 16, id="whole-tiles"),
+]
+
+
+def parts_of(sizes: list[tuple[int, int]], layers: int, width: int) -> list[Parts]:
+    """Towers as after some training, in fp64."""
+    generator = Generator().manual_seed(width)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return [
+        Parts(
+            (
+                normal(width, inputs) / (3 * inputs) ** 0.5,
+                0.1 * normal(width),
+                1 + 0.1 * normal(width),
+                0.1 * normal(width),
+            ),
+            stack(layers, width, generator),
+            (normal(outputs, width) / (3 * width) ** 0.5, 0.1 * normal(outputs)),
+        )
+        for inputs, outputs in sizes
+    ]
+
+
+def leaves(parts: Parts, dtype: torch.dtype, device: str, *, trained: bool = True) -> Parts:
+    first, inner, last = (
+        [parameter.to(device, dtype).requires_grad_(trained) for parameter in part]
+        for part in parts
+    )
+    return Parts(tuple(first), Stack(*inner), tuple(last))  # type: ignore[arg-type]
+
+
+def run_whole(
+    sizes: list[tuple[int, int]],
+    live: list[int],
+    frozen: int,
+    *,
+    kernels: bool,
+    dtype: torch.dtype = torch.float32,
+    device: str = DEVICE,
+    silent: bool = False,
+    recompute: int = 0,
+) -> dict[str, Tensor]:
+    """Outputs and all gradients; with `silent` the blocks pass rows on, and nothing is rounded."""
+    from torch_crl.kernels.tower.whole import whole_towers
+
+    towers = parts_of(sizes, 8, 128)
+    if silent:
+        # A LayerNorm of weight and bias 0 gives 0, so that a block's output is its input.
+        for tower in towers:
+            tower.stack.ln_weight_LD.zero_()
+            tower.stack.ln_bias_LD.zero_()
+
+    towers = [leaves(each, dtype, device) for each in towers]
+    generator = Generator().manual_seed(1)
+    counts = [*live, frozen] if frozen else live
+    of_rows = [*sizes, sizes[0]]
+    rows = [
+        torch.randn(count, inputs, generator=generator, dtype=torch.float64)
+        .to(device, dtype)
+        .requires_grad_()
+        for count, (inputs, _) in zip(counts, of_rows, strict=False)
+    ]
+    options: dict[str, Any] = {"activation": "swish", "branch_scale": 0.5, "precision": "fp16"}
+    scale = default_gradient_scale(rows)
+    if kernels:
+        outputs = whole_towers(
+            rows[: len(live)],
+            towers,
+            frozen=rows[-1] if frozen else None,
+            gradient_scale=scale,
+            recompute=recompute,
+            **options,
+        )
+    else:
+        precision = "fp32" if dtype == torch.float64 else "fp16"
+        outputs = [
+            plain_tower(x, tower, precision, scale) for x, tower in zip(rows, towers, strict=False)
+        ]
+        if frozen:
+            first, inner, last = towers[0]
+            constants = Parts(
+                tuple(p.detach() for p in first),
+                inner.detached(),
+                tuple(p.detach() for p in last),
+            )
+            outputs.append(plain_tower(rows[-1], constants, precision, scale))
+    upstream = [
+        torch.randn(y.shape, generator=generator, dtype=torch.float64).to(device, dtype) / len(y)
+        for y in outputs
+    ]
+    torch.autograd.backward(outputs, upstream)
+    found = {f"y{index}": y.detach() for index, y in enumerate(outputs)}
+    found |= {f"dx{index}": x.grad for index, x in enumerate(rows)}
+    for index, (first, inner, last) in enumerate(towers):
+        named = {"first": first, "inner": inner, "last": last}
+        for name, parameters in named.items():
+            for k, parameter in enumerate(parameters):
+                found[f"d{name}{k} of {index}"] = parameter.grad
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def plain_tower(x: Tensor, parts: Parts, precision: str, scale: float) -> Tensor:
+    weight, bias, ln_weight, ln_bias = parts.first
+    x = functional.linear(x, weight, bias)
+    x = functional.silu(functional.layer_norm(x, bias.shape, ln_weight, ln_bias, 1e-6))
+    (x,) = tower([x], [parts.stack], branch_scale=0.5, precision=precision, gradient_scale=scale)
+    return functional.linear(x, *parts.last)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(("sizes", "live", "frozen"), WHOLE)
+def test_whole_towers_are_as_exact_as_plain_torch(
+    sizes: list[tuple[int, int]], live: list[int], frozen: int, silent: bool
+) -> None:
+    arguments = (sizes, live, frozen)
+    with poisoned():
+        ours = run_whole(*arguments, kernels=True, silent=silent)
+    plain = run_whole(*arguments, kernels=False, silent=silent)
+    truth = run_whole(*arguments, kernels=False, silent=silent, dtype=torch.float64, device="cpu")
+    assert ours.keys() == plain.keys()
+    if silent:
+        # The gradients inside are of rounded numbers.
+        ours = {name: value for name, value in ours.items() if not name.startswith("dinner")}
+    assert_as_exact(ours, plain, truth)
+
+
+def test_recomputing_whole_towers_changes_no_bit() -> None:
+    arguments = ([(5, 3), (2, 3)], [6, 5], 4)
+    kept = run_whole(*arguments, kernels=True)
+    for name, value in run_whole(*arguments, kernels=True, recompute=4).items():
+        if DEVICE == "cpu" or not name.startswith("dinner0"):
+            assert value.equal(kept[name]), name
+
+
+def test_without_parameters_to_train_only_rows_get_gradients() -> None:
+    from torch_crl.kernels.tower.whole import whole_towers
+
+    (exact,) = parts_of([(5, 3)], 4, 128)
+    x = torch.randn(7, 5, device=DEVICE)
+    options: dict[str, Any] = {"activation": "swish", "branch_scale": 1.0, "precision": "fp16"}
+    options |= {"gradient_scale": 8.0, "recompute": 0, "frozen": None}
+    gradients = []
+    for trained in (True, False):
+        towers = [leaves(exact, torch.float32, DEVICE, trained=trained)]
+        rows = x.clone().requires_grad_()
+        (y,) = whole_towers([rows], towers, **options)
+        y.square().sum().backward()
+        gradients.append((y.detach(), rows.grad))
+        with torch.no_grad():
+            assert whole_towers([rows], towers, **options)[0].equal(y)
+        assert (towers[0].first[0].grad is not None) == trained
+    for with_training, without in zip(*gradients, strict=True):
+        assert with_training is not None and without is not None
+        assert with_training.equal(without)
+
+
+def test_torch_library_sees_the_ends_with_all_that_they_promise() -> None:
+    from torch_crl.kernels.tower_ends import op as ends
+
+    first, _, last = (
+        [p.to(DEVICE, torch.float32).requires_grad_() for p in part]
+        for part in parts_of([(5, 3)], 4, 128)[0]
+    )
+    rows = [torch.randn(n, 5, device=DEVICE, requires_grad=True) for n in (6, 2)]
+    inner = torch.randn(8, 128, device=DEVICE, requires_grad=True)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(ends.embed, (rows, first, "swish", True), test_utils=checks)
+    torch.library.opcheck(ends.head, (inner, last, [6, 2]), test_utils=checks)
+
+
+def end_jobs() -> dict[str, Job]:
+    from torch_crl.kernels.tower import kernel
+    from torch_crl.kernels.tower_ends import kernel as ends_kernel
+    from torch_crl.kernels.tower_ends import op as ends
+
+    sizes = {"RELU": False, "EPS": 1e-6, "SAVE": True, "BM": 16, "BP": kernel.SUMMED}
+    of_kernel = {
+        "embed_fwd_kernel": ({"BK": 32}, 8),
+        "embed_bwd_kernel": ({}, 8),
+        "embed_gradients_kernel": (ends._GRADIENT, 4),
+        "head_fwd_kernel": ({"BO": 64, "BK": 64}, 8),
+        "head_bwd_kernel": ({"BO": 32} | ends._GRADIENT, 8),
+        "sums_kernel": ({}, 4),
+    }
+    found = {}
+    for width, arch, (name, (own, warps)) in itertools.product(
+        kernel.TILES, SHARED_MEMORY, of_kernel.items()
+    ):
+        module = kernel if name == "sums_kernel" else ends_kernel
+        arguments = getattr(module, name).arg_names
+        constants = {k: v for k, v in (sizes | {"D": width} | own).items() if k in arguments}
+        types = {
+            each: "*fp32" if each.startswith("p_") else "i32"
+            for each in arguments
+            if each not in constants
+        }
+        job = Job(module.__name__, name, types, constants, {"num_warps": warps}, arch)
+        found[f"{name}, width {width}, sm_{arch}"] = job
+    return found
+
+
+def test_ends_compile_and_spill_nothing() -> None:
+    wanted = end_jobs()
+    for (name, _), used in zip(wanted.items(), compile_all(list(wanted.values())), strict=True):
+        assert used.stack_bytes == 0, (name, used)
+        # Of consumer cards, which run the tower at width 128.
+        assert used.shared_bytes <= 100_000, (name, used)
