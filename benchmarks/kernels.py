@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from torch_crl.benchmarks.scenario import Row, Scenario
 from torch_crl.benchmarks.timing import time_calls
+from torch_crl.kernels.dense import weight_gradients
 from torch_crl.kernels.infonce import pair_scores
 from torch_crl.kernels.norm_act import norm_act
 from torch_crl.kernels.relabel import Ring, relabel
@@ -103,7 +104,6 @@ def _tower_parts(
     stack: Stack, normal: Callable[..., Tensor], batch: int
 ) -> list[tuple[str, Callable[[], object], int]]:
     """Each pass of the persistent tower with every tile size, for the rows of actor and critic."""
-    from torch_crl.kernels.tower import op
     from torch_crl.kernels.tower.kernel import (
         TILES,
         Layers,
@@ -136,7 +136,7 @@ def _tower_parts(
 
         def weights(inputs: Any = kept[0], depth: int = depth, width: int = width) -> object:
             out = inputs.new_empty(depth, width, width, dtype=torch.float32)
-            op.weight_gradient(inputs, inputs, scale=1.0, out=out)
+            weight_gradients(inputs, inputs, "fp16", scale=1.0, out=out)
             return out
 
         parts += [(f"tower forward, {name}", forward, depth)]

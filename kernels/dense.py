@@ -3,7 +3,8 @@
 B rows, I inputs, O outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class _RoundedDense(torch.autograd.Function):
         x_BI, weight_OI = _operand(x_BI, precision), _operand(weight_OI, precision)
         ctx.save_for_backward(x_BI, weight_OI)
         ctx.precision, ctx.gradient_scale = precision, gradient_scale
-        return _product(x_BI, weight_OI.T, precision).add_(bias_O)
+        return product(x_BI, weight_OI.T, precision).add_(bias_O)
 
     @staticmethod
     def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor | None, ...]:
@@ -71,8 +72,8 @@ class _RoundedDense(torch.autograd.Function):
         dy_BO = _operand(gradient_BO * scale, precision)
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         return (
-            _product(dy_BO, weight_OI, precision).div_(scale) if need_x else None,
-            _product(dy_BO.T, x_BI, precision).div_(scale) if need_weight else None,
+            product(dy_BO, weight_OI, precision).div_(scale) if need_x else None,
+            product(dy_BO.T, x_BI, precision).div_(scale) if need_weight else None,
             gradient_BO.sum(0) if need_bias else None,
             None,
             None,
@@ -86,14 +87,52 @@ def _operand(x: Tensor, precision: str) -> Tensor:
     return rounded(x, precision)
 
 
-def _product(left: Tensor, right: Tensor, precision: str) -> Tensor:
+def product(
+    left: Tensor,
+    right: Tensor,
+    precision: str,
+    *,
+    out: Tensor | None = None,
+    add: bool = False,
+) -> Tensor:
+    """left @ right in fp32 from operands rounded to `precision`, into `out`, or added to it."""
+    left, right, options = _operands(left, right, precision)
+    with _tf32(precision == "tf32" and left.is_cuda):
+        if add:
+            assert out is not None
+            return torch.addmm(out, left, right, out=out, **options)
+        return torch.mm(left, right, out=out, **options)
+
+
+def weight_gradients(
+    dy_LBO: Tensor, x_LBI: Tensor, precision: str, *, scale: float, out: Tensor
+) -> None:
+    """out [L, O, I] = dy^T x / scale: the matmuls of all layers in one call, with fp32 sums."""
+    left, right, options = _operands(dy_LBO.mT, x_LBI, precision)
+    with _tf32(precision == "tf32" and left.is_cuda):
+        torch.baddbmm(out, left, right, beta=0, alpha=1.0 / scale, out=out, **options)
+
+
+def _operands(left: Tensor, right: Tensor, precision: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """The operands of a matmul as it takes them, with its options."""
     if left.dtype in (torch.float16, torch.bfloat16):
-        return torch.mm(left, right, out_dtype=torch.float32)
-    if precision != "tf32" or not left.is_cuda:
-        return left @ right
+        if left.is_cuda:
+            return left, right, {"out_dtype": torch.float32}
+        return left.float(), right.float(), {}
+    if precision == "tf32" and not left.is_cuda:
+        return rounded(left, precision), rounded(right, precision), {}
+    return left, right, {}
+
+
+@contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Let cuBLAS round the operands of fp32 products to TF32, if wanted."""
+    if not wanted:
+        yield
+        return
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        return left @ right
+        yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from torch_crl.kernels.dense import PRECISIONS
+from torch_crl.kernels.norm_act import LARGEST_WIDTH
 from torch_crl.kernels.tower import reference
 from torch_crl.kernels.tower.reference import BLOCK as BLOCK
 from torch_crl.kernels.tower.reference import Arithmetic
@@ -77,8 +78,21 @@ def tower(
             gradient_scale=scale,
             recompute=recompute,
         )
-    fused = "triton" if implementation == "norm_act" else "reference"
-    arithmetic = Arithmetic(activation, precision, scale, branch_scale, fused)
+    if implementation == "norm_act":
+        # Imported here, so that Triton is needed only if its kernels are requested.
+        from torch_crl.kernels.layers import op as layers
+
+        return layers.tower(
+            rows,
+            stacks,
+            frozen=frozen,
+            activation=activation,
+            branch_scale=branch_scale,
+            precision=precision,
+            gradient_scale=scale,
+            recompute=recompute,
+        )
+    arithmetic = Arithmetic(activation, precision, scale, branch_scale)
     groups = [*zip(rows, stacks, strict=True)]
     if frozen is not None:
         groups.append((frozen, stacks[0].detached()))
@@ -115,6 +129,8 @@ def _problem(
         return f"layers and recompute must be multiples of {BLOCK}, got {layers} and {recompute}"
     if any(x.dim() != 2 or x.shape[1] != width for x in inputs):
         return f"rows must be [B, {width}], got {[tuple(x.shape) for x in inputs]}"
+    if implementation == "norm_act" and width > LARGEST_WIDTH:
+        return f"norm_act's kernels are for widths up to {LARGEST_WIDTH}, got {width}"
     possible = width in PERSISTENT_WIDTHS and precision in PERSISTENT_PRECISIONS
     if implementation == "persistent" and not possible:
         return (

@@ -9,19 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_crl.kernels.dense import PRECISIONS
+from torch_crl.kernels.dense import PRECISIONS, weight_gradients
 from torch_crl.kernels.launch import require_device
 from torch_crl.kernels.tower.kernel import Layers, backward_layers, empty_kept, forward_layers
 from torch_crl.kernels.tower.reference import Stack
-
-
-def weight_gradient(dh: Tensor, inputs: Tensor, *, scale: float, out: Tensor) -> None:
-    """out [L, D, D] = dh^T inputs / scale: the matmuls of all layers in one call, fp32 sums."""
-    factors = {"beta": 0, "alpha": 1.0 / scale, "out": out}
-    if dh.is_cuda:
-        torch.baddbmm(out, dh.mT, inputs, out_dtype=torch.float32, **factors)  # type: ignore[call-overload]
-    else:
-        torch.baddbmm(out, dh.mT.float(), inputs.float(), **factors)  # type: ignore[call-overload]
 
 
 @torch.library.custom_op("torch_crl::tower_forward", mutates_args=())
@@ -91,7 +82,7 @@ def tower_backward(
         if sum(live):
             rows = zip(dh.split(live, dim=1), part_kept[0].split(live, dim=1), strict=True)
             for tower, (dh_tower, inputs) in enumerate(rows):
-                weight_gradient(dh_tower, inputs, scale=scale, out=dweights[tower][chunk])
+                weight_gradients(dh_tower, inputs, "fp16", scale=scale, out=dweights[tower][chunk])
     return dx, dweights, sums
 
 

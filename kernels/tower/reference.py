@@ -43,7 +43,6 @@ class Arithmetic(NamedTuple):
     precision: str
     gradient_scale: float
     branch_scale: float
-    norm_act_implementation: str = "reference"
 
 
 def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
@@ -67,7 +66,6 @@ def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
             x_RD if ends_block else None,
             activation=arithmetic.activation,
             scale=arithmetic.branch_scale,
-            implementation=arithmetic.norm_act_implementation,
         )
         if ends_block:
             x_RD = inner_RD

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from tests.kernels.check import DEVICE, assert_as_exact, poisoned
-from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from tests.kernels.compiled import Job, compile_all
 from torch_crl.kernels.infonce import ENERGIES
 from torch_crl.kernels.paired_energies import paired_energies
 
@@ -61,11 +61,10 @@ def test_compiles_without_spills() -> None:
     rows, padded = kernel.tile_of(64)
     constants: dict[str, Any] = {"ENERGY": "norm", "BM": rows, "BR": padded}
     jobs = []
-    for arch in SHARED_MEMORY:
-        for name in ("paired_fwd_kernel", "paired_bwd_kernel"):
-            rest = [each for each in getattr(kernel, name).arg_names if each not in constants]
-            types = {each: "*fp32" if each.startswith("p_") else "i32" for each in rest}
-            options = {"num_warps": kernel.NUM_WARPS}
-            jobs.append(Job(kernel.__name__, name, types, constants, options, arch))
+    for name in ("paired_fwd_kernel", "paired_bwd_kernel"):
+        rest = [each for each in getattr(kernel, name).arg_names if each not in constants]
+        types = {each: "*fp32" if each.startswith("p_") else "i32" for each in rest}
+        options = {"num_warps": kernel.NUM_WARPS}
+        jobs.append(Job(kernel.__name__, name, types, constants, options, 90))
     for job, used in zip(jobs, compile_all(jobs), strict=True):
         assert used.stack_bytes == 0, (job, used)

@@ -195,7 +195,7 @@ def end_jobs() -> dict[str, Job]:
     from torch_crl.kernels.tower_ends import kernel as ends_kernel
     from torch_crl.kernels.tower_ends import op as ends
 
-    sizes = {"RELU": False, "EPS": 1e-6, "SAVE": True, "BM": 16, "BP": kernel.SUMMED}
+    sizes = {"D": 256, "RELU": False, "EPS": 1e-6, "SAVE": True, "BM": 16, "BP": kernel.SUMMED}
     of_kernel = {
         "embed_fwd_kernel": ({"BK": 32}, 8),
         "embed_bwd_kernel": ({}, 8),
@@ -205,19 +205,17 @@ def end_jobs() -> dict[str, Job]:
         "sums_kernel": ({}, 4),
     }
     found = {}
-    for width, arch, (name, (own, warps)) in itertools.product(
-        kernel.TILES, SHARED_MEMORY, of_kernel.items()
-    ):
+    for arch, (name, (own, warps)) in itertools.product(SHARED_MEMORY, of_kernel.items()):
         module = kernel if name == "sums_kernel" else ends_kernel
         arguments = getattr(module, name).arg_names
-        constants = {k: v for k, v in (sizes | {"D": width} | own).items() if k in arguments}
+        constants = {k: v for k, v in (sizes | own).items() if k in arguments}
         types = {
             each: "*fp32" if each.startswith("p_") else "i32"
             for each in arguments
             if each not in constants
         }
         job = Job(module.__name__, name, types, constants, {"num_warps": warps}, arch)
-        found[f"{name}, width {width}, sm_{arch}"] = job
+        found[f"{name}, sm_{arch}"] = job
     return found
 
 

@@ -1,0 +1,180 @@
+"""What surrounds the matmuls of a tower's layers, as one Triton kernel each way. See the README.
+
+R rows, D width, L layers, P programs with live rows, BM rows of a tile, BD is D padded to a power
+of two.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, tile_of, tiles_of
+from torch_crl.kernels.norm_act.reference import EPSILON
+
+
+@triton.jit(do_not_specialize=["scale"])
+def layer_fwd_kernel(
+    # in
+    p_h, p_bias, p_ln_weight, p_ln_bias, p_block,
+    # out
+    p_next, p_sum, p_xhat, p_rstd,
+    # sizes
+    rows, width, scale,
+    ENDS: tl.constexpr, NEXT: tl.constexpr, SAVE: tl.constexpr,
+    RELU: tl.constexpr, EPS: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """From a matmul's result to the next one's input. ENDS: the residual sum is that input."""
+    o_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    o_d = tl.arange(0, BD)
+    m_m, m_d = o_m < rows, o_d < width
+    m = m_m[:, None] & m_d[None, :]
+    o = o_m[:, None] * width + o_d[None, :]
+
+    b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0)
+    b_h = tl.load(p_h + o, mask=m, other=0.0) + b_bias[None, :]
+    b_mean = tl.sum(b_h, 1) / width
+    b_centred = tl.where(m_d[None, :], b_h - b_mean[:, None], 0.0)
+    b_rstd = 1.0 / tl.sqrt(tl.sum(b_centred * b_centred, 1) / width + EPS)
+    b_xhat = b_centred * b_rstd[:, None]
+    b_ln_weight = tl.load(p_ln_weight + o_d, mask=m_d, other=0.0)
+    b_ln_bias = tl.load(p_ln_bias + o_d, mask=m_d, other=0.0)
+    b_c = activation_fwd(b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :], RELU)
+    if ENDS:
+        b_c = tl.load(p_block + o, mask=m, other=0.0) + scale * b_c
+        tl.store(p_sum + o, b_c, mask=m)
+    if NEXT:
+        tl.store(p_next + o, b_c.to(p_next.dtype.element_ty), mask=m)
+    if SAVE:
+        tl.store(p_xhat + o, b_xhat.to(p_xhat.dtype.element_ty), mask=m)
+        tl.store(p_rstd + o_m, b_rstd, mask=m_m)
+
+
+@triton.jit(do_not_specialize=["live", "layer", "layers", "scale", "unscale"])
+def layer_bwd_kernel(
+    # in
+    p_dc, p_xhat, p_rstd, p_ln_weight, p_ln_bias,
+    # out
+    p_dh, p_partial,
+    # sizes
+    rows, live, width, layer, layers, scale, unscale,
+    RELU: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of a layer's output to that of its matmul, and sums over live rows."""
+    i_p = tl.program_id(0).to(tl.int64)
+    o_d = tl.arange(0, BD)
+    m_d = o_d < width
+    b_ln_weight = tl.load(p_ln_weight + o_d, mask=m_d, other=0.0)
+    b_ln_bias = tl.load(p_ln_bias + o_d, mask=m_d, other=0.0)
+    b_dbias = tl.zeros([BD], tl.float32)
+    b_dln_weight = tl.zeros([BD], tl.float32)
+    b_dln_bias = tl.zeros([BD], tl.float32)
+    for i_tile in range(TILES):
+        o_m = (i_p * TILES + i_tile) * BM + tl.arange(0, BM)
+        m_m = o_m < rows
+        m = m_m[:, None] & m_d[None, :]
+        o = o_m[:, None] * width + o_d[None, :]
+        b_rstd = tl.load(p_rstd + o_m, mask=m_m, other=0.0)
+        b_xhat = tl.load(p_xhat + o, mask=m, other=0.0).to(tl.float32)
+        b_dc = scale * tl.load(p_dc + o, mask=m, other=0.0)
+        b_dn = b_dc * activation_bwd(b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :], RELU)
+        b_dxhat = b_dn * b_ln_weight[None, :]
+        b_m1 = tl.sum(b_dxhat, 1) / width
+        b_m2 = tl.sum(b_dxhat * b_xhat, 1) / width
+        b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+        tl.store(p_dh + o, b_dh.to(p_dh.dtype.element_ty), mask=m)
+        m_live = (o_m < live)[:, None]
+        b_dbias += tl.sum(tl.where(m_live, b_dh, 0.0), 0)
+        b_dln_weight += tl.sum(tl.where(m_live, b_dn * b_xhat, 0.0), 0)
+        b_dln_bias += tl.sum(tl.where(m_live, b_dn, 0.0), 0)
+    # [3, L, P, D]: bias, LayerNorm's weight and bias.
+    programs = tl.cdiv(live, BM * TILES)
+    m_out = m_d & (i_p < programs)
+    p_out = p_partial + (tl.cast(layer, tl.int64) * programs + i_p) * width + o_d
+    step = tl.cast(layers, tl.int64) * programs * width
+    tl.store(p_out, b_dbias * unscale, mask=m_out)
+    tl.store(p_out + step, b_dln_weight * unscale, mask=m_out)
+    tl.store(p_out + 2 * step, b_dln_bias * unscale, mask=m_out)
+
+
+class Vectors(NamedTuple):
+    """The parameters of layers other than their weights, each [L, D]."""
+
+    bias_LD: Tensor
+    ln_weight_LD: Tensor
+    ln_bias_LD: Tensor
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs of the layers."""
+
+    inputs_LRD: Tensor
+    """In the dtype of the matmuls' inputs."""
+    xhat_LRD: Tensor
+    """In the same dtype."""
+    rstd_LR: Tensor
+
+
+def between_matmuls(
+    h_RD: Tensor,
+    vectors: Vectors,
+    layer: int,
+    *,
+    relu: bool,
+    block_RD: Tensor | None,
+    scale: float,
+    next_RD: Tensor | None,
+    sum_RD: Tensor,
+    kept: Kept | None,
+) -> None:
+    """Fill the input of the next matmul, if any, from the result `h_RD` of a layer's.
+
+    `block_RD` is the input of the block that the layer ends, whose output then goes to `sum_RD`.
+    """
+    rows, width = h_RD.shape
+    tile_rows, padded, warps = tile_of(width)
+    xhat, rstd = (kept.xhat_LRD[layer], kept.rstd_LR[layer]) if kept else (h_RD, h_RD)
+    with torch.cuda.device_of(h_RD):
+        layer_fwd_kernel[(triton.cdiv(rows, tile_rows),)](
+            h_RD, *(vector[layer] for vector in vectors), sum_RD if block_RD is None else block_RD,
+            sum_RD if next_RD is None else next_RD, sum_RD, xhat, rstd,
+            rows, width, scale,
+            ENDS=block_RD is not None, NEXT=next_RD is not None, SAVE=kept is not None,
+            RELU=relu, EPS=EPSILON, BM=tile_rows, BD=padded, num_warps=warps,
+        )  # fmt: skip
+
+
+def before_matmul(
+    dc_RD: Tensor,
+    vectors: Vectors,
+    layer: int,
+    *,
+    relu: bool,
+    kept: Kept,
+    live: int,
+    scale: float,
+    unscale: float,
+    dh_RD: Tensor,
+    partial: Tensor,
+) -> None:
+    """Fill the gradient `dh_RD` of a layer's matmul and its sums in `partial` [3, L, P, D]."""
+    rows, width = dc_RD.shape
+    tile_rows, padded, warps = tile_of(width)
+    tiles = tiles_of(rows, tile_rows)
+    with torch.cuda.device_of(dc_RD):
+        layer_bwd_kernel[(triton.cdiv(rows, tile_rows * tiles),)](
+            dc_RD, kept.xhat_LRD[layer], kept.rstd_LR[layer],
+            vectors.ln_weight_LD[layer], vectors.ln_bias_LD[layer],
+            dh_RD, partial,
+            rows, live, width, layer, partial.shape[1], scale, unscale,
+            RELU=relu, BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,
+        )  # fmt: skip
+
+
+def programs_of(rows: int, live: int, width: int) -> int:
+    """P for so many rows, of which the first are live."""
+    tile_rows = tile_of(width)[0]
+    count: int = triton.cdiv(live, tile_rows * tiles_of(rows, tile_rows))
+    return count

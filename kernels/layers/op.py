@@ -1,0 +1,195 @@
+"""The inner layers of a tower with one matmul and one Triton kernel each, as one function.
+
+R rows, D width, L layers, C chunks of layers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from torch_crl.kernels.dense import PRECISIONS, product, weight_gradients
+from torch_crl.kernels.launch import require_device
+from torch_crl.kernels.layers.kernel import (
+    Kept,
+    Vectors,
+    before_matmul,
+    between_matmuls,
+    programs_of,
+)
+from torch_crl.kernels.tower.reference import BLOCK, Stack
+
+
+class Options(NamedTuple):
+    """How the layers are computed; see `torch_crl.kernels.tower.tower`."""
+
+    live: int
+    """The parameters get gradients from the first `live` rows only."""
+    relu: bool
+    branch_scale: float
+    precision: str
+    recompute: int
+    gradient_scale: float
+
+
+def _empty_kept(x_RD: Tensor, layers: int, dtype: torch.dtype) -> Kept:
+    rows, width = x_RD.shape
+    inputs_LRD, xhat_LRD = (x_RD.new_empty(layers, rows, width, dtype=dtype) for _ in range(2))
+    return Kept(inputs_LRD, xhat_LRD, x_RD.new_empty(layers, rows))
+
+
+def _forward(
+    x_RD: Tensor, weight_LDD: Tensor, vectors: Vectors, options: Options, kept: Kept | None
+) -> Tensor:
+    """The residual sum [R, D] behind the layers; fills `kept`."""
+    layers = len(weight_LDD)
+    # Without anything to keep, two inputs take turns.
+    inputs = kept.inputs_LRD if kept else x_RD.new_empty(2, *x_RD.shape, dtype=weight_LDD.dtype)
+    inputs[0].copy_(x_RD)
+    h_RD, y_RD = torch.empty_like(x_RD), torch.empty_like(x_RD)
+    for layer in range(layers):
+        product(inputs[layer % len(inputs)], weight_LDD[layer].T, options.precision, out=h_RD)
+        ends = layer % BLOCK == BLOCK - 1
+        between_matmuls(
+            h_RD,
+            vectors,
+            layer,
+            relu=options.relu,
+            block_RD=(x_RD if layer < BLOCK else y_RD) if ends else None,
+            scale=options.branch_scale,
+            next_RD=inputs[(layer + 1) % len(inputs)] if layer < layers - 1 else None,
+            sum_RD=y_RD,
+            kept=kept,
+        )
+    return y_RD
+
+
+def _backward(
+    dy_RD: Tensor, weight_LDD: Tensor, vectors: Vectors, options: Options, kept: Kept
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient [R, D] of the input, those of the matmuls [L, R, D], and sums [3, L, P, D].
+
+    The first two are multiplied by the gradient scale, as `dy_RD` is, which is changed.
+    """
+    layers, (rows, width) = len(weight_LDD), dy_RD.shape
+    dh_LRD = torch.empty_like(kept.inputs_LRD)
+    partial = dy_RD.new_empty(3, layers, programs_of(rows, options.live, width), width)
+    # At the end of a block the gradient of the residual sum goes into its branch.
+    dsum_RD, dinner_RD = dy_RD, torch.empty_like(dy_RD)
+    for layer in reversed(range(layers)):
+        ends = layer % BLOCK == BLOCK - 1
+        before_matmul(
+            dsum_RD if ends else dinner_RD,
+            vectors,
+            layer,
+            relu=options.relu,
+            kept=kept,
+            live=options.live,
+            scale=options.branch_scale if ends else 1.0,
+            unscale=1.0 / options.gradient_scale,
+            dh_RD=dh_LRD[layer],
+            partial=partial,
+        )
+        starts = layer % BLOCK == 0
+        product(
+            dh_LRD[layer],
+            weight_LDD[layer],
+            options.precision,
+            out=dsum_RD if starts else dinner_RD,
+            add=starts,
+        )
+    return dsum_RD, dh_LRD, partial
+
+
+class _Layers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_RD: Tensor, options: Options, keep: bool, *stack: Tensor) -> Tensor:
+        weight_LDD, vectors = stack[0].to(PRECISIONS[options.precision]), Vectors(*stack[1:])
+        layers = len(weight_LDD)
+        step = options.recompute or layers
+        ctx.chunks = [slice(start, min(start + step, layers)) for start in range(0, layers, step)]
+        kept: list[Kept] = []
+        inputs = []
+        for chunk in ctx.chunks:
+            inputs.append(x_RD)
+            if keep and not options.recompute:
+                kept.append(_empty_kept(x_RD, layers, weight_LDD.dtype))
+            x_RD = _forward(
+                *(x_RD, weight_LDD[chunk], _part(vectors, chunk), options),
+                kept[-1] if kept else None,
+            )
+        ctx.options, ctx.trained = options, any(ctx.needs_input_grad[3:])
+        saved = kept[0] if kept else inputs
+        ctx.save_for_backward(weight_LDD, *vectors, *saved)
+        return x_RD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_RD: Tensor) -> tuple[Tensor | None, ...]:
+        weight_LDD, *rest = ctx.saved_tensors
+        vectors, saved, options = Vectors(*rest[:3]), rest[3:], ctx.options
+        if not ctx.trained:
+            options = options._replace(live=0)
+        live = options.live
+        dweight_LDD = dy_RD.new_empty(weight_LDD.shape) if live else None
+        sums = []
+        dx_RD = dy_RD.contiguous() * options.gradient_scale
+        for index, chunk in reversed(list(enumerate(ctx.chunks))):
+            part = weight_LDD[chunk], _part(vectors, chunk), options
+            if options.recompute:
+                kept = _empty_kept(dx_RD, len(part[0]), weight_LDD.dtype)
+                _forward(saved[index], *part, kept)
+            else:
+                kept = Kept(*saved)
+            dx_RD, dh_LRD, partial = _backward(dx_RD, *part, kept)
+            if dweight_LDD is not None:
+                weight_gradients(
+                    dh_LRD[:, :live],
+                    kept.inputs_LRD[:, :live],
+                    options.precision,
+                    scale=options.gradient_scale,
+                    out=dweight_LDD[chunk],
+                )
+                sums.append(partial.sum(2))
+        dx_RD = dx_RD / options.gradient_scale
+        if not live:
+            return dx_RD, None, None, *[None] * 4
+        of_vectors = sums[0] if len(sums) == 1 else torch.cat(sums[::-1], dim=1)
+        return dx_RD, None, None, dweight_LDD, *of_vectors.unbind(0)
+
+
+def _part(vectors: Vectors, chunk: slice) -> Vectors:
+    return Vectors(*(vector[chunk] for vector in vectors))
+
+
+def tower(
+    rows: Sequence[Tensor],
+    stacks: Sequence[Stack],
+    *,
+    frozen: Tensor | None,
+    activation: str,
+    branch_scale: float,
+    precision: str,
+    gradient_scale: float,
+    recompute: int,
+) -> list[Tensor]:
+    """See `torch_crl.kernels.tower.tower`; fp32 tensors on a CUDA device."""
+    require_device(rows[0], "tower")
+    outputs = []
+    for index, (x_RD, stack) in enumerate(zip(rows, stacks, strict=True)):
+        live = len(x_RD)
+        if index == 0 and frozen is not None:
+            x_RD = torch.cat([x_RD, frozen])
+        parameters = [parameter.contiguous() for parameter in stack]
+        asked = any(tensor.requires_grad for tensor in (x_RD, *parameters))
+        relu = activation == "relu"
+        options = Options(live, relu, branch_scale, precision, recompute, gradient_scale)
+        apply: Callable[..., Tensor] = _Layers.apply
+        keep = torch.is_grad_enabled() and asked
+        outputs.append(apply(x_RD.contiguous(), options, keep, *parameters))
+    if frozen is None:
+        return outputs
+    ours, of_frozen = outputs[0].split([len(rows[0]), len(frozen)])
+    return [ours, *outputs[1:], of_frozen]
