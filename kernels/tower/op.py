@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torch_crl.kernels.dense import PRECISIONS, weight_gradients
 from torch_crl.kernels.launch import require_device
+from torch_crl.kernels.tower import kernel
 from torch_crl.kernels.tower.kernel import Layers, backward_layers, empty_kept, forward_layers
 from torch_crl.kernels.tower.reference import Stack
 
@@ -29,15 +30,19 @@ def tower_forward(
     scale: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """y [R, D], the rounded weights [T, L, D, D], and the tensors kept for the backward pass.
+    """y [R, D], the rounded weights (see `Layers`), and the tensors kept for the backward pass.
 
     `vectors` holds bias, LayerNorm weight and LayerNorm bias of each tower in turn. The kept
     tensors are those of `empty_kept`, or with `recompute` the fp32 input [R, D] of each chunk of
     layers. `scale` is used only by the backward pass.
     """
-    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
-    # One kernel for both towers.
-    torch._foreach_copy_(list(weight16.unbind(0)), weights)
+    dtype = PRECISIONS[precision]
+    if kernel.WEIGHTS == "registers":
+        weight16 = kernel.in_registers().pack(weights, dtype)
+    else:
+        weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=dtype)
+        # One kernel for both towers.
+        torch._foreach_copy_(list(weight16.unbind(0)), weights)
     layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
     kept = empty_kept(x, layers) if keep and not recompute else None
     if kept is not None or not keep:
@@ -100,13 +105,13 @@ def _layers(
 
 
 def _chunks(layers: Layers, recompute: int) -> list[slice]:
-    depth = layers.weight16.shape[1]
+    depth = len(layers.vectors[0][0])
     step = recompute or depth
     return [slice(start, min(start + step, depth)) for start in range(0, depth, step)]
 
 
 def _empty_gradients(dy: Tensor, weight16: Tensor) -> tuple[list[Tensor], Tensor]:
-    towers, depth, width = weight16.shape[:3]
+    towers, (depth, width) = len(weight16), weight16.shape[-3:-1]
     dweights = [dy.new_empty(depth, width, width) for _ in range(towers)]
     return dweights, dy.new_empty(towers, 3, depth, width)
 
@@ -125,7 +130,9 @@ def _(
     scale: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
+    both = [2] if kernel.WEIGHTS == "registers" else []
+    shape = len(weights), *both, *weights[0].shape
+    weight16 = x.new_empty(shape, dtype=PRECISIONS[precision])
     layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
     kept: list[Tensor] = []
     if keep:

@@ -1,0 +1,1 @@
+"""The tower's passes with weights from L2 straight into the registers of the matrix unit."""
