@@ -84,6 +84,23 @@ def _rows_of_program(i_p, live0, live1, frozen, BM: gl.constexpr):
 
 
 @gluon.jit
+def _places(start, stop, D: gl.constexpr, BM: gl.constexpr, MMA: gl.constexpr):
+    # A program's rows and columns, which rows there are, and the offsets [BM, D]. These have 64
+    # bits, so that all elements of a thread share a register and differ by constants.
+    o_m = start + gl.arange(0, BM, gl.SliceLayout(1, MMA))
+    o_d = gl.arange(0, D, gl.SliceLayout(0, MMA))
+    return o_m, o_d, o_m < stop, o_m.to(gl.int64)[:, None] * D + o_d[None, :]
+
+
+@gluon.jit
+def _weight_places(D: gl.constexpr, BK: gl.constexpr, PACKED: gl.constexpr):
+    # Offsets [BK, D] of the transpose of rows [D, D]: each thread reads eight columns at once.
+    o_column = gl.arange(0, BK, gl.SliceLayout(1, PACKED)).to(gl.int64)
+    o_row = gl.arange(0, D, gl.SliceLayout(0, PACKED)).to(gl.int64)
+    return o_row[None, :] * D + o_column[:, None]
+
+
+@gluon.jit
 def _add_both(a0, a1, b0, b1):
     return a0 + b0, a1 + b1
 
@@ -91,6 +108,14 @@ def _add_both(a0, a1, b0, b1):
 @gluon.jit
 def _sigmoid(x):
     return 1.0 / (1.0 + gl.exp(-x))
+
+
+@gluon.jit
+def _slope(b_n, RELU: gl.constexpr):
+    if RELU:
+        return gl.where(b_n > 0.0, 1.0, 0.0)
+    b_sigmoid = _sigmoid(b_n)
+    return b_sigmoid * (1.0 + b_n * (1.0 - b_sigmoid))
 
 
 @gluon.jit
@@ -156,19 +181,12 @@ def tower_fwd_registers_kernel(
     if i_group == 1:
         p_weight += weight_rows.to(gl.int64) * D
         p_bias, p_ln_weight, p_ln_bias = p_bias1, p_ln_weight1, p_ln_bias1
-    o_m = start + gl.arange(0, BM, gl.SliceLayout(1, mma))
-    o_d = gl.arange(0, D, gl.SliceLayout(0, mma))
-    m_m = o_m < stop
+    o_m, o_d, m_m, o = _places(start, stop, D, BM, mma)
     m = m_m[:, None]
     m_live = m & (i_group < 2)
-    # In 64 bits, so that all elements of a thread share a register and differ by constants.
-    o = o_m.to(gl.int64)[:, None] * D + o_d[None, :]
     rows_live = (live0 + live1).to(gl.int64)
     rows = rows_live + frozen
-    # W^T [in, out] of W [out, in]: each thread reads eight inputs of a unit at once.
-    o_in = gl.arange(0, BK, gl.SliceLayout(1, packed)).to(gl.int64)
-    o_out = gl.arange(0, D, gl.SliceLayout(0, packed)).to(gl.int64)
-    o_weight = o_out[None, :] * D + o_in[:, None]
+    o_weight = _weight_places(D, BK, packed)
     buffers = gl.allocate_shared_memory(
         dtype, [2, BM, D], gl.SwizzledSharedLayout(8, 1, 8, order=[1, 0])
     )
@@ -216,6 +234,22 @@ def tower_fwd_registers_kernel(
     gl.store(p_y + o, b_x, mask=m)
 
 
+@gluon.jit
+def _before_matmul(
+    b_dc, b_xhat, b_rstd, b_ln_weight, b_ln_bias, p_sums, unscale, is_live,
+    RELU: gl.constexpr, D: gl.constexpr,
+):  # fmt: skip
+    b_dn = b_dc * _slope(b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :], RELU)
+    gl.store(p_sums + D, gl.sum(b_dn * b_xhat, 0) * unscale, mask=is_live)
+    gl.store(p_sums + 2 * D, gl.sum(b_dn, 0) * unscale, mask=is_live)
+    b_dxhat = b_dn * b_ln_weight[None, :]
+    b_m1, b_m2 = gl.reduce((b_dxhat, b_dxhat * b_xhat), 1, _add_both)
+    b_m1, b_m2 = b_m1 / D, b_m2 / D
+    b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+    gl.store(p_sums, gl.sum(b_dh, 0) * unscale, mask=is_live)
+    return b_dh
+
+
 @gluon.jit(do_not_specialize=[*_SIZES, "branch_scale", "scale"])
 def tower_bwd_registers_kernel(
     # in
@@ -243,22 +277,15 @@ def tower_bwd_registers_kernel(
     if i_group == 1:
         p_weight_t += weight_rows.to(gl.int64) * D
         p_ln_weight, p_ln_bias = p_ln_weight1, p_ln_bias1
-    o_m = start + gl.arange(0, BM, gl.SliceLayout(1, mma))
-    o_d = gl.arange(0, D, gl.SliceLayout(0, mma))
-    m_m = o_m < stop
+    o_m, o_d, m_m, o = _places(start, stop, D, BM, mma)
     m = m_m[:, None]
     is_live = i_group < 2
-    # In 64 bits, so that all elements of a thread share a register and differ by constants.
-    o = o_m.to(gl.int64)[:, None] * D + o_d[None, :]
     rows_live = (live0 + live1).to(gl.int64)
     rows = rows_live + frozen
     n_partial = ((live0 + BM - 1) // BM + (live1 + BM - 1) // BM).to(gl.int64)
     unscale = 1.0 / scale
     last = (depth - 1).to(gl.int64)
-    # W [out, in] of the transposed [in, out]: each thread reads eight outputs of an input at once.
-    o_out = gl.arange(0, BK, gl.SliceLayout(1, packed)).to(gl.int64)
-    o_in = gl.arange(0, D, gl.SliceLayout(0, packed)).to(gl.int64)
-    o_weight = o_in[None, :] * D + o_out[:, None]
+    o_weight = _weight_places(D, BK, packed)
     buffers = gl.allocate_shared_memory(
         dtype, [2, BM, D], gl.SwizzledSharedLayout(8, 1, 8, order=[1, 0])
     )
@@ -278,28 +305,17 @@ def tower_bwd_registers_kernel(
         i_layer = depth - 1 - i_step
         slices = _load_weight(p_weight_t + o_weight, right, D, BK)
         p_weight_t -= D * D
-        b_ln_weight = gl.load(p_ln_weight + o_d)
-        b_n = b_xhat * b_ln_weight[None, :] + gl.load(p_ln_bias + o_d)[None, :]
+        b_dh = _before_matmul(
+            b_dinner, b_xhat, b_rstd, gl.load(p_ln_weight + o_d), gl.load(p_ln_bias + o_d),
+            p_partial + o_d, unscale, is_live, RELU, D,
+        )  # fmt: skip
         p_ln_weight -= D
         p_ln_bias -= D
-        if RELU:
-            b_slope = gl.where(b_n > 0.0, 1.0, 0.0)
-        else:
-            b_sigmoid = _sigmoid(b_n)
-            b_slope = b_sigmoid * (1.0 + b_n * (1.0 - b_sigmoid))
-        b_dn = b_dinner * b_slope
-        gl.store(p_partial + D + o_d, gl.sum(b_dn * b_xhat, 0) * unscale, mask=is_live)
-        gl.store(p_partial + 2 * D + o_d, gl.sum(b_dn, 0) * unscale, mask=is_live)
-        b_dxhat = b_dn * b_ln_weight[None, :]
-        b_m1, b_m2 = gl.reduce((b_dxhat, b_dxhat * b_xhat), 1, _add_both)
-        b_m1, b_m2 = b_m1 / D, b_m2 / D
-        b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
         b_dh16 = b_dh.to(dtype)
         gl.store(p_dh + o, b_dh16, mask=m & is_live)
         p_dh -= rows_live * D
         buffer = buffers.index(i_step % 2)
         buffer.store(b_dh16)
-        gl.store(p_partial + o_d, gl.sum(b_dh, 0) * unscale, mask=is_live)
         p_partial -= n_partial * 3 * D
         # What the layer before reads is on its way during the product.
         before = m & (i_layer > 0)

@@ -221,7 +221,8 @@ def jobs(kernel_name: str) -> dict[str, Job]:
     found = {}
     sizes = list(itertools.product(kernel.TILES, (0, 1), SHARED_MEMORY, ["fp16"]))
     for width, tile, arch, narrow in [*sizes, (256, 0, 90, "bf16")]:
-        rows, _, stages = chosen = kernel.TILES[width][tile]
+        chosen = kernel.TILES[width][tile]
+        rows, stages = chosen.rows, chosen.stages
         constants = {"SAVE": True, "RELU": False, "EPS": 1e-6, "BLOCK": 4}
         constants |= {"D": width, "BM": rows, "STAGES": stages}
         constants = {name: value for name, value in constants.items() if name in arguments}

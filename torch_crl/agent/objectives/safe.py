@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
-from torch_crl.agent.networks import Networks, ResidualTower
+from torch_crl.agent.networks import Networks, ResidualTower, run_towers
 from torch_crl.agent.objectives.crl import ContrastiveObjective, state_action
 from torch_crl.agent.objectives.objective import Aux, Judgement, PolicyRows, Setup
 
@@ -46,28 +46,28 @@ class SafeObjective(ContrastiveObjective):
     def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
         """See `Objective`."""
         critic, score_B, metrics = super().judge(batch, policy)
-        survival, more = self._survival_loss(batch)
-        score_B = score_B + self._log_survival(batch, policy)
+        taken, chosen = (state_action(batch, each) for each in (batch["action"], policy.action_BA))
+        logit_B1, of_policy_B1 = run_towers([taken], [self.survival], frozen=chosen)
+        survival, more = self._survival_loss(batch, logit_B1)
+        score_B = score_B + functional.logsigmoid(of_policy_B1[:, 0])
         return Judgement(critic + survival, score_B, metrics | more)
 
     def loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
         """See `Objective`."""
         critic, metrics = super().loss(batch)
-        survival, more = self._survival_loss(batch)
+        logit_B1 = self.survival(state_action(batch, batch["action"]))
+        survival, more = self._survival_loss(batch, logit_B1)
         return critic + survival, metrics | more
 
     def score(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
         """See `Objective`."""
-        return super().score(batch, policy) + self._log_survival(batch, policy)
+        logit_B1 = self.survival(state_action(batch, policy.action_BA), frozen=True)
+        return super().score(batch, policy) + functional.logsigmoid(logit_B1[:, 0])
 
-    def _survival_loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
-        logit_B = self.survival(state_action(batch, batch["action"]))[:, 0]
+    def _survival_loss(self, batch: TensorDict, logit_B1: Tensor) -> tuple[Tensor, Aux]:
+        logit_B = logit_B1[:, 0]
         loss = functional.binary_cross_entropy_with_logits(logit_B, batch["survived"])
         means = torch.stack([logit_B.detach().sigmoid(), batch["survived"]]).mean(1)
         predicted, seen = means
         metrics = {"survival_loss": loss.detach(), "survival": predicted, "survival_seen": seen}
         return loss, metrics
-
-    def _log_survival(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
-        logit_B1 = self.survival(state_action(batch, policy.action_BA), frozen=True)
-        return functional.logsigmoid(logit_B1[:, 0])
