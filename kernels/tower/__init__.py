@@ -63,7 +63,7 @@ def tower(
     problem = _problem(rows, stacks, frozen, precision, implementation, recompute)
     if problem:
         raise ValueError(f"tower: {problem}")
-    scale = gradient_scale or default_gradient_scale(rows)
+    scale = gradient_scale or default_gradient_scale(rows, precision)
     if implementation == "persistent":
         # Imported here, so that Triton is needed only if its kernels are requested.
         from torch_crl.kernels.tower import op
@@ -102,8 +102,14 @@ def tower(
     ]
 
 
-def default_gradient_scale(rows: Sequence[Tensor]) -> float:
-    """The number of rows rounded up to a power of two, for a loss that is a mean over rows."""
+def default_gradient_scale(rows: Sequence[Tensor], precision: str) -> float:
+    """The number of rows rounded up to a power of two, for a loss that is a mean over rows.
+
+    1 where operands have the range of fp32 or nearly so, so that nothing there depends on the
+    number of rows, which a program that traces the network may not know yet.
+    """
+    if precision in ("fp32", "tf32"):
+        return 1.0
     return 2.0 ** math.ceil(math.log2(max(sum(map(len, rows)), 1)))
 
 

@@ -83,7 +83,7 @@ def run_whole(
         for count, (inputs, _) in zip(counts, of_rows, strict=False)
     ]
     options: dict[str, Any] = {"activation": "swish", "branch_scale": 0.5, "precision": "fp16"}
-    scale = default_gradient_scale(rows)
+    scale = default_gradient_scale(rows, "fp16")
     if kernels:
         outputs = whole_towers(
             rows[: len(live)],

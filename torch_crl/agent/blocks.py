@@ -133,7 +133,7 @@ def _in_plain_torch(
     arithmetic = Arithmetic(
         sizes=sizes,
         precision=compute.precision,
-        gradient_scale=default_gradient_scale(rows),
+        gradient_scale=default_gradient_scale(rows, compute.precision),
     )
     recompute = compute.recompute
 
@@ -203,7 +203,9 @@ def _gated(
     compute: Compute,
 ) -> list[Tensor]:
     arithmetic = Arithmetic(
-        sizes=sizes, precision=compute.precision, gradient_scale=default_gradient_scale(rows)
+        sizes=sizes,
+        precision=compute.precision,
+        gradient_scale=default_gradient_scale(rows, compute.precision),
     )
 
     def walk(

@@ -194,7 +194,7 @@ def _on_triton(
         activation=like.sizes.activation,
         branch_scale=like.sizes.branch_scale,
         precision=like.compute.precision,
-        gradient_scale=default_gradient_scale(inputs),
+        gradient_scale=default_gradient_scale(inputs, like.compute.precision),
         recompute=like.compute.recompute,
     )
 

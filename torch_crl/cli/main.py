@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train on a task, or resume a run",
     "eval": "evaluate a trained policy",
     "watch": "watch a trained policy in MuJoCo's viewer",
+    "export": "write a trained policy as files that run without torch",
     "envs": "list the tasks, or draw one",
     "compare": "compare algorithms and depths in one report",
     "sweep": "train every combination of some settings",

@@ -25,6 +25,8 @@ class TaskSpec:
     empty for Gymnasium envs, which define success themselves."""
     episode_length: int = 1000
     """Control steps until the time limit, unless the recipe says otherwise."""
+    state_names: tuple[str, ...] = ()
+    """A name for each entry of the state, with its unit; empty where nobody has written them."""
     build: str = ""
     """`module:function` that turns this spec into a Task."""
     options: Mapping[str, object] = field(default_factory=dict)

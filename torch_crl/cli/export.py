@@ -1,0 +1,72 @@
+"""`torch-crl export RUN --to onnx|numpy|c`: files with which a policy runs without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from torch_crl.cli.flags import read_flags
+from torch_crl.cli.runs import allow_tasks_of
+from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, CountOrZero
+from torch_crl.runs.directory import run_directory_of
+from torch_crl.system.terminal import print_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write a trained policy as files that need no torch, and run their self-test."""
+
+    __pydantic_config__ = STRICT
+
+    run: Positional[Path]
+    """Run directory, or one of the folders in its policies/; with --check an exported folder."""
+    to: Literal["", "onnx", "numpy", "c"] = ""
+    """`onnx`: a graph for ONNX Runtime and everything that reads ONNX. `numpy`: weights and one
+    Python file. `c`: weights, one header and one source without dependencies."""
+    out: Path | None = None
+    """Folder to write into; by default one of the run directory's export/."""
+    single_input: bool = False
+    """Of ONNX: one input `obs`, which is concat(state, goal), as stacks of robots expect."""
+    policy: Literal["newest", "best"] = "newest"
+    """Which policy of the run: the newest, or the best by the evaluations during training."""
+    depth: CountOrZero = 0
+    """Depth at which to export a policy whose blocks share their weights; 0 is that of training."""
+    check: bool = False
+    """Write nothing; run the self-test of the exported policy in the given folder."""
+    trust: bool = False
+    """Allow running the Python code of a task that only the run's files name."""
+
+
+def main(arguments: list[str]) -> int:
+    """Export, or check what has been exported. Returns the exit status."""
+    options = read_flags(Options, arguments, command="export")
+    from torch_crl.deploy.checks import check, compiler
+    from torch_crl.deploy.export import export
+    from torch_crl.runs.policies import find_policy
+
+    if options.check:
+        print_line(f"{options.run}: self-test passed, {_differ(check(options.run))}")
+        return 0
+    if not options.to:
+        raise UsageError("say what to export to: --to onnx, --to numpy or --to c")
+    directory = run_directory_of(options.run)
+    task = directory.read_recipe().task.name
+    allow_tasks_of(directory, [task], typed=[], trust=options.trust)
+    found = find_policy(options.run, which=options.policy)
+    policy = found.policy.at_depth(options.depth) if options.depth else found.policy
+    folder = options.out or directory.path / "export" / options.to
+    written = export(policy, task, options.to, folder, single_input=options.single_input)
+    print_line(f"policy: {found.folder}", stderr=True)
+    for path in written:
+        print_line(f"{path}  {path.stat().st_size:,} bytes")
+    if options.to == "c" and compiler() is None:
+        print_line("not checked: there is no C compiler here")
+    else:
+        print_line(f"self-test passed, {_differ(check(folder))}")
+    return 0
+
+
+def _differ(difference: float) -> str:
+    return f"actions differ by {difference:.1e} at most"

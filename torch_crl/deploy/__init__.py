@@ -1,0 +1,1 @@
+"""Takes trained policies out of the package: files that a robot runs without torch."""

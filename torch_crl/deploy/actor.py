@@ -1,0 +1,113 @@
+"""The actor of a policy as arrays and sizes, which every runtime is written from.
+
+S state, G goal, D width, L layers with weights of their own, O outputs, P pairs of the self-test.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from torch_crl.agent.networks import ResidualTower
+from torch_crl.agent.policy import Policy
+from torch_crl.errors import UsageError
+
+Floats = NDArray[np.float32]
+_BLOCKS = ("published", "shared")
+_PAIRS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedActor:
+    """An actor without torch: the deterministic action of state and goal."""
+
+    state_size: int
+    goal_size: int
+    action_size: int
+    chunk: int
+    """Actions that are decided at once."""
+    depth: int
+    """Number of inner layers; those with weights of their own are applied one after the other, and
+    then from the first one again."""
+    activation: Literal["swish", "relu"]
+    branch_scale: float
+    head: Literal["tanh", "clip"]
+    """What makes the action from the output."""
+    tensors: dict[str, Floats]
+    """`input_` and `output_` layer [D, S + G] and [O, D], inner `weight` [L, D, D], and the biases
+    and LayerNorm parameters of each."""
+    pairs: dict[str, Floats]
+    """`state` [P, S], `goal` [P, G] and the `action` [P, O] that the policy gives for them."""
+
+    @property
+    def width(self) -> int:
+        """Number of units of a layer."""
+        return len(self.tensors["input_bias"])
+
+    @property
+    def sizes(self) -> dict[str, int | float | str]:
+        """Everything but the numbers."""
+        names = "state_size goal_size action_size chunk depth width activation branch_scale head"
+        return {name: getattr(self, name) for name in names.split()}
+
+    @property
+    def sha256(self) -> str:
+        """Of all weights, one after the other."""
+        digest = hashlib.sha256()
+        for tensor in self.tensors.values():
+            digest.update(tensor.tobytes())
+        return digest.hexdigest()
+
+
+def actor_of(policy: Policy) -> ExportedActor:
+    """The actor of a policy in fp32.
+
+    Raises UsageError for networks that the runtimes do not know: a library's own, and blocks other
+    than `published` and `shared`.
+    """
+    actor = policy.actor
+    if not isinstance(actor, ResidualTower):
+        raise UsageError(
+            "this policy has the network of a library, which has exports of its own; `torch-crl "
+            "export` takes residual towers (for a baseline: --network towers)"
+        )
+    sizes = actor.sizes
+    if sizes.block not in _BLOCKS:
+        raise UsageError(
+            f"this policy was trained with --block {sizes.block}; the exported runtimes know "
+            f"{' and '.join(_BLOCKS)}"
+        )
+    tensors = {
+        name: np.ascontiguousarray(tensor.detach().cpu().float().numpy())
+        for name, tensor in actor.state_dict().items()
+    }
+    if policy.head == "squashed_gaussian":
+        # Without the log-std, which the deterministic action does not need.
+        outputs = policy.action_size * policy.chunk
+        for name in ("output_weight", "output_bias"):
+            tensors[name] = np.ascontiguousarray(tensors[name][:outputs])
+    return ExportedActor(
+        state_size=policy.state_size,
+        goal_size=policy.goal_size,
+        action_size=policy.action_size,
+        chunk=policy.chunk,
+        depth=sizes.depth,
+        activation=sizes.activation,
+        branch_scale=sizes.branch_scale,
+        head="clip" if policy.head == "clip" else "tanh",
+        tensors=tensors,
+        pairs=_pairs(policy),
+    )
+
+
+def _pairs(policy: Policy) -> dict[str, Floats]:
+    generator = torch.Generator().manual_seed(0)
+    state, goal = (
+        torch.randn(_PAIRS, size, generator=generator)
+        for size in (policy.state_size, policy.goal_size)
+    )
+    action = policy.plan(state, goal).flatten(1)
+    return {"state": state.numpy(), "goal": goal.numpy(), "action": action.numpy()}

@@ -1,0 +1,1 @@
+"""Files that are copied beside exported policies; they need nothing of this package."""
