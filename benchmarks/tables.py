@@ -243,6 +243,17 @@ GIGABYTES = (8, 24, 40, 80)
 _RESERVED_BYTES = 1e9
 
 
+def policies_table() -> str:
+    """Time of one action by depth and runtime (policies.json)."""
+    document = read_result("policies.json")
+    lines = ["| depth | by | ms, p50 | p99 | of the floor |", "|---|---|---|---|---|"]
+    for row in document["rows"]:
+        share = row["ms_p50"] / row["floor_ms"]
+        times = f"{row['ms_p50']:.3g} | {row['ms_p99']:.3g} | {share:.1f}"
+        lines.append(f"| {row['depth']} | {row['by']} | {times} |")
+    return "\n".join([*lines, "", _machine_line(document["machine"])])
+
+
 def memory_table() -> str:
     """Table of the memory of the published settings by depth, and the smallest GPU that has it."""
     lines = [
@@ -329,6 +340,7 @@ PARTS = {
     "learning": learning_table,
     "baselines": baselines_table,
     "comparison": comparison_table,
+    "policies": policies_table,
     "precision": precision_table,
     "gpu": gpu_table,
     "memory": memory_table,

@@ -57,6 +57,8 @@ def smaller(command: str) -> list[str]:
             arguments[video] = str(Path(arguments[video]).with_suffix(".gif"))
             short += ["--video-seconds", "0.1"]
         return [name, *arguments, *short]
+    if name == "export":
+        return [name, *arguments]
     if name == "train" and "--resume" in arguments:
         if "--env-steps" in arguments:
             arguments[arguments.index("--env-steps") + 1] = "160"

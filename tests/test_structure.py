@@ -29,6 +29,7 @@ FLOORS = [
     ["runs"],
     ["experience"],
     ["training", "baselines"],
+    ["deploy"],
     ["sweep"],
     ["study"],
     ["benchmarks"],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from torch_crl.benchmarks import policies
 from torch_crl.benchmarks.picture import published_milliseconds
 from torch_crl.benchmarks.precision import measure
 from torch_crl.benchmarks.scenarios import Scenario, random_run, recipe_of, run_scenario
@@ -68,6 +69,20 @@ def test_bench_writes_table_json_and_picture(
     assert {row["kind"] for row in document["rows"]} == {"update", "floor", "act", "env"}
     assert document["machine"]["torch"] == torch.__version__
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+def test_policies_are_timed_in_every_runtime_of_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies, "WIDTH", 16)
+    monkeypatch.setitem(policies.policy_rows.__kwdefaults__, "seconds", 0.05)
+    assert main(["bench", "--policies", "--depths", "4", "--out", str(tmp_path)]) == 0
+    assert "load_policy" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "policies.json").read_text())["rows"]
+    assert len(rows) == len(policies.runtimes()) >= 2
+    for row in rows:
+        assert row["calls"] >= 20 and 0.0 < row["ms_p50"] <= row["ms_p99"]
+    assert (tmp_path / "policies.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("flags", [["--depths", "6"], ["--batch", "0"], ["--device", "cuda:99"]])

@@ -33,8 +33,11 @@ class Options:
     """Depths to measure, each for all three networks (actor and two encoders); multiples of 4."""
     batch: Count = 256
     """Batch size of the updates."""
+    policies: bool = False
+    """Time single actions instead, on one core: as `load_policy` gives them, and in every runtime
+    that `torch-crl export` writes for and this machine has."""
     out: Path = Path("bench")
-    """Directory that bench.json and bench.png are written to."""
+    """Directory that bench.json and bench.png are written to, or policies.json and policies.png."""
 
 
 def main(arguments: list[str]) -> int:
@@ -49,6 +52,8 @@ def main(arguments: list[str]) -> int:
 
     if problems := device_problems(device):
         raise UsageError(problems[0])
+    if options.policies:
+        return _policies(options)
     from torch_crl.benchmarks.picture import save_time_by_depth
     from torch_crl.benchmarks.report import write_report
     from torch_crl.benchmarks.scenarios import quick, run_scenario
@@ -68,6 +73,34 @@ def main(arguments: list[str]) -> int:
     write_report(rows, out / "bench.json")
     save_time_by_depth(rows, out / "bench.png", machine=machine()["device"])
     print_line(f"written: {out / 'bench.json'}, {out / 'bench.png'}", stderr=True)
+    return 0
+
+
+def _policies(options: Options) -> int:
+    from torch_crl.benchmarks.policies import policy_rows, runtimes, save_latency_by_depth
+    from torch_crl.benchmarks.report import write_report
+    from torch_crl.system.machine import machine
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    json_file, picture = (options.out / f"policies.{kind}" for kind in ("json", "png"))
+    table = Table(title="one action on one core", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("depth", "by", "ms, p50", "p99", "of the floor"):
+        table.add_column(heading, justify="left" if heading == "by" else "right")
+    rows = []
+    with Progress(console=console(stderr=True)) as progress:
+        bar = progress.add_task("measuring", total=len(options.depths) * len(runtimes()))
+        for row in policy_rows(options.depths):
+            rows.append(row)
+            cells = (f"{row[key]:.3g}" for key in ("ms_p50", "ms_p99"))
+            share = f"{row['ms_p50'] / row['floor_ms']:.1f} x"
+            table.add_row(str(row["depth"]), row["by"], *cells, share)
+            progress.update(bar, advance=1, description=f"depth {row['depth']}, {row['by']}")
+    console().print(table)
+    load = max(row["load_average"] for row in rows)
+    print_line(f"the floor is the time to read all weights from memory; load average {load:.1f}")
+    write_report(rows, json_file)
+    save_latency_by_depth(rows, picture, machine=machine()["device"])
+    print_line(f"written: {json_file}, {picture}", stderr=True)
     return 0
 
 
