@@ -79,6 +79,7 @@ def test_a_good_task_has_no_problems() -> None:
         ({"episode_length": 1.5}, "episode_length must be a whole number of at least 1, got 1.5"),
         ({"goal_slice": (0, 5)}, "goal_slice (0, 5) is no slice of a state of 4 numbers"),
         ({"goal_slice": 2}, "goal_slice 2 is no slice"),
+        ({"state_names": ("x", "y")}, "a name for each of 4 entries of the state, or empty, got"),
         ({"model": mujoco.MjSpec()}, "model must be a mujoco.MjModel, got "),
         ({"failed": None}, "failed must be a function, got None"),
         ({"state_size": 5}, "state must have shape [2, 5] for 2 envs, got [2, 4]"),

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.state_names import state_names
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.envs.tasks.layouts import BALL_LAYOUTS, LAYOUTS, corridor
 from torch_crl.errors import TorchCrlError, in_one_line, listed
@@ -71,6 +72,7 @@ def _spec(
         goal_slice=goal_slice,
         action_size=action_size,
         success_radius=success_radius,
+        state_names=state_names(name, build),
         build=f"torch_crl.envs.tasks.{build}",
         options=options,
     )

@@ -63,6 +63,12 @@ def _size_problems(spec: TaskSpec) -> list[str]:
         problems.append(
             f"goal_slice {spec.goal_slice} is no slice of a state of {spec.state_size} numbers"
         )
+    names = spec.state_names
+    if not isinstance(names, tuple) or (names and len(names) != spec.state_size):
+        problems.append(
+            f"state_names must be a tuple with a name for each of {spec.state_size} entries of the "
+            f"state, or empty, got {names!r}"
+        )
     return problems
 
 
