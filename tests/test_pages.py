@@ -59,6 +59,8 @@ def smaller(command: str) -> list[str]:
         return [name, *arguments, *short]
     if name == "export":
         return [name, *arguments]
+    if name == "distil":
+        return [name, *arguments, "--rows", "100", "--updates", "20"]
     if name == "train" and "--resume" in arguments:
         if "--env-steps" in arguments:
             arguments[arguments.index("--env-steps") + 1] = "160"

@@ -34,6 +34,7 @@ _BY_ITSELF = {
     "eval": ("the run", "runs/NAME", _RUNS),
     "watch": ("the run", "runs/NAME", _RUNS),
     "export": ("the run", "runs/NAME", _RUNS),
+    "distil": ("the run", "runs/NAME", _RUNS),
     "envs": ("the task", "ant", _TASKS),
     "compare": ("each task", "reacher", _TASKS),
     "sweep": ("each task", "reacher", _TASKS),

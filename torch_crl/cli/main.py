@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": "evaluate a trained policy",
     "watch": "watch a trained policy in MuJoCo's viewer",
     "export": "write a trained policy as files that run without torch",
+    "distil": "train small policies that do what a trained one does",
     "envs": "list the tasks, or draw one",
     "compare": "compare algorithms and depths in one report",
     "sweep": "train every combination of some settings",

@@ -1,0 +1,94 @@
+"""`torch-crl distil RUN`: trains small policies that do what a trained one does."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.progress import Progress
+from tyro.conf import Positional
+
+from torch_crl.cli.flags import read_flags
+from torch_crl.cli.runs import allow_tasks_of
+from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, Depth, Seed
+from torch_crl.runs.directory import run_directory_of
+from torch_crl.system.terminal import console, print_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train students that do what the policy of a run does, and evaluate them beside it."""
+
+    __pydantic_config__ = STRICT
+
+    run: Positional[Path]
+    """Run directory of the teacher, or one of the folders in its policies/."""
+    depth: Annotated[tuple[Depth, ...], tyro.conf.arg(metavar="DEPTH ...")] = (4,)
+    """Depths of the students; multiples of 4."""
+    width: Annotated[tuple[Count, ...], tyro.conf.arg(metavar="WIDTH ...")] = (64,)
+    """Widths of the students; every depth with every width."""
+    seeds: Annotated[tuple[Seed, ...], tyro.conf.arg(metavar="SEED ...")] = (0,)
+    """Random seeds; each makes a student of its own."""
+    rows: Count = 200_000
+    """States that the teacher labels for each student."""
+    updates: Count = 10_000
+    """Gradient updates of each student."""
+    policy: Literal["newest", "best"] = "newest"
+    """Which policy of the run is the teacher."""
+    out: Path | None = None
+    """Folder for the students, each a run directory; students/ in the teacher's run by default.
+    Giving it again goes on where a killed command stopped."""
+    trust: bool = False
+    """Allow running the Python code of a task that only the run's files name."""
+
+
+def main(arguments: list[str]) -> int:
+    """Distil, print and write the report. Returns the exit status."""
+    options = read_flags(Options, arguments, command="distil")
+    wrong = [depth for depth in options.depth if depth <= 0 or depth % 4]
+    if wrong or not (options.depth and options.width and options.seeds):
+        raise UsageError(f"--depth takes positive multiples of 4, got {wrong or 'none'}")
+    from torch_crl.deploy.distil import DistilSettings
+    from torch_crl.deploy.students import Teacher, report, retention, student
+    from torch_crl.runs.policies import find_policy
+
+    directory = run_directory_of(options.run)
+    recipe = directory.read_recipe()
+    tasks = [recipe.task.name, recipe.task.eval_name]
+    allow_tasks_of(directory, tasks, typed=[], trust=options.trust)
+    found = find_policy(options.run, which=options.policy)
+    print_line(f"teacher: {found.folder}", stderr=True)
+    teacher = Teacher(policy=found.policy, recipe=recipe)
+    folder = options.out or directory.path / "students"
+    grid = [
+        DistilSettings(
+            depth=depth, width=width, seed=seed, rows=options.rows, updates=options.updates
+        )
+        for depth in options.depth
+        for width in options.width
+        for seed in options.seeds
+    ]
+    rows = []
+    with Progress(console=console(stderr=True)) as progress:
+        bar = progress.add_task("the teacher's episodes", total=sum(each.rounds for each in grid))
+        of_teacher = teacher.scores(found.policy)
+        for number, settings in enumerate(grid):
+            what = f"depth {settings.depth}, width {settings.width}, seed {settings.seed}"
+            before = sum(each.rounds for each in grid[:number])
+            progress.update(bar, description=what, completed=before)
+
+            def on_round(done: int, _: dict[str, float], before: int = before) -> None:
+                progress.update(bar, completed=before + done)
+
+            rows.append(student(teacher, settings, folder, on_round=on_round))
+            progress.update(bar, completed=before + settings.rounds)
+    text = report(teacher, of_teacher, rows)
+    (folder / "report.md").write_text(text)
+    kept = [row | {"retention": retention(row, of_teacher)} for row in rows]
+    document = {"task": recipe.task.name, "teacher": of_teacher, "students": kept}
+    (folder / "students.json").write_text(json.dumps(document, indent=2) + "\n")
+    print_line(text)
+    print_line(f"written: {folder / 'report.md'}, {folder / 'students.json'}", stderr=True)
+    return 0

@@ -1,0 +1,249 @@
+"""Distils a policy into a smaller one: the student acts, the teacher says what it would have done.
+
+Source: DAgger, arXiv 1011.0686. N envs, S state, G goal, A action or chunk of actions, M rows.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.agent.networks import ResidualTower, action_distribution, squashed_sample
+from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
+from torch_crl.agent.plans import Plans
+from torch_crl.agent.policy import Policy
+from torch_crl.agent.sizes import TowerSizes
+from torch_crl.deploy.distil_loss import distil_loss
+from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, Depth, Seed
+from torch_crl.runs.directory import Moment, RunDirectory
+from torch_crl.system import checkpoint
+from torch_crl.system.threads import torch_threads
+from torch_crl.system.torch_defaults import torch_defaults
+
+_AT_ONCE = 4096
+"""Rows that the teacher labels together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilSettings:
+    """Size of a student, and how it is trained."""
+
+    __pydantic_config__ = STRICT
+
+    depth: Depth = 4
+    width: Count = 64
+    rows: Count = 200_000
+    """States that the teacher labels."""
+    updates: Count = 10_000
+    rounds: Count = 20
+    """The rows are collected in so many rounds, each followed by its share of the updates; in the
+    first the teacher acts, afterwards the student."""
+    num_envs: Count = 64
+    batch_size: Count = 256
+    learning_rate: float = 1e-3
+    """At the start; it falls to 0 as a cosine."""
+    other_goals: float = 0.25
+    """Share of the rows whose goal is what another row has achieved."""
+    seed: Seed = 0
+
+
+class Distillation:
+    """A student, the rows with their labels, and the envs, in the middle of some round."""
+
+    def __init__(
+        self, teacher: Policy, task: str, settings: DistilSettings, *, episode_length: int
+    ) -> None:
+        """Raises UsageError for policies that have no log-std: those of a library."""
+        if teacher.head != "squashed_gaussian":
+            raise UsageError(
+                "only policies with a mean and a log-std can be distilled, which those of "
+                "contrastive RL and behaviour cloning have"
+            )
+        self.teacher, self.settings = teacher, settings
+        self.generator = Generator().manual_seed(settings.seed)
+        outputs = 2 * teacher.chunk * teacher.action_size
+        sizes = TowerSizes(
+            input_size=teacher.state_size + teacher.goal_size,
+            output_size=outputs,
+            width=settings.width,
+            depth=settings.depth,
+        )
+        self.actor = ResidualTower(sizes, generator=self.generator)
+        self.optimizer = adam(
+            {settings.learning_rate: list(self.actor.parameters())}, torch.device("cpu")
+        )
+        self.env: VectorEnv = make_vector_env(
+            task, num_envs=settings.num_envs, episode_length=episode_length, seed=settings.seed
+        )
+        self.plans = Plans(settings.num_envs, teacher.chunk, teacher.action_size)
+        rows = settings.rounds * self._steps * settings.num_envs
+        self.inputs_MI = torch.zeros(rows, sizes.input_size)
+        self.labels_M2A = torch.zeros(rows, outputs)
+        self.rounds_done = 0
+
+    @property
+    def student(self) -> Policy:
+        """The policy as it is now."""
+        teacher = self.teacher
+        return Policy(
+            self.actor,
+            state_size=teacher.state_size,
+            goal_size=teacher.goal_size,
+            chunk=teacher.chunk,
+        )
+
+    @property
+    def _steps(self) -> int:
+        """Control steps of a round."""
+        settings = self.settings
+        return max(1, math.ceil(settings.rows / settings.rounds / settings.num_envs))
+
+    @property
+    def _updates(self) -> int:
+        """Updates of a round."""
+        return max(1, math.ceil(self.settings.updates / self.settings.rounds))
+
+    @property
+    def moment(self) -> Moment:
+        """Labelled rows and updates so far."""
+        return Moment(
+            self.rounds_done * self._steps * self.settings.num_envs,
+            self.rounds_done * self._updates,
+        )
+
+    @torch_defaults()
+    def round(self) -> dict[str, float]:
+        """Collect, label and learn once; returns the metrics of the last update."""
+        begin = self.moment.env_steps
+        rows_MI = self._collect()
+        self.inputs_MI[begin : begin + len(rows_MI)] = rows_MI
+        for part in torch.arange(begin, begin + len(rows_MI)).split(_AT_ONCE):
+            with torch.no_grad():
+                self.labels_M2A[part] = self.teacher.actor(self.inputs_MI[part])
+        metrics: dict[str, Tensor] = {}
+        done, last = self.moment.updates, self.settings.rounds * self._updates
+        for update in range(done, done + self._updates):
+            share = 0.5 * (1 + math.cos(math.pi * update / last))
+            self.optimizer.param_groups[0]["lr"] = share * self.settings.learning_rate
+            rows = torch.randint(
+                begin + len(rows_MI), (self.settings.batch_size,), generator=self.generator
+            )
+            loss, metrics = distil_loss(self.labels_M2A[rows], self.actor(self.inputs_MI[rows]))
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+        self.rounds_done += 1
+        return {name: float(value) for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def _collect(self) -> Tensor:
+        """States and goals [M, S + G] of a round, with other goals in some rows."""
+        env, settings = self.env, self.settings
+        acting = self.teacher.actor if self.rounds_done == 0 else self.actor
+        states, goals = [], []
+
+        def draw() -> Tensor:
+            output_N2A = acting(torch.cat([env.state_NS, env.goal_NG], dim=-1))
+            noise_NA = torch.randn(
+                len(output_N2A), output_N2A.shape[1] // 2, generator=self.generator
+            )
+            return squashed_sample(*action_distribution(output_N2A), noise_NA)[0]
+
+        for _ in range(self._steps):
+            states.append(env.state_NS.clone())
+            goals.append(env.goal_NG.clone())
+            result = env.step(self.plans.next_action(draw))
+            self.plans.drop(result.terminated_N | result.truncated_N)
+        env.check()
+        state_MS, goal_MG = torch.cat(states), torch.cat(goals)
+        achieved_MG = state_MS[:, slice(*env.spec.goal_slice)]
+        others = torch.randint(len(state_MS), (len(state_MS),), generator=self.generator)
+        changed_M1 = torch.rand(len(state_MS), 1, generator=self.generator) < settings.other_goals
+        goal_MG = torch.where(changed_M1, achieved_MG[others], goal_MG)
+        return torch.cat([state_MS, goal_MG], dim=-1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that changes, by name."""
+        stop = self.moment.env_steps
+        tensors = optimizer_state(dict(self.actor.named_parameters()), self.optimizer)
+        tensors |= {"generator": self.generator.get_state()}
+        tensors |= {"inputs": self.inputs_MI[:stop], "labels": self.labels_M2A[:stop]}
+        for part, of_part in {"env": self.env.state_dict(), "plans": self.plans.tensors()}.items():
+            tensors |= {f"{part}.{name}": tensor for name, tensor in of_part.items()}
+        return tensors
+
+    def load_state_dict(self, tensors: dict[str, Tensor], rounds_done: int) -> None:
+        """Go on from what `state_dict` returned."""
+        self.rounds_done = rounds_done
+        load_optimizer_state(dict(self.actor.named_parameters()), self.optimizer, tensors)
+        self.generator.set_state(tensors["generator"])
+        stop = self.moment.env_steps
+        self.inputs_MI[:stop], self.labels_M2A[:stop] = tensors["inputs"], tensors["labels"]
+        self.env.load_state_dict(_part(tensors, "env."))
+        for name, tensor in _part(tensors, "plans.").items():
+            self.plans.tensors()[name].copy_(tensor)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+@torch_threads(1)
+def distil(
+    teacher: Policy,
+    task: str,
+    settings: DistilSettings,
+    directory: RunDirectory,
+    *,
+    episode_length: int,
+    on_round: Callable[[int, dict[str, float]], object],
+) -> Policy:
+    """Train a student, or go on where a killed process stopped; saves after every round.
+
+    `on_round` is called with the number of rounds done and the metrics of the last update.
+
+    Raises UsageError if the directory holds the distillation of another policy or other settings.
+    """
+    meta: dict[str, Any] = asdict(settings) | {"task": task, "teacher": fingerprint(teacher)}
+    made = Distillation(teacher, task, settings, episode_length=episode_length)
+    with closing(made.env):
+        if saved := directory.saved_checkpoints:
+            _, tensors, told, _ = checkpoint.load_newest(saved)
+            if (rounds := told.pop("rounds_done")) and told != meta:
+                raise UsageError(
+                    f"{directory} holds the distillation of another policy, or with other "
+                    "settings; give another --out, or delete it"
+                )
+            made.load_state_dict(tensors, rounds)
+        while made.rounds_done < settings.rounds:
+            metrics = made.round()
+            folder = directory.checkpoints / made.moment.name
+            checkpoint.save(folder, made.state_dict(), meta | {"rounds_done": made.rounds_done})
+            directory.prune(checkpoints=2)
+            on_round(made.rounds_done, metrics)
+    return made.student
+
+
+def fingerprint(policy: Policy) -> str:
+    """SHA-256 of the weights."""
+    digest = hashlib.sha256()
+    for tensor in policy.actor.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def name_of(settings: DistilSettings) -> str:
+    """Name of a student's folder."""
+    return f"depth{settings.depth}_width{settings.width}_seed{settings.seed}"
