@@ -164,9 +164,8 @@ def test_a_student_learns_what_its_teacher_does() -> None:
         made.round()
     state, goal = made.inputs_MI.split([10, 3], dim=1)
     taught = made.teacher(state, goal)
-    before, after = (
-        (policy(state, goal) - taught).abs().mean() for policy in (first, made.student)
-    )
+    policies = first, made.student
+    errors = [(policy(state, goal) - taught).abs().mean() for policy in policies]
     assert errors[1] < 0.2 * errors[0]
 
 
