@@ -176,6 +176,8 @@ def pair_scores(
             f"phi is {tuple(phi_BR.shape)}; the triton implementation takes fewer than 2^30 "
             'numbers: use a smaller batch, or choose implementation="reference"'
         )
+    if row_mask_B is not None:
+        row_mask_B = row_mask_B.contiguous()
     scores = PairScores(*_forward(phi_BR, psi_BR, row_mask_B, energy, columns, softplus)[:6])
     return scores._replace(
         row_rival_B=scores.row_rival_B.detach(),

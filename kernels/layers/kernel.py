@@ -11,8 +11,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, tile_of, tiles_of
+from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, tile_of
 from torch_crl.kernels.norm_act.reference import EPSILON
+
+_PROGRAMS = 128
+"""As many as there are multiprocessors, or so."""
+
+
+@triton.jit
+def _operand(b_x, TF32: tl.constexpr):
+    # To ten bits of mantissa, to nearest, ties away from zero; the matrix unit would cut them off.
+    if TF32:
+        b_bits = b_x.to(tl.int32, bitcast=True)
+        b_x = ((b_bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return b_x
 
 
 @triton.jit(do_not_specialize=["scale"])
@@ -24,7 +36,8 @@ def layer_fwd_kernel(
     # sizes
     rows, width, scale,
     ENDS: tl.constexpr, NEXT: tl.constexpr, SAVE: tl.constexpr,
-    RELU: tl.constexpr, EPS: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
+    RELU: tl.constexpr, TF32: tl.constexpr, EPS: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """From a matmul's result to the next one's input. ENDS: the residual sum is that input."""
     o_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -46,7 +59,7 @@ def layer_fwd_kernel(
         b_c = tl.load(p_block + o, mask=m, other=0.0) + scale * b_c
         tl.store(p_sum + o, b_c, mask=m)
     if NEXT:
-        tl.store(p_next + o, b_c.to(p_next.dtype.element_ty), mask=m)
+        tl.store(p_next + o, _operand(b_c, TF32).to(p_next.dtype.element_ty), mask=m)
     if SAVE:
         tl.store(p_xhat + o, b_xhat.to(p_xhat.dtype.element_ty), mask=m)
         tl.store(p_rstd + o_m, b_rstd, mask=m_m)
@@ -60,7 +73,8 @@ def layer_bwd_kernel(
     p_dh, p_partial,
     # sizes
     rows, live, width, layer, layers, scale, unscale,
-    RELU: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,
+    RELU: tl.constexpr, TF32: tl.constexpr,
+    BM: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """From the gradient of a layer's output to that of its matmul, and sums over live rows."""
     i_p = tl.program_id(0).to(tl.int64)
@@ -84,7 +98,7 @@ def layer_bwd_kernel(
         b_m1 = tl.sum(b_dxhat, 1) / width
         b_m2 = tl.sum(b_dxhat * b_xhat, 1) / width
         b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
-        tl.store(p_dh + o, b_dh.to(p_dh.dtype.element_ty), mask=m)
+        tl.store(p_dh + o, _operand(b_dh, TF32).to(p_dh.dtype.element_ty), mask=m)
         m_live = (o_m < live)[:, None]
         b_dbias += tl.sum(tl.where(m_live, b_dh, 0.0), 0)
         b_dln_weight += tl.sum(tl.where(m_live, b_dn * b_xhat, 0.0), 0)
@@ -123,6 +137,7 @@ def between_matmuls(
     layer: int,
     *,
     relu: bool,
+    tf32: bool,
     block_RD: Tensor | None,
     scale: float,
     next_RD: Tensor | None,
@@ -142,7 +157,7 @@ def between_matmuls(
             sum_RD if next_RD is None else next_RD, sum_RD, xhat, rstd,
             rows, width, scale,
             ENDS=block_RD is not None, NEXT=next_RD is not None, SAVE=kept is not None,
-            RELU=relu, EPS=EPSILON, BM=tile_rows, BD=padded, num_warps=warps,
+            RELU=relu, TF32=tf32, EPS=EPSILON, BM=tile_rows, BD=padded, num_warps=warps,
         )  # fmt: skip
 
 
@@ -152,6 +167,7 @@ def before_matmul(
     layer: int,
     *,
     relu: bool,
+    tf32: bool,
     kept: Kept,
     live: int,
     scale: float,
@@ -162,19 +178,25 @@ def before_matmul(
     """Fill the gradient `dh_RD` of a layer's matmul and its sums in `partial` [3, L, P, D]."""
     rows, width = dc_RD.shape
     tile_rows, padded, warps = tile_of(width)
-    tiles = tiles_of(rows, tile_rows)
+    tiles = _tiles_of(rows, tile_rows)
     with torch.cuda.device_of(dc_RD):
         layer_bwd_kernel[(triton.cdiv(rows, tile_rows * tiles),)](
             dc_RD, kept.xhat_LRD[layer], kept.rstd_LR[layer],
             vectors.ln_weight_LD[layer], vectors.ln_bias_LD[layer],
             dh_RD, partial,
             rows, live, width, layer, partial.shape[1], scale, unscale,
-            RELU=relu, BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,
+            RELU=relu, TF32=tf32, BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,
         )  # fmt: skip
+
+
+def _tiles_of(rows: int, tile_rows: int) -> int:
+    """Number of tiles per program of the backward; the sums of all layers' programs are kept."""
+    count: int = triton.cdiv(rows, tile_rows * _PROGRAMS)
+    return max(1, count)
 
 
 def programs_of(rows: int, live: int, width: int) -> int:
     """P for so many rows, of which the first are live."""
     tile_rows = tile_of(width)[0]
-    count: int = triton.cdiv(live, tile_rows * tiles_of(rows, tile_rows))
+    count: int = triton.cdiv(live, tile_rows * _tiles_of(rows, tile_rows))
     return count

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.dense import PRECISIONS, product, weight_gradients
+from torch_crl.kernels.dense import PRECISIONS, product, rounded, weight_gradients
 from torch_crl.kernels.launch import require_device
 from torch_crl.kernels.layers.kernel import (
     Kept,
@@ -47,7 +47,7 @@ def _forward(
     layers = len(weight_LDD)
     # Without anything to keep, two inputs take turns.
     inputs = kept.inputs_LRD if kept else x_RD.new_empty(2, *x_RD.shape, dtype=weight_LDD.dtype)
-    inputs[0].copy_(x_RD)
+    inputs[0].copy_(rounded(x_RD, "tf32") if options.precision == "tf32" else x_RD)
     h_RD, y_RD = torch.empty_like(x_RD), torch.empty_like(x_RD)
     for layer in range(layers):
         product(inputs[layer % len(inputs)], weight_LDD[layer].T, options.precision, out=h_RD)
@@ -57,6 +57,7 @@ def _forward(
             vectors,
             layer,
             relu=options.relu,
+            tf32=options.precision == "tf32",
             block_RD=(x_RD if layer < BLOCK else y_RD) if ends else None,
             scale=options.branch_scale,
             next_RD=inputs[(layer + 1) % len(inputs)] if layer < layers - 1 else None,
@@ -85,6 +86,7 @@ def _backward(
             vectors,
             layer,
             relu=options.relu,
+            tf32=options.precision == "tf32",
             kept=kept,
             live=options.live,
             scale=options.branch_scale if ends else 1.0,
@@ -107,6 +109,8 @@ class _Layers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RD: Tensor, options: Options, keep: bool, *stack: Tensor) -> Tensor:
         weight_LDD, vectors = stack[0].to(PRECISIONS[options.precision]), Vectors(*stack[1:])
+        if options.precision == "tf32":
+            weight_LDD = rounded(weight_LDD, "tf32")
         layers = len(weight_LDD)
         step = options.recompute or layers
         ctx.chunks = [slice(start, min(start + step, layers)) for start in range(0, layers, step)]

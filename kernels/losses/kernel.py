@@ -173,14 +173,16 @@ def _(_scores: list[Tensor], rival_B: Tensor, *_: Any) -> tuple[Tensor, Tensor, 
 
 
 def _keep_critic(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.asked = [len(score) > 0 for score in inputs[0]]
+    scores, *_, columns, softplus, _ = inputs
+    read = (True, True, columns, softplus)
+    ctx.read = [is_read and len(score) > 0 for is_read, score in zip(read, scores, strict=True)]
     _keep_gradients(ctx, inputs, output)
 
 
 def _critic_backward(ctx: Any, upstream: Tensor, *_: object) -> tuple[object, ...]:
     (gradients,) = ctx.saved_tensors
     rows = (gradients * upstream).unbind(0)
-    by_score = [row if asked else row[:0] for row, asked in zip(rows, ctx.asked, strict=True)]
+    by_score = [row if read else None for row, read in zip(rows, ctx.read, strict=True)]
     return by_score, *[None] * 8
 
 
@@ -244,9 +246,10 @@ def critic_loss(
     that are chosen, each less the energies of the true pairs.
     """
     require_device(rival_B, "critic_loss")
-    options = (whole_B, weight_B, rows, columns, softplus, logsumexp_penalty)
     scores = [score.contiguous() for score in scores]
-    loss, metrics, _ = _critic_loss(scores, rival_B, sum_B, *options)
+    of_rows = [x if x is None else x.float().contiguous() for x in (whole_B, weight_B)]
+    options = (*of_rows, rows, columns, softplus, logsumexp_penalty)
+    loss, metrics, _ = _critic_loss(scores, rival_B.contiguous(), sum_B.contiguous(), *options)
     return loss, dict(zip(CRITIC_METRICS, metrics.detach().unbind(), strict=True))
 
 

@@ -15,7 +15,7 @@ from torch_crl.kernels.tower.reference import Stack as Stack
 
 IMPLEMENTATIONS = ("reference", "norm_act", "persistent")
 # Width to the largest amount of shared memory, in bytes, that a program needs on any GPU.
-PERSISTENT_MEMORY = {128: 49_152, 256: 163_840}
+PERSISTENT_MEMORY = {128: 69_632, 256: 163_840}
 PERSISTENT_WIDTHS = tuple(PERSISTENT_MEMORY)
 PERSISTENT_PRECISIONS = ("fp16", "bf16")
 
@@ -121,20 +121,30 @@ def _problem(
     implementation: str,
     recompute: int,
 ) -> str | None:
-    layers, width = stacks[0].weight_LDD.shape[:2]
+    width = stacks[0].weight_LDD.shape[1]
     inputs = [*rows] if frozen is None else [*rows, frozen]
     if implementation not in IMPLEMENTATIONS:
         return f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
+    if len(rows) != len(stacks):
+        return f"takes one or two stacks and rows for each; got {len(stacks)} and {len(rows)}"
+    if any(x.dim() != 2 or x.shape[1] != width for x in inputs):
+        return f"rows must be [B, {width}], got {[tuple(x.shape) for x in inputs]}"
+    return stack_problem(stacks, precision, implementation, recompute)
+
+
+def stack_problem(
+    stacks: Sequence[Stack], precision: str, implementation: str, recompute: int
+) -> str | None:
+    """Why an implementation cannot compute these stacks, or None."""
+    layers, width = stacks[0].weight_LDD.shape[:2]
     if precision not in PRECISIONS:
         return f"precision must be one of {tuple(PRECISIONS)}, got {precision!r}"
-    if len(stacks) not in (1, 2) or len(rows) != len(stacks):
-        return f"takes one or two stacks and rows for each; got {len(stacks)} and {len(rows)}"
+    if len(stacks) not in (1, 2):
+        return f"takes one or two stacks and rows for each; got {len(stacks)} stacks"
     if any(stack.weight_LDD.shape != (layers, width, width) for stack in stacks):
         return f"stacks must have equal sizes, got {[tuple(s.weight_LDD.shape) for s in stacks]}"
     if layers % BLOCK or recompute % BLOCK:
         return f"layers and recompute must be multiples of {BLOCK}, got {layers} and {recompute}"
-    if any(x.dim() != 2 or x.shape[1] != width for x in inputs):
-        return f"rows must be [B, {width}], got {[tuple(x.shape) for x in inputs]}"
     if implementation == "norm_act" and width > LARGEST_WIDTH:
         return f"norm_act's kernels are for widths up to {LARGEST_WIDTH}, got {width}"
     possible = width in PERSISTENT_WIDTHS and precision in PERSISTENT_PRECISIONS

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_crl.kernels.launch import require_device
+from torch_crl.kernels.tower import stack_problem
 from torch_crl.kernels.tower.op import tower_rows
 from torch_crl.kernels.tower.reference import Parts
 from torch_crl.kernels.tower_ends.op import embed, head
@@ -34,7 +35,15 @@ def whole_towers(
 
     Returns:
         [B, O] for each of `inputs`, followed by [F, O] if there are frozen rows.
+
+    Raises:
+        ValueError: for tensors that do not match, are not fp32, or that the kernels do not take.
     """
+    problem = _problem(inputs, towers, frozen) or stack_problem(
+        [tower.stack for tower in towers], precision, "persistent", recompute
+    )
+    if problem:
+        raise ValueError(f"tower: {problem}")
     rows = [*inputs] if frozen is None else [*inputs, frozen]
     rows = [x.contiguous() for x in rows]
     require_device(rows[0], "tower")
@@ -55,3 +64,24 @@ def whole_towers(
     )
     outputs: list[Tensor] = head(y_RD, last, counts)
     return outputs
+
+
+def _problem(
+    inputs: Sequence[Tensor], towers: Sequence[Parts], frozen: Tensor | None
+) -> str | None:
+    width = towers[0].stack.bias_LD.shape[1]
+    if len(inputs) != len(towers):
+        return f"takes inputs for each tower; got {len(inputs)} inputs and {len(towers)} towers"
+    groups = [*zip(inputs, towers, strict=True)]
+    if frozen is not None:
+        groups.append((frozen, towers[0]))
+    for x, tower in groups:
+        first, last = tower.first[0], tower.last[0]
+        if x.dim() != 2 or first.shape != (width, x.shape[1]) or last.shape[1] != width:
+            return (
+                f"inputs {tuple(x.shape)} do not fit a first layer {tuple(first.shape)}, inner "
+                f"layers of {width} and a last layer {tuple(last.shape)}"
+            )
+        if {x.dtype, first.dtype, last.dtype} != {torch.float32}:
+            return f"the kernels take fp32 tensors, got {x.dtype}, {first.dtype} and {last.dtype}"
+    return None

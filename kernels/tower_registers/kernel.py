@@ -335,6 +335,7 @@ def tower_bwd_registers_kernel(
 
 def pack(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """[T, 2, L, D, D] of weights [L, D, D], as the forward and the backward pass read them."""
+    weights = [weight.contiguous() for weight in weights]
     layers, width = weights[0].shape[:2]
     packed = weights[0].new_empty(len(weights), 2, layers, width, width, dtype=dtype)
     tiles = width // _TILE

@@ -35,6 +35,15 @@ def test_without_parameters_to_train_only_rows_get_gradients() -> None:
     assert gradients[0].equal(gradients[1])
 
 
+def test_few_programs_keep_sums_at_any_width() -> None:
+    from torch_crl.kernels.layers import kernel
+
+    for rows, width in ((1, 24), (512, 256), (512, 4096), (4096, 1024)):
+        count = kernel.programs_of(rows, rows, width)
+        assert 1 <= count <= 128
+        assert kernel.programs_of(rows, rows // 2, width) in (count // 2, (count + 1) // 2)
+
+
 def test_compiles_without_spills() -> None:
     from torch_crl.kernels.layers import kernel
 
@@ -43,7 +52,14 @@ def test_compiles_without_spills() -> None:
         arguments = getattr(kernel, name).arg_names
         for width, archs in ((256, list(SHARED_MEMORY)), (4096, [90])):
             rows, padded, warps = kernel.tile_of(width)
-            constants = {"ENDS": True, "NEXT": True, "SAVE": True, "RELU": False, "EPS": 1e-6}
+            constants = {
+                "ENDS": True,
+                "NEXT": True,
+                "SAVE": True,
+                "RELU": False,
+                "TF32": True,
+                "EPS": 1e-6,
+            }
             constants |= {"BM": rows, "BD": padded, "TILES": 2}
             constants = {each: value for each, value in constants.items() if each in arguments}
             types = {each: "i32" for each in arguments if each not in constants}

@@ -93,6 +93,36 @@ def test_no_whole_row_at_all() -> None:
     assert loss.item() == pytest.approx(0.1 * float(tensors[1].detach().square().mean()))
 
 
+def test_scores_that_a_loss_does_not_read_get_no_gradient_from_it() -> None:
+    tensors = [x.requires_grad_() for x in draw(6, 4)] + draw(6, 6)[4:]
+    with poisoned():
+        loss, _ = critic_loss(
+            PairScores(*tensors),
+            contrastive_loss="forward_info_nce",
+            logsumexp_penalty=0.1,
+            implementation="triton",
+        )
+        loss.backward()
+    assert tensors[0].grad is not None and tensors[1].grad is not None
+    assert tensors[2].grad is None and tensors[3].grad is None
+
+
+def test_masks_and_weights_of_any_stride_and_dtype() -> None:
+    tensors, other = draw(6, 6), torch.rand(6, 2, dtype=torch.float64).to(DEVICE)
+    losses = []
+    for implementation in ("triton", "reference"):
+        loss, _ = critic_loss(
+            PairScores(tensors[0], tensors[1], None, None, *tensors[4:]),
+            contrastive_loss="forward_info_nce",
+            logsumexp_penalty=0.1,
+            whole_B=(other > 0.5).float()[:, 0],
+            weight_B=other[:, 1],
+            implementation=implementation,  # type: ignore[arg-type]
+        )
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_nan_is_not_swallowed() -> None:
     for place in (0, 1):

@@ -48,6 +48,14 @@ def test_nan_is_not_swallowed() -> None:
     assert energy.isnan().nonzero().flatten().tolist() == [2]
 
 
+def test_what_does_not_fit_is_told() -> None:
+    phi, psi = draw(4, 3)
+    with pytest.raises(ValueError, match=r"phi \(4, 3\) and psi \(1, 3\) must both be"):
+        paired_energies(phi, psi[:1], energy="norm", implementation="triton")
+    with pytest.raises(ValueError, match=r"psi torch.float16; .* takes torch.float32"):
+        paired_energies(phi, psi.half(), energy="norm", implementation="triton")
+
+
 def test_torch_library_sees_ops_with_all_that_they_promise() -> None:
     from torch_crl.kernels.paired_energies import kernel
 

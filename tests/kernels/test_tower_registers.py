@@ -56,6 +56,8 @@ def test_packed_weights_hold_what_a_thread_needs_side_by_side() -> None:
         torch.randn(2, 128, 128, generator=Generator().manual_seed(t)).to(DEVICE) for t in (0, 1)
     ]
     packed = kernel.pack(weights, torch.float16)
+    strided = [weight.mT.contiguous().mT for weight in weights]
+    assert kernel.pack(strided, torch.float16).equal(packed)
     # Thread q of four has the columns 2 q and 2 q + 1 of every eight.
     order = [8 * s + 2 * q + e for q in range(4) for s in range(4) for e in range(2)]
     columns = [32 * block + column for block in range(4) for column in order]

@@ -3,7 +3,6 @@
 What the critic learns is an `Objective`. B batch, S state, G goal, A action or chunk of actions.
 """
 
-import functools
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -65,6 +64,8 @@ class ActorCritic(Learner):
         self.optimizer = adam(of_actor, device)
         """Steps everything, or with the critic first the actor and the temperature."""
         self._compiled: CompiledUpdate | None = None
+        # Made once; autograd would fill a tensor of its own with it at every update.
+        self._one = torch.ones((), device=device)
         self.critic_optimizer = (
             adam({critic_learning_rate: objective.parameters()}, device)
             if update_order == "critic_first"
@@ -86,7 +87,7 @@ class ActorCritic(Learner):
             return compiled(batch, self._noise(batch))
         if self.critic_optimizer is not None:
             critic, metrics = self.objective.loss(batch)
-            _step(self.critic_optimizer, critic)
+            _step(self.critic_optimizer, self._one, critic)
             policy, log_prob_B = self._act(batch)
             score_B = self.objective.score(batch, policy)
             trained_later: list[Tensor] = []
@@ -101,7 +102,7 @@ class ActorCritic(Learner):
             target_entropy=self.target_entropy,
             implementation=self.actor.compute.other_kernels,
         )
-        _step(self.optimizer, of_policy, *trained_later)
+        _step(self.optimizer, self._one, of_policy, *trained_later)
         return {"critic_loss": critic.detach()} | policy_metrics | metrics
 
     def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
@@ -204,14 +205,8 @@ def _groups(*rates: tuple[float, list[Tensor]]) -> dict[float, list[Tensor]]:
     return groups
 
 
-def _step(optimizer: torch.optim.Optimizer, *losses: Tensor) -> None:
-    """Minimise the sum of the losses."""
+def _step(optimizer: torch.optim.Optimizer, one: Tensor, *losses: Tensor) -> None:
+    """Minimise the sum of the losses, whose gradient by each is `one`."""
     optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(losses, [_one(loss.dtype, loss.device) for loss in losses])
+    torch.autograd.backward(losses, [one.to(loss.dtype) for loss in losses])
     optimizer.step()
-
-
-@functools.cache
-def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The gradient of a loss by itself, which autograd would make anew each time."""
-    return torch.ones((), dtype=dtype, device=device)

@@ -111,7 +111,7 @@ class ResidualTower(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         if self.compute.tower == "numba":
             rows = self.on_one_core(rows, live=0 if frozen else len(rows))
-        elif self.compute.tower == "persistent":
+        elif self.is_on_triton:
             (rows,) = _on_triton([rows], [self.parts(frozen=frozen)], None, self)
         else:
             rows = self.embed(rows, frozen=frozen)
@@ -119,6 +119,11 @@ class ResidualTower(nn.Module):
             (inner,) = self._block.inner([rows], [stack], None, self.sizes, self.compute)
             rows = self.head(inner, frozen=frozen)
         return rows.view(*x.shape[:-1], -1)
+
+    @property
+    def is_on_triton(self) -> bool:
+        """Whether Triton kernels compute the tower from input to output."""
+        return self.compute.tower == "persistent" and self._block.has_kernels
 
     def parts(self, *, frozen: bool = False) -> Parts:
         """All parameters, those of the blocks as often as they are applied."""
@@ -170,7 +175,7 @@ def run_towers(
         ours, of_frozen = first.on_one_core(rows, live=counts[0]).split(counts)
         others = [tower(x) for tower, x in zip(towers[1:], inputs[1:], strict=True)]
         return [ours, *others, *([] if frozen is None else [of_frozen])]
-    if first.compute.tower == "persistent":
+    if first.is_on_triton:
         return _on_triton(inputs, [tower.parts() for tower in towers], frozen, first)
     embedded = [tower.embed(x) for tower, x in zip(towers, inputs, strict=True)]
     constant = None if frozen is None else first.embed(frozen, frozen=True)
