@@ -24,11 +24,9 @@ def _policy(runtime: str, folder: Path) -> Callable[..., Any]:
         return load_policy(folder)
     sys.path.insert(0, str(folder))
     kind = importlib.import_module(f"{runtime}_policy").Policy
-    if runtime == "numpy":
-        loaded: Callable[..., Any] = kind(folder / "policy.safetensors")
-        return loaded
-    policy = kind(folder / "policy.onnx")
-    return lambda state, goal: policy(state[None], goal[None])
+    file = {"numpy": "policy.safetensors", "onnx": "policy.onnx"}[runtime]
+    loaded: Callable[..., Any] = kind(folder / file)
+    return loaded
 
 
 def main() -> None:

@@ -246,7 +246,7 @@ _RESERVED_BYTES = 1e9
 def policies_table() -> str:
     """Time of one action by depth and runtime (policies.json)."""
     document = read_result("policies.json")
-    lines = ["| depth | by | ms, p50 | p99 | of the floor |", "|---|---|---|---|---|"]
+    lines = ["| depth | by | ms, p50 | p99 | times reading the weights |", "|---|---|---|---|---|"]
     for row in document["rows"]:
         share = row["ms_p50"] / row["floor_ms"]
         times = f"{row['ms_p50']:.3g} | {row['ms_p99']:.3g} | {share:.1f}"

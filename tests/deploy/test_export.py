@@ -1,6 +1,7 @@
 """Exported policies: equal actions in every runtime, errors for damaged files, clear refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch_crl.agent.networks import ResidualTower, mlp
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.cli.main import main
+from torch_crl.deploy.c_file import header_text
 from torch_crl.deploy.checks import check, compiler
 from torch_crl.deploy.export import Runtime, export
 from torch_crl.envs.registry import task_spec
 from torch_crl.errors import UsageError
+from torch_crl.runs.directory import RunDirectory
 
 STATE, GOAL, ACTION = 10, 3, 2
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -113,7 +116,8 @@ def test_every_runtime_gives_the_same_actions(
         expected = policy.plan(state, goal).numpy()
         found = act(to, tmp_path, state, goal)
         assert np.abs(found.reshape(expected.shape) - expected).max() < 1e-5
-    assert check(tmp_path) < 1e-5
+    found = check(tmp_path)
+    assert found.difference < 1e-5 and not found.notes
 
 
 @pytest.mark.parametrize("to", ["onnx", "numpy", "c"])
@@ -140,71 +144,183 @@ def test_a_graph_has_any_number_of_rows_and_tells_its_task(tmp_path: Path) -> No
         properties = session.get_modelmeta().custom_metadata_map
         told = json.loads(properties["torch_crl"])
         beside = json.loads((tmp_path / "policy.json").read_text())
-        assert {name: told[name] for name in beside if name != "sha256_of_onnx"} == {
-            name: value for name, value in beside.items() if name != "sha256_of_onnx"
-        }
+        shared = beside.keys() - {"files", "sha256_of_this"}
+        assert {name: told[name] for name in shared} == {name: beside[name] for name in shared}
         assert told["task"] == "reacher" and told["control_period"] == pytest.approx(0.02)
         assert properties["joint_names"] == "joint0,joint1"
-        assert check(tmp_path) < 1e-5
+        assert check(tmp_path).difference < 1e-5
 
 
-def flip(path: Path, place: float) -> None:
-    """Change one bit of a number at this share of the file."""
+WEIGHTS = {"numpy": "policy.safetensors", "c": "policy.bin", "onnx": "policy.onnx"}
+
+
+def flip(path: Path, byte: int, bit: int = 6) -> None:
+    """Change one bit of a file."""
     content = bytearray(path.read_bytes())
-    content[int(place * len(content)) // 4 * 4 + 2] ^= 0x40
+    content[byte] ^= 1 << bit
     path.write_bytes(bytes(content))
 
 
-def cut(path: Path, place: float) -> None:
-    path.write_bytes(path.read_bytes()[: int(place * path.stat().st_size)])
-
-
-DAMAGE: dict[str, tuple[str, Any, str]] = {
-    "numpy: a weight flipped": ("numpy", lambda p: flip(p, 0.7), "damaged"),
-    "numpy: a late number flipped": ("numpy", lambda p: flip(p, 0.98), "damaged"),
-    "numpy: cut": ("numpy", lambda p: cut(p, 0.6), "cut short"),
-    "numpy: empty": ("numpy", lambda p: cut(p, 0.0), "cut short"),
-    "c: a weight flipped": ("c", lambda p: flip(p, 0.3), "damaged"),
-    "c: the self-test's action flipped": ("c", lambda p: flip(p, 0.99), "damaged"),
-    "c: cut": ("c", lambda p: cut(p, 0.6), "cut short"),
-    "c: a header of 10 bytes": ("c", lambda p: p.write_bytes(p.read_bytes()[:10]), "cut short"),
-    "onnx: a weight flipped": ("onnx", lambda p: flip(p, 0.3), "damaged"),
-    "onnx: cut": ("onnx", lambda p: cut(p, 0.6), "cut short"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_found_and_told(name: str, tmp_path: Path) -> None:
-    to, damage, told = DAMAGE[name]
-    if to == "c" and compiler() is None:
-        pytest.skip("no C compiler")
-    export(make_policy(), "reacher", to, tmp_path)  # type: ignore[arg-type]
-    file = {"numpy": "policy.safetensors", "c": "policy.bin", "onnx": "policy.onnx"}[to]
-    damage(tmp_path / file)
-    with pytest.raises(UsageError, match=told):
-        check(tmp_path)
+def places(path: Path, count: int) -> list[tuple[int, int]]:
+    """Bytes and bits anywhere in a file."""
+    generator = Generator().manual_seed(0)
+    numbers = torch.randint(8 * path.stat().st_size, (count,), generator=generator)
+    return [divmod(number, 8) for number in numbers.tolist()]
 
 
 @pytest.mark.parametrize("to", RUNTIMES)
-def test_weights_of_another_policy_or_task_are_told(to: Runtime, tmp_path: Path) -> None:
-    file = {"numpy": "policy.safetensors", "c": "policy.bin", "onnx": "policy.onnx"}[to]
+def test_a_check_finds_damage_anywhere(to: Runtime, tmp_path: Path) -> None:
+    export(make_policy(), "reacher", to, tmp_path)
+    checked = [WEIGHTS[to], "policy.json", *(["policy.h"] if to == "c" else [])]
+    for path in (tmp_path / name for name in checked):
+        whole = path.read_bytes()
+        for byte, bit in places(path, 20):
+            flip(path, byte, bit)
+            with pytest.raises(UsageError, match=path.name):
+                check(tmp_path)
+            path.write_bytes(whole)
+        for length in (0, 10, len(whole) // 2, len(whole) - 2):
+            path.write_bytes(whole[:length])
+            with pytest.raises(UsageError, match=path.name):
+                check(tmp_path)
+            path.write_bytes(whole)
+        for content in (b"[]", b"null", b"{}"):
+            path.write_bytes(content)
+            with pytest.raises(UsageError, match=path.name):
+                check(tmp_path)
+            path.unlink()
+            with pytest.raises(UsageError, match=path.name):
+                check(tmp_path)
+            path.write_bytes(whole)
+    assert check(tmp_path).difference < 1e-5
+
+
+@pytest.mark.parametrize("to", ["numpy", "onnx"])
+def test_the_runtimes_themselves_find_damage_in_the_weights(to: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip(f"torch_crl.deploy.runtimes.{to}_policy")
+    export(make_policy(), "reacher", to, tmp_path)  # type: ignore[arg-type]
+    path = tmp_path / WEIGHTS[to]
+    whole = path.read_bytes()
+    for byte, bit in places(path, 200):
+        flip(path, byte, bit)
+        with pytest.raises(ValueError, match=r"damaged|cut short"):
+            runtime.Policy(path)
+        path.write_bytes(whole)
+    runtime.Policy(path).self_test()
+
+
+@needs_compiler
+def test_the_c_runtime_itself_finds_damage_in_the_weights(tmp_path: Path) -> None:
+    export(make_policy(width=8), "reacher", "c", tmp_path)
+    act("c", tmp_path, *rows(1))
+    path = tmp_path / "policy.bin"
+    whole = path.read_bytes()
+    # Every byte of the header, the sign of a number, and anywhere.
+    signs = [(128 + 4 * k + 3, 7) for k in (0, 5, 100)]
+    found = [*((byte, byte % 8) for byte in range(128)), *signs, *places(path, 60)]
+    for byte, bit in found:
+        flip(path, byte, bit)
+        ran = subprocess.run(
+            ["./policy", "policy.bin"], cwd=tmp_path, capture_output=True, text=True, timeout=20
+        )
+        assert 0 < ran.returncode < 10 and ran.stderr, (byte, bit, ran)
+        path.write_bytes(whole)
+
+
+@needs_compiler
+def test_the_c_code_is_c99_and_can_be_called_from_cpp(tmp_path: Path) -> None:
+    export(make_policy(head="clip"), "reacher", "c", tmp_path)
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"]
+    build = [str(compiler()), *strict, "-c", "policy.c"]
+    subprocess.run([*build, "-DPOLICY_MAIN", "-o", "main.o"], cwd=tmp_path, check=True)
+    subprocess.run([*build, "-o", "policy.o"], cwd=tmp_path, check=True)
+    refused = subprocess.run([*build, "-ffast-math"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode and "-ffast-math" in refused.stderr
+    # NaN stays NaN, also where it is clipped; content at odd addresses is refused.
+    program = """
+    #include "policy.h"
+    #include <cmath>
+    int main() {
+        policy_t policy;
+        float state[POLICY_STATE_SIZE] = {NAN}, goal[POLICY_GOAL_SIZE] = {0};
+        float action[POLICY_CHUNK * POLICY_ACTION_SIZE];
+        if (policy_open(&policy, "policy.bin") != POLICY_OK) return 1;
+        policy_act(&policy, state, goal, action);
+        policy_t other;
+        if (policy_open_memory(&other, policy.bytes + 1, policy.size - 1) != POLICY_UNALIGNED)
+            return 2;
+        policy_close(&policy);
+        return std::isnan(action[0]) && std::isnan(action[1]) ? 0 : 3;
+    }
+    """
+    (tmp_path / "robot.cpp").write_text(program)
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    link = ["g++", "robot.cpp", "policy.o", "-lm", "-o", "robot"]
+    subprocess.run(link, cwd=tmp_path, check=True)
+    subprocess.run(["./robot"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("to", RUNTIMES)
+def test_files_of_another_policy_or_task_are_told(to: Runtime, tmp_path: Path) -> None:
     tasks = "point_u_maze", "point_big_maze"
     policies = [make_policy(task=tasks[0], width=width) for width in (16, 24)]
     export(policies[0], tasks[0], to, tmp_path)
     for policy, task in ((policies[1], tasks[0]), (policies[0], tasks[1])):
         other = tmp_path / "other"
         export(policy, task, to, other)
-        (tmp_path / file).write_bytes((other / file).read_bytes())
-        with pytest.raises(UsageError, match=r"another (policy|one|task)|weights are of"):
-            check(tmp_path)
+        for name in (WEIGHTS[to], "policy.json"):
+            before = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes((other / name).read_bytes())
+            with pytest.raises(UsageError, match=r"of another policy than policy\.json"):
+                check(tmp_path)
+            (tmp_path / name).write_bytes(before)
 
 
-def test_a_self_test_sees_code_that_computes_something_else(tmp_path: Path) -> None:
+def test_code_in_the_folder_is_compared_and_not_run(tmp_path: Path) -> None:
     export(make_policy(), "reacher", "numpy", tmp_path)
     module = tmp_path / "numpy_policy.py"
-    module.write_text(module.read_text().replace("1e-6", "1e-1"))
-    with pytest.raises(UsageError, match="self-test failed"):
+    module.write_text("raise SystemExit('run')\n")
+    (note,) = check(tmp_path).notes
+    assert "numpy_policy.py is not that of this version" in note
+
+
+@needs_compiler
+def test_a_task_name_cannot_bring_code_into_the_header(tmp_path: Path) -> None:
+    told: dict[str, Any] = dict.fromkeys(
+        ("state_size", "goal_size", "action_size", "chunk", "width"), 1
+    )
+    text = header_text(told | {"task": "*/ int x; /*"})
+    assert "*/ int x" not in text and "??" in text
+    with pytest.raises(ValueError, match="invalid literal"):
+        header_text(told | {"task": "reacher", "width": "1 */"})
+
+
+def test_a_self_test_sees_that_other_actions_come_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch_crl.deploy.runtimes import numpy_policy
+
+    export(make_policy(), "reacher", "numpy", tmp_path)
+    monkeypatch.setattr(numpy_policy, "BLOCK", 2)
+    with pytest.raises(UsageError, match="self-test failed: actions differ by"):
         check(tmp_path)
+
+
+def test_a_new_export_takes_the_place_of_an_old_one_at_once(tmp_path: Path) -> None:
+    export(make_policy(), "reacher", "numpy", tmp_path)
+    path = tmp_path / "policy.safetensors"
+    with path.open("rb") as running:
+        before = running.read()
+        export(make_policy(width=24), "reacher", "numpy", tmp_path)
+        running.seek(0)
+        # Who has the old file open keeps it.
+        assert running.read() == before != path.read_bytes()
+    with pytest.raises(UsageError, match=r"an export with numpy_policy\.py; give each runtime"):
+        export(make_policy(), "reacher", "c", tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--out .*file cannot be written"):
+        export(make_policy(), "reacher", "c", tmp_path / "file")
 
 
 def test_what_cannot_be_exported_is_told(
@@ -226,6 +342,8 @@ def test_what_cannot_be_exported_is_told(
         export(make_policy(), "point_u_maze", "c", tmp_path)
     with pytest.raises(UsageError, match="holds no exported policy"):
         check(tmp_path)
+    with pytest.raises(UsageError, match="does not exist"):
+        check(tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UsageError, match=r"pip install 'torch-crl\[export\]'"):
         export(make_policy(), "reacher", "onnx", tmp_path)
@@ -248,9 +366,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     }
     assert "@" not in (folder / "README.md").read_text()
     assert main(["export", str(folder), "--check"]) == 0
-    flip(folder / "policy.safetensors", 0.8)
+    flip(folder / "policy.safetensors", 2000)
     assert main(["export", str(folder), "--check"]) == 1
     assert "damaged" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "run"), "--check"]) == 1
+    assert f"did you mean {folder}?" in capsys.readouterr().err
+    # A damaged newest policy is passed over, and that is told.
+    newest = RunDirectory(tmp_path / "run").saved_policies[0]
+    flip(newest / "tensors.safetensors", 300)
+    assert main(["export", str(tmp_path / "run"), "--to", "numpy"]) in (0, 1)
+    assert f"{newest} is damaged" in capsys.readouterr().err
 
 
 def test_torchs_own_exporter_takes_any_number_of_rows() -> None:

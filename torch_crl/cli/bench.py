@@ -84,7 +84,7 @@ def _policies(options: Options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     json_file, picture = (options.out / f"policies.{kind}" for kind in ("json", "png"))
     table = Table(title="one action on one core", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("depth", "by", "ms, p50", "p99", "of the floor"):
+    for heading in ("depth", "by", "ms, p50", "p99", "of reading"):
         table.add_column(heading, justify="left" if heading == "by" else "right")
     rows = []
     with Progress(console=console(stderr=True)) as progress:
@@ -97,7 +97,10 @@ def _policies(options: Options) -> int:
             progress.update(bar, advance=1, description=f"depth {row['depth']}, {row['by']}")
     console().print(table)
     load = max(row["load_average"] for row in rows)
-    print_line(f"the floor is the time to read all weights from memory; load average {load:.1f}")
+    print_line(
+        "the last column: times as long as reading all weights from memory takes, which a cache "
+        f"may beat; load average {load:.1f}"
+    )
     write_report(rows, json_file)
     save_latency_by_depth(rows, picture, machine=machine()["device"])
     print_line(f"written: {json_file}, {picture}", stderr=True)

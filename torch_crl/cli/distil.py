@@ -59,6 +59,8 @@ def main(arguments: list[str]) -> int:
     tasks = [recipe.task.name, recipe.task.eval_name]
     allow_tasks_of(directory, tasks, typed=[], trust=options.trust)
     found = find_policy(options.run, which=options.policy)
+    for failure in found.passed_over:
+        print_line(f"passed over: {failure}", stderr=True)
     print_line(f"teacher: {found.folder}", stderr=True)
     teacher = Teacher(policy=found.policy, recipe=recipe)
     folder = options.out or directory.path / "students"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
@@ -13,6 +13,9 @@ from torch_crl.fields import STRICT, CountOrZero
 from torch_crl.runs.directory import run_directory_of
 from torch_crl.system.terminal import print_line
 
+if TYPE_CHECKING:
+    from torch_crl.deploy.checks import Checked
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -22,11 +25,11 @@ class Options:
 
     run: Positional[Path]
     """Run directory, or one of the folders in its policies/; with --check an exported folder."""
-    to: Literal["", "onnx", "numpy", "c"] = ""
+    to: Literal["onnx", "numpy", "c"] | None = None
     """`onnx`: a graph for ONNX Runtime and everything that reads ONNX. `numpy`: weights and one
     Python file. `c`: weights, one header and one source without dependencies."""
     out: Path | None = None
-    """Folder to write into; by default one of the run directory's export/."""
+    """Folder to write into, one for each kind; by default in the run directory's export/."""
     single_input: bool = False
     """Of ONNX: one input `obs`, which is concat(state, goal), as stacks of robots expect."""
     policy: Literal["newest", "best"] = "newest"
@@ -35,6 +38,8 @@ class Options:
     """Depth at which to export a policy whose blocks share their weights; 0 is that of training."""
     check: bool = False
     """Write nothing; run the self-test of the exported policy in the given folder."""
+    task: str = ""
+    """Task whose names, sizes and actuators are told; the run's own if not given."""
     trust: bool = False
     """Allow running the Python code of a task that only the run's files name."""
 
@@ -47,14 +52,17 @@ def main(arguments: list[str]) -> int:
     from torch_crl.runs.policies import find_policy
 
     if options.check:
-        print_line(f"{options.run}: self-test passed, {_differ(check(options.run))}")
+        _report(options.run, check(options.run))
         return 0
-    if not options.to:
+    if options.to is None:
         raise UsageError("say what to export to: --to onnx, --to numpy or --to c")
     directory = run_directory_of(options.run)
-    task = directory.read_recipe().task.name
-    allow_tasks_of(directory, [task], typed=[], trust=options.trust)
+    task = options.task or directory.read_recipe().task.name
+    typed = [options.task] if options.task else []
+    allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
     found = find_policy(options.run, which=options.policy)
+    for failure in found.passed_over:
+        print_line(f"passed over: {failure}", stderr=True)
     policy = found.policy.at_depth(options.depth) if options.depth else found.policy
     folder = options.out or directory.path / "export" / options.to
     written = export(policy, task, options.to, folder, single_input=options.single_input)
@@ -62,11 +70,13 @@ def main(arguments: list[str]) -> int:
     for path in written:
         print_line(f"{path}  {path.stat().st_size:,} bytes")
     if options.to == "c" and compiler() is None:
-        print_line("not checked: there is no C compiler here")
+        print_line("not checked, since there is no C compiler here: call policy_self_test there")
     else:
-        print_line(f"self-test passed, {_differ(check(folder))}")
+        _report(folder, check(folder))
     return 0
 
 
-def _differ(difference: float) -> str:
-    return f"actions differ by {difference:.1e} at most"
+def _report(folder: Path, checked: "Checked") -> None:
+    for note in checked.notes:
+        print_line(f"note: {note}", stderr=True)
+    print_line(f"{folder}: self-test passed, actions differ by {checked.difference:.1e} at most")

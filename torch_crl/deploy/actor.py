@@ -72,7 +72,7 @@ def actor_of(policy: Policy) -> ExportedActor:
     if not isinstance(actor, ResidualTower):
         raise UsageError(
             "this policy has the network of a library, which has exports of its own; `torch-crl "
-            "export` takes residual towers (for a baseline: --network towers)"
+            "export` takes residual towers, which baselines trained with --depth have"
         )
     sizes = actor.sizes
     if sizes.block not in _BLOCKS:

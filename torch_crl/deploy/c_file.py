@@ -1,7 +1,11 @@
 """An actor as the two files that its C runtime reads: `policy.h` and `policy.bin`."""
 
+import re
 import struct
+import zlib
+from collections.abc import Mapping
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 
@@ -12,19 +16,24 @@ _LANES = 8
 _MAGIC, _VERSION = 0x4C524354, 1
 
 
-def header_text(actor: ExportedActor, task: str) -> str:
-    """`policy.h`, with the sizes of the actor."""
+def header_text(told: Mapping[str, Any]) -> str:
+    """`policy.h`, with the sizes and the task of a description.
+
+    Raises KeyError, TypeError or ValueError for what is no description.
+    """
     text = files("torch_crl.deploy.runtimes").joinpath("policy.h.in").read_text()
-    inputs = actor.state_size + actor.goal_size
-    stack = 4 * (_padded(inputs) + 3 * _padded(actor.width)) + 200
+    names = ("state_size", "goal_size", "action_size", "chunk", "width")
+    # Whole numbers and plain letters only: the description may be a stranger's.
+    state, goal, action, chunk, width = (int(told[name]) for name in names)
+    stack = 4 * (_padded(state + goal) + 3 * _padded(width)) + 200
     values = {
-        "TASK": task,
-        "STATE": actor.state_size,
-        "GOAL": actor.goal_size,
-        "ACTION": actor.action_size,
-        "CHUNK": actor.chunk,
-        "WIDTH": actor.width,
-        "HASH": _fnv(task.encode()),
+        "TASK": re.sub(r"[^\w:./-]", "?", told["task"]),
+        "STATE": state,
+        "GOAL": goal,
+        "ACTION": action,
+        "CHUNK": chunk,
+        "WIDTH": width,
+        "HASH": _fnv(told["task"].encode()),
         "STACK": stack,
     }
     for name, value in values.items():
@@ -33,19 +42,21 @@ def header_text(actor: ExportedActor, task: str) -> str:
 
 
 def file_bytes(actor: ExportedActor, task: str) -> bytes:
-    """`policy.bin`: sizes and checksum in 64 bytes, all weights, and the pairs of the self-test."""
+    """`policy.bin`: sizes and checksum in 128 bytes, all weights, the pairs of the self-test."""
     numbers = np.concatenate([part.ravel() for part in _parts(actor)]).astype("<f4")
-    header = struct.pack(
-        "<13If2I",
-        *(_MAGIC, _VERSION, _fnv(task.encode())),
+    before = struct.pack("<2I", _MAGIC, _VERSION)
+    after = struct.pack(
+        "<11IfI32s32x",
+        _fnv(task.encode()),
         *(actor.state_size, actor.goal_size, actor.action_size, actor.chunk, actor.width),
         *(len(actor.tensors["weight"]), actor.depth),
         *(actor.activation == "relu", actor.head == "clip", len(actor.pairs["state"])),
         actor.branch_scale,
         len(numbers),
-        _checksum(numbers.view("<u4")),
+        bytes.fromhex(actor.sha256),
     )
-    return header + numbers.tobytes()
+    rest = after + numbers.tobytes()
+    return before + struct.pack("<I", zlib.crc32(rest, zlib.crc32(before))) + rest
 
 
 def _parts(actor: ExportedActor) -> list[Floats]:
@@ -74,11 +85,3 @@ def _fnv(text: bytes) -> int:
     for byte in text:
         value = ((value ^ byte) * 16777619) % 2**32
     return value
-
-
-def _checksum(words: "np.ndarray[tuple[int], np.dtype[np.uint32]]") -> int:
-    """As the runtime computes it word by word: a += word, b += a, all modulo 2^32."""
-    wide = words.astype(np.uint64)
-    first = int(wide.sum()) % 2**32
-    second = int((wide * np.arange(len(wide), 0, -1, dtype=np.uint64)).sum()) % 2**32
-    return first ^ (second * 0x9E3779B1) % 2**32

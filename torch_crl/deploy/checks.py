@@ -1,133 +1,171 @@
-"""Runs the self-tests of exported policies, each in the runtime that a robot would use."""
+"""Runs the self-tests of exported policies, on the runtimes as they are in this package.
 
-import importlib.util
+Nothing in the folder is executed: Python files and C sources there are only compared.
+"""
+
 import json
+import math
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from torch_crl.deploy.c_file import header_text
+from torch_crl.deploy.export import RUNTIME_FILES, RUNTIMES, Runtime, sha256, signed
 from torch_crl.errors import UsageError
 
-
-class Check(NamedTuple):
-    """How a runtime is found in a folder, and its self-test."""
-
-    file: str
-    run: Callable[[Path], float]
-
-
-def _module(path: Path) -> ModuleType:
-    """A runtime's module, as it lies in the folder."""
-    spec = importlib.util.spec_from_file_location(f"exported_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        raise UsageError(
-            f"{path.name} needs {error.name}: pip install 'torch-crl[export]'"
-        ) from None
-    except (OSError, SyntaxError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    return module
+TOLERANCE = 1e-5
+"""Largest difference of an action that the self-tests allow."""
+_WEIGHTS: dict[Runtime, str] = {
+    "onnx": "policy.onnx",
+    "numpy": "policy.safetensors",
+    "c": "policy.bin",
+}
+_LONGEST_SECONDS = 300
 
 
-def _python(file: str, module: str) -> Callable[[Path], float]:
-    def run(folder: Path) -> float:
-        made = _module(folder / module)
+class Checked(NamedTuple):
+    """What the check of a folder found."""
+
+    difference: float
+    """The largest of the actions to those of the policy before the export."""
+    notes: list[str]
+    """What was not checked."""
+
+
+class _Told(NamedTuple):
+    """What the checks read of policy.json."""
+
+    runtime: Runtime
+    all: dict[str, Any]
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Task and checksum of the weights."""
+        return self.all["task"], self.all["sha256_of_weights"]
+
+
+def check(folder: Path) -> Checked:
+    """The self-test of an exported policy.
+
+    Raises UsageError for a folder without one, for files that are damaged or do not belong
+    together, for other actions, and if the runtime or a C compiler is missing.
+    """
+    if not folder.is_dir():
+        what = "is a file; give its folder" if folder.exists() else "does not exist"
+        raise UsageError(f"{folder} {what}")
+    told, of_files = _read(folder)
+    for name, expected in of_files.items():
         try:
-            policy = made.Policy(folder / file)
-            _require_same(folder, policy.meta)
-            difference: float = policy.self_test()
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        return difference
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{folder / name} cannot be read: {error.strerror}") from None
+        if sha256(content) != expected:
+            raise UsageError(
+                f"{folder / name} is damaged, or of another policy than policy.json; copy or "
+                "export it again"
+            )
+    run: Callable[[Path, _Told], float] = {"onnx": _onnx, "numpy": _numpy, "c": _c}[told.runtime]
+    difference = run(folder, told)
+    if not difference <= TOLERANCE:
+        raise UsageError(f"{folder}: the self-test failed, actions differ by {difference:.2g}")
+    name = RUNTIME_FILES[told.runtime]
+    ours = RUNTIMES.joinpath(name).read_bytes()
+    changed = not (folder / name).exists() or (folder / name).read_bytes() != ours
+    note = f"{folder / name} is not that of this version of torch_crl, and was not run"
+    return Checked(difference, [note] if changed else [])
 
-    return run
+
+def _read(folder: Path) -> tuple[_Told, dict[str, str]]:
+    path = folder / "policy.json"
+    if not path.exists():
+        inside = sorted(found.parent for found in folder.glob("export/*/policy.json"))
+        hint = f"; did you mean {inside[0]}?" if inside else ""
+        raise UsageError(f"{folder} holds no exported policy: there is no policy.json in it{hint}")
+    try:
+        told: dict[str, Any] = json.loads(path.read_text())
+        damaged = signed(told) != told
+        read = _Told(told["runtime"], told)
+        of_files = {str(name): str(value) for name, value in told["files"].items()}
+        known = read.runtime in RUNTIME_FILES and _WEIGHTS[read.runtime] in of_files
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is no description of an exported policy: {error!r}") from None
+    if damaged or not known:
+        raise UsageError(f"{path} was changed after the export; copy or export it again")
+    return read, of_files
 
 
-def _c(folder: Path) -> float:
+def _numpy(folder: Path, told: _Told) -> float:
+    from torch_crl.deploy.runtimes import numpy_policy
+
+    return _in_python(numpy_policy.Policy, folder, told)
+
+
+def _onnx(folder: Path, told: _Told) -> float:
+    try:
+        from torch_crl.deploy.runtimes import onnx_policy
+    except ImportError:
+        raise UsageError(
+            "the check of ONNX needs its runtime: pip install 'torch-crl[export]'"
+        ) from None
+    return _in_python(onnx_policy.Policy, folder, told)
+
+
+def _in_python(kind: Any, folder: Path, told: _Told) -> float:
+    try:
+        policy = kind(folder / _WEIGHTS[told.runtime])
+        meta = policy.meta
+        if (meta["task"], meta["sha256_of_weights"]) != told.identity:
+            raise UsageError(f"{folder}: policy.json is of another policy than the weights")
+        return float(policy.self_test())
+    except (ValueError, KeyError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _c(folder: Path, told: _Told) -> float:
     if (cc := compiler()) is None:
         raise UsageError("the check of the C runtime needs a C compiler, such as gcc")
-    pairs = _pairs_in(folder / "policy.bin", folder)
+    try:
+        header = header_text(told.all)
+        sizes = [int(told.all[name]) for name in ("state_size", "goal_size", "action_size")]
+        outputs = sizes[2] * int(told.all["chunk"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder / 'policy.json'} describes no policy: {error!r}") from None
+    if (folder / "policy.h").read_text() != header:
+        raise UsageError(f"{folder / 'policy.h'} is not of this version; export again")
+    content = (folder / "policy.bin").read_bytes()
+    count = int.from_bytes(content[52:56], "little")
+    row = sizes[0] + sizes[1] + outputs
+    if len(content) < 128 + 4 * count * row or not count:
+        raise UsageError(f"{folder / 'policy.bin'} is cut short")
+    if content[64:96].hex() != told.identity[1]:
+        raise UsageError(f"{folder}: policy.json is of another policy than the weights")
+    pairs = np.frombuffer(content[-4 * count * row :], "<f4").reshape(count, row)
+    inputs, expected = np.split(pairs, [row - outputs], axis=1)
     with tempfile.TemporaryDirectory() as made:
         program = Path(made) / "policy"
-        build = [cc, "-O2", "-DPOLICY_MAIN", str(folder / "policy.c"), "-lm", "-o", str(program)]
-        compiled = subprocess.run(build, capture_output=True, text=True, check=False)
+        (Path(made) / "policy.h").write_text(header)
+        (Path(made) / "policy.c").write_bytes(RUNTIMES.joinpath("policy.c").read_bytes())
+        build = [cc, "-O2", "-DPOLICY_MAIN", "policy.c", "-lm", "-o", "policy"]
+        compiled = subprocess.run(build, cwd=made, capture_output=True, text=True, check=False)
         if compiled.returncode:
             raise UsageError(f"{' '.join(build)} failed:\n{compiled.stderr[-2000:]}")
-        inputs, expected = pairs[:, : -_actions(folder)], pairs[:, -_actions(folder) :]
         ran = subprocess.run(
-            [program, folder / "policy.bin", "-"],
+            [program, (folder / "policy.bin").resolve(), "-"],
             input=np.ascontiguousarray(inputs).tobytes(),
             capture_output=True,
+            timeout=_LONGEST_SECONDS,
             check=False,
         )
     if ran.returncode:
-        raise UsageError(f"{folder / 'policy.bin'}: {ran.stderr.decode().strip()}")
-    found = np.frombuffer(ran.stdout, "<f4").reshape(expected.shape)
-    return float(np.abs(found - expected).max())
-
-
-def _told(folder: Path) -> dict[str, object]:
-    try:
-        told: dict[str, object] = json.loads((folder / "policy.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder / 'policy.json'} cannot be read: {error}") from None
-    return told
-
-
-def _require_same(folder: Path, meta: dict[str, object]) -> None:
-    told = _told(folder)
-    if told["task"] != meta["task"]:
-        raise UsageError(
-            f"{folder}: policy.json is of {told['task']}, and the weights are of {meta['task']}"
-        )
-    if told["sha256_of_weights"] != meta["sha256_of_weights"]:
-        raise UsageError(f"{folder}: the weights are of another policy than policy.json")
-
-
-def _actions(folder: Path) -> int:
-    told = _told(folder)
-    return int(str(told["action_size"])) * int(str(told["chunk"]))
-
-
-def _pairs_in(path: Path, folder: Path) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
-    """State, goal and action of each pair at the end of `policy.bin`."""
-    told = _told(folder)
-    row = int(str(told["state_size"])) + int(str(told["goal_size"])) + _actions(folder)
-    content = path.read_bytes()
-    count = int.from_bytes(content[48:52], "little")
-    if len(content) < 64 + 4 * count * row:
-        raise UsageError(f"{path} is cut short")
-    numbers = np.frombuffer(content[-4 * count * row :], "<f4")
-    return numbers.reshape(count, row)
-
-
-CHECKS = {
-    "onnx": Check("policy.onnx", _python("policy.onnx", "onnx_policy.py")),
-    "numpy": Check("policy.safetensors", _python("policy.safetensors", "numpy_policy.py")),
-    "c": Check("policy.bin", _c),
-}
-
-
-def check(folder: Path) -> float:
-    """The largest difference of an exported policy's actions to those before, for the self-test.
-
-    The code of the C runtime is compiled in a temporary folder. Raises UsageError for a file that
-    is damaged, of another task, or gives other actions, and if the runtime or compiler is missing.
-    """
-    found = [each for each in CHECKS.values() if (folder / each.file).exists()]
-    if not found:
-        files = ", ".join(each.file for each in CHECKS.values())
-        raise UsageError(f"{folder} holds no exported policy: none of {files}")
-    return max(each.run(folder) for each in found)
+        told_by_it = ran.stderr.decode().strip() or f"the program ended with {ran.returncode}"
+        raise UsageError(f"{folder / 'policy.bin'}: {told_by_it}")
+    found = np.frombuffer(ran.stdout, "<f4")
+    return float(np.abs(found.reshape(expected.shape) - expected).max()) if len(found) else math.nan
 
 
 def compiler() -> str | None:

@@ -14,7 +14,8 @@ from torch_crl.errors import UsageError
 
 _CONTROLS: dict[object, str] = {
     direct_control: "the action is the actuators' control, unchanged",
-    scaled_control: "-1 and 1 are the ends of each actuator's range, and the action lies between",
+    scaled_control: "-1 and 1 are the ends of each actuator's range, and the action lies between; "
+    "an actuator without a range gets the action itself",
 }
 
 
@@ -65,7 +66,8 @@ def _of_model(task: Task) -> dict[str, Any]:
         actuator = model.actuator(index)
         limited = bool(model.actuator_ctrllimited[index])
         low, high = actuator.ctrlrange.tolist()
-        actuators.append({"name": actuator.name, "range": [low, high] if limited else None})
+        name = actuator.name or f"actuator{index}"
+        actuators.append({"name": name, "range": [low, high] if limited else None})
     joints = [
         model.joint(int(model.actuator_trnid[index, 0])).name
         for index in range(model.nu)

@@ -18,21 +18,28 @@ BLOCK = 4
 
 
 class Policy:
-    """The deterministic policy; a call maps states [..., S] and goals [..., G] to actions."""
+    """The deterministic policy; a call maps states [..., S] and goals [..., G] to actions.
+
+    It does not look for NaN: NaN in the state or goal gives NaN.
+    """
 
     def __init__(self, path):
         """Read the weights. Raises ValueError for a file that is damaged."""
-        blob = Path(path).read_bytes()
         try:
+            blob = Path(path).read_bytes()
             length = int.from_bytes(blob[:8], "little")
             entries = json.loads(blob[8 : 8 + length])
             self.meta = json.loads(entries.pop("__metadata__")["torch_crl"])
             data = blob[8 + length :]
             self.tensors = {name: _tensor(data, entry) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError) as error:
+            told = {key: value for key, value in self.meta.items() if key != "sha256"}
+            head = json.dumps([entries, told], sort_keys=True).encode()
+            whole = hashlib.sha256(head + data).hexdigest()
+            damaged = whole != self.meta["sha256"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is cut short or no exported policy: {error}") from None
-        if hashlib.sha256(data).hexdigest() != self.meta["sha256"]:
-            raise ValueError(f"{path} is damaged: its numbers are not those that were exported")
+        if damaged:
+            raise ValueError(f"{path} is damaged: it is not what was exported; copy it again")
 
     def __call__(self, state, goal):
         """The action in [-1, 1], [..., A]; of a chunk of H actions all of them, [..., H, A]."""
@@ -74,7 +81,7 @@ class Policy:
         """Largest difference to the actions that the exported policy gave; ValueError if large."""
         state, goal, action = (self.tensors[f"test_{n}"] for n in ("state", "goal", "action"))
         difference = float(np.abs(self(state, goal).reshape(action.shape) - action).max())
-        if not difference <= 1e-4:
+        if not difference <= 1e-5:
             raise ValueError(f"the self-test failed: actions differ by {difference:.2g}")
         return difference
 

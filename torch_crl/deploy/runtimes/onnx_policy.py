@@ -1,4 +1,4 @@
-"""A policy of torch_crl in ONNX Runtime: this file and policy.onnx are all that it needs.
+"""A policy of torch_crl in ONNX Runtime: needs this file, policy.onnx and policy.json.
 
     from onnx_policy import Policy
     policy = Policy("policy.onnx")
@@ -17,37 +17,47 @@ import onnxruntime
 
 
 class Policy:
-    """The deterministic policy; a call maps states [N, S] and goals [N, G] to actions [N, A]."""
+    """The deterministic policy; a call maps states [..., S] and goals [..., G] to actions.
+
+    It does not look for NaN: NaN in the state or goal gives NaN.
+    """
 
     def __init__(self, path):
         """Read the graph. Raises ValueError for a file that is damaged."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options)
-            self.meta = json.loads(self.session.get_modelmeta().custom_metadata_map["torch_crl"])
-        except Exception as error:
-            raise ValueError(f"{path} is cut short or no exported policy: {error}") from None
-        beside = Path(path).with_name("policy.json")
-        if beside.exists():
-            expected = json.loads(beside.read_text())["sha256_of_onnx"]
-            if hashlib.sha256(Path(path).read_bytes()).hexdigest() != expected:
-                raise ValueError(f"{path} is damaged or another one than policy.json tells of")
+            told = json.loads(Path(path).with_name("policy.json").read_text())
+            content = Path(path).read_bytes()
+            damaged = hashlib.sha256(content).hexdigest() != told["files"]["policy.onnx"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} or policy.json beside it cannot be read: {error}") from None
+        if damaged:
+            raise ValueError(f"{path} is damaged or another one than policy.json tells of")
+        self.session = onnxruntime.InferenceSession(content, options)
+        self.meta = json.loads(self.session.get_modelmeta().custom_metadata_map["torch_crl"])
 
     def __call__(self, state, goal):
-        """The action in [-1, 1], [N, A]; of a chunk of H actions all of them, [N, H, A]."""
+        """The action in [-1, 1], [..., A]; of a chunk of H actions all of them, [..., H, A]."""
         state, goal = (np.asarray(x, np.float32) for x in (state, goal))
+        leading = np.broadcast_shapes(state.shape[:-1], goal.shape[:-1])
+        rows = [
+            np.broadcast_to(x, (*leading, x.shape[-1])).reshape(-1, x.shape[-1])
+            for x in (state, goal)
+        ]
         inputs = [entry.name for entry in self.session.get_inputs()]
         if inputs == ["obs"]:
-            return self.session.run(None, {"obs": np.concatenate([state, goal], -1)})[0]
-        return self.session.run(None, {"state": state, "goal": goal})[0]
+            action = self.session.run(None, {"obs": np.concatenate(rows, -1)})[0]
+        else:
+            action = self.session.run(None, dict(zip(inputs, rows, strict=True)))[0]
+        return action.reshape(*leading, *action.shape[1:])
 
     def self_test(self):
         """Largest difference to the actions that the exported policy gave; ValueError if large."""
         test = {name: np.array(x, np.float32) for name, x in self.meta["self_test"].items()}
         found = self(test["state"], test["goal"])
         difference = float(np.abs(found.reshape(test["action"].shape) - test["action"]).max())
-        if not difference <= 1e-4:
+        if not difference <= 1e-5:
             raise ValueError(f"the self-test failed: actions differ by {difference:.2g}")
         return difference
 

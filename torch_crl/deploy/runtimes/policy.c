@@ -1,7 +1,15 @@
 /* See policy.h. The layers are those of arXiv 2503.14858: dense, LayerNorm, activation; every fourth
    one adds its output to a residual sum. All sums are fp32. */
 
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200112L
+#endif
+
 #include "policy.h"
+
+#ifdef __FAST_MATH__
+#error "compile without -ffast-math: it removes the rounding that the exponential is made of"
+#endif
 
 #include <math.h>
 #include <string.h>
@@ -24,11 +32,13 @@
 #define BLOCK 4
 
 typedef struct {
-    uint32_t magic, version, task_hash;
+    uint32_t magic, version, checksum, task_hash;
     uint32_t state, goal, action, chunk, width;
     uint32_t layers, depth, relu, clip, pairs;
     float branch_scale;
-    uint32_t floats, checksum;
+    uint32_t floats;
+    unsigned char sha256_of_weights[32];
+    uint32_t unused[8];
 } header_t;
 
 typedef float lanes_t __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -132,7 +142,9 @@ void policy_act(const policy_t *policy, const float *state, const float *goal, f
     w = first + (size_t)h->layers * ((size_t)WIDTH * WIDE + 3 * WIDE);
     dense(w, w + (size_t)OUTPUTS * WIDE, x, action, OUTPUTS, WIDE);
     for (int i = 0; i < OUTPUTS; i++)
-        action[i] = h->clip ? fminf(1.0f, fmaxf(-1.0f, action[i])) : tanhf(action[i]);
+        /* A comparison with NaN is false, so that NaN stays NaN. */
+        action[i] = !h->clip ? tanhf(action[i])
+                    : action[i] < -1.0f ? -1.0f : action[i] > 1.0f ? 1.0f : action[i];
 }
 
 enum policy_status policy_self_test(const policy_t *policy) {
@@ -143,26 +155,50 @@ enum policy_status policy_self_test(const policy_t *policy) {
     for (uint32_t k = 0; k < h->pairs; k++, p += pair) {
         policy_act(policy, p, p + POLICY_STATE_SIZE, action);
         for (int i = 0; i < OUTPUTS; i++)
-            if (!(fabsf(action[i] - p[INPUTS + i]) <= 1e-4f)) return POLICY_WRONG_ACTIONS;
+            if (!(fabsf(action[i] - p[INPUTS + i]) <= 1e-5f)) return POLICY_WRONG_ACTIONS;
     }
     return POLICY_OK;
 }
 
-enum policy_status policy_open_memory(policy_t *policy, const void *bytes, size_t size) {
+/* CRC-32 as zlib has it, without the four bytes of the checksum itself. */
+static uint32_t checksum_of(const unsigned char *bytes, size_t size) {
+    uint32_t table[256], value = 0xFFFFFFFFu;
+    for (uint32_t i = 0; i < 256; i++) {
+        table[i] = i;
+        for (int bit = 0; bit < 8; bit++) table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xEDB88320u : 0);
+    }
+    for (size_t k = 0; k < size; k++)
+        if (k < 8 || k >= 12) value = table[(value ^ bytes[k]) & 255] ^ value >> 8;
+    return ~value;
+}
+
+static enum policy_status problem_of(const unsigned char *bytes, size_t size) {
     const header_t *h = (const header_t *)bytes;
-    policy->bytes = (const unsigned char *)bytes;
+    if ((uintptr_t)bytes % sizeof(float)) return POLICY_UNALIGNED;
+    if (size < sizeof(header_t)) return POLICY_CUT;
+    if (h->magic != 0x4C524354u) return POLICY_NO_POLICY;
+    if (h->version != 1) return POLICY_VERSION;
+    if (size != sizeof(header_t) + 4 * (size_t)h->floats) return POLICY_CUT;
+    if (checksum_of(bytes, size) != h->checksum) return POLICY_DAMAGED;
+    if (h->task_hash != POLICY_TASK_HASH || h->state != POLICY_STATE_SIZE
+        || h->goal != POLICY_GOAL_SIZE || h->action != POLICY_ACTION_SIZE
+        || h->chunk != POLICY_CHUNK || h->width != WIDTH)
+        return POLICY_OTHER;
+    size_t layer = (size_t)WIDTH * WIDE + 3 * WIDE;
+    size_t floats = (size_t)WIDTH * PADDED(INPUTS) + 3 * WIDE + h->layers * layer
+                    + (size_t)OUTPUTS * WIDE + OUTPUTS + h->pairs * (size_t)(INPUTS + OUTPUTS);
+    if (!h->layers || h->layers % BLOCK || !h->depth || h->depth % BLOCK || !h->pairs
+        || floats != h->floats)
+        return POLICY_NO_POLICY;
+    return POLICY_OK;
+}
+
+enum policy_status policy_open_memory(policy_t *policy, const void *bytes, size_t size) {
+    enum policy_status status = problem_of((const unsigned char *)bytes, size);
+    policy->bytes = status == POLICY_OK ? (const unsigned char *)bytes : NULL;
     policy->size = size;
     policy->mapped = 0;
-    if (size < sizeof(header_t)) return POLICY_CUT;
-    if (h->magic != 0x4C524354u || h->version != 1 || h->task_hash != POLICY_TASK_HASH
-        || h->state != POLICY_STATE_SIZE || h->goal != POLICY_GOAL_SIZE
-        || h->action != POLICY_ACTION_SIZE || h->chunk != POLICY_CHUNK || h->width != WIDTH)
-        return POLICY_OTHER;
-    if (size != sizeof(header_t) + 4 * (size_t)h->floats) return POLICY_CUT;
-    const uint32_t *words = (const uint32_t *)numbers(policy);
-    uint32_t first = 0, second = 0;
-    for (uint32_t k = 0; k < h->floats; k++) second += first += words[k];
-    return (first ^ (second * 0x9E3779B1u)) == h->checksum ? POLICY_OK : POLICY_DAMAGED;
+    return status;
 }
 
 #ifdef HAS_MMAP
@@ -179,32 +215,37 @@ enum policy_status policy_open(policy_t *policy, const char *path) {
     close(file);
     if (bytes == MAP_FAILED) return POLICY_NO_FILE;
     enum policy_status status = policy_open_memory(policy, bytes, (size_t)about.st_size);
-    policy->mapped = 1;
-    if (status != POLICY_OK) policy_close(policy);
+    policy->mapped = status == POLICY_OK;
+    if (status != POLICY_OK) munmap(bytes, (size_t)about.st_size);
     return status;
 }
 
 void policy_close(policy_t *policy) {
     if (policy->mapped) munmap((void *)policy->bytes, policy->size);
     policy->mapped = 0;
+    policy->bytes = NULL;
 }
 #else
 enum policy_status policy_open(policy_t *policy, const char *path) {
-    (void)policy;
     (void)path;
-    return POLICY_NO_FILE;
+    policy->bytes = NULL;
+    return POLICY_NO_MAPPING;
 }
 
-void policy_close(policy_t *policy) { (void)policy; }
+void policy_close(policy_t *policy) { policy->bytes = NULL; }
 #endif
 
 const char *policy_message(enum policy_status status) {
     switch (status) {
     case POLICY_OK: return "ok";
     case POLICY_NO_FILE: return "the file of weights cannot be opened";
-    case POLICY_CUT: return "the file of weights is cut short or too long";
-    case POLICY_OTHER: return "the file is no policy, or one of another task or size than policy.h";
-    case POLICY_DAMAGED: return "the file of weights is damaged: its checksum is another one";
+    case POLICY_NO_MAPPING: return "this system maps no files; read it and call policy_open_memory";
+    case POLICY_UNALIGNED: return "the content of the file must begin at a multiple of 4 bytes";
+    case POLICY_CUT: return "the file of weights is cut short or too long; copy it again";
+    case POLICY_NO_POLICY: return "the file is no exported policy, or this machine is big-endian";
+    case POLICY_VERSION: return "the file and policy.c are of different versions; export again";
+    case POLICY_DAMAGED: return "the file of weights is damaged; copy it again";
+    case POLICY_OTHER: return "the file is of another task or size than policy.h";
     case POLICY_WRONG_ACTIONS: return "the self-test failed: the actions are not the exported ones";
     }
     return "unknown status";
