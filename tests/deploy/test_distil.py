@@ -19,6 +19,7 @@ from torch_crl.cli.main import main
 from torch_crl.deploy.distil import Distillation, DistilSettings, distil
 from torch_crl.deploy.distil_loss import distil_loss, gaussian_kl
 from torch_crl.deploy.export import export
+from torch_crl.deploy.students import Teacher, report
 from torch_crl.errors import UsageError
 from torch_crl.runs.directory import RunDirectory
 
@@ -167,6 +168,26 @@ def test_a_student_learns_what_its_teacher_does() -> None:
     policies = first, made.student
     errors = [(policy(state, goal) - taught).abs().mean() for policy in policies]
     assert errors[1] < 0.2 * errors[0]
+
+
+def test_the_front_has_what_no_smaller_student_matches() -> None:
+    teacher = Teacher(policy=make_teacher(depth=8), recipe=tiny("reacher"))
+    rows = [
+        {
+            "depth": depth,
+            "width": width,
+            "seed": seed,
+            "parameters": 10 * width,
+            "ms_p50": 0.25,
+            "time_at_goal_share": share + 0.02 * seed,
+        }
+        for depth, width, share in ((4, 8, 0.2), (4, 16, 0.1), (4, 32, 0.4))
+        for seed in (0, 1)
+    ]
+    text = report(teacher, {"time_at_goal_share": 0.5}, rows)
+    lines = [line for line in text.splitlines() if line.startswith("| 4 |")]
+    assert [line.split("|")[9].strip() for line in lines] == ["yes", "", "yes"]
+    assert "| 4 | 8 | 2 | 80 |" in lines[0] and "| 0.420 | 0.400, 0.440 |" in lines[0]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
