@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, tile_of
 from torch_crl.kernels.norm_act.reference import EPSILON
+from torch_crl.kernels.tower.reference import Stack
 
 _PROGRAMS = 128
 """As many as there are multiprocessors, or so."""
@@ -113,14 +114,6 @@ def layer_bwd_kernel(
     tl.store(p_out + 2 * step, b_dln_bias * unscale, mask=m_out)
 
 
-class Vectors(NamedTuple):
-    """The parameters of layers other than their weights, each [L, D]."""
-
-    bias_LD: Tensor
-    ln_weight_LD: Tensor
-    ln_bias_LD: Tensor
-
-
 class Kept(NamedTuple):
     """What the backward pass needs of the layers."""
 
@@ -133,7 +126,7 @@ class Kept(NamedTuple):
 
 def between_matmuls(
     h_RD: Tensor,
-    vectors: Vectors,
+    stack: Stack,
     layer: int,
     *,
     relu: bool,
@@ -153,7 +146,8 @@ def between_matmuls(
     xhat, rstd = (kept.xhat_LRD[layer], kept.rstd_LR[layer]) if kept else (h_RD, h_RD)
     with torch.cuda.device_of(h_RD):
         layer_fwd_kernel[(triton.cdiv(rows, tile_rows),)](
-            h_RD, *(vector[layer] for vector in vectors), sum_RD if block_RD is None else block_RD,
+            h_RD, *(vector[layer] for vector in stack[1:]),
+            sum_RD if block_RD is None else block_RD,
             sum_RD if next_RD is None else next_RD, sum_RD, xhat, rstd,
             rows, width, scale,
             ENDS=block_RD is not None, NEXT=next_RD is not None, SAVE=kept is not None,
@@ -163,7 +157,7 @@ def between_matmuls(
 
 def before_matmul(
     dc_RD: Tensor,
-    vectors: Vectors,
+    stack: Stack,
     layer: int,
     *,
     relu: bool,
@@ -182,7 +176,7 @@ def before_matmul(
     with torch.cuda.device_of(dc_RD):
         layer_bwd_kernel[(triton.cdiv(rows, tile_rows * tiles),)](
             dc_RD, kept.xhat_LRD[layer], kept.rstd_LR[layer],
-            vectors.ln_weight_LD[layer], vectors.ln_bias_LD[layer],
+            stack.ln_weight_LD[layer], stack.ln_bias_LD[layer],
             dh_RD, partial,
             rows, live, width, layer, partial.shape[1], scale, unscale,
             RELU=relu, TF32=tf32, BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,

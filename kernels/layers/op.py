@@ -14,7 +14,6 @@ from torch_crl.kernels.dense import PRECISIONS, product, rounded, weight_gradien
 from torch_crl.kernels.launch import require_device
 from torch_crl.kernels.layers.kernel import (
     Kept,
-    Vectors,
     before_matmul,
     between_matmuls,
     programs_of,
@@ -40,11 +39,9 @@ def _empty_kept(x_RD: Tensor, layers: int, dtype: torch.dtype) -> Kept:
     return Kept(inputs_LRD, xhat_LRD, x_RD.new_empty(layers, rows))
 
 
-def _forward(
-    x_RD: Tensor, weight_LDD: Tensor, vectors: Vectors, options: Options, kept: Kept | None
-) -> Tensor:
+def _forward(x_RD: Tensor, stack: Stack, options: Options, kept: Kept | None) -> Tensor:
     """The residual sum [R, D] behind the layers; fills `kept`."""
-    layers = len(weight_LDD)
+    weight_LDD, layers = stack.weight_LDD, len(stack.weight_LDD)
     # Without anything to keep, two inputs take turns.
     inputs = kept.inputs_LRD if kept else x_RD.new_empty(2, *x_RD.shape, dtype=weight_LDD.dtype)
     inputs[0].copy_(rounded(x_RD, "tf32") if options.precision == "tf32" else x_RD)
@@ -54,7 +51,7 @@ def _forward(
         ends = layer % BLOCK == BLOCK - 1
         between_matmuls(
             h_RD,
-            vectors,
+            stack,
             layer,
             relu=options.relu,
             tf32=options.precision == "tf32",
@@ -68,13 +65,13 @@ def _forward(
 
 
 def _backward(
-    dy_RD: Tensor, weight_LDD: Tensor, vectors: Vectors, options: Options, kept: Kept
+    dy_RD: Tensor, stack: Stack, options: Options, kept: Kept
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient [R, D] of the input, those of the matmuls [L, R, D], and sums [3, L, P, D].
 
     The first two are multiplied by the gradient scale, as `dy_RD` is, which is changed.
     """
-    layers, (rows, width) = len(weight_LDD), dy_RD.shape
+    weight_LDD, layers, (rows, width) = stack.weight_LDD, len(stack.weight_LDD), dy_RD.shape
     dh_LRD = torch.empty_like(kept.inputs_LRD)
     partial = dy_RD.new_empty(3, layers, programs_of(rows, options.live, width), width)
     # At the end of a block the gradient of the residual sum goes into its branch.
@@ -83,7 +80,7 @@ def _backward(
         ends = layer % BLOCK == BLOCK - 1
         before_matmul(
             dsum_RD if ends else dinner_RD,
-            vectors,
+            stack,
             layer,
             relu=options.relu,
             tf32=options.precision == "tf32",
@@ -107,11 +104,13 @@ def _backward(
 
 class _Layers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, options: Options, keep: bool, *stack: Tensor) -> Tensor:
-        weight_LDD, vectors = stack[0].to(PRECISIONS[options.precision]), Vectors(*stack[1:])
+    def forward(
+        ctx: Any, x_RD: Tensor, options: Options, keep: bool, *parameters: Tensor
+    ) -> Tensor:
+        weight_LDD = parameters[0].to(PRECISIONS[options.precision])
         if options.precision == "tf32":
             weight_LDD = rounded(weight_LDD, "tf32")
-        layers = len(weight_LDD)
+        stack, layers = Stack(weight_LDD, *parameters[1:]), len(weight_LDD)
         step = options.recompute or layers
         ctx.chunks = [slice(start, min(start + step, layers)) for start in range(0, layers, step)]
         kept: list[Kept] = []
@@ -120,34 +119,30 @@ class _Layers(torch.autograd.Function):
             inputs.append(x_RD)
             if keep and not options.recompute:
                 kept.append(_empty_kept(x_RD, layers, weight_LDD.dtype))
-            x_RD = _forward(
-                *(x_RD, weight_LDD[chunk], _part(vectors, chunk), options),
-                kept[-1] if kept else None,
-            )
+            x_RD = _forward(x_RD, _part(stack, chunk), options, kept[-1] if kept else None)
         ctx.options, ctx.trained = options, any(ctx.needs_input_grad[3:])
         saved = kept[0] if kept else inputs
-        ctx.save_for_backward(weight_LDD, *vectors, *saved)
+        ctx.save_for_backward(*stack, *saved)
         return x_RD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_RD: Tensor) -> tuple[Tensor | None, ...]:
-        weight_LDD, *rest = ctx.saved_tensors
-        vectors, saved, options = Vectors(*rest[:3]), rest[3:], ctx.options
+        stack, saved, options = Stack(*ctx.saved_tensors[:4]), ctx.saved_tensors[4:], ctx.options
         if not ctx.trained:
             options = options._replace(live=0)
         live = options.live
-        dweight_LDD = dy_RD.new_empty(weight_LDD.shape) if live else None
+        dweight_LDD = dy_RD.new_empty(stack.weight_LDD.shape) if live else None
         sums = []
         dx_RD = dy_RD.contiguous() * options.gradient_scale
         for index, chunk in reversed(list(enumerate(ctx.chunks))):
-            part = weight_LDD[chunk], _part(vectors, chunk), options
+            part = _part(stack, chunk)
             if options.recompute:
-                kept = _empty_kept(dx_RD, len(part[0]), weight_LDD.dtype)
-                _forward(saved[index], *part, kept)
+                kept = _empty_kept(dx_RD, len(part.weight_LDD), part.weight_LDD.dtype)
+                _forward(saved[index], part, options, kept)
             else:
                 kept = Kept(*saved)
-            dx_RD, dh_LRD, partial = _backward(dx_RD, *part, kept)
+            dx_RD, dh_LRD, partial = _backward(dx_RD, part, options, kept)
             if dweight_LDD is not None:
                 weight_gradients(
                     dh_LRD[:, :live],
@@ -164,8 +159,8 @@ class _Layers(torch.autograd.Function):
         return dx_RD, None, None, dweight_LDD, *of_vectors.unbind(0)
 
 
-def _part(vectors: Vectors, chunk: slice) -> Vectors:
-    return Vectors(*(vector[chunk] for vector in vectors))
+def _part(stack: Stack, chunk: slice) -> Stack:
+    return Stack(*(parameter[chunk] for parameter in stack))
 
 
 def tower(

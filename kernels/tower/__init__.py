@@ -64,25 +64,13 @@ def tower(
     if problem:
         raise ValueError(f"tower: {problem}")
     scale = gradient_scale or default_gradient_scale(rows, precision)
-    if implementation == "persistent":
+    if implementation != "reference":
         # Imported here, so that Triton is needed only if its kernels are requested.
-        from torch_crl.kernels.tower import op
-
-        return op.tower(
-            rows,
-            stacks,
-            frozen=frozen,
-            activation=activation,
-            branch_scale=branch_scale,
-            precision=precision,
-            gradient_scale=scale,
-            recompute=recompute,
-        )
-    if implementation == "norm_act":
-        # Imported here, so that Triton is needed only if its kernels are requested.
-        from torch_crl.kernels.layers import op as layers
-
-        return layers.tower(
+        if implementation == "persistent":
+            from torch_crl.kernels.tower.op import tower as on_kernels
+        else:
+            from torch_crl.kernels.layers.op import tower as on_kernels
+        return on_kernels(
             rows,
             stacks,
             frozen=frozen,

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import allow_tasks_of
+from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Depth, Seed
 from torch_crl.runs.directory import run_directory_of
@@ -52,17 +52,13 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--depth takes positive multiples of 4, got {wrong or 'none'}")
     from torch_crl.deploy.distil import DistilSettings
     from torch_crl.deploy.students import Teacher, report, retention, student
-    from torch_crl.runs.policies import find_policy
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
     tasks = [recipe.task.name, recipe.task.eval_name]
     allow_tasks_of(directory, tasks, typed=[], trust=options.trust)
-    found = find_policy(options.run, which=options.policy)
-    for failure in found.passed_over:
-        print_line(f"passed over: {failure}", stderr=True)
-    print_line(f"teacher: {found.folder}", stderr=True)
-    teacher = Teacher(policy=found.policy, recipe=recipe)
+    policy = told_policy(options.run, options.policy)
+    teacher = Teacher(policy=policy, recipe=recipe)
     folder = options.out or directory.path / "students"
     grid = [
         DistilSettings(
@@ -75,7 +71,7 @@ def main(arguments: list[str]) -> int:
     rows = []
     with Progress(console=console(stderr=True)) as progress:
         bar = progress.add_task("the teacher's episodes", total=sum(each.rounds for each in grid))
-        of_teacher = teacher.scores(found.policy)
+        of_teacher = teacher.scores(policy)
         for number, settings in enumerate(grid):
             what = f"depth {settings.depth}, width {settings.width}, seed {settings.seed}"
             before = sum(each.rounds for each in grid[:number])

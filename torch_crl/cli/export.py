@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import allow_tasks_of
+from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, CountOrZero
 from torch_crl.runs.directory import run_directory_of
@@ -49,7 +49,6 @@ def main(arguments: list[str]) -> int:
     options = read_flags(Options, arguments, command="export")
     from torch_crl.deploy.checks import check, compiler
     from torch_crl.deploy.export import export
-    from torch_crl.runs.policies import find_policy
 
     if options.check:
         _report(options.run, check(options.run))
@@ -60,13 +59,9 @@ def main(arguments: list[str]) -> int:
     task = options.task or directory.read_recipe().task.name
     typed = [options.task] if options.task else []
     allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
-    found = find_policy(options.run, which=options.policy)
-    for failure in found.passed_over:
-        print_line(f"passed over: {failure}", stderr=True)
-    policy = found.policy.at_depth(options.depth) if options.depth else found.policy
+    policy = told_policy(options.run, options.policy, depth=options.depth)
     folder = options.out or directory.path / "export" / options.to
     written = export(policy, task, options.to, folder, single_input=options.single_input)
-    print_line(f"policy: {found.folder}", stderr=True)
     for path in written:
         print_line(f"{path}  {path.stat().st_size:,} bytes")
     if options.to == "c" and compiler() is None:

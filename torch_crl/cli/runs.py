@@ -56,15 +56,10 @@ def load_trained(options: TrainedOptions) -> Trained:
     if it is one of ours or with `--trust`. Raises UsageError, UnknownTaskError or CheckpointError.
     """
     from torch_crl.envs.registry import task_spec
-    from torch_crl.runs.policies import find_policy
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
-    found = find_policy(options.run, which=options.policy)
-    policy = found.policy.at_depth(options.depth) if options.depth else found.policy
-    for failure in found.passed_over:
-        print_line(f"passed over: {failure}", stderr=True)
-    print_line(f"policy: {found.folder}", stderr=True)
+    policy = told_policy(options.run, options.policy, depth=options.depth)
     typed = [options.task] if options.task else []
     task = options.task or recipe.task.eval_name
     allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
@@ -77,6 +72,21 @@ def load_trained(options: TrainedOptions) -> Trained:
         )
     length = options.episode_length or recipe.task.episode_length
     return Trained(policy, task, length, recipe.system.env_timeout)
+
+
+def told_policy(run: Path, which: Literal["newest", "best"], *, depth: int = 0) -> "Policy":
+    """The policy of a run, at another depth if one is given; prints which one it is.
+
+    Raises CheckpointError, and UsageError if the policy has a depth of its own.
+    """
+    from torch_crl.runs.policies import find_policy
+
+    found = find_policy(run, which=which)
+    policy = found.policy.at_depth(depth) if depth else found.policy
+    for failure in found.passed_over:
+        print_line(f"passed over: {failure}", stderr=True)
+    print_line(f"policy: {found.folder}", stderr=True)
+    return policy
 
 
 def allow_tasks_of(

@@ -176,9 +176,8 @@ class Distillation:
         tensors = optimizer_state(dict(self.actor.named_parameters()), self.optimizer)
         tensors |= {"generator": self.generator.get_state()}
         tensors |= {"inputs": self.inputs_MI[:stop], "labels": self.labels_M2A[:stop]}
-        for part, of_part in {"env": self.env.state_dict(), "plans": self.plans.tensors()}.items():
-            tensors |= {f"{part}.{name}": tensor for name, tensor in of_part.items()}
-        return tensors
+        parts = {"env": self.env.state_dict(), "plans": self.plans.tensors()}
+        return tensors | checkpoint.flatten(parts)
 
     def load_state_dict(self, tensors: dict[str, Tensor], rounds_done: int) -> None:
         """Go on from what `state_dict` returned."""
@@ -187,17 +186,9 @@ class Distillation:
         self.generator.set_state(tensors["generator"])
         stop = self.moment.env_steps
         self.inputs_MI[:stop], self.labels_M2A[:stop] = tensors["inputs"], tensors["labels"]
-        self.env.load_state_dict(_part(tensors, "env."))
-        for name, tensor in _part(tensors, "plans.").items():
+        self.env.load_state_dict(checkpoint.part_of(tensors, "env"))
+        for name, tensor in checkpoint.part_of(tensors, "plans").items():
             self.plans.tensors()[name].copy_(tensor)
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 @torch_threads(1)
