@@ -45,8 +45,15 @@ def save_time_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) 
     if floor:
         label = f"matmuls and Adam alone, batch {batch}"
         axes.plot(*zip(*sorted(floor.items()), strict=True), ":", label=label, **style)
-    axes.set(xscale="log", yscale="log", xlabel="depth of all three networks")
+    axes.set(xlabel="depth of all three networks")
     axes.set(ylabel="time of one update (ms)", title=f"width {width}, {machine}")
+    save_by_depth(figure, depths, path)
+
+
+def save_by_depth(figure: Any, depths: list[int], path: Path) -> None:
+    """Write a figure whose only axes are logarithmic and have these depths as ticks."""
+    (axes,) = figure.axes
+    axes.set(xscale="log", yscale="log")
     axes.set_xticks(depths, [str(depth) for depth in depths])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

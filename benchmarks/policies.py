@@ -17,6 +17,7 @@ from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.benchmarks import policy_calls
+from torch_crl.benchmarks.picture import save_by_depth
 from torch_crl.benchmarks.scenario import Row
 from torch_crl.deploy.checks import compiler
 from torch_crl.deploy.export import export
@@ -128,11 +129,6 @@ def save_latency_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: st
     floor = sorted({row["depth"]: row["floor_ms"] for row in rows}.items())
     label = "all weights read from memory"
     axes.plot(*zip(*floor, strict=True), ":", color="grey", label=label)
-    depths = [depth for depth, _ in floor]
-    axes.set(xscale="log", yscale="log", xlabel="depth")
-    axes.set(ylabel="time of one action (ms), p50 to p99", title=f"width {WIDTH}, {machine}")
-    axes.set_xticks(depths, [str(depth) for depth in depths])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    axes.set(xlabel="depth", title=f"width {WIDTH}, {machine}")
+    axes.set(ylabel="time of one action (ms), p50 to p99")
+    save_by_depth(figure, [depth for depth, _ in floor], path)
