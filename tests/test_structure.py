@@ -29,7 +29,7 @@ FLOORS = [
     ["runs"],
     ["experience"],
     ["training", "baselines"],
-    ["deploy"],
+    ["deploy", "planning"],
     ["sweep"],
     ["study"],
     ["benchmarks"],

@@ -5,7 +5,7 @@ N envs, S state, G goal, H chunk, A action.
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -186,6 +186,34 @@ class Controller:
         if self._plans is not None:
             every_N = torch.ones(self.num_envs, dtype=torch.bool)
             self._plans.drop(every_N if ended_N is None else ended_N)
+
+
+class Controls(Protocol):
+    """Anything that acts in N running episodes, one control step after the other."""
+
+    def __call__(self, state: Tensor, goal: Tensor, /) -> Tensor:
+        """The action [N, A] of this control step, for states [N, S] and goals [N, G]."""
+
+    def reset(self, ended_N: Tensor | None = None) -> None:
+        """Is called where episodes have ended: all of them, or those in this bool mask [N]."""
+
+
+class MakesController(Protocol):
+    """A way to act that remembers something during an episode, such as a plan."""
+
+    def controller(self, num_envs: int = 1) -> Controls:
+        """What acts in `num_envs` episodes."""
+
+
+Acts = MakesController | Callable[[Tensor, Tensor], Tensor]
+"""What can be evaluated: a policy, or any function of state [N, S] and goal [N, G]."""
+
+
+def controller_of(policy: Acts, num_envs: int) -> Controls:
+    """What carries out a policy in `num_envs` episodes."""
+    make = getattr(policy, "controller", None)
+    made: Controls = make(num_envs) if make else Controller(policy, num_envs)  # type: ignore[arg-type]
+    return made
 
 
 def _as_tensor(part: Any) -> Tensor:

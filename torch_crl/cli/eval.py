@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Le
 
@@ -12,6 +12,9 @@ from torch_crl.cli.runs import Trained, TrainedOptions, film_env, load_trained
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Positive
 from torch_crl.system.terminal import console, print_line
+
+if TYPE_CHECKING:
+    from torch_crl.agent.policy import Acts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,13 @@ class Options(TrainedOptions):
 
     num_envs: Count = 128
     """Number of episodes, all simulated in parallel."""
+    planner: Literal["none", "graph"] = "none"
+    """`graph` sends the policy to its goals by way of states that the run has visited; see
+    `torch-crl plan`."""
+    controller: Path | None = None
+    """With a planner: run or policy folder that acts in place of the run's own policy."""
+    report: Path | None = None
+    """Folder for a page, report.html, with the metrics and the picture of `torch-crl heatmap`."""
     json: bool = False
     """Print one line of JSON instead of the table."""
     video: Path | None = None
@@ -36,8 +46,11 @@ def main(arguments: list[str]) -> int:
     """Print the metrics of one evaluation. Returns the exit status."""
     options = read_flags(Options, arguments, command="eval")
     _check_video(options)
+    if options.controller is not None and options.planner == "none":
+        raise UsageError("--controller takes effect with --planner graph only")
     trained = load_trained(options)
-    result = _evaluate(trained, options)
+    policy = _acting(trained, options)
+    result = _evaluate(policy, trained, options)
     if options.json:
         print_line(json.dumps({"task": trained.task, **result}))
     else:
@@ -45,8 +58,10 @@ def main(arguments: list[str]) -> int:
         width = max(20, *map(len, result))
         for name, value in result.items():
             print_line(f"  {name:<{width}} {value:10.3f}")
+    if options.report is not None:
+        _report(result, policy, trained, options, options.report)
     if options.video is not None:
-        _film(trained, options, options.video)
+        _film(policy, trained, options, options.video)
     return 0
 
 
@@ -59,7 +74,48 @@ def _check_video(options: Options) -> None:
             raise UsageError(f"--video-envs must be 1 to {MAX_ENVS}, got {options.video_envs}")
 
 
-def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
+def _acting(trained: Trained, options: Options) -> "Acts":
+    """The policy, or what follows plans with it."""
+    if options.planner == "none":
+        return trained.policy
+    from torch_crl.cli.plan import Options as PlanOptions
+    from torch_crl.cli.plan import acting_policy, planner_of
+    from torch_crl.planning.following import PlanningPolicy
+
+    planner = planner_of(options.run, nodes=PlanOptions.nodes, reach=PlanOptions.reach)
+    return PlanningPolicy(planner, policy=acting_policy(trained.policy, options.controller))
+
+
+def _report(
+    result: dict[str, float], policy: "Acts", trained: Trained, options: Options, folder: Path
+) -> None:
+    from torch_crl.cli.heatmap import draw
+    from torch_crl.study.report import Picture, Report, Section, Table, provenance, write_report
+
+    figure = draw(options, trained, policy=policy, num_envs=options.num_envs)
+    caption = f"Mean over {options.num_envs} episodes, seed {options.seed}."
+    numbers = Table(caption=caption, columns=("metric", "value"), rows=tuple(result.items()))
+    picture = Picture(
+        name="heatmap",
+        caption="What the critic knows of distances, ways of the policy, and goals reached.",
+        views={"heatmap": figure},
+    )
+    page = write_report(
+        Report(
+            title=f"A policy on {trained.task}",
+            question=f"How does the policy in {options.run} do?",
+            sections=(
+                Section(title="Episodes", parts=(numbers,)),
+                Section(title="Seen from above", parts=(picture,)),
+            ),
+            facts=provenance(f"torch-crl eval {options.run} --report {folder}"),
+        ),
+        folder,
+    )
+    print_line(f"report: {page}", stderr=True)
+
+
+def _evaluate(policy: "Acts", trained: Trained, options: Options) -> dict[str, float]:
     from rich.progress import Progress
 
     from torch_crl.training.evaluation import evaluate
@@ -68,7 +124,7 @@ def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
     with Progress(console=console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"{options.num_envs} episodes", total=trained.episode_length)
         return evaluate(
-            trained.policy,
+            policy,
             trained.task,
             num_envs=options.num_envs,
             episode_length=trained.episode_length,
@@ -78,7 +134,7 @@ def _evaluate(trained: Trained, options: Options) -> dict[str, float]:
         )
 
 
-def _film(trained: Trained, options: Options, path: Path) -> None:
+def _film(policy: "Acts", trained: Trained, options: Options, path: Path) -> None:
     from contextlib import closing
 
     from rich.progress import Progress
@@ -92,7 +148,7 @@ def _film(trained: Trained, options: Options, path: Path) -> None:
         steps = max(1, round(options.video_seconds / env.seconds_per_step))
         bar = progress.add_task(f"filming {path.name}", total=steps)
         backend = record(
-            trained.policy,
+            policy,
             env,
             path,
             steps=steps,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from torch_crl.agent.networks import ResidualTower, action_distribution, squashed_sample
 from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
@@ -59,9 +59,18 @@ class Distillation:
     """A student, the rows with their labels, and the envs, in the middle of some round."""
 
     def __init__(
-        self, teacher: Policy, task: str, settings: DistilSettings, *, episode_length: int
+        self,
+        teacher: Policy,
+        task: str,
+        settings: DistilSettings,
+        *,
+        episode_length: int,
+        initial: ResidualTower | None = None,
     ) -> None:
-        """Raises UsageError for policies that have no log-std: those of a library."""
+        """`initial` is the student to begin with, in place of a new one of the settings' size.
+
+        Raises UsageError for policies that have no log-std: those of a library.
+        """
         if teacher.head != "squashed_gaussian":
             raise UsageError(
                 "only policies with a mean and a log-std can be distilled, which those of "
@@ -76,7 +85,7 @@ class Distillation:
             width=settings.width,
             depth=settings.depth,
         )
-        self.actor = ResidualTower(sizes, generator=self.generator)
+        self.actor = initial or ResidualTower(sizes, generator=self.generator)
         self.optimizer = adam(
             {settings.learning_rate: list(self.actor.parameters())}, torch.device("cpu")
         )
@@ -123,7 +132,7 @@ class Distillation:
     def round(self) -> dict[str, float]:
         """Collect, label and learn once; returns the metrics of the last update."""
         begin = self.moment.env_steps
-        rows_MI = self._collect()
+        rows_MI = self.collect()
         self.inputs_MI[begin : begin + len(rows_MI)] = rows_MI
         for part in torch.arange(begin, begin + len(rows_MI)).split(_AT_ONCE):
             with torch.no_grad():
@@ -144,7 +153,7 @@ class Distillation:
         return {name: float(value) for name, value in metrics.items()}
 
     @torch.no_grad()
-    def _collect(self) -> Tensor:
+    def collect(self) -> Tensor:
         """States and goals [M, S + G] of a round, with other goals in some rows."""
         env, settings = self.env, self.settings
         acting = self.teacher.actor if self.rounds_done == 0 else self.actor
@@ -200,15 +209,19 @@ def distil(
     *,
     episode_length: int,
     on_round: Callable[[int, dict[str, float]], object],
+    initial: ResidualTower | None = None,
 ) -> Policy:
     """Train a student, or go on where a killed process stopped; saves after every round.
 
-    `on_round` is called with the number of rounds done and the metrics of the last update.
+    The student begins as `initial`, which is changed, or with random weights. `on_round` is called
+    with the number of rounds done and the metrics of the last update.
 
     Raises UsageError if the directory holds the distillation of another policy or other settings.
     """
-    meta: dict[str, Any] = asdict(settings) | {"task": task, "teacher": fingerprint(teacher)}
-    made = Distillation(teacher, task, settings, episode_length=episode_length)
+    meta: dict[str, Any] = asdict(settings) | {"task": task, "teacher": fingerprint(teacher.actor)}
+    if initial is not None:
+        meta["initial"] = fingerprint(initial)
+    made = Distillation(teacher, task, settings, episode_length=episode_length, initial=initial)
     with closing(made.env):
         if saved := directory.saved_checkpoints:
             _, tensors, told, _ = checkpoint.load_newest(saved)
@@ -227,10 +240,10 @@ def distil(
     return made.student
 
 
-def fingerprint(policy: Policy) -> str:
+def fingerprint(network: nn.Module) -> str:
     """SHA-256 of the weights."""
     digest = hashlib.sha256()
-    for tensor in policy.actor.state_dict().values():
+    for tensor in network.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 

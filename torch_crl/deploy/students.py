@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.policy import Policy
 from torch_crl.deploy.distil import DistilSettings, distil, fingerprint, name_of
 from torch_crl.recipe.presets import with_changes
@@ -73,11 +74,13 @@ def student(
     folder: Path,
     *,
     on_round: Callable[[int, dict[str, float]], object],
+    initial: ResidualTower | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate one student in a run directory of its own; returns its row.
 
-    A student that was finished before is read and not trained again. Raises UsageError if the
-    folder holds one of another policy or with other settings.
+    It begins as `initial`, or with random weights. A student that was finished before is read and
+    not trained again. Raises UsageError if the folder holds one of another policy or with other
+    settings.
     """
     directory = RunDirectory(folder / name_of(settings))
     if not directory.holds_run:
@@ -92,11 +95,12 @@ def student(
         directory,
         episode_length=teacher.recipe.task.episode_length,
         on_round=on_round,
+        initial=initial,
     )
     told = json.loads(directory.result.read_text()) if directory.result.exists() else None
     if told is None:
         moment = directory.saved_checkpoints[0].name
-        origin = {"distilled_from": fingerprint(teacher.policy)}
+        origin = {"distilled_from": fingerprint(teacher.policy.actor)}
         save_policy(made, directory.policies / moment, origin)
         told = {
             "depth": settings.depth,

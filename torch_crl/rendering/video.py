@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from torch_crl.agent.policy import Controller
+from torch_crl.agent.policy import Acts, controller_of
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
@@ -40,7 +39,7 @@ def check_ending(path: Path) -> None:
 @torch_threads(1)
 @torch.no_grad()
 def record(
-    policy: Callable[[Tensor, Tensor], Tensor],
+    policy: Acts,
     env: VectorEnv,
     path: Path,
     *,
@@ -58,7 +57,7 @@ def record(
     Returns the name of what drew the pictures. Raises RenderError.
     """
     check_ending(path)
-    controller = Controller(policy, env.num_envs)
+    controller = controller_of(policy, env.num_envs)
     seconds = env.seconds_per_step
     stride = math.ceil(1.0 / (seconds * _MAX_FPS))
     with (

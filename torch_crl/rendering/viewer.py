@@ -5,13 +5,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
 
 import mujoco
 import torch
-from torch import Tensor
 
-from torch_crl.agent.policy import Controller
+from torch_crl.agent.policy import Acts, controller_of
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import stage
 from torch_crl.rendering.gl import RenderError, load_triton_first
@@ -19,7 +17,7 @@ from torch_crl.rendering.renderer import add_spheres
 
 
 @torch.no_grad()
-def watch(policy: Callable[[Tensor, Tensor], Tensor], env: TaskVectorEnv) -> None:
+def watch(policy: Acts, env: TaskVectorEnv) -> None:
     """Run the policy in the first env of `env` in real time until the window is closed.
 
     The goal is a sphere of the success radius, green while reached. Raises RenderError where no
@@ -30,7 +28,7 @@ def watch(policy: Callable[[Tensor, Tensor], Tensor], env: TaskVectorEnv) -> Non
     # Imported here, because the import needs GLFW's library.
     import mujoco.viewer
 
-    controller = Controller(policy, env.num_envs)
+    controller = controller_of(policy, env.num_envs)
     task = env.task
     # A copy also because the window's controls change the model that it shows.
     model = _coloured(task.model)

@@ -24,14 +24,20 @@ def save_policy(policy: Policy, folder: Path, meta: dict[str, Any]) -> None:
 
     Raises CheckpointError.
     """
-    described = {
-        "state_size": policy.state_size,
-        "goal_size": policy.goal_size,
-        "head": policy.head,
-        "chunk": policy.chunk,
-        "network": _describe(policy.actor),
+    checkpoint.save(folder, policy.actor.state_dict(), meta | description_of(policy))
+
+
+def description_of(policy: Policy) -> dict[str, Any]:
+    """The metadata that `policy_in` needs, beside the actor's weights."""
+    return {
+        "policy": {
+            "state_size": policy.state_size,
+            "goal_size": policy.goal_size,
+            "head": policy.head,
+            "chunk": policy.chunk,
+            "network": _describe(policy.actor),
+        }
     }
-    checkpoint.save(folder, policy.actor.state_dict(), meta | {"policy": described})
 
 
 @torch_defaults()
@@ -73,10 +79,10 @@ def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
                 f"{run.policies} holds no {which} policy; give a run directory or one policy of it"
             )
         folder, tensors, meta, failures = checkpoint.load_newest(saved)
-    return FoundPolicy(_policy_in(folder, tensors, meta), folder, failures)
+    return FoundPolicy(policy_in(folder, tensors, meta), folder, failures)
 
 
-def _policy_in(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Policy:
+def policy_in(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Policy:
     """The policy from the tensors and metadata that `checkpoint.load` read in a folder.
 
     Raises CheckpointError, which names the folder, if they are not those of a policy.

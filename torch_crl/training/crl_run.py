@@ -288,7 +288,7 @@ def _build_learner(
     if algorithm.algo == "gcbc":
         networks.to(device)
         return BehaviourCloning(networks.actor, learning_rate=algorithm.actor_learning_rate)
-    objective = _build_objective(recipe, networks, spec, weights).to(device)
+    objective = build_objective(recipe, networks, spec, weights).to(device)
     return ActorCritic(
         networks.actor.to(device),
         objective,
@@ -303,9 +303,10 @@ def _build_learner(
     )
 
 
-def _build_objective(
+def build_objective(
     recipe: Recipe, networks: Networks, spec: TaskSpec, weights: Generator
 ) -> Objective:
+    """The objective of a recipe on these networks; `weights` draws what it adds to them."""
     algorithm, window = recipe.algorithm, recipe.task.episode_length
     setup = Setup(
         networks=networks,

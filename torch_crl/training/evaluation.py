@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_crl.agent.policy import Controller, Policy
+from torch_crl.agent.policy import Acts, Controls, Policy, controller_of
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.errors import NotFiniteError, UsageError
@@ -25,7 +25,7 @@ _MOST_GOALS = 16
 @torch_threads(1)
 @torch.no_grad()
 def evaluate(
-    policy: Callable[[Tensor, Tensor], Tensor],
+    policy: Acts,
     task_name: str,
     *,
     num_envs: int = 128,
@@ -40,7 +40,8 @@ def evaluate(
     """Metrics of one episode of `policy` in each of `num_envs` fresh envs.
 
     Args:
-        policy: (state [N, S], goal [N, G]) to action [N, A], float32 on the device of physics.
+        policy: (state [N, S], goal [N, G]) to action [N, A], float32 on the device of physics, or
+            what has a method `controller` that makes such a function for `num_envs` episodes.
         task_name: a registered task or `module:function`.
         episode_length: the time limit, in control steps.
         seed: of the random starts and goals.
@@ -77,7 +78,7 @@ def evaluate(
     )
     with closing(vector_env) as env:
         tally = _Tally(env.goal_NG, episode_length)
-        act_and_step = partial(_act_and_step, Controller(policy, num_envs), env, tally)
+        act_and_step = partial(_act_and_step, controller_of(policy, num_envs), env, tally)
         advance: Callable[[], object] = act_and_step
         if env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy):
             advance = GraphedFunction(
@@ -102,7 +103,7 @@ def evaluate(
     return metrics
 
 
-def _act_and_step(controller: Controller, env: VectorEnv, tally: "_Tally") -> dict[str, Tensor]:
+def _act_and_step(controller: Controls, env: VectorEnv, tally: "_Tally") -> dict[str, Tensor]:
     """One control step of all envs; returns an empty dict, as captured functions return one."""
     result = env.step(_checked(controller(env.state_NS, env.goal_NG), env))
     tally.add(result)

@@ -96,6 +96,8 @@ class Objective(ABC):
     """Whether the replay has to tell failed trajectories from others."""
     labels: HitLabels | None = None
     """What the replay has to tell about arrivals at goals."""
+    counts_steps: bool = False
+    """Whether minus the score is an expected number of steps, and not an energy in nats."""
     modules: dict[str, nn.Module]
     """The networks that it trains, by the names that their parameters have in checkpoints."""
 

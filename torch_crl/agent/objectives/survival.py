@@ -92,6 +92,7 @@ class SurvivalObjective(Objective):
     """Hazards of the first arrival, from encoders with a LayerNorm at their ends."""
 
     failures = True
+    counts_steps = True
 
     def __init__(
         self, networks: Networks, head: HazardHead, *, labels: HitLabels, value_discount: float

@@ -1,0 +1,101 @@
+"""`torch-crl plan`, `heatmap`, and `eval` with plans and a report, on a run of a second."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.recipes import tiny
+from torch_crl import train
+from torch_crl.cli.main import main
+from torch_crl.planning.episodes import record_episodes
+from torch_crl.planning.goal_value import load_trained_run
+from torch_crl.planning.pictures import field, ground_of
+from torch_crl.planning.planner import load_planner
+from torch_crl.runs.directory import RunDirectory
+
+FEW = ("--num-envs", "3", "--episode-length", "12")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("commands") / "run"
+    train(tiny("point_u_maze"), path, show=False)
+    return path
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_plan(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(run), "--nodes", "8", "--late", "0", "2", *FEW]) == 0
+    out = capsys.readouterr().out
+    assert "| at once |" in out and "| 2 control steps late |" in out
+    told = json.loads((run / "plan" / "plan.json").read_text())
+    assert told["nodes"] == 8 and [row["late"] for row in told["planned"]] == [0, 2]
+    assert told["episodes"] == 3 and told["plan_ms"] > 0
+    assert is_png(run / "plan" / "graph.png") and is_png(run / "plan" / "lateness.png")
+    assert len(load_planner(run / "plan" / "planner").node_MS) == 8
+    # Again, with another planner in its place.
+    assert main(["plan", str(run), "--nodes", "5", "--late", "0", *FEW]) == 0
+    assert len(load_planner(run / "plan" / "planner").node_MS) == 5
+
+
+def test_eval_with_plans_and_a_report(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", str(run), *FEW, "--json"]
+    assert main([*arguments, "--planner", "graph", "--report", str(tmp_path / "report")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["task"] == "point_u_maze" and "success_any" in told
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Seen from above" in page and "data:image/png" in page and "time_at_goal" in page
+    assert is_png(tmp_path / "report" / "heatmap.png")
+    assert main([*arguments, "--controller", str(run)]) == 1
+    assert "--planner graph only" in capsys.readouterr().err
+
+
+def test_a_controller_of_another_task_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny("reacher"), tmp_path / "other", show=False)
+    arguments = ["plan", str(run), "--nodes", "4", "--controller", str(tmp_path / "other"), *FEW]
+    assert main(arguments) == 1
+    assert "was trained on another task" in capsys.readouterr().err
+    assert main(["plan", str(run), "--late", *FEW]) == 1
+
+
+@pytest.mark.parametrize("task", ["point_u_maze", "reacher"])
+def test_heatmap(task: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if task != "point_u_maze":
+        run = tmp_path / "run"
+        train(tiny(task), run, show=False)
+    picture = tmp_path / "seen.png"
+    assert main(["heatmap", str(run), "--out", str(picture), *FEW]) == 0
+    assert is_png(picture)
+    assert main(["heatmap", str(run), "--out", str(tmp_path / "seen.jpg")]) == 1
+    assert "takes the name of a .png" in capsys.readouterr().err
+
+
+def test_a_field_covers_the_maze_and_no_wall(run: Path) -> None:
+    trained = load_trained_run(RunDirectory(run), states=50)
+    ground, goal = ground_of("point_u_maze"), torch.tensor([12.0, 4.0])
+    # 5 x 5 cells of 4 m, 6 + 1 of them free.
+    assert len(ground.walls) == 25 - 7 and ground.extent == (-2.0, 18.0, -2.0, 18.0)
+    found = field(trained.value, "point_u_maze", ground, goal, visited_PS=trained.visited_PS)
+    free = found.steps_P.isfinite()
+    cells = {tuple(row) for row in (found.position_P2[free] / 4).round().int().tolist()}
+    assert cells == {(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)}
+    assert (found.steps_P[free] >= 1).all()
+
+
+def test_recorded_episodes_are_those_of_the_env(run: Path) -> None:
+    policy = load_trained_run(RunDirectory(run), states=50).value.policy
+    episodes = record_episodes(policy, "point_u_maze", num_envs=4, episode_length=9, seed=3)
+    assert episodes.achieved_TNG.shape == (9, 4, 2) and episodes.achieved_TNG.isfinite().all()
+    # They begin in the start cell and have moved a little.
+    assert (episodes.achieved_TNG[0] - 4.0).abs().max() < 0.01
+    assert not episodes.achieved_TNG[1].equal(episodes.achieved_TNG[0])
+    assert not episodes.reached_N.any()

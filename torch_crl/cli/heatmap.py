@@ -1,0 +1,75 @@
+"""`torch-crl heatmap RUN`: draws a critic's distances, and which goals are reached."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch_crl.cli.flags import read_flags
+from torch_crl.cli.runs import Trained, TrainedOptions, load_trained
+from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count
+from torch_crl.runs.directory import run_directory_of
+from torch_crl.system.terminal import console, print_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from torch_crl.agent.policy import Acts
+
+_DRAWN_STATES = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainedOptions):
+    """Draw what a run's critic knows of distances, ways, and success by goal."""
+
+    __pydantic_config__ = STRICT
+
+    num_envs: Count = 128
+    """Number of episodes."""
+    out: Path | None = None
+    """The picture, a .png file; heatmap.png in the run by default."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the episodes and write the picture. Returns the exit status."""
+    options = read_flags(Options, arguments, command="heatmap")
+    path = options.out or run_directory_of(options.run).path / "heatmap.png"
+    if path.suffix != ".png":
+        raise UsageError(f"--out takes the name of a .png file, got {path}")
+    trained = load_trained(options)
+    figure = draw(options, trained, policy=trained.policy, num_envs=options.num_envs)
+    from torch_crl.planning.pictures import save
+
+    save(figure, path)
+    print_line(f"picture: {path}")
+    return 0
+
+
+def draw(options: TrainedOptions, trained: Trained, *, policy: "Acts", num_envs: int) -> "Figure":
+    """The picture, with episodes of `policy`.
+
+    Raises UsageError for runs without a critic of goals or without a checkpoint.
+    """
+    from rich.progress import Progress
+
+    from torch_crl.planning.episodes import record_episodes
+    from torch_crl.planning.goal_value import load_trained_run
+    from torch_crl.planning.pictures import ground_of, heatmap
+    from torch_crl.planning.planner import VISITED, build_planner
+
+    with console(stderr=True).status("reading the run's critic and replay"):
+        run = load_trained_run(run_directory_of(options.run), states=VISITED)
+        planner = build_planner(run) if ground_of(trained.task).is_maze else None
+    with Progress(console=console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"{num_envs} episodes", total=trained.episode_length)
+        episodes = record_episodes(
+            policy,
+            trained.task,
+            num_envs=num_envs,
+            episode_length=trained.episode_length,
+            seed=options.seed,
+            on_step=lambda step: progress.update(bar, completed=step),
+        )
+    visited = run.visited_PS[:_DRAWN_STATES]
+    return heatmap(run.value, trained.task, episodes, visited_PS=visited, planner=planner)

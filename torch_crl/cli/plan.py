@@ -1,0 +1,104 @@
+"""`torch-crl plan RUN`: sends a trained policy to far goals by way of states it has visited."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from torch_crl.cli.flags import read_flags
+from torch_crl.cli.runs import TrainedOptions, load_trained, told_policy
+from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, CountOrZero, PositiveOrZero
+from torch_crl.runs.directory import run_directory_of
+from torch_crl.system.terminal import console, print_line
+
+if TYPE_CHECKING:
+    from torch_crl.agent.policy import Policy
+    from torch_crl.planning.planner import GraphPlanner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainedOptions):
+    """Plan over the states of a run's replay, and measure what that changes."""
+
+    __pydantic_config__ = STRICT
+
+    nodes: Count = 150
+    """Number of visited states that a way may lead over."""
+    reach: PositiveOrZero = 0.0
+    """Distance at which a sub-goal counts as passed; 0 is four times the radius of success."""
+    late: Annotated[tuple[CountOrZero, ...], tyro.conf.arg(metavar="STEPS ...")] = (0, 10, 25, 50)
+    """Control steps by which plans come late, one evaluation each."""
+    num_envs: Count = 128
+    """Number of episodes of each evaluation."""
+    controller: Path | None = None
+    """Run or policy folder that acts in place of the run's own policy: a student of `distil`."""
+    out: Path | None = None
+    """Folder for the planner, the report and the pictures; plan/ in the run by default."""
+
+
+def main(arguments: list[str]) -> int:
+    """Build the graph, evaluate, print and write the report. Returns the exit status."""
+    from rich.progress import Progress
+
+    options = read_flags(Options, arguments, command="plan")
+    if not options.late:
+        raise UsageError("--late takes at least one number of control steps; 0 is at once")
+    trained = load_trained(options)
+    from torch_crl.planning.report import Trial, write_plan_report
+
+    directory = run_directory_of(options.run)
+    planner = planner_of(options.run, nodes=options.nodes, reach=options.reach)
+    trial = Trial(
+        planner=planner,
+        policy=acting_policy(trained.policy, options.controller),
+        task=trained.task,
+        num_envs=options.num_envs,
+        episode_length=trained.episode_length,
+        seed=options.seed,
+        env_timeout=trained.env_timeout,
+    )
+    folder = options.out or directory.path / "plan"
+    with Progress(console=console(stderr=True), transient=True) as progress:
+        length = trained.episode_length
+        bar = progress.add_task("", total=length * (1 + len(options.late)))
+
+        def shown(what: str, number: int) -> None:
+            progress.update(bar, description=what, completed=length * number)
+
+        shown("episodes without plans", 0)
+        flat = trial.flat(lambda _: progress.advance(bar))
+        planned = []
+        for number, late in enumerate(options.late, start=1):
+            shown(f"episodes with plans, {late} steps late", number)
+            planned.append(trial.planned(late, lambda _: progress.advance(bar)))
+        shown("pictures", 1 + len(options.late))
+        text = write_plan_report(trial, flat, planned, folder)
+    print_line(text)
+    print_line(f"written: {folder}/report.md, plan.json, graph.png, lateness.png", stderr=True)
+    return 0
+
+
+def planner_of(run: Path, *, nodes: int, reach: float) -> "GraphPlanner":
+    """The planner over a run's replay. Raises UsageError where the run cannot be planned with."""
+    from torch_crl.planning.goal_value import load_trained_run
+    from torch_crl.planning.planner import VISITED, build_planner
+
+    with console(stderr=True).status("reading the replay and measuring distances"):
+        trained = load_trained_run(run_directory_of(run), states=VISITED)
+        return build_planner(trained, nodes=nodes, reach=reach)
+
+
+def acting_policy(own: "Policy", run: Path | None) -> "Policy":
+    """The policy of another run or folder, if one is given. Raises UsageError for other sizes."""
+    if run is None:
+        return own
+    policy = told_policy(run, "newest")
+    sizes = [(each.state_size, each.goal_size, each.action_size) for each in (policy, own)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(
+            f"--controller {run} was trained on another task: its states, goals and actions have "
+            f"{sizes[0]} numbers, those of the run {sizes[1]}"
+        )
+    return policy

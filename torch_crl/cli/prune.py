@@ -1,0 +1,106 @@
+"""`torch-crl prune RUN`: removes blocks of a trained policy and heals what is left."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.progress import Progress
+from tyro.conf import Positional
+
+from torch_crl.cli.flags import read_flags
+from torch_crl.cli.runs import allow_tasks_of, told_policy
+from torch_crl.errors import UsageError
+from torch_crl.fields import STRICT, Count, Seed
+from torch_crl.runs.directory import run_directory_of
+from torch_crl.system.files import write_text
+from torch_crl.system.terminal import console, print_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Remove residual blocks of a policy, keep what they add on average, and heal the rest."""
+
+    __pydantic_config__ = STRICT
+
+    run: Positional[Path]
+    """Run directory of the policy, or one of the folders in its policies/."""
+    blocks: Annotated[tuple[Count, ...], tyro.conf.arg(metavar="BLOCKS ...")] = ()
+    """How many blocks are left, several numbers for a curve; three quarters, half and a quarter of
+    them by default. A block has 4 layers."""
+    seeds: Annotated[tuple[Seed, ...], tyro.conf.arg(metavar="SEED ...")] = (0,)
+    """Random seeds of the healing."""
+    rows: Count = 100_000
+    """States that the whole policy labels for each healing."""
+    updates: Count = 5_000
+    """Gradient updates of each healing."""
+    policy: Literal["newest", "best"] = "newest"
+    """Which policy of the run."""
+    out: Path | None = None
+    """Folder for the pruned policies, each a run directory; pruned/ in the run by default. Giving
+    it again goes on where a killed command stopped."""
+    trust: bool = False
+    """Allow running the Python code of a task that only the run's files name."""
+
+
+def main(arguments: list[str]) -> int:
+    """Prune, heal, print and write the report. Returns the exit status."""
+    options = read_flags(Options, arguments, command="prune")
+    from torch_crl.deploy.prune import Blocks
+    from torch_crl.deploy.pruned import judging_rows, pruned, report, save_curve
+    from torch_crl.deploy.students import Teacher
+
+    directory = run_directory_of(options.run)
+    recipe = directory.read_recipe()
+    allow_tasks_of(
+        directory, [recipe.task.name, recipe.task.eval_name], typed=[], trust=options.trust
+    )
+    teacher = Teacher(policy=told_policy(options.run, options.policy), recipe=recipe)
+    folder = options.out or directory.path / "pruned"
+    blocks = Blocks(teacher.policy, judging_rows(teacher))
+    wanted = _wanted(options.blocks, blocks.count)
+    with Progress(console=console(stderr=True), transient=True) as progress:
+        most = blocks.count - min(wanted)
+        bar = progress.add_task("choosing blocks", total=most)
+        order = blocks.order(most, lambda done: progress.update(bar, completed=done))
+        progress.update(bar, description="the whole policy's episodes")
+        of_teacher = teacher.scores(teacher.policy)
+        made = []
+        for left in wanted:
+            progress.update(bar, description=f"healing {left} blocks", completed=0, total=None)
+            made.append(
+                pruned(
+                    teacher,
+                    blocks,
+                    order,
+                    of_teacher,
+                    left=left,
+                    seeds=options.seeds,
+                    rows=options.rows,
+                    updates=options.updates,
+                    folder=folder,
+                    on_round=lambda *_: progress.advance(bar),
+                )
+            )
+    text = report(teacher, blocks, of_teacher, made)
+    write_text(folder / "report.md", text)
+    document = {"teacher": of_teacher, "order": order, "pruned": [asdict(each) for each in made]}
+    write_text(folder / "pruned.json", json.dumps(document, indent=2) + "\n")
+    save_curve(made, of_teacher, folder / "curve.png", count=blocks.count)
+    print_line(text)
+    print_line(f"written: {folder}/report.md, pruned.json, curve.png", stderr=True)
+    return 0
+
+
+def _wanted(given: tuple[int, ...], count: int) -> list[int]:
+    """How many blocks shall be left, the most first. Raises UsageError."""
+    if count == 1:
+        raise UsageError("this policy has one block (depth 4); there is nothing to remove")
+    wanted = given or tuple(max(1, count * quarters // 4) for quarters in (3, 2, 1))
+    if wrong := [left for left in wanted if left >= count]:
+        raise UsageError(
+            f"--blocks says how many are left; this policy has {count}, so give 1 to {count - 1}, "
+            f"got {', '.join(map(str, wrong))}"
+        )
+    return sorted(set(wanted), reverse=True)

@@ -1,0 +1,165 @@
+"""Smaller policies by removing blocks: chosen, healed by distillation, evaluated and reported."""
+
+import statistics
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from torch_crl.agent.networks import ResidualTower
+from torch_crl.agent.policy import Policy
+from torch_crl.deploy.distil import Distillation, DistilSettings
+from torch_crl.deploy.prune import Blocks
+from torch_crl.deploy.students import EPISODES, Teacher, latency, parameters, retention, student
+from torch_crl.kernels.tower import BLOCK
+from torch_crl.runs.plots import load_matplotlib
+from torch_crl.system.torch_defaults import torch_defaults
+
+_ROWS = 1024
+_HEALING_RATE = 3e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """A policy with fewer blocks, and what it is worth before and after healing."""
+
+    left: int
+    removed: list[int]
+    change: float
+    """Mean absolute change of the actions before healing."""
+    deleted: float
+    """Retention with the blocks left out and nothing else changed."""
+    folded: float
+    """Retention with the means of the blocks in their place."""
+    healed: list[dict[str, Any]]
+    """One row for each seed of the healing, as `student` returns it."""
+
+
+@torch_defaults()
+def judging_rows(teacher: Teacher, *, seed: int = 0) -> Tensor:
+    """States and goals [K, S + G] in which removals are judged: those of the teacher's episodes."""
+    task = teacher.recipe.task
+    num_envs = 64
+    settings = DistilSettings(rows=8 * _ROWS, rounds=1, updates=1, num_envs=num_envs, seed=seed)
+    made = Distillation(teacher.policy, task.name, settings, episode_length=task.episode_length)
+    with closing(made.env):
+        row_MI = made.collect()
+    # Every eighth step of each env, since neighbours tell the same.
+    return row_MI.view(-1, num_envs, row_MI.shape[1])[::8].flatten(0, 1)
+
+
+def pruned(
+    teacher: Teacher,
+    blocks: Blocks,
+    order: list[int],
+    of_teacher: dict[str, float],
+    *,
+    left: int,
+    seeds: tuple[int, ...],
+    rows: int,
+    updates: int,
+    folder: Path,
+    on_round: Callable[[int, dict[str, float]], object],
+) -> Pruned:
+    """Keep `left` blocks, removing those that are first in `order`; heal, and evaluate everything.
+
+    The healed policies are run directories in `folder`; a killed call goes on where it stopped.
+    """
+    removed = order[: blocks.count - left]
+
+    def kept(actor: ResidualTower) -> float:
+        return retention(teacher.scores(_like(teacher.policy, actor)), of_teacher)
+
+    healed = []
+    for seed in seeds:
+        smaller = blocks.without(removed)
+        settings = DistilSettings(
+            depth=BLOCK * left,
+            width=smaller.sizes.width,
+            rows=rows,
+            updates=updates,
+            learning_rate=_HEALING_RATE,
+            seed=seed,
+        )
+        healed.append(student(teacher, settings, folder, on_round=on_round, initial=smaller))
+    return Pruned(
+        left=left,
+        removed=removed,
+        change=blocks.change(removed),
+        deleted=kept(blocks.without(removed, fold=False)),
+        folded=kept(blocks.without(removed)),
+        healed=healed,
+    )
+
+
+def _like(policy: Policy, actor: ResidualTower) -> Policy:
+    return Policy(
+        actor,
+        state_size=policy.state_size,
+        goal_size=policy.goal_size,
+        head=policy.head,
+        chunk=policy.chunk,
+    )
+
+
+def report(
+    teacher: Teacher, blocks: Blocks, of_teacher: dict[str, float], made: list[Pruned]
+) -> str:
+    """Markdown: each number of blocks with what it keeps of the teacher's time at the goal."""
+    size, spread = parameters(teacher.policy), float(blocks.action_KA.std())
+    lines = [
+        f"# A policy for {teacher.recipe.task.name} with fewer blocks",
+        "",
+        f"The teacher has {blocks.count} blocks and {size:,} parameters, takes "
+        f"{latency(teacher.policy)['ms_p50']:.3g} ms for an action and is at the goal for "
+        f"{of_teacher['time_at_goal_share']:.3f} of the time ({EPISODES} episodes of "
+        f"{teacher.recipe.task.eval_name}; all policies have equal starts and goals). Columns 4 to "
+        "6 are shares of that time: with blocks left out, with their means in their place, and "
+        f"healed by distillation. The actions' standard deviation is {spread:.3g}.",
+        "",
+        "| blocks left | parameters | ms, p50 | left out | means | healed | smallest, largest | "
+        "change of actions by the means | removed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for each in sorted(made, key=lambda each: -each.left):
+        kept = [retention(row, of_teacher) for row in each.healed]
+        milliseconds = statistics.median(row["ms_p50"] for row in each.healed)
+        lines.append(
+            f"| {each.left} | {each.healed[0]['parameters']:,} | {milliseconds:.3g} | "
+            f"{each.deleted:.3f} | {each.folded:.3f} | {statistics.mean(kept):.3f} | "
+            f"{min(kept):.3f}, {max(kept):.3f} | {each.change:.3g} | "
+            f"{', '.join(map(str, sorted(each.removed)))} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def save_curve(made: list[Pruned], of_teacher: dict[str, float], path: Path, *, count: int) -> None:
+    """PNG of the retention by the number of blocks left, out of `count`."""
+    load_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    made = sorted(made, key=lambda each: each.left)
+    healed = [[retention(row, of_teacher) for row in each.healed] for each in made]
+    curves = {
+        "left out": [each.deleted for each in made],
+        "means in their place": [each.folded for each in made],
+        "healed": [statistics.mean(kept) for kept in healed],
+    }
+    figure = Figure(figsize=(5.4, 3.9), layout="constrained")
+    axes = figure.subplots()
+    left = [each.left for each in made]
+    for name, shares in curves.items():
+        axes.plot([*left, count], [*shares, 1.0], "o-", ms=4, label=name)
+    for x, kept in zip(left, healed, strict=True):
+        axes.plot([x, x], [min(kept), max(kept)], color="C2", lw=1)
+    axes.set(xlabel=f"blocks left, of {count}", ylabel="time at the goal, of the teacher's")
+    axes.set(xlim=(0, count + 0.3), ylim=(0.0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)

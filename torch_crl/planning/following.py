@@ -1,0 +1,277 @@
+"""Follows plans without ever waiting for one: a fast controller beside a slow planner.
+
+The controller runs at every control step and aims at the next sub-goal of the plan that it has,
+or at the goal itself while it has none. A new plan is asked for where there is none or where it
+leads nowhere, and is taken when it comes. N episodes, S state, G goal.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from torch_crl.agent.policy import Controller, Policy
+from torch_crl.planning.planner import GOAL, START, Edge, GraphPlanner, Plan
+
+PATIENCE = 60
+"""Control steps without getting nearer to a sub-goal, after which a new plan is asked for."""
+MAX_AGE = 1000
+"""Control steps after which a plan is no longer followed."""
+_ARRIVED = 0.25
+"""Share of the reach within which the goal counts as reached, and no further plan is needed."""
+_NEARER = 0.1
+"""Share of the reach by which a robot has to get nearer to its sub-goal to be making progress."""
+
+
+class Request(NamedTuple):
+    """What a planner is asked: the way of one episode."""
+
+    episode: int
+    state_S: Tensor
+    goal_G: Tensor
+    avoid: frozenset[Edge]
+    """Edges from its states or to its goal that it could not follow."""
+    stuck_at: Edge | None
+    """The edge between two nodes that it could not follow just now, if there is one."""
+
+
+class Planning(Protocol):
+    """Where plans come from."""
+
+    def ask(self, requests: list[Request], now: int) -> None:
+        """Ask for plans; of several requests for one episode the newest counts."""
+
+    def arrived(self, now: int) -> list[tuple[int, Plan]]:
+        """Plans, each with its episode, that have come since the last call."""
+
+
+def make_plans(planner: GraphPlanner, requests: list[Request], now: int) -> list[tuple[int, Plan]]:
+    """The plans that were asked for, each with its episode."""
+    for request in requests:
+        if request.stuck_at is not None:
+            planner.failed(*request.stuck_at)
+    plans = planner.plan(
+        torch.stack([request.state_S for request in requests]),
+        torch.stack([request.goal_G for request in requests]),
+        now=now,
+        avoid=[request.avoid for request in requests],
+    )
+    return [(request.episode, plan) for request, plan in zip(requests, plans, strict=True)]
+
+
+class Late:
+    """Plans that come a fixed number of control steps after they were asked for."""
+
+    def __init__(self, planner: GraphPlanner, steps: int) -> None:
+        """0 is at once."""
+        self.planner, self.steps = planner, steps
+        self._coming: list[tuple[int, list[tuple[int, Plan]]]] = []
+
+    def ask(self, requests: list[Request], now: int) -> None:
+        """See `Planning`."""
+        self._coming.append((now + self.steps, make_plans(self.planner, requests, now)))
+
+    def arrived(self, now: int) -> list[tuple[int, Plan]]:
+        """See `Planning`."""
+        here = [each for due, plans in self._coming if due <= now for each in plans]
+        self._coming = [(due, plans) for due, plans in self._coming if due > now]
+        return here
+
+
+class InBackground:
+    """Plans that a thread makes, one request after the other, while the robot moves on.
+
+    Of the requests that come in while the thread is busy only the newest of each episode is kept.
+    """
+
+    def __init__(self, planner: GraphPlanner) -> None:
+        """Call `close` at the end."""
+        self.planner = planner
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
+        self._busy: Future[list[tuple[int, Plan]]] | None = None
+        self._waiting: dict[int, tuple[Request, int]] = {}
+
+    def ask(self, requests: list[Request], now: int) -> None:
+        """See `Planning`."""
+        self._waiting |= {request.episode: (request, now) for request in requests}
+        self._begin()
+
+    def arrived(self, now: int) -> list[tuple[int, Plan]]:
+        """See `Planning`. Raises what the planner raised."""
+        del now
+        plans = []
+        if self._busy is not None and self._busy.done():
+            plans, self._busy = self._busy.result(), None
+        self._begin()
+        return plans
+
+    def _begin(self) -> None:
+        if self._busy is None and self._waiting:
+            requests, times = zip(*self._waiting.values(), strict=True)
+            self._waiting = {}
+            self._busy = self._thread.submit(make_plans, self.planner, [*requests], max(times))
+
+    def close(self) -> None:
+        """End the thread, after what it is working on."""
+        self._thread.shutdown()
+
+
+class _Followed:
+    """The plans of N episodes, and how far each has been followed."""
+
+    def __init__(self, num_envs: int, goal_size: int) -> None:
+        """No episode has a plan yet."""
+        self.plans: list[Plan | None] = [None] * num_envs
+        self.at = [0] * num_envs
+        self.avoid: list[frozenset[Edge]] = [frozenset()] * num_envs
+        self.aim_NG = torch.zeros(num_envs, goal_size)
+        self.reach_N = torch.zeros(num_envs)
+        self.made_at_N = torch.zeros(num_envs, dtype=torch.int64)
+        self.follows_N, self.asked_N = torch.zeros(2, num_envs, dtype=torch.bool)
+        self.nearest_N = torch.full((num_envs,), torch.inf)
+        self.since_N = torch.zeros(num_envs, dtype=torch.int64)
+
+    def take(self, number: int, plan: Plan, achieved_G: Tensor) -> None:
+        """Follow this plan, from the last of its sub-goals within reach on."""
+        near_K = (plan.subgoals_KG[:-1] - achieved_G).norm(dim=-1) <= plan.reach
+        self.plans[number] = plan
+        self.follows_N[number] = True
+        self.made_at_N[number], self.reach_N[number] = plan.made_at, plan.reach
+        self._go_to(number, int(near_K.nonzero()[-1]) + 1 if near_K.any() else 0)
+
+    def _go_to(self, number: int, place: int) -> None:
+        plan = self.plans[number]
+        assert plan is not None
+        self.at[number], self.aim_NG[number] = place, plan.subgoals_KG[place]
+        self.nearest_N[number], self.since_N[number] = torch.inf, 0
+
+    def forget(self, ended_N: Tensor) -> None:
+        """Forget the plans of these episodes, which have ended."""
+        self.follows_N &= ~ended_N
+        self.asked_N &= ~ended_N
+        for number in ended_N.nonzero()[:, 0].tolist():
+            self.avoid[number] = frozenset()
+
+    def advance(self, achieved_NG: Tensor, goal_NG: Tensor, now: int) -> Tensor:
+        """Where to go in this control step, [N, G]."""
+        self.follows_N &= now - self.made_at_N <= MAX_AGE
+        distance_N = (achieved_NG - self.aim_NG).norm(dim=-1)
+        for number in (self.follows_N & (distance_N <= self.reach_N)).nonzero()[:, 0].tolist():
+            plan = self.plans[number]
+            if plan is not None and self.at[number] < len(plan.nodes) - 1:
+                self._go_to(number, self.at[number] + 1)
+        distance_N = (achieved_NG - self.aim_NG).norm(dim=-1)
+        nearer_N = distance_N < self.nearest_N - _NEARER * self.reach_N
+        # Who is here has arrived at the goal; nobody stays at another sub-goal.
+        nearer_N |= distance_N <= _ARRIVED * self.reach_N
+        self.nearest_N = torch.where(nearer_N, distance_N, self.nearest_N)
+        self.since_N = torch.where(nearer_N, 0, self.since_N + 1)
+        return torch.where(self.follows_N[:, None], self.aim_NG, goal_NG)
+
+    def wanted(self, state_NS: Tensor, goal_NG: Tensor) -> list[Request]:
+        """Requests for the episodes that have no plan, or one that leads nowhere."""
+        due_N = ~self.asked_N & (~self.follows_N | (self.since_N >= PATIENCE))
+        requests = []
+        for number in due_N.nonzero()[:, 0].tolist():
+            stuck_at, plan = None, self.plans[number]
+            if self.follows_N[number] and plan is not None:
+                begin, end = (START, *plan.nodes)[self.at[number] : self.at[number] + 2]
+                if begin == START or end == GOAL:
+                    self.avoid[number] |= {(begin, end)}
+                else:
+                    stuck_at = begin, end
+            request = Request(
+                number,
+                state_NS[number].clone(),
+                goal_NG[number].clone(),
+                self.avoid[number],
+                stuck_at,
+            )
+            requests.append(request)
+        self.asked_N |= due_N
+        self.since_N.masked_fill_(due_N, 0)
+        return requests
+
+
+class PlanningController:
+    """Carries out a policy in N episodes by way of sub-goals; see `torch_crl.agent.policy`."""
+
+    def __init__(
+        self, policy: Policy, planning: Planning, *, num_envs: int, goal_slice: slice
+    ) -> None:
+        """At the beginning of `num_envs` episodes."""
+        self.policy = policy
+        self.planning = planning
+        self.goal_slice = goal_slice
+        self.now = 0
+        self.plans_taken = 0
+        self._controller = Controller(policy, num_envs)
+        self._followed = _Followed(num_envs, policy.goal_size)
+        self._goal_NG = torch.zeros(num_envs, policy.goal_size)
+
+    @torch.no_grad()
+    def __call__(self, state_NS: Tensor, goal_NG: Tensor) -> Tensor:
+        """The action [N, A] of this control step, for states [N, S] and goals [N, G]."""
+        followed, achieved_NG = self._followed, state_NS[:, self.goal_slice]
+        followed.follows_N &= (goal_NG == self._goal_NG).all(-1)
+        self._goal_NG = goal_NG.clone()
+        self._take(achieved_NG)
+        aim_NG = followed.advance(achieved_NG, goal_NG, self.now)
+        if wanted := followed.wanted(state_NS, goal_NG):
+            self.planning.ask(wanted, self.now)
+            if self._take(achieved_NG):
+                aim_NG = torch.where(followed.follows_N[:, None], followed.aim_NG, goal_NG)
+        self.now += 1
+        return self._controller(state_NS, aim_NG)
+
+    def _take(self, achieved_NG: Tensor) -> bool:
+        """Take the plans that have come, apart from those to another goal; whether any has."""
+        here = self.planning.arrived(self.now)
+        for number, plan in here:
+            self._followed.asked_N[number] = False
+            if torch.equal(plan.subgoals_KG[-1], self._goal_NG[number]):
+                self._followed.take(number, plan, achieved_NG[number])
+                self.plans_taken += 1
+        return bool(here)
+
+    def reset(self, ended_N: Tensor | None = None) -> None:
+        """Call where episodes have ended: all of them, or those in this bool mask [N]."""
+        self._controller.reset(ended_N)
+        every_N = torch.ones(len(self._goal_NG), dtype=torch.bool)
+        self._followed.forget(every_N if ended_N is None else ended_N)
+
+
+class PlanningPolicy:
+    """A policy that gets to far goals by way of sub-goals, for `torch_crl.evaluate`."""
+
+    def __init__(
+        self,
+        planner: GraphPlanner,
+        *,
+        policy: Policy | None = None,
+        late: int = 0,
+        on_controller: Callable[[PlanningController], object] | None = None,
+    ) -> None:
+        """Args:
+        policy: what acts, the planner's own by default; a distilled one makes control faster.
+        late: control steps by which plans come after they were asked for.
+        on_controller: is called with each controller that is made.
+        """
+        self.planner = planner
+        self.policy = policy or planner.value.policy
+        self.late = late
+        self._on_controller = on_controller
+
+    def controller(self, num_envs: int = 1) -> PlanningController:
+        """What carries it out in `num_envs` episodes."""
+        made = PlanningController(
+            self.policy,
+            Late(self.planner, self.late),
+            num_envs=num_envs,
+            goal_slice=self.planner.goal_slice,
+        )
+        if self._on_controller is not None:
+            self._on_controller(made)
+        return made

@@ -1,0 +1,262 @@
+"""Pictures from above: a critic's distances over a task, ways, and where goals are reached.
+
+G goal (its first two numbers are drawn), P positions, N episodes, T control steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_crl.envs.make import make_task_vector_env
+from torch_crl.envs.registry import make_task, task_spec
+from torch_crl.envs.task_name import parse_task_name
+from torch_crl.planning.episodes import Episodes
+from torch_crl.planning.goal_value import GoalValue
+from torch_crl.planning.graph import spread
+from torch_crl.planning.planner import GraphPlanner
+from torch_crl.runs.plots import load_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+_SPACING = 0.125
+"""Of the positions of a field, in wall widths."""
+_SHOWN_GOALS = 3
+_SHOWN_PATHS = 8
+_WALL = "#30343b"
+
+
+class Ground(NamedTuple):
+    """A task as seen from above."""
+
+    walls: list[tuple[float, float, float, float]]
+    """Centre and half widths of each wall, in metres; empty for tasks without a maze."""
+
+    @property
+    def is_maze(self) -> bool:
+        """Whether there are walls."""
+        return bool(self.walls)
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Smallest and largest x and y of all walls."""
+        x, y, dx, dy = map(np.array, zip(*self.walls, strict=True))
+        return (x - dx).min(), (x + dx).max(), (y - dy).min(), (y + dy).max()
+
+    def free(self, position_P2: Tensor) -> Tensor:
+        """bool [P]: which positions are in no wall."""
+        inside = torch.zeros(len(position_P2), dtype=torch.bool)
+        for x, y, dx, dy in self.walls:
+            offset = (position_P2 - torch.tensor([x, y])).abs()
+            inside |= (offset <= torch.tensor([dx, dy])).all(-1)
+        return ~inside
+
+
+def ground_of(task: str) -> Ground:
+    """The walls of a task's model; none are known for Gymnasium's envs."""
+    if parse_task_name(task).kind == "gymnasium":
+        return Ground([])
+    model = make_task(task).model
+    walls = []
+    for number in range(model.ngeom):
+        name = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_GEOM, number) or ""
+        if name.startswith("wall_"):
+            (x, y, _), (dx, dy, _) = model.geom_pos[number], model.geom_size[number]
+            walls.append((float(x), float(y), float(dx), float(dy)))
+    return Ground(walls)
+
+
+class Field(NamedTuple):
+    """Learned distances from many positions to one goal."""
+
+    position_P2: Tensor
+    steps_P: Tensor
+    """NaN inside of walls."""
+
+
+def field(
+    value: GoalValue, task: str, ground: Ground, goal_G: Tensor, *, visited_PS: Tensor
+) -> Field:
+    """Distances to a goal: from all over a maze, or from visited states where there is none.
+
+    In a maze the state is that of a start, moved to each position.
+    """
+    slice_ = slice(*task_spec(task).goal_slice)
+    state_PS = visited_PS
+    if ground.is_maze and len(goal_G) == 2:
+        low_x, high_x, low_y, high_y = ground.extent
+        spacing = 2.0 * _SPACING * min(dx for _, _, dx, _ in ground.walls)
+        sides = (low_x, high_x), (low_y, high_y)
+        position_P2 = torch.cartesian_prod(
+            *(torch.arange(*side, spacing) for side in sides)
+        ).float()
+        env = make_task_vector_env(task, num_envs=1, episode_length=1, seed=0)
+        state_PS = env.state_NS.repeat(len(position_P2), 1)
+        state_PS[:, slice_] = position_P2
+    there_S = state_PS[(state_PS[:, slice_] - goal_G).square().sum(-1).argmin()].clone()
+    there_S[slice_] = goal_G
+    states = torch.cat([state_PS, there_S[None]])
+    values = value(states, goal_G.expand(len(states), -1))
+    position_P2 = state_PS[:, slice_][:, :2]
+    steps_P = value.steps(values[:-1], values[-1])
+    return Field(position_P2, torch.where(ground.free(position_P2), steps_P, torch.nan))
+
+
+def heatmap(
+    value: GoalValue,
+    task: str,
+    episodes: Episodes,
+    *,
+    visited_PS: Tensor,
+    planner: GraphPlanner | None = None,
+) -> "Figure":
+    """Distances to some of the episodes' goals with the ways taken, and success by goal.
+
+    With a planner, also the way that it would send the robot.
+    """
+    load_matplotlib()
+    from matplotlib.figure import Figure
+
+    ground = ground_of(task)
+    goal_MG = episodes.goal_NG.unique(dim=0)
+    shown_MG = goal_MG[spread(goal_MG, _SHOWN_GOALS).index_M]
+    figure = Figure(figsize=(4.2 * (len(shown_MG) + 1), 4.4), layout="constrained")
+    *of_goals, of_success = figure.subplots(1, len(shown_MG) + 1, squeeze=False)[0]
+    for axes, goal_G in zip(of_goals, shown_MG, strict=True):
+        found = field(value, task, ground, goal_G, visited_PS=visited_PS)
+        drawn = _draw_field(axes, found, is_grid=ground.is_maze and len(goal_G) == 2)
+        mine_N = (episodes.goal_NG == goal_G).all(-1).nonzero()[:_SHOWN_PATHS, 0]
+        for number in mine_N.tolist():
+            axes.plot(
+                *episodes.achieved_TNG[:, number, :2].T.numpy(), color="white", lw=0.8, alpha=0.8
+            )
+        if planner is not None and len(mine_N):
+            _draw_plan(axes, planner, episodes.achieved_TNG[0, mine_N[0]], goal_G)
+        axes.plot(*goal_G[:2].tolist(), marker="*", ms=14, color="crimson", mec="white", zorder=5)
+        place = ", ".join(f"{number:.3g}" for number in goal_G.tolist())
+        _frame(axes, ground, f"learned distance to ({place})")
+        figure.colorbar(drawn, ax=axes, shrink=0.8, label="steps, as the critic tells them")
+    _draw_success(figure, of_success, episodes, goal_MG, ground)
+    lines = "white: ways of the policy" + ("; orange: a planned way" if planner else "")
+    figure.supxlabel(lines, fontsize=9)
+    return figure
+
+
+def _draw_field(axes: "Axes", found: Field, *, is_grid: bool) -> "ScalarMappable":
+    steps, cmap = found.steps_P.numpy(), "viridis_r"
+    if is_grid:
+        x, y = (column.unique().numpy() for column in found.position_P2.T)
+        return axes.pcolormesh(x, y, steps.reshape(len(x), len(y)).T, cmap=cmap, zorder=1)
+    x, y = found.position_P2.T.numpy()
+    return axes.scatter(x, y, c=steps, cmap=cmap, s=9, linewidths=0, zorder=1)
+
+
+def _draw_plan(axes: "Axes", planner: GraphPlanner, begin_G: Tensor, goal_G: Tensor) -> None:
+    nearest = (planner.places - begin_G).square().sum(-1).argmin()
+    state_S = planner.node_MS[nearest].clone()
+    state_S[planner.goal_slice] = begin_G
+    (plan,) = planner.plan(state_S[None], goal_G[None])
+    way = torch.cat([begin_G[None], plan.subgoals_KG])[:, :2].T.numpy()
+    axes.plot(*way, "o-", color="orange", ms=3.5, lw=1.5, zorder=4)
+
+
+def _draw_success(
+    figure: "Figure", axes: "Axes", episodes: Episodes, goal_MG: Tensor, ground: Ground
+) -> None:
+    same_MN = (goal_MG[:, None] == episodes.goal_NG).all(-1)
+    share_M = (same_MN & episodes.reached_N).sum(1) / same_MN.sum(1)
+    few = len(goal_MG) <= 64 and len(goal_MG) < len(episodes.goal_NG)
+    x, y = goal_MG[:, :2].T.numpy()
+    drawn = axes.scatter(
+        x,
+        y,
+        c=share_M.numpy(),
+        cmap="RdYlGn",
+        vmin=0.0,
+        vmax=1.0,
+        s=420 if few and len(goal_MG) <= 16 else 130 if few else 30,
+        marker="s" if few else "o",
+        edgecolors="black",
+        linewidths=0.4,
+    )
+    if few:
+        for (x, y), share in zip(goal_MG[:, :2].tolist(), share_M.tolist(), strict=True):
+            color = "black" if 0.2 < share < 0.8 else "white"
+            text = f"{100 * share:.0f}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=7, color=color)
+    reached = float(episodes.reached_N.float().mean())
+    _frame(axes, ground, f"goals reached: {reached:.0%} of {len(episodes.goal_NG)} episodes")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the episodes that reach the goal")
+
+
+def graph_picture(planner: GraphPlanner, task: str, episodes: Mapping[str, Episodes]) -> "Figure":
+    """The planner's nodes and edges, and beside them episodes with each way of acting."""
+    load_matplotlib()
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    ground = ground_of(task)
+    figure = Figure(figsize=(4.6 * (1 + len(episodes)), 4.8), layout="constrained")
+    of_graph, *others = figure.subplots(1, 1 + len(episodes), squeeze=False)[0]
+    place_M2 = planner.places[:, :2].numpy()
+    pairs = planner.graph.edge_MM.isfinite().nonzero().numpy()
+    of_graph.add_collection(LineCollection(place_M2[pairs], colors="tab:blue", lw=0.4, alpha=0.35))
+    of_graph.plot(*place_M2.T, "o", ms=3, color="tab:blue")
+    _frame(of_graph, ground, f"{len(place_M2)} nodes, {len(pairs):,} edges")
+    for axes, (name, each) in zip(others, episodes.items(), strict=True):
+        for number, reached in enumerate(each.reached_N.tolist()):
+            color = "tab:green" if reached else "tab:red"
+            axes.plot(*each.achieved_TNG[:, number, :2].T.numpy(), color=color, lw=0.8, alpha=0.6)
+        axes.plot(
+            *each.goal_NG.unique(dim=0)[:, :2].T.numpy(), "*", ms=10, color="black", ls="none"
+        )
+        reached = float(each.reached_N.float().mean())
+        _frame(axes, ground, f"{name}: {reached:.0%} of {len(each.goal_NG)} goals reached")
+    return figure
+
+
+def lateness_picture(rows: Sequence[Mapping[str, float]], flat: Mapping[str, float]) -> "Figure":
+    """Success and time at the goal by how late plans come; dotted without any plan."""
+    load_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    late = [row["late"] for row in rows]
+    names = {"success_any": "reach the goal", "time_at_goal_share": "time at the goal"}
+    for number, (name, label) in enumerate(names.items()):
+        axes.plot(late, [row[name] for row in rows], "o-", color=f"C{number}", label=label)
+        axes.axhline(flat[name], color=f"C{number}", ls=":", label=f"{label}, no plan")
+    axes.set(xlabel="control steps by which a plan is late", ylim=(-0.02, 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _frame(axes: "Axes", ground: Ground, title: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    for x, y, dx, dy in ground.walls:
+        axes.add_patch(Rectangle((x - dx, y - dy), 2 * dx, 2 * dy, color=_WALL, zorder=2))
+    if ground.is_maze:
+        low_x, high_x, low_y, high_y = ground.extent
+        # Most of the outer walls is left out.
+        cut = 1.5 * min(dx for _, _, dx, _ in ground.walls)
+        axes.set(xlim=(low_x + cut, high_x - cut), ylim=(low_y + cut, high_y - cut))
+    axes.set_title(title, fontsize=9)
+    axes.set(aspect="equal", xlabel="x, m", ylabel="y, m")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,155 @@
+"""What planning changes for a run: with and without plans, and with plans that come late."""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch_crl.agent.policy import Acts, Policy
+from torch_crl.planning.episodes import record_episodes
+from torch_crl.planning.following import PlanningController, PlanningPolicy
+from torch_crl.planning.pictures import graph_picture, lateness_picture, save
+from torch_crl.planning.planner import GraphPlanner
+from torch_crl.system.files import remove, write_text
+from torch_crl.system.threads import torch_threads
+from torch_crl.training.evaluation import evaluate
+
+_SCORES = ("success_any", "time_at_goal_share", "final_distance")
+_CALLS = 20
+_DRAWN = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """How a planner is tried."""
+
+    planner: GraphPlanner
+    policy: Policy
+    """What acts."""
+    task: str
+    num_envs: int
+    episode_length: int
+    seed: int
+    env_timeout: float
+
+    def flat(self, on_step: Callable[[int], object] | None = None) -> dict[str, float]:
+        """Scores of the policy without plans."""
+        return self._evaluate(self.policy, on_step)
+
+    def planned(
+        self, late: int, on_step: Callable[[int], object] | None = None
+    ) -> dict[str, float]:
+        """Scores of the policy with plans that come so many control steps late."""
+        made: list[PlanningController] = []
+        # Another graph for every trial, with no edge dropped yet.
+        planner = dataclasses.replace(self.planner)
+        policy = PlanningPolicy(planner, policy=self.policy, late=late, on_controller=made.append)
+        scores = self._evaluate(policy, on_step)
+        plans = sum(each.plans_taken for each in made) / self.num_envs
+        dropped = float(len(planner.graph.dropped))
+        return {"late": late, **scores, "plans": plans, "dropped": dropped}
+
+    def _evaluate(self, policy: Acts, on_step: Callable[[int], object] | None) -> dict[str, float]:
+        found = evaluate(
+            policy,
+            self.task,
+            num_envs=self.num_envs,
+            episode_length=self.episode_length,
+            seed=self.seed,
+            env_timeout=self.env_timeout,
+            on_step=on_step,
+        )
+        return {name: found[name] for name in _SCORES}
+
+    @torch_threads(1)
+    def milliseconds(self) -> dict[str, float]:
+        """Median time of one plan and of one action on one core."""
+        planner = self.planner
+        state, goal = planner.node_MS[:1], planner.places[-1:]
+        calls: dict[str, Callable[[], object]] = {
+            "plan_ms": lambda: planner.plan(state, goal),
+            "action_ms": lambda: self.policy.plan(state, goal),
+        }
+        return {name: _median_ms(call) for name, call in calls.items()}
+
+
+def _median_ms(call: Callable[[], object]) -> float:
+    call()
+    taken = []
+    for _ in range(_CALLS):
+        begin = time.perf_counter()
+        call()
+        taken.append(1e3 * (time.perf_counter() - begin))
+    return statistics.median(taken)
+
+
+def write_plan_report(
+    trial: Trial, flat: dict[str, float], planned: list[dict[str, float]], folder: Path
+) -> str:
+    """Write report.md, plan.json, the pictures and the planner into a folder; returns the text."""
+    planner = trial.planner
+    folder.mkdir(parents=True, exist_ok=True)
+    # A folder of tensors is never written over, as those of a run must not be.
+    remove(folder / "planner")
+    planner.save(folder / "planner")
+    length = min(trial.episode_length, 1000)
+    ways_to_act: dict[str, Acts] = {
+        "no plan": trial.policy,
+        "with plans": PlanningPolicy(dataclasses.replace(planner), policy=trial.policy),
+    }
+    drawn = {
+        name: record_episodes(
+            policy, trial.task, num_envs=_DRAWN, episode_length=length, seed=trial.seed
+        )
+        for name, policy in ways_to_act.items()
+    }
+    save(graph_picture(planner, trial.task, drawn), folder / "graph.png")
+    save(lateness_picture(planned, flat), folder / "lateness.png")
+    document: dict[str, Any] = {
+        "task": trial.task,
+        "episodes": trial.num_envs,
+        "seed": trial.seed,
+        "nodes": len(planner.node_MS),
+        "edges": int(planner.graph.edge_MM.isfinite().sum()),
+        "longest_edge": planner.longest,
+        "reach": planner.reach,
+        **trial.milliseconds(),
+        "flat": flat,
+        "planned": planned,
+    }
+    text = _markdown(document)
+    write_text(folder / "plan.json", json.dumps(document, indent=2) + "\n")
+    write_text(folder / "report.md", text)
+    return text
+
+
+def _markdown(told: dict[str, Any]) -> str:
+    lines = [
+        f"# Plans on {told['task']}",
+        "",
+        f"{told['nodes']} visited states are the nodes of a graph with {told['edges']:,} edges, "
+        f"none longer than {told['longest_edge']:.0f} steps as the critic tells them. A sub-goal "
+        f"counts as passed at a distance of {told['reach']:g}. One plan takes "
+        f"{told['plan_ms']:.3g} ms of one core, one action {told['action_ms']:.3g} ms. "
+        f"{told['episodes']} episodes, with equal starts and goals in all rows.",
+        "",
+        "| plans | reach the goal | time at the goal | final distance | plans an episode | "
+        "edges dropped |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = [("none", told["flat"])]
+    rows += [
+        ("at once" if not row["late"] else f"{row['late']} control steps late", row)
+        for row in told["planned"]
+    ]
+    for name, row in rows:
+        counts = f"{row['plans']:.1f} | {row['dropped']:.0f}" if "plans" in row else " | "
+        lines.append(
+            f"| {name} | {row['success_any']:.3f} | {row['time_at_goal_share']:.3f} | "
+            f"{row['final_distance']:.3g} | {counts} |"
+        )
+    return "\n".join(lines) + "\n"
