@@ -10,7 +10,8 @@ import json
 import shutil
 from pathlib import Path
 
-from torch_crl.runs.directory import RunDirectory, find_run_directories
+from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.finding import find_run_directories
 from torch_crl.system.files import write_text
 
 

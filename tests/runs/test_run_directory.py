@@ -21,7 +21,8 @@ from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs import lock
-from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError, find_run_directories
+from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
+from torch_crl.runs.finding import find_run_directories
 from torch_crl.runs.lock import DirectoryInUseError
 from torch_crl.system.checkpoint import CheckpointError, load
 from torch_crl.system.files import DamagedFileError, read_bytes

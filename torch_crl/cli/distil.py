@@ -13,7 +13,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Depth, Seed
-from torch_crl.runs.directory import run_directory_of
+from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.terminal import console, print_line
 
 
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     allow_tasks_of(directory, tasks, typed=[], trust=options.trust)
     policy = told_policy(options.run, options.policy)
     teacher = Teacher(policy=policy, recipe=recipe)
-    folder = options.out or directory.path / "students"
+    folder = options.out or output_folder(directory, "students")
     grid = [
         DistilSettings(
             depth=depth, width=width, seed=seed, rows=options.rows, updates=options.updates

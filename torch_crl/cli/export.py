@@ -10,7 +10,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, CountOrZero
-from torch_crl.runs.directory import run_directory_of
+from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     typed = [options.task] if options.task else []
     allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
     policy = told_policy(options.run, options.policy, depth=options.depth)
-    folder = options.out or directory.path / "export" / options.to
+    folder = options.out or output_folder(directory, f"export/{options.to}")
     written = export(policy, task, options.to, folder, single_input=options.single_input)
     for path in written:
         print_line(f"{path}  {path.stat().st_size:,} bytes")

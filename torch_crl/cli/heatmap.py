@@ -8,7 +8,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import Trained, TrainedOptions, load_trained
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count
-from torch_crl.runs.directory import run_directory_of
+from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.terminal import console, print_line
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Options(TrainedOptions):
 def main(arguments: list[str]) -> int:
     """Run the episodes and write the picture. Returns the exit status."""
     options = read_flags(Options, arguments, command="heatmap")
-    path = options.out or run_directory_of(options.run).path / "heatmap.png"
+    path = options.out or output_folder(run_directory_of(options.run), "heatmap.png")
     if path.suffix != ".png":
         raise UsageError(f"--out takes the name of a .png file, got {path}")
     trained = load_trained(options)

@@ -17,6 +17,7 @@ COMMANDS = {
     "prune": "remove blocks of a trained policy and heal what is left",
     "plan": "send a trained policy to far goals by way of places it knows",
     "heatmap": "draw what a trained critic knows of distances, and which goals are reached",
+    "zoo": "list the trained policies that come with the package",
     "envs": "list the tasks, or draw one",
     "compare": "compare algorithms and depths in one report",
     "sweep": "train every combination of some settings",

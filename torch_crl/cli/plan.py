@@ -10,7 +10,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import TrainedOptions, load_trained, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, PositiveOrZero
-from torch_crl.runs.directory import run_directory_of
+from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.terminal import console, print_line
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         seed=options.seed,
         env_timeout=trained.env_timeout,
     )
-    folder = options.out or directory.path / "plan"
+    folder = options.out or output_folder(directory, "plan")
     with Progress(console=console(stderr=True), transient=True) as progress:
         length = trained.episode_length
         bar = progress.add_task("", total=length * (1 + len(options.late)))

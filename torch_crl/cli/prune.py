@@ -13,7 +13,7 @@ from torch_crl.cli.flags import read_flags
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Seed
-from torch_crl.runs.directory import run_directory_of
+from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.files import write_text
 from torch_crl.system.terminal import console, print_line
 
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         directory, [recipe.task.name, recipe.task.eval_name], typed=[], trust=options.trust
     )
     teacher = Teacher(policy=told_policy(options.run, options.policy), recipe=recipe)
-    folder = options.out or directory.path / "pruned"
+    folder = options.out or output_folder(directory, "pruned")
     blocks = Blocks(teacher.policy, judging_rows(teacher))
     wanted = _wanted(options.blocks, blocks.count)
     with Progress(console=console(stderr=True), transient=True) as progress:

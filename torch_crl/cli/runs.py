@@ -11,7 +11,8 @@ from torch_crl.envs.task_name import parse_task_name
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import CountOrZero, Seed
-from torch_crl.runs.directory import RunDirectory, run_directory_of
+from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.finding import run_directory_of
 from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch_crl.errors import TorchCrlError, listed
 from torch_crl.recipe.marks import Mark, marked
 from torch_crl.recipe.record import Recipe, flag_of
-from torch_crl.runs.directory import RunDirectory, RunDirectoryError, find_run_directories
+from torch_crl.runs.directory import RunDirectory, RunDirectoryError
+from torch_crl.runs.finding import find_run_directories
 from torch_crl.system.files import DamagedFileError
 
 Axis = Literal["env_steps", "seconds"]

@@ -363,33 +363,6 @@ def default_run_dir(recipe: Recipe) -> Path:
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
-def run_directory_of(path: Path) -> RunDirectory:
-    """The run directory at this path, or the one that contains the policy folder at this path.
-
-    Raises RunDirectoryError if the path is neither.
-    """
-    # Unlike `Path.resolve`, this does not fail on links that form a circle.
-    path = Path(os.path.realpath(os.path.expanduser(path)))
-    for folder in (path, path.parent, path.parent.parent):
-        if (folder / "recipe.json").exists():
-            return RunDirectory(folder)
-    raise RunDirectoryError(f"{path} is no run directory (there is no recipe.json in it)")
-
-
-def find_run_directories(folder: Path) -> Iterator[Path]:
-    """All run directories at any level of a folder. A link may be one, but no other link is
-    followed, since it may lead back to a folder above.
-    """
-    if (folder / "recipe.json").exists():
-        yield folder
-    elif folder.is_dir():
-        for below in folder.iterdir():
-            if below.is_symlink() and not (below / "recipe.json").exists():
-                continue
-            if below.is_dir() and not below.name.startswith("."):
-                yield from find_run_directories(below)
-
-
 def folders(parent: Path, prefix: str = "") -> list[Path]:
     """Folders in `parent` that are named after moments of a run, the newest first."""
     found = [folder for folder in parent.glob(f"{prefix}step_*") if Moment.of(folder)]

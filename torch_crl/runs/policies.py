@@ -15,6 +15,7 @@ from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.fields import STRICT, Count
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.finding import located
 from torch_crl.system import checkpoint
 from torch_crl.system.torch_defaults import torch_defaults
 
@@ -42,7 +43,7 @@ def description_of(policy: Policy) -> dict[str, Any]:
 
 @torch_defaults()
 def load_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> Policy:
-    """The policy in a run directory or in one policy folder, on the CPU.
+    """The policy in a run directory, in one policy folder or at `zoo:NAME`, on the CPU.
 
     Args:
         which: for a run directory, the newest readable policy, or the one with the best evaluation
@@ -63,7 +64,7 @@ class FoundPolicy(NamedTuple):
 
 def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> FoundPolicy:
     """`load_policy`, with the folder and the newer policies that could not be read."""
-    folder = Path(os.path.expanduser(path))
+    folder = Path(os.path.expanduser(located(path)))
     failures: list[checkpoint.CheckpointError] = []
     if (folder / checkpoint.META).exists():
         tensors, meta = checkpoint.load(folder)
