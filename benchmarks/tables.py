@@ -7,17 +7,20 @@ if a page is not up to date.
 
 import argparse
 import itertools
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from torch_crl.benchmarks.deploy_tables import (
+    plans_table,
+    policies_table,
+    pruned_table,
+    zoo_table,
+)
+from torch_crl.benchmarks.table_parts import RESULTS, ROOT, machine_line, read_result
 from torch_crl.kernels.tower import PERSISTENT_WIDTHS
 from torch_crl.recipe.presets import preset, with_changes
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def results_table() -> str:
@@ -39,7 +42,7 @@ def _cpu_table(name: str) -> str:
     document = read_result(name)
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
     lines += [_result_line(row) for row in document["rows"]]
-    return "\n".join([*lines, "", _machine_line(document["machine"])])
+    return "\n".join([*lines, "", machine_line(document["machine"])])
 
 
 def _result_line(row: dict[str, Any]) -> str:
@@ -99,7 +102,7 @@ def envs_table() -> str:
             f"| `{row['task']}` | {row['ours_per_second']:,.0f} | "
             f"{row[f'{peer}_per_second']:,.0f}, {names[peer]} | {row['ratio']:.2f} |"
         )
-    return "\n".join([*lines, "", _machine_line(document["machine"])])
+    return "\n".join([*lines, "", machine_line(document["machine"])])
 
 
 def learning_table() -> str:
@@ -111,7 +114,7 @@ def learning_table() -> str:
     machines: dict[str, None] = {}
     for path in sorted(RESULTS.glob("learning_*.json"), reverse=True):
         document = read_result(path.name)
-        machines[_machine_line(document["machine"])] = None
+        machines[machine_line(document["machine"])] = None
         lines += [_learning_line(row) for row in document["rows"]]
     return "\n".join([*lines, "", *machines])
 
@@ -138,7 +141,7 @@ def precision_table() -> str:
         errors = " / ".join(f"{row[name]:.0e}" for name in columns)
         cells.setdefault((row["depth"], row["updates"]), []).append(errors)
     lines += [f"| {depth} | {n} | {' | '.join(errors)} |" for (depth, n), errors in cells.items()]
-    return "\n".join([*lines, "", _machine_line(document["machine"])])
+    return "\n".join([*lines, "", machine_line(document["machine"])])
 
 
 def gpu_table() -> str:
@@ -153,7 +156,7 @@ def gpu_table() -> str:
     machines = []
     for path in paths:
         document = read_result(path.name)
-        machines.append(_machine_line(document["machine"]))
+        machines.append(machine_line(document["machine"]))
         rows = [row for row in document["rows"] if row["kind"] == "update" and "ms_p50" in row]
         lines += [_gpu_line(row) for row in rows]
     return "\n".join([*lines, "", *machines])
@@ -214,7 +217,7 @@ def baselines_table() -> str:
         for row in document["rows"]
         if row["scenario"] == "speed"
     ]
-    return "\n".join([*lines, "", _machine_line(document["machine"])])
+    return "\n".join([*lines, "", machine_line(document["machine"])])
 
 
 def objectives_table() -> str:
@@ -234,24 +237,13 @@ def objectives_table() -> str:
         ]
         shares = " / ".join(f"{own[depth]['parameters']:.2f}" for depth in depths)
         lines.append(f"| `{name}` | {' | '.join(cells)} | {shares} |")
-    return "\n".join([*lines, "", _machine_line(document["machine"])])
+    return "\n".join([*lines, "", machine_line(document["machine"])])
 
 
 GIGABYTES = (8, 24, 40, 80)
 """Memory of the GPUs in the tables, in GB."""
 # Half a gigabyte for the CUDA context and as much for what libraries reserve for themselves.
 _RESERVED_BYTES = 1e9
-
-
-def policies_table() -> str:
-    """Time of one action by depth and runtime (policies.json)."""
-    document = read_result("policies.json")
-    lines = ["| depth | by | ms, p50 | p99 | times reading the weights |", "|---|---|---|---|---|"]
-    for row in document["rows"]:
-        share = row["ms_p50"] / row["floor_ms"]
-        times = f"{row['ms_p50']:.3g} | {row['ms_p99']:.3g} | {share:.1f}"
-        lines.append(f"| {row['depth']} | {row['by']} | {times} |")
-    return "\n".join([*lines, "", _machine_line(document["machine"])])
 
 
 def memory_table() -> str:
@@ -311,13 +303,6 @@ def _smallest(wanted: float) -> str:
     return f"{fitting[0]} GB" if fitting else f"none of up to {GIGABYTES[-1]} GB"
 
 
-def _machine_line(machine: dict[str, Any]) -> str:
-    return (
-        f"{machine['device']}, torch {machine['torch']}, mujoco {machine['mujoco']}, "
-        f"commit {machine['commit']}, {machine['date']}."
-    )
-
-
 def own_task() -> str:
     """The functions of examples/own_task.py as a code block."""
     text = (ROOT / "examples" / "own_task.py").read_text()
@@ -340,7 +325,10 @@ PARTS = {
     "learning": learning_table,
     "baselines": baselines_table,
     "comparison": comparison_table,
+    "plans": plans_table,
     "policies": policies_table,
+    "pruned": pruned_table,
+    "zoo": zoo_table,
     "precision": precision_table,
     "gpu": gpu_table,
     "memory": memory_table,
@@ -367,12 +355,6 @@ def fill(text: str) -> str:
 def pages() -> list[Path]:
     """README and the pages of docs/, which may hold generated parts."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def read_result(name: str) -> dict[str, Any]:
-    """Read a JSON document of benchmarks/results."""
-    document: dict[str, Any] = json.loads((RESULTS / name).read_text())
-    return document
 
 
 def main() -> int:

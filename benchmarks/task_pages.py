@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from torch_crl.benchmarks.tables import ROOT, read_result
+from torch_crl.benchmarks.table_parts import ROOT, read_result
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.recipe.presets import preset

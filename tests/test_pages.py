@@ -61,6 +61,13 @@ def smaller(command: str) -> list[str]:
         return [name, *arguments]
     if name == "distil":
         return [name, *arguments, "--rows", "100", "--updates", "20"]
+    if name == "prune":
+        return [name, arguments[0], "--blocks", "1", "--rows", "100", "--updates", "20"]
+    if name in ("plan", "heatmap"):
+        late = ["--late", "0", "--nodes", "8"] if name == "plan" else []
+        return [name, *arguments, *late, "--num-envs", "2", "--episode-length", "10"]
+    if name == "zoo":
+        return [name, *arguments]
     if name == "train" and "--resume" in arguments:
         if "--env-steps" in arguments:
             arguments[arguments.index("--env-steps") + 1] = "160"
@@ -81,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with what the pages speak of: a run, a recipe, a task of one's own."""
     folder = tmp_path_factory.mktemp("pages")
     for seed, name in enumerate(("runs/NAME", "sweeps/mine/one", "runs/comparison/one")):
-        run = ["--run-dir", str(folder / name), "--seed", str(seed)]
+        run = ["--run-dir", str(folder / name), "--seed", str(seed), "--actor-depth", "8"]
         assert main(["train", "reacher", *SMALL_FLAGS, *run]) == 0
     shutil.copy(folder / "runs" / "NAME" / "recipe.json", folder)
     shutil.copy(EXAMPLES / "own_task.py", folder)

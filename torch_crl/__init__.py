@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch_crl.envs.spec import TaskSpec as TaskSpec
     from torch_crl.envs.task import Start as Start
     from torch_crl.envs.task import Task as Task
+    from torch_crl.planning.planner import load_planner as load_planner
     from torch_crl.recipe.presets import preset as preset
     from torch_crl.recipe.presets import with_changes as with_changes
     from torch_crl.recipe.record import Recipe as Recipe
@@ -28,6 +29,7 @@ _PUBLIC = {
     "Task": "torch_crl.envs.task",
     "TaskSpec": "torch_crl.envs.spec",
     "evaluate": "torch_crl.training.evaluation",
+    "load_planner": "torch_crl.planning.planner",
     "load_policy": "torch_crl.runs.policies",
     "make_task": "torch_crl.envs.registry",
     "preset": "torch_crl.recipe.presets",

@@ -99,3 +99,24 @@ def test_recorded_episodes_are_those_of_the_env(run: Path) -> None:
     assert (episodes.achieved_TNG[0] - 4.0).abs().max() < 0.01
     assert not episodes.achieved_TNG[1].equal(episodes.achieved_TNG[0])
     assert not episodes.reached_N.any()
+
+
+def test_what_a_run_without_a_critic_can_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "zoo:reacher", *FEW, "--report", str(tmp_path / "page")]) == 0
+    assert "no critic of distances" in (tmp_path / "page" / "report.html").read_text()
+    assert is_png(tmp_path / "page" / "heatmap.png")
+    train(tiny("half_cheetah"), tmp_path / "run", show=False)
+    # Its goal is one number.
+    assert main(["heatmap", str(tmp_path / "run"), *FEW]) == 0
+    assert is_png(tmp_path / "run" / "heatmap.png")
+    students = ["distil", str(tmp_path / "run"), "--width", "8", "--rows", "64", "--updates", "8"]
+    assert main(students) == 0
+    told = json.loads((tmp_path / "run" / "students" / "students.json").read_text())
+    assert isinstance(told["students"][0]["regret"], float)
+    assert is_png(tmp_path / "run" / "students" / "front.png")
+    capsys.readouterr()
+    student = tmp_path / "run" / "students" / "depth4_width8_seed0"
+    assert main(["plan", str(student), *FEW]) == 1
+    assert "was made of another one" in capsys.readouterr().err

@@ -204,3 +204,14 @@ def test_an_old_plan_is_given_up() -> None:
     controller.now += following.MAX_AGE + 1
     controller(at((1, 2)), goal)
     assert policy.aims[-1] == [[3.0, 2.0]]
+
+
+def test_one_robot_gives_a_state_and_gets_an_action() -> None:
+    controller, policy = make_controller(Late(make_planner()))
+    for state, goal in (
+        (at((1, 2))[0], torch.tensor([3.0, 2.0])),
+        (at((1, 2))[0].numpy(), torch.tensor([3.0, 2.0]).numpy()),
+    ):
+        action = controller(state, goal)
+        assert action.shape == (2,) and type(action) is type(state)
+    assert policy.aims[0] == policy.aims[1] != [[3.0, 2.0]]

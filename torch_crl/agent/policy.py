@@ -114,7 +114,7 @@ class Policy:
         for that device; NaN gives a NaN action there.
         """
         device = next(self.actor.parameters()).device
-        state_tensor, goal_tensor = map(_as_tensor, (state, goal))
+        state_tensor, goal_tensor = map(as_tensor, (state, goal))
         leading = self._leading(state_tensor, goal_tensor)
         for name, part in (("state", state_tensor), ("goal", goal_tensor)):
             _require_finite(name, part)
@@ -167,7 +167,7 @@ class Controller:
         if not isinstance(policy, Policy) or policy.chunk == 1:
             action: Array = policy(state, goal)
             return action
-        given = _as_tensor(state)
+        given = as_tensor(state)
         if given.shape[:-1].numel() != self.num_envs:
             raise ValueError(
                 f"this controller runs {self.num_envs} episodes; got states of shape "
@@ -177,7 +177,7 @@ class Controller:
             self._plans = Plans(
                 self.num_envs, policy.chunk, policy.action_size, device=given.device
             )
-        chosen = self._plans.next_action(lambda: _as_tensor(policy.plan(state, goal)))
+        chosen = self._plans.next_action(lambda: as_tensor(policy.plan(state, goal)))
         chosen = chosen.view(*given.shape[:-1], policy.action_size)
         return chosen if isinstance(state, Tensor) else chosen.numpy()
 
@@ -191,7 +191,7 @@ class Controller:
 class Controls(Protocol):
     """Anything that acts in N running episodes, one control step after the other."""
 
-    def __call__(self, state: Tensor, goal: Tensor, /) -> Tensor:
+    def __call__(self, state: Array, goal: Array, /) -> Array:
         """The action [N, A] of this control step, for states [N, S] and goals [N, G]."""
 
     def reset(self, ended_N: Tensor | None = None) -> None:
@@ -216,7 +216,8 @@ def controller_of(policy: Acts, num_envs: int) -> Controls:
     return made
 
 
-def _as_tensor(part: Any) -> Tensor:
+def as_tensor(part: Any) -> Tensor:
+    """A state or goal, as float32; what is no tensor is copied."""
     if isinstance(part, Tensor):
         return part.float()
     # Copied, since torch accepts neither negative strides nor a foreign byte order.

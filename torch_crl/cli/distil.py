@@ -51,14 +51,17 @@ def main(arguments: list[str]) -> int:
     if wrong or not (options.depth and options.width and options.seeds):
         raise UsageError(f"--depth takes positive multiples of 4, got {wrong or 'none'}")
     from torch_crl.deploy.distil import DistilSettings
-    from torch_crl.deploy.students import Teacher, report, retention, student
+    from torch_crl.deploy.students import Teacher, report, retention, save_front, student
+    from torch_crl.planning.goal_value import find_trained_run
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
     tasks = [recipe.task.name, recipe.task.eval_name]
     allow_tasks_of(directory, tasks, typed=[], trust=options.trust)
     policy = told_policy(options.run, options.policy)
-    teacher = Teacher(policy=policy, recipe=recipe)
+    with console(stderr=True).status("reading the run's critic"):
+        run = find_trained_run(directory, states=1)
+    teacher = Teacher(policy=policy, recipe=recipe, value=run.value if run else None)
     folder = options.out or output_folder(directory, "students")
     grid = [
         DistilSettings(
@@ -87,6 +90,7 @@ def main(arguments: list[str]) -> int:
     kept = [row | {"retention": retention(row, of_teacher)} for row in rows]
     document = {"task": recipe.task.name, "teacher": of_teacher, "students": kept}
     (folder / "students.json").write_text(json.dumps(document, indent=2) + "\n")
+    save_front(teacher, of_teacher, rows, folder / "front.png")
     print_line(text)
-    print_line(f"written: {folder / 'report.md'}, {folder / 'students.json'}", stderr=True)
+    print_line(f"written: {folder}/report.md, students.json, front.png", stderr=True)
     return 0

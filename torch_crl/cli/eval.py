@@ -31,7 +31,8 @@ class Options(TrainedOptions):
     controller: Path | None = None
     """With a planner: run or policy folder that acts in place of the run's own policy."""
     report: Path | None = None
-    """Folder for a page, report.html, with the metrics and the picture of `torch-crl heatmap`."""
+    """Folder for a page, report.html, with the metrics and the picture of `torch-crl heatmap`;
+    without the run's critic the picture has no distances."""
     json: bool = False
     """Print one line of JSON instead of the table."""
     video: Path | None = None
@@ -90,14 +91,20 @@ def _report(
     result: dict[str, float], policy: "Acts", trained: Trained, options: Options, folder: Path
 ) -> None:
     from torch_crl.cli.heatmap import draw
+    from torch_crl.planning.goal_value import find_trained_run
+    from torch_crl.planning.planner import VISITED
+    from torch_crl.runs.finding import run_directory_of
     from torch_crl.study.report import Picture, Report, Section, Table, provenance, write_report
 
-    figure = draw(options, trained, policy=policy, num_envs=options.num_envs)
+    run = find_trained_run(run_directory_of(options.run), states=VISITED)
+    figure = draw(trained, policy, run, num_envs=options.num_envs, seed=options.seed)
     caption = f"Mean over {options.num_envs} episodes, seed {options.seed}."
     numbers = Table(caption=caption, columns=("metric", "value"), rows=tuple(result.items()))
     picture = Picture(
         name="heatmap",
-        caption="What the critic knows of distances, ways of the policy, and goals reached.",
+        caption="What the critic knows of distances, ways of the policy, and goals reached."
+        if run
+        else "Goals reached. The run has no critic of distances, or no checkpoint any more.",
         views={"heatmap": figure},
     )
     page = write_report(

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from torch_crl.agent.policy import Acts
-
-_DRAWN_STATES = 4000
+    from torch_crl.planning.goal_value import TrainedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,29 +37,30 @@ def main(arguments: list[str]) -> int:
     if path.suffix != ".png":
         raise UsageError(f"--out takes the name of a .png file, got {path}")
     trained = load_trained(options)
-    figure = draw(options, trained, policy=trained.policy, num_envs=options.num_envs)
+    from torch_crl.planning.goal_value import load_trained_run
     from torch_crl.planning.pictures import save
+    from torch_crl.planning.planner import VISITED
+
+    with console(stderr=True).status("reading the run's critic and replay"):
+        run = load_trained_run(run_directory_of(options.run), states=VISITED)
+    figure = draw(trained, trained.policy, run, num_envs=options.num_envs, seed=options.seed)
 
     save(figure, path)
     print_line(f"picture: {path}")
     return 0
 
 
-def draw(options: TrainedOptions, trained: Trained, *, policy: "Acts", num_envs: int) -> "Figure":
-    """The picture, with episodes of `policy`.
-
-    Raises UsageError for runs without a critic of goals or without a checkpoint.
-    """
+def draw(
+    trained: Trained, policy: "Acts", run: "TrainedRun | None", *, num_envs: int, seed: int
+) -> "Figure":
+    """The picture of a run's distances, if it has a critic, with episodes of `policy`."""
     from rich.progress import Progress
 
     from torch_crl.planning.episodes import record_episodes
-    from torch_crl.planning.goal_value import load_trained_run
     from torch_crl.planning.pictures import ground_of, heatmap
-    from torch_crl.planning.planner import VISITED, build_planner
+    from torch_crl.planning.planner import build_planner
 
-    with console(stderr=True).status("reading the run's critic and replay"):
-        run = load_trained_run(run_directory_of(options.run), states=VISITED)
-        planner = build_planner(run) if ground_of(trained.task).is_maze else None
+    planner = build_planner(run) if run and ground_of(trained.task).is_maze else None
     with Progress(console=console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"{num_envs} episodes", total=trained.episode_length)
         episodes = record_episodes(
@@ -68,8 +68,7 @@ def draw(options: TrainedOptions, trained: Trained, *, policy: "Acts", num_envs:
             trained.task,
             num_envs=num_envs,
             episode_length=trained.episode_length,
-            seed=options.seed,
+            seed=seed,
             on_step=lambda step: progress.update(bar, completed=step),
         )
-    visited = run.visited_PS[:_DRAWN_STATES]
-    return heatmap(run.value, trained.task, episodes, visited_PS=visited, planner=planner)
+    return heatmap(run, trained.task, episodes, planner=planner)

@@ -47,9 +47,11 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Prune, heal, print and write the report. Returns the exit status."""
     options = read_flags(Options, arguments, command="prune")
+    from torch_crl.deploy.distil import met_rows
     from torch_crl.deploy.prune import Blocks
-    from torch_crl.deploy.pruned import judging_rows, pruned, report, save_curve
+    from torch_crl.deploy.pruned import pruned, report, save_curve
     from torch_crl.deploy.students import Teacher
+    from torch_crl.system.machine import machine
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
@@ -58,7 +60,9 @@ def main(arguments: list[str]) -> int:
     )
     teacher = Teacher(policy=told_policy(options.run, options.policy), recipe=recipe)
     folder = options.out or output_folder(directory, "pruned")
-    blocks = Blocks(teacher.policy, judging_rows(teacher))
+    length = recipe.task.episode_length
+    rows = met_rows(teacher.policy, recipe.task.name, episode_length=length)
+    blocks = Blocks(teacher.policy, rows)
     wanted = _wanted(options.blocks, blocks.count)
     with Progress(console=console(stderr=True), transient=True) as progress:
         most = blocks.count - min(wanted)
@@ -85,7 +89,14 @@ def main(arguments: list[str]) -> int:
             )
     text = report(teacher, blocks, of_teacher, made)
     write_text(folder / "report.md", text)
-    document = {"teacher": of_teacher, "order": order, "pruned": [asdict(each) for each in made]}
+    document = {
+        "task": recipe.task.name,
+        "blocks": blocks.count,
+        "teacher": of_teacher,
+        "order": order,
+        "pruned": [asdict(each) for each in made],
+        "machine": machine(),
+    }
     write_text(folder / "pruned.json", json.dumps(document, indent=2) + "\n")
     save_curve(made, of_teacher, folder / "curve.png", count=blocks.count)
     print_line(text)

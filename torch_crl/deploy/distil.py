@@ -28,6 +28,7 @@ from torch_crl.system import checkpoint
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
 
+_MET = 8192
 _AT_ONCE = 4096
 """Rows that the teacher labels together."""
 
@@ -198,6 +199,18 @@ class Distillation:
         self.env.load_state_dict(checkpoint.part_of(tensors, "env"))
         for name, tensor in checkpoint.part_of(tensors, "plans").items():
             self.plans.tensors()[name].copy_(tensor)
+
+
+@torch_defaults()
+def met_rows(policy: Policy, task: str, *, episode_length: int, seed: int = 0) -> Tensor:
+    """States and goals [M, S + G], some thousand, that a policy meets when it acts itself."""
+    num_envs = 64
+    settings = DistilSettings(rows=_MET, rounds=1, updates=1, num_envs=num_envs, seed=seed)
+    made = Distillation(policy, task, settings, episode_length=episode_length)
+    with closing(made.env):
+        row_MI = made.collect()
+    # Every eighth step of each env, since neighbours tell the same.
+    return row_MI.view(-1, num_envs, row_MI.shape[1])[::8].flatten(0, 1)
 
 
 @torch_threads(1)

@@ -2,23 +2,18 @@
 
 import statistics
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.policy import Policy
-from torch_crl.deploy.distil import Distillation, DistilSettings
+from torch_crl.deploy.distil import DistilSettings
 from torch_crl.deploy.prune import Blocks
 from torch_crl.deploy.students import EPISODES, Teacher, latency, parameters, retention, student
 from torch_crl.kernels.tower import BLOCK
 from torch_crl.runs.plots import load_matplotlib
-from torch_crl.system.torch_defaults import torch_defaults
 
-_ROWS = 1024
 _HEALING_RATE = 3e-4
 
 
@@ -36,19 +31,6 @@ class Pruned:
     """Retention with the means of the blocks in their place."""
     healed: list[dict[str, Any]]
     """One row for each seed of the healing, as `student` returns it."""
-
-
-@torch_defaults()
-def judging_rows(teacher: Teacher, *, seed: int = 0) -> Tensor:
-    """States and goals [K, S + G] in which removals are judged: those of the teacher's episodes."""
-    task = teacher.recipe.task
-    num_envs = 64
-    settings = DistilSettings(rows=8 * _ROWS, rounds=1, updates=1, num_envs=num_envs, seed=seed)
-    made = Distillation(teacher.policy, task.name, settings, episode_length=task.episode_length)
-    with closing(made.env):
-        row_MI = made.collect()
-    # Every eighth step of each env, since neighbours tell the same.
-    return row_MI.view(-1, num_envs, row_MI.shape[1])[::8].flatten(0, 1)
 
 
 def pruned(

@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.policy import Policy
-from torch_crl.deploy.distil import DistilSettings, distil, fingerprint, name_of
+from torch_crl.deploy.distil import DistilSettings, distil, fingerprint, met_rows, name_of
+from torch_crl.planning.goal_value import GoalValue
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.plots import load_matplotlib
 from torch_crl.runs.policies import save_policy
 from torch_crl.system.machine import machine
 from torch_crl.system.threads import torch_threads
@@ -34,6 +36,22 @@ class Teacher:
 
     policy: Policy
     recipe: Recipe
+    value: GoalValue | None = None
+    """Its critic, where the run still has one."""
+
+    def regret(self, policy: Policy) -> float | None:
+        """What the critic thinks is lost where this policy acts; None without a critic.
+
+        Mean of f(s, a, g) - f(s, a', g) for the actions a of the teacher and a' of the policy, in
+        states s that the policy meets itself.
+        """
+        if self.value is None:
+            return None
+        task = self.recipe.task
+        row_MI = met_rows(policy, task.name, episode_length=task.episode_length)
+        state_MS, goal_MG = row_MI.split([policy.state_size, policy.goal_size], dim=1)
+        ours = replace(self.value, policy=self.policy)
+        return ours.regret(policy, state_MS, goal_MG)
 
     def scores(self, policy: Policy) -> dict[str, float]:
         """Of a policy in the same episodes for all: equal starts, equal goals."""
@@ -110,44 +128,131 @@ def student(
             "policy": str(directory.policies / moment),
             **latency(made),
             **teacher.scores(made),
+            "regret": teacher.regret(made),
         }
         directory.finish(told)
     row: dict[str, Any] = told
     return row
 
 
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """The students of one size."""
+
+    depth: int
+    width: int
+    parameters: int
+    milliseconds: float
+    kept: list[float]
+    """Retention of each seed."""
+    regret: float | None
+    """Mean over the seeds."""
+    on_front: bool
+    """Whether no smaller one keeps as much."""
+
+    @property
+    def mean(self) -> float:
+        """Mean retention."""
+        return statistics.mean(self.kept)
+
+
+def sizes_of(of_teacher: dict[str, float], rows: list[dict[str, Any]]) -> list[Size]:
+    """The rows of students by size, the smallest first."""
+    groups: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["parameters"], row["depth"], row["width"]), []).append(row)
+    sizes: list[Size] = []
+    for (count, depth, width), group in sorted(groups.items(), key=lambda each: each[0]):
+        kept = [retention(row, of_teacher) for row in group]
+        regrets = [row["regret"] for row in group if row.get("regret") is not None]
+        sizes.append(
+            Size(
+                depth=depth,
+                width=width,
+                parameters=count,
+                milliseconds=statistics.median(row["ms_p50"] for row in group),
+                kept=kept,
+                regret=statistics.mean(regrets) if regrets else None,
+                on_front=all(statistics.mean(kept) > smaller.mean for smaller in sizes),
+            )
+        )
+    return sizes
+
+
 def report(teacher: Teacher, of_teacher: dict[str, float], rows: list[dict[str, Any]]) -> str:
     """Markdown: each size with its mean over seeds, and which of them no smaller one matches."""
-    size = parameters(teacher.policy)
+    whole = parameters(teacher.policy)
     ours = latency(teacher.policy)
     lines = [
         f"# Students of a policy for {teacher.recipe.task.name}",
         "",
-        f"The teacher has {size:,} parameters, takes {ours['ms_p50']:.3g} ms for an action (99 % "
+        f"The teacher has {whole:,} parameters, takes {ours['ms_p50']:.3g} ms for an action (99 % "
         f"of them at most {ours['ms_p99']:.3g}) and is at the goal for "
         f"{of_teacher['time_at_goal_share']:.3f} of the time ({EPISODES} episodes of "
         f"{teacher.recipe.task.eval_name}; all policies have equal starts and goals). Retention is "
-        "a student's share of that time. Milliseconds are those of `load_policy` on one core. On "
-        "the front are the sizes that no smaller one matches.",
+        "a student's share of that time. Milliseconds are those of `load_policy` on one core. "
+        "Regret is what the teacher's critic thinks is lost by the student's actions, in the units "
+        "of its energy; it is empty where the run has no checkpoint any more. On the front are the "
+        "sizes that no smaller one matches.",
         "",
         "| depth | width | seeds | parameters | of the teacher's | ms, p50 | retention | "
-        "smallest, largest | front |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "smallest, largest | front | regret |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    sizes: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        sizes.setdefault((row["parameters"], row["depth"], row["width"]), []).append(row)
-    best = -1.0
-    for (count, depth, width), group in sorted(sizes.items(), key=lambda each: each[0]):
-        kept = [retention(row, of_teacher) for row in group]
-        mean = statistics.mean(kept)
-        front, best = "yes" if mean > best else "", max(best, mean)
-        milliseconds = statistics.median(row["ms_p50"] for row in group)
+    for size in sizes_of(of_teacher, rows):
+        regret = "" if size.regret is None else f"{size.regret:.3g}"
         lines.append(
-            f"| {depth} | {width} | {len(group)} | {count:,} | 1/{size / count:.1f} | "
-            f"{milliseconds:.3g} | {mean:.3f} | {min(kept):.3f}, {max(kept):.3f} | {front} |"
+            f"| {size.depth} | {size.width} | {len(size.kept)} | {size.parameters:,} | "
+            f"1/{whole / size.parameters:.1f} | {size.milliseconds:.3g} | {size.mean:.3f} | "
+            f"{min(size.kept):.3f}, {max(size.kept):.3f} | {'yes' if size.on_front else ''} | "
+            f"{regret} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def save_front(
+    teacher: Teacher, of_teacher: dict[str, float], rows: list[dict[str, Any]], path: Path
+) -> None:
+    """PNG of the retention of each size by the time of an action, and the teacher."""
+    load_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    axes = figure.subplots()
+    sizes = sizes_of(of_teacher, rows)
+    for size in sizes:
+        axes.plot([size.milliseconds] * 2, [min(size.kept), max(size.kept)], color="C0", lw=1)
+        axes.annotate(
+            f"{size.depth} x {size.width}",
+            (size.milliseconds, size.mean),
+            textcoords="offset points",
+            xytext=(5, -10),
+            fontsize=7,
+        )
+    axes.plot(*_points(sizes), "o", color="C0", ms=4, label="students, depth x width")
+    front = sorted(_front_by_time(sizes), key=lambda size: size.milliseconds)
+    axes.plot(*_points(front), "-", color="C1", lw=1, zorder=0, label="none is faster and better")
+    axes.plot(latency(teacher.policy)["ms_p50"], 1.0, "*", color="C3", ms=11, label="teacher")
+    axes.set(xlabel="ms for an action", ylabel="time at the goal, of the teacher's")
+    axes.set(xlim=(0.0, None), ylim=(0.0, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
+def _points(sizes: list[Size]) -> tuple[list[float], list[float]]:
+    return [size.milliseconds for size in sizes], [size.mean for size in sizes]
+
+
+def _front_by_time(sizes: list[Size]) -> list[Size]:
+    """The sizes that none beats which is as fast."""
+    return [
+        size
+        for size in sizes
+        if all(other.mean <= size.mean or other.milliseconds > size.milliseconds for other in sizes)
+    ]
 
 
 def retention(row: dict[str, Any], of_teacher: dict[str, float]) -> float:

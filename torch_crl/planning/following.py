@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torch_crl.agent.policy import Controller, Policy
+from torch_crl.agent.policy import Array, Controller, Policy, as_tensor
 from torch_crl.planning.planner import GOAL, START, Edge, GraphPlanner, Plan
 
 PATIENCE = 60
@@ -64,13 +64,16 @@ def make_plans(planner: GraphPlanner, requests: list[Request], now: int) -> list
 class Late:
     """Plans that come a fixed number of control steps after they were asked for."""
 
-    def __init__(self, planner: GraphPlanner, steps: int) -> None:
+    def __init__(self, planner: GraphPlanner, steps: int = 0) -> None:
         """0 is at once."""
         self.planner, self.steps = planner, steps
+        self.asked = 0
+        """Number of plans asked for so far."""
         self._coming: list[tuple[int, list[tuple[int, Plan]]]] = []
 
     def ask(self, requests: list[Request], now: int) -> None:
         """See `Planning`."""
+        self.asked += len(requests)
         self._coming.append((now + self.steps, make_plans(self.planner, requests, now)))
 
     def arrived(self, now: int) -> list[tuple[int, Plan]]:
@@ -207,13 +210,25 @@ class PlanningController:
         self.goal_slice = goal_slice
         self.now = 0
         self.plans_taken = 0
+        """Number of plans that were followed so far."""
         self._controller = Controller(policy, num_envs)
         self._followed = _Followed(num_envs, policy.goal_size)
         self._goal_NG = torch.zeros(num_envs, policy.goal_size)
 
     @torch.no_grad()
-    def __call__(self, state_NS: Tensor, goal_NG: Tensor) -> Tensor:
-        """The action [N, A] of this control step, for states [N, S] and goals [N, G]."""
+    def __call__(self, state: Array, goal: Array) -> Array:
+        """The action [N, A] of this control step, for states [N, S] and goals [N, G].
+
+        With one episode also [A] for [S] and [G]; NumPy arrays give an array.
+        """
+        given, episodes = as_tensor(state), len(self._goal_NG)
+        state_NS, goal_NG = given.reshape(episodes, -1), as_tensor(goal).reshape(episodes, -1)
+        aim_NG = self._aims(state_NS, goal_NG)
+        action = self._controller(state_NS, aim_NG).view(*given.shape[:-1], -1)
+        return action if isinstance(state, Tensor) else action.numpy()
+
+    def _aims(self, state_NS: Tensor, goal_NG: Tensor) -> Tensor:
+        """Where each episode goes in this control step, [N, G]."""
         followed, achieved_NG = self._followed, state_NS[:, self.goal_slice]
         followed.follows_N &= (goal_NG == self._goal_NG).all(-1)
         self._goal_NG = goal_NG.clone()
@@ -224,7 +239,7 @@ class PlanningController:
             if self._take(achieved_NG):
                 aim_NG = torch.where(followed.follows_N[:, None], followed.aim_NG, goal_NG)
         self.now += 1
-        return self._controller(state_NS, aim_NG)
+        return aim_NG
 
     def _take(self, achieved_NG: Tensor) -> bool:
         """Take the plans that have come, apart from those to another goal; whether any has."""
@@ -244,34 +259,31 @@ class PlanningController:
 
 
 class PlanningPolicy:
-    """A policy that gets to far goals by way of sub-goals, for `torch_crl.evaluate`."""
+    """A policy that gets to far goals by way of sub-goals: for robots, and `torch_crl.evaluate`."""
 
     def __init__(
         self,
         planner: GraphPlanner,
         *,
         policy: Policy | None = None,
-        late: int = 0,
-        on_controller: Callable[[PlanningController], object] | None = None,
+        plans: Callable[[GraphPlanner], Planning] = Late,
     ) -> None:
-        """Args:
-        policy: what acts, the planner's own by default; a distilled one makes control faster.
-        late: control steps by which plans come after they were asked for.
-        on_controller: is called with each controller that is made.
+        """Combine planner and policy.
+
+        Args:
+            policy: what acts; the planner's own by default. A distilled one makes control faster.
+            plans: when plans come. `InBackground`: when a thread has made them, which is for
+                robots; `Late`: at once; `partial(Late, steps=10)`: ten control steps later.
         """
         self.planner = planner
         self.policy = policy or planner.value.policy
-        self.late = late
-        self._on_controller = on_controller
+        self.plans = plans
 
     def controller(self, num_envs: int = 1) -> PlanningController:
         """What carries it out in `num_envs` episodes."""
-        made = PlanningController(
+        return PlanningController(
             self.policy,
-            Late(self.planner, self.late),
+            self.plans(self.planner),
             num_envs=num_envs,
             goal_slice=self.planner.goal_slice,
         )
-        if self._on_controller is not None:
-            self._on_controller(made)
-        return made

@@ -3,6 +3,7 @@
 Source of the distance: successor distance, arXiv 2406.17098. B batch, S state, G goal, P states.
 """
 
+import dataclasses
 import math
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,6 +52,13 @@ class GoalValue:
             )
             values.append(self.objective.score(batch, PolicyRows(action, lambda rows: rows)))
         return torch.cat(values)
+
+    @torch_defaults()
+    @torch.no_grad()
+    def regret(self, other: Policy, state_BS: Tensor, goal_BG: Tensor) -> float:
+        """Mean of f(s, a, g) - f(s, a', g) for this policy's actions a and those a' of another."""
+        theirs = dataclasses.replace(self, policy=other)
+        return float((self(state_BS, goal_BG) - theirs(state_BS, goal_BG)).mean())
 
     def steps(self, value: Tensor, at_goal: Tensor) -> Tensor:
         """Distance in control steps, at least 1, from V(s, g) and from V of a state at that goal.
@@ -116,6 +124,11 @@ def load_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun:
             "directory of a run as `torch-crl train` left it, not a copy of its policies"
         )
     folder, tensors, _, _ = checkpoint.load_newest(directory.saved_checkpoints)
+    if "replay/state" not in tensors:
+        raise UsageError(
+            f"{directory} holds a policy that was made of another one, with neither critic nor "
+            "replay; give the run that was trained, and this one as --controller of `plan`"
+        )
     policy = _policy_at(directory, folder.name)
     of_learner = checkpoint.part_of(tensors, "learner")
     parameters = {
@@ -133,6 +146,14 @@ def load_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun:
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{folder} does not fit this run: {error}") from error
     return TrainedRun(recipe, value, _some(tensors["replay/state"].flatten(0, 1), states))
+
+
+def find_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun | None:
+    """`load_trained_run`; None for a run that has no critic of goals, or no checkpoint."""
+    try:
+        return load_trained_run(directory, states=states)
+    except (UsageError, checkpoint.CheckpointError):
+        return None
 
 
 def _policy_at(directory: RunDirectory, moment: str) -> Policy:

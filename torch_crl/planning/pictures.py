@@ -16,7 +16,7 @@ from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import make_task, task_spec
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.planning.episodes import Episodes
-from torch_crl.planning.goal_value import GoalValue
+from torch_crl.planning.goal_value import GoalValue, TrainedRun
 from torch_crl.planning.graph import spread
 from torch_crl.planning.planner import GraphPlanner
 from torch_crl.runs.plots import load_matplotlib
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SPACING = 0.125
 """Of the positions of a field, in wall widths."""
-_SHOWN_GOALS = 3
+_SHOWN_GOALS, _SHOWN_STATES = 3, 4000
 _SHOWN_PATHS = 8
 _WALL = "#30343b"
 
@@ -104,49 +104,58 @@ def field(
     there_S[slice_] = goal_G
     states = torch.cat([state_PS, there_S[None]])
     values = value(states, goal_G.expand(len(states), -1))
-    position_P2 = state_PS[:, slice_][:, :2]
+    position_P2 = _seen(state_PS[:, slice_])
     steps_P = value.steps(values[:-1], values[-1])
     return Field(position_P2, torch.where(ground.free(position_P2), steps_P, torch.nan))
 
 
 def heatmap(
-    value: GoalValue,
+    run: TrainedRun | None,
     task: str,
     episodes: Episodes,
     *,
-    visited_PS: Tensor,
     planner: GraphPlanner | None = None,
 ) -> "Figure":
     """Distances to some of the episodes' goals with the ways taken, and success by goal.
 
-    With a planner, also the way that it would send the robot.
+    Without a run that has a critic, success only. With a planner, also the way that it would send
+    the robot.
     """
     load_matplotlib()
     from matplotlib.figure import Figure
 
     ground = ground_of(task)
     goal_MG = episodes.goal_NG.unique(dim=0)
-    shown_MG = goal_MG[spread(goal_MG, _SHOWN_GOALS).index_M]
+    shown_MG = goal_MG[spread(goal_MG, _SHOWN_GOALS).index_M] if run else goal_MG[:0]
     figure = Figure(figsize=(4.2 * (len(shown_MG) + 1), 4.4), layout="constrained")
     *of_goals, of_success = figure.subplots(1, len(shown_MG) + 1, squeeze=False)[0]
     for axes, goal_G in zip(of_goals, shown_MG, strict=True):
-        found = field(value, task, ground, goal_G, visited_PS=visited_PS)
+        assert run is not None
+        visited_PS = run.visited_PS[:_SHOWN_STATES]
+        found = field(run.value, task, ground, goal_G, visited_PS=visited_PS)
         drawn = _draw_field(axes, found, is_grid=ground.is_maze and len(goal_G) == 2)
         mine_N = (episodes.goal_NG == goal_G).all(-1).nonzero()[:_SHOWN_PATHS, 0]
         for number in mine_N.tolist():
-            axes.plot(
-                *episodes.achieved_TNG[:, number, :2].T.numpy(), color="white", lw=0.8, alpha=0.8
-            )
+            way_T2 = _seen(episodes.achieved_TNG[:, number])
+            axes.plot(*way_T2.T.numpy(), color="white", lw=0.8, alpha=0.8)
         if planner is not None and len(mine_N):
             _draw_plan(axes, planner, episodes.achieved_TNG[0, mine_N[0]], goal_G)
-        axes.plot(*goal_G[:2].tolist(), marker="*", ms=14, color="crimson", mec="white", zorder=5)
+        axes.plot(
+            *_seen(goal_G).tolist(), marker="*", ms=14, color="crimson", mec="white", zorder=5
+        )
         place = ", ".join(f"{number:.3g}" for number in goal_G.tolist())
         _frame(axes, ground, f"learned distance to ({place})")
         figure.colorbar(drawn, ax=axes, shrink=0.8, label="steps, as the critic tells them")
     _draw_success(figure, of_success, episodes, goal_MG, ground)
-    lines = "white: ways of the policy" + ("; orange: a planned way" if planner else "")
-    figure.supxlabel(lines, fontsize=9)
+    if run:
+        lines = "white: ways of the policy" + ("; orange: a planned way" if planner else "")
+        figure.supxlabel(lines, fontsize=9)
     return figure
+
+
+def _seen(point: Tensor) -> Tensor:
+    """The first two numbers of points [..., G]; the second is 0 where there is one only."""
+    return torch.nn.functional.pad(point, (0, max(0, 2 - point.shape[-1])))[..., :2]
 
 
 def _draw_field(axes: "Axes", found: Field, *, is_grid: bool) -> "ScalarMappable":
@@ -163,7 +172,7 @@ def _draw_plan(axes: "Axes", planner: GraphPlanner, begin_G: Tensor, goal_G: Ten
     state_S = planner.node_MS[nearest].clone()
     state_S[planner.goal_slice] = begin_G
     (plan,) = planner.plan(state_S[None], goal_G[None])
-    way = torch.cat([begin_G[None], plan.subgoals_KG])[:, :2].T.numpy()
+    way = _seen(torch.cat([begin_G[None], plan.subgoals_KG])).T.numpy()
     axes.plot(*way, "o-", color="orange", ms=3.5, lw=1.5, zorder=4)
 
 
@@ -173,7 +182,7 @@ def _draw_success(
     same_MN = (goal_MG[:, None] == episodes.goal_NG).all(-1)
     share_M = (same_MN & episodes.reached_N).sum(1) / same_MN.sum(1)
     few = len(goal_MG) <= 64 and len(goal_MG) < len(episodes.goal_NG)
-    x, y = goal_MG[:, :2].T.numpy()
+    x, y = _seen(goal_MG).T.numpy()
     drawn = axes.scatter(
         x,
         y,
@@ -187,7 +196,7 @@ def _draw_success(
         linewidths=0.4,
     )
     if few:
-        for (x, y), share in zip(goal_MG[:, :2].tolist(), share_M.tolist(), strict=True):
+        for (x, y), share in zip(_seen(goal_MG).tolist(), share_M.tolist(), strict=True):
             color = "black" if 0.2 < share < 0.8 else "white"
             text = f"{100 * share:.0f}"
             axes.text(x, y, text, ha="center", va="center", fontsize=7, color=color)
@@ -205,7 +214,7 @@ def graph_picture(planner: GraphPlanner, task: str, episodes: Mapping[str, Episo
     ground = ground_of(task)
     figure = Figure(figsize=(4.6 * (1 + len(episodes)), 4.8), layout="constrained")
     of_graph, *others = figure.subplots(1, 1 + len(episodes), squeeze=False)[0]
-    place_M2 = planner.places[:, :2].numpy()
+    place_M2 = _seen(planner.places).numpy()
     pairs = planner.graph.edge_MM.isfinite().nonzero().numpy()
     of_graph.add_collection(LineCollection(place_M2[pairs], colors="tab:blue", lw=0.4, alpha=0.35))
     of_graph.plot(*place_M2.T, "o", ms=3, color="tab:blue")
@@ -213,10 +222,11 @@ def graph_picture(planner: GraphPlanner, task: str, episodes: Mapping[str, Episo
     for axes, (name, each) in zip(others, episodes.items(), strict=True):
         for number, reached in enumerate(each.reached_N.tolist()):
             color = "tab:green" if reached else "tab:red"
-            axes.plot(*each.achieved_TNG[:, number, :2].T.numpy(), color=color, lw=0.8, alpha=0.6)
-        axes.plot(
-            *each.goal_NG.unique(dim=0)[:, :2].T.numpy(), "*", ms=10, color="black", ls="none"
-        )
+            axes.plot(
+                *_seen(each.achieved_TNG[:, number]).T.numpy(), color=color, lw=0.8, alpha=0.6
+            )
+        goals = _seen(each.goal_NG.unique(dim=0)).T.numpy()
+        axes.plot(*goals, "*", ms=10, color="black", ls="none")
         reached = float(each.reached_N.float().mean())
         _frame(axes, ground, f"{name}: {reached:.0%} of {len(each.goal_NG)} goals reached")
     return figure

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch_crl.agent.policy import Acts, Policy
 from torch_crl.planning.episodes import record_episodes
-from torch_crl.planning.following import PlanningController, PlanningPolicy
+from torch_crl.planning.following import Late, PlanningPolicy
 from torch_crl.planning.pictures import graph_picture, lateness_picture, save
 from torch_crl.planning.planner import GraphPlanner
 from torch_crl.system.files import remove, write_text
+from torch_crl.system.machine import machine
 from torch_crl.system.threads import torch_threads
 from torch_crl.training.evaluation import evaluate
 
@@ -44,14 +45,23 @@ class Trial:
         self, late: int, on_step: Callable[[int], object] | None = None
     ) -> dict[str, float]:
         """Scores of the policy with plans that come so many control steps late."""
-        made: list[PlanningController] = []
         # Another graph for every trial, with no edge dropped yet.
         planner = dataclasses.replace(self.planner)
-        policy = PlanningPolicy(planner, policy=self.policy, late=late, on_controller=made.append)
+        sources: list[Late] = []
+
+        def plans(of: GraphPlanner) -> Late:
+            sources.append(Late(of, late))
+            return sources[-1]
+
+        policy = PlanningPolicy(planner, policy=self.policy, plans=plans)
         scores = self._evaluate(policy, on_step)
-        plans = sum(each.plans_taken for each in made) / self.num_envs
-        dropped = float(len(planner.graph.dropped))
-        return {"late": late, **scores, "plans": plans, "dropped": dropped}
+        (source,) = sources
+        return {
+            "late": late,
+            **scores,
+            "plans": source.asked / self.num_envs,
+            "dropped": float(len(planner.graph.dropped)),
+        }
 
     def _evaluate(self, policy: Acts, on_step: Callable[[int], object] | None) -> dict[str, float]:
         found = evaluate(
@@ -120,6 +130,7 @@ def write_plan_report(
         **trial.milliseconds(),
         "flat": flat,
         "planned": planned,
+        "machine": machine(),
     }
     text = _markdown(document)
     write_text(folder / "plan.json", json.dumps(document, indent=2) + "\n")
