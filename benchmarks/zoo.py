@@ -7,6 +7,7 @@ replay, evaluates it over 512 episodes, and draws a film of it for the docs.
 import argparse
 import json
 import shutil
+import tempfile
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,9 @@ _FILMS = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 
 def add(run_dir: Path, name: str, *, origin: str) -> Path:
-    """Write the entry; returns its folder. Raises ValueError for a policy that fails too often."""
+    """Write the entry, return its folder. Raises ValueError for unfinished runs, low success."""
+    if not RunDirectory(run_dir).is_finished:
+        raise ValueError(f"{run_dir} is not finished")
     found = find_policy(run_dir)
     recipe = RunDirectory(run_dir).read_recipe()
     evaluation = evaluate(
@@ -41,15 +44,16 @@ def add(run_dir: Path, name: str, *, origin: str) -> Path:
     )
     if evaluation["success_any"] < LEAST:
         raise ValueError(f"success {evaluation['success_any']:.3f} is below {LEAST}")
-    remove(zoo_folder() / name)
-    kept = RunDirectory(keep(run_dir, zoo_folder()).rename(zoo_folder() / name))
-    shutil.copyfile(RunDirectory(run_dir).machine, kept.machine)
-    # Without the mode, so that everybody can read an installed copy.
-    policy = kept.policies / found.folder.name
-    shutil.copytree(found.folder, policy, copy_function=shutil.copyfile)
-    about = About(evaluation=evaluation, episodes=EPISODES, origin=origin)
-    write_text(kept.path / ABOUT, json.dumps(asdict(about), indent=2) + "\n")
-    return kept.path
+    with tempfile.TemporaryDirectory() as aside:
+        kept = RunDirectory(keep(run_dir, Path(aside)))
+        shutil.copyfile(RunDirectory(run_dir).machine, kept.machine)
+        # Without the mode, so that everybody can read an installed copy.
+        policy = kept.policies / found.folder.name
+        shutil.copytree(found.folder, policy, copy_function=shutil.copyfile)
+        about = About(evaluation=evaluation, episodes=EPISODES, origin=origin)
+        write_text(kept.path / ABOUT, json.dumps(asdict(about), indent=2) + "\n")
+        remove(zoo_folder() / name)
+        return Path(shutil.copytree(kept.path, zoo_folder() / name))
 
 
 def film(name: str, path: Path, *, seconds: float) -> None:

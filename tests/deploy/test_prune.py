@@ -17,9 +17,10 @@ from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.cli.main import main
 from torch_crl.deploy.actor import actor_of
-from torch_crl.deploy.distil import DistilSettings, distil
+from torch_crl.deploy.distil import DistilSettings, distil, met_rows
 from torch_crl.deploy.export import export
 from torch_crl.deploy.prune import Blocks
+from torch_crl.deploy.students import Teacher, retention
 from torch_crl.errors import UsageError
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.policies import save_policy
@@ -137,6 +138,14 @@ def test_greedy_takes_what_changes_least_at_every_step() -> None:
         assert chosen == min(blocks.change([*order[: count - 1], other]) for other in others)
 
 
+def test_of_many_blocks_several_go_at_once() -> None:
+    blocks, told = Blocks(make_policy(blocks=34, width=8), ROWS[:40]), []
+    order = blocks.order(5, told.append)
+    assert told == [2, 4, 5] and len(set(order)) == 5
+    alone = sorted(range(34), key=lambda number: blocks.change([number]))
+    assert order[:2] == alone[:2]
+
+
 def test_other_networks_are_refused() -> None:
     for block in ("shared", "no_skip"):
         with pytest.raises(UsageError, match=f"--block {block}"):
@@ -192,6 +201,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     told = json.loads((folder / "pruned.json").read_text())
     assert len(told["order"]) == 2 and [each["left"] for each in told["pruned"]] == [2, 1]
     assert told["pruned"][0]["removed"] == told["order"][:1]
+    # Left out is not folded.
+    row = told["pruned"][1]
+    policy = load_policy(run)
+    teacher = Teacher(policy=policy, recipe=RunDirectory(run).read_recipe())
+    length = teacher.recipe.task.episode_length
+    blocks = Blocks(policy, met_rows(policy, "reacher", episode_length=length))
+    assert blocks.order(2) == told["order"]
+    for name, fold in (("deleted", False), ("folded", True)):
+        scores = teacher.scores(policy.with_actor(blocks.without(told["order"], fold=fold)))
+        assert row[name] == retention(scores, told["teacher"])
     assert (folder / "curve.png").stat().st_size > 1000
     # A pruned policy is a run like any other.
     assert main(["eval", str(folder / "depth8_width8_seed0"), "--num-envs", "2"]) == 0

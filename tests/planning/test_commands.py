@@ -1,6 +1,7 @@
 """`torch-crl plan`, `heatmap`, and `eval` with plans and a report, on a run of a second."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,13 @@ def test_eval_with_plans_and_a_report(
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Seen from above" in page and "data:image/png" in page and "time_at_goal" in page
     assert is_png(tmp_path / "report" / "heatmap.png")
+    assert f"eval {run}" in page and "--planner graph" in page
+    assert main(["plan", str(run), "--nodes", "4", "--late", "0", *FEW]) == 0
+    assert main([*arguments, "--planner", str(run / "plan" / "planner")]) == 0
+    assert main([*arguments, "--planner", str(tmp_path)]) == 1
+    capsys.readouterr()
     assert main([*arguments, "--controller", str(run)]) == 1
-    assert "--planner graph only" in capsys.readouterr().err
+    assert "with --planner only" in capsys.readouterr().err
 
 
 def test_a_controller_of_another_task_is_refused(
@@ -91,6 +97,60 @@ def test_a_field_covers_the_maze_and_no_wall(run: Path) -> None:
     assert (found.steps_P[free] >= 1).all()
 
 
+def test_tasks_in_another_place_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("plan", "heatmap", "eval"):
+        arguments = [command, str(run), "--task", "point_big_maze", *FEW]
+        assert main([*arguments, *(("--planner", "graph") if command == "eval" else ())]) == 1
+        assert "has other walls or goals" in capsys.readouterr().err
+    arguments = ["heatmap", str(run), "--task", "point_u_maze_eval", *FEW]
+    assert main(arguments) == 0
+
+
+def test_code_of_a_runs_task_is_not_run_without_trust(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = tmp_path / "sent"
+    shutil.copytree(run, sent)
+    recipe = (sent / "recipe.json").read_text()
+    (sent / "recipe.json").write_text(recipe.replace("point_u_maze", "evil_task:make", 1))
+    assert '"eval_name": "point_u_maze"' in (sent / "recipe.json").read_text()
+    (tmp_path / "evil_task.py").write_text("raise SystemExit('this code ran')\n")
+    monkeypatch.chdir(tmp_path)
+    for name, *flags in (
+        ("plan", *FEW),
+        ("heatmap", *FEW),
+        ("eval", "--planner", "graph", *FEW),
+        ("prune",),
+        ("distil",),
+    ):
+        assert main([name, str(sent), *flags]) == 1
+        assert "would import evil_task" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for command in ("plan", "prune", "distil"):
+        assert main([command, str(run), "--out", str(file)]) == 1
+        assert f"--out {file} cannot be written" in capsys.readouterr().err
+    (tmp_path / "mine" / "planner").mkdir(parents=True)
+    (tmp_path / "mine" / "planner" / "work.py").write_text("x = 1")
+    arguments = ["plan", str(run), "--out", str(tmp_path / "mine"), "--late", "0", "--nodes", "3"]
+    assert main([*arguments, *FEW]) == 1
+    assert (tmp_path / "mine" / "planner" / "work.py").exists()
+
+
+def test_edges_through_walls_are_counted() -> None:
+    ground = ground_of("point_u_maze")
+    # Corner to corner along the corridor, and straight through the middle wall.
+    places = torch.tensor([[4.0, 4.0], [4.0, 12.0], [12.0, 4.0]])
+    edges = torch.full((3, 3), torch.inf)
+    edges[0, 1] = edges[0, 2] = edges[2, 0] = 1.0
+    assert ground.crossed(places, edges) == 2
+
+
 def test_recorded_episodes_are_those_of_the_env(run: Path) -> None:
     policy = load_trained_run(RunDirectory(run), states=50).value.policy
     episodes = record_episodes(policy, "point_u_maze", num_envs=4, episode_length=9, seed=3)
@@ -106,6 +166,7 @@ def test_what_a_run_without_a_critic_can_show(
 ) -> None:
     assert main(["eval", "zoo:reacher", *FEW, "--report", str(tmp_path / "page")]) == 0
     assert "no critic of distances" in (tmp_path / "page" / "report.html").read_text()
+    assert "has no checkpoint" in capsys.readouterr().err
     assert is_png(tmp_path / "page" / "heatmap.png")
     train(tiny("half_cheetah"), tmp_path / "run", show=False)
     # Its goal is one number.
@@ -120,3 +181,15 @@ def test_what_a_run_without_a_critic_can_show(
     student = tmp_path / "run" / "students" / "depth4_width8_seed0"
     assert main(["plan", str(student), *FEW]) == 1
     assert "was made of another one" in capsys.readouterr().err
+
+
+def test_after_the_end_of_an_episode_nothing_is_recorded() -> None:
+    # An ant that is thrown about falls, or not; where it has, there are NaN from then on.
+    def thrown(state: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
+        del goal
+        return torch.sign(torch.sin(37.0 * state[:, :8]))
+
+    episodes = record_episodes(thrown, "ant", num_envs=24, episode_length=150, seed=1)
+    seen = episodes.achieved_TNG[..., 0].isfinite()
+    assert seen[0].all() and not seen[-1].all()
+    assert (seen[1:] <= seen[:-1]).all()

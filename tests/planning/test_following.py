@@ -8,7 +8,13 @@ from torch import Tensor
 
 from tests.planning.grid import CELLS, at, make_planner
 from torch_crl.planning import following
-from torch_crl.planning.following import InBackground, Late, PlanningController, Request
+from torch_crl.planning.following import (
+    InBackground,
+    Late,
+    PlanningController,
+    PlanningPolicy,
+    Request,
+)
 from torch_crl.planning.planner import GOAL, START, Plan
 
 
@@ -72,8 +78,7 @@ def test_an_edge_between_nodes_that_is_not_passed_is_told_to_the_planner() -> No
     asked: list[Request] = []
 
     class Told:
-        def ask(self, requests: list[Request], now: int) -> None:
-            del now
+        def ask(self, requests: list[Request]) -> None:
             asked.extend(requests)
 
         def arrived(self, now: int) -> list[tuple[int, Plan]]:
@@ -81,7 +86,7 @@ def test_an_edge_between_nodes_that_is_not_passed_is_told_to_the_planner() -> No
                 return []
             nodes = (3, 5, GOAL)
             places = torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
-            return [(0, Plan(0, places, nodes, 0.5, 4.0))]
+            return [(0, Plan(0, places, nodes, 0.5, 0.2, 4.0))]
 
     controller, policy = make_controller(Told())
     goal = torch.tensor([[4.0, 0.0]])
@@ -97,13 +102,12 @@ def test_a_first_edge_that_is_not_passed_is_avoided_in_this_episode_only() -> No
     asked: list[Request] = []
 
     class Told:
-        def ask(self, requests: list[Request], now: int) -> None:
-            del now
+        def ask(self, requests: list[Request]) -> None:
             asked.extend(requests)
 
         def arrived(self, now: int) -> list[tuple[int, Plan]]:
             places = torch.tensor([[2.0, 0.0], [4.0, 0.0]])
-            return [(0, Plan(0, places, (5, GOAL), 0.5, 4.0))] if asked and not now else []
+            return [(0, Plan(0, places, (5, GOAL), 0.5, 0.2, 4.0))] if asked and not now else []
 
     controller, _ = make_controller(Told())
     goal = torch.tensor([[4.0, 0.0]])
@@ -118,13 +122,82 @@ def test_a_first_edge_that_is_not_passed_is_avoided_in_this_episode_only() -> No
 def test_a_plan_to_an_earlier_goal_is_not_taken() -> None:
     controller, policy = make_controller(Late(make_planner(), 2))
     controller(at((1, 2)), torch.tensor([[3.0, 2.0]]))
-    for _ in range(3):
-        controller(at((1, 2)), torch.tensor([[3.0, 4.0]]))
-    # The plan of the first step came in the third one; a new one was asked for and is not here yet.
-    assert policy.aims[-1] == [[3.0, 4.0]] and controller.plans_taken == 0
     for _ in range(2):
         controller(at((1, 2)), torch.tensor([[3.0, 4.0]]))
+    # The plan of the first step has come; that for the new goal, asked for in the second, has not.
+    assert policy.aims[-1] == [[3.0, 4.0]] and controller.plans_taken == 0
+    controller(at((1, 2)), torch.tensor([[3.0, 4.0]]))
     assert policy.aims[-1] != [[3.0, 4.0]] and controller.plans_taken == 1
+
+
+def test_a_plan_of_an_earlier_episode_is_not_taken_even_to_the_same_goal() -> None:
+    controller, policy = make_controller(Late(make_planner(), 5))
+    goal = torch.tensor([[3.0, 2.0]])
+    for _ in range(2):
+        controller(at((1, 2)), goal)
+    controller.reset()
+    for _ in range(5):
+        controller(at((3, 4)), goal)
+    assert controller.plans_taken == 0 and policy.aims[-1] == [[3.0, 2.0]]
+    controller(at((3, 4)), goal)
+    # The plan of step 2, for a robot at (3, 4): two steps to the goal.
+    assert controller.plans_taken == 1 and policy.aims[-1] == [[3.0, 2.0]]
+
+
+def test_what_was_avoided_is_forgotten_with_a_new_goal_and_after_progress() -> None:
+    planner = make_planner()
+    controller, policy = make_controller(Late(planner, 0))
+    for _ in range(following.PATIENCE + 2):
+        controller(at((0, 0)), torch.tensor([[2.0, 0.0]]))
+    # It did not get there straight, and goes over a node now.
+    assert policy.aims[-1] != [[2.0, 0.0]]
+    controller(at((0, 0)), torch.tensor([[0.0, 2.0]]))
+    assert policy.aims[-1] == [[0.0, 2.0]]
+    followed = controller._followed
+    followed.avoid[0] = frozenset({(START, 3), (4, GOAL)})
+    controller(at((1, 2)), torch.tensor([[3.0, 2.0]]))
+    assert followed.avoid[0] == frozenset()
+    followed.avoid[0] = frozenset({(START, 3), (4, GOAL)})
+    x, y = policy.aims[-1][0]
+    controller(at((round(x), round(y))), torch.tensor([[3.0, 2.0]]))
+    assert followed.avoid[0] == frozenset({(4, GOAL)})
+
+
+def test_a_plan_is_followed_from_the_last_sub_goal_within_reach_on() -> None:
+    places = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
+
+    class Told:
+        def ask(self, requests: list[Request]) -> None:
+            del requests
+
+        def arrived(self, now: int) -> list[tuple[int, Plan]]:
+            return [] if now else [(0, Plan(0, places, (3, 5, 6, GOAL), 0.5, 0.2, 4.0))]
+
+    controller, policy = make_controller(Told())
+    controller(torch.tensor([[1.2, 0.1, 0.0, 0.0]]), torch.tensor([[4.0, 0.0]]))
+    assert policy.aims[-1] == [[2.0, 0.0]]
+
+
+def test_a_robot_at_its_goal_is_left_there() -> None:
+    planner = make_planner()
+    planner.reach = 1.0
+    for away, plans in ((0.4, 1), (0.6, 2)):
+        controller, policy = make_controller(Late(planner, 0))
+        # The radius of success of point mazes is 0.5.
+        for _ in range(following.PATIENCE + 3):
+            controller(torch.tensor([[2.0 + away, 0.0, 0.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
+        assert controller.plans_taken == plans
+        assert (policy.aims[-1] == [[2.0, 0.0]]) == (plans == 1)
+
+
+def test_controllers_do_not_share_which_edges_failed() -> None:
+    policy = PlanningPolicy(make_planner(), policy=Recorder())  # type: ignore[arg-type]
+    first, second = policy.controller(), policy.controller()
+    graphs = [each.planning.planner.graph for each in (first, second)]  # type: ignore[attr-defined]
+    for _ in range(3):
+        graphs[0].failed(0, 1)
+    assert graphs[0].dropped == [(0, 1)]
+    assert graphs[1].dropped == [] and policy.planner.graph.dropped == []
 
 
 def test_every_episode_has_a_plan_of_its_own() -> None:
@@ -155,7 +228,7 @@ def test_a_busy_planner_is_not_waited_for_and_the_newest_state_wins() -> None:
     goal = torch.tensor([3.0, 2.0])
 
     def request(cell: tuple[int, int]) -> Request:
-        return Request(0, at(cell)[0], goal, frozenset(), None)
+        return Request(0, at(cell)[0], goal, frozenset(), None, 2)
 
     controller, policy = make_controller(background)
     # The thread is held; the controller goes on, with the goal itself.
@@ -164,7 +237,7 @@ def test_a_busy_planner_is_not_waited_for_and_the_newest_state_wins() -> None:
     controller(at((1, 2)), goal[None])
     assert policy.aims == [[[3.0, 2.0]]] * 2
     for cell in ((0, 0), (0, 1), (0, 2)):
-        background.ask([request(cell)], now=2)
+        background.ask([request(cell)])
     gate.set()
     found: list[tuple[int, Plan]] = []
     while len(found) < 2:

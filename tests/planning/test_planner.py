@@ -3,9 +3,11 @@
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.helpers.recipes import TINY, tiny
 from tests.planning.grid import CELLS, STEPS, at, make_planner
@@ -15,7 +17,14 @@ from torch_crl.errors import UsageError
 from torch_crl.kernels.infonce import ENERGIES
 from torch_crl.planning.following import PlanningPolicy
 from torch_crl.planning.goal_value import GoalValue, TrainedRun, load_trained_run
-from torch_crl.planning.planner import GOAL, START, build_planner, load_planner
+from torch_crl.planning.planner import (
+    GOAL,
+    START,
+    GraphPlanner,
+    Plan,
+    build_planner,
+    load_planner,
+)
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system import checkpoint
@@ -24,10 +33,10 @@ TINY_CLONING = TINY | {"networks": {"width": 8}}
 
 
 def test_a_plan_goes_around_the_wall() -> None:
-    (plan,) = make_planner().plan(at((1, 2)), torch.tensor([[3.0, 2.0]]), now=7)
+    (plan,) = make_planner().plan(at((1, 2)), torch.tensor([[3.0, 2.0]]))
     # Straight through the wall it would be 2 cells, and the critic says 4 steps; around it are 10.
     assert STEPS[1, 2][3, 2] == 10
-    assert plan.made_at == 7 and plan.steps == 10 and plan.nodes[-1] == GOAL
+    assert plan.steps == 10 and plan.nodes[-1] == GOAL
     way = [(1, 2), *[(round(x), round(y)) for x, y in plan.subgoals_KG.tolist()]]
     assert way[-1] == (3, 2) and (2, 0) in way
     assert sum(STEPS[begin][end] for begin, end in itertools.pairwise(way)) == 10
@@ -150,13 +159,78 @@ def test_a_saved_planner_makes_the_same_plans(trained: TrainedRun, tmp_path: Pat
     for ours, theirs in zip(planner.plan(state, goal), loaded.plan(state, goal), strict=True):
         assert ours.nodes == theirs.nodes and ours.steps == theirs.steps
         assert ours.subgoals_KG.equal(theirs.subgoals_KG) and ours.reach == theirs.reach
+    # Another one in its place, but not in the place of anything else.
+    build_planner(trained, nodes=4).save(tmp_path / "planner")
+    assert len(load_planner(tmp_path / "planner").node_MS) == 4
+    other = tmp_path / "other"
+    checkpoint.save(other, {"x": torch.zeros(1)}, {"kind": "other"})
     with pytest.raises(checkpoint.CheckpointError, match="holds no planner"):
-        load_planner(next(Path(trained_folder(tmp_path)).iterdir()))
+        load_planner(other)
+    with pytest.raises(UsageError, match="exists and holds no planner"):
+        planner.save(other)
+    assert (other / "meta.json").exists()
 
 
-def trained_folder(tmp_path: Path) -> Path:
-    checkpoint.save(tmp_path / "others" / "one", {"x": torch.zeros(1)}, {"kind": "other"})
-    return tmp_path / "others"
+def test_a_planner_runs_the_code_of_its_task_only_if_trusted(tmp_path: Path) -> None:
+    recipe = preset("point_u_maze").to_json().replace('"point_u_maze"', '"some_module:make"')
+    checkpoint.save(tmp_path / "sent", {"x": torch.zeros(1)}, {"recipe": recipe, "longest": 1.0})
+    with pytest.raises(UsageError, match=r"would import some_module .* give --trust"):
+        load_planner(tmp_path / "sent")
+
+
+class OneWay:
+    """A value on a line where going up costs 1 and going down 3, and speed is lost first.
+
+    V(s, g) = -cost - 10 |speed| - x_g, so that V of a state at rest for its own goal is -x.
+    """
+
+    policy = None
+
+    def __call__(self, state_BS: Tensor, goal_BG: Tensor) -> Tensor:
+        up_B = goal_BG[:, 0] - state_BS[:, 0]
+        cost_B = torch.where(up_B > 0, up_B, -3.0 * up_B)
+        return -cost_B - 10.0 * state_BS[:, 2].abs() - goal_BG[:, 0]
+
+    def steps(self, value: Tensor, at_goal: Tensor) -> Tensor:
+        return (at_goal - value).clamp_min(1.0)
+
+
+def test_distances_between_nodes_by_hand() -> None:
+    # Two visited states at each of 0, 2 and 5, one of them moving, and a lonely moving one at 9.
+    rows = [(x, 0.0, speed, 0.0) for x in (0.0, 2.0, 5.0) for speed in (1.0, 0.0)]
+    visited = torch.tensor([*rows, (9.0, 0.0, 0.5, 0.0)])
+    value: Any = OneWay()
+    planner = build_planner(TrainedRun(preset("point_u_maze"), value, visited), nodes=4)
+    order = planner.places[:, 0].argsort()
+    nodes, lengths = planner.node_MS[order], planner.length_MM[order][:, order]
+    # At rest where there is such a state; the neighbours of the lonely one are too far away.
+    assert nodes[:, [0, 2]].tolist() == [[0, 0], [2, 0], [5, 0], [9, 0.5]]
+    assert planner.at_node_M[order].tolist() == [0, -2, -5, -14]
+    # From row to column: at the goal -x (-14 at 9), less the cost of the way and of the speed.
+    up, moving = [0.0, 2.0, 5.0, 9.0], [0.0, 0.0, 0.0, 5.0]
+    for row, column in itertools.permutations(range(4), 2):
+        way = up[column] - up[row]
+        cost = way if way > 0 else -3 * way
+        expected = max(1.0, cost + moving[row] - moving[column])
+        assert float(lengths[row, column]) == expected, (row, column)
+    assert lengths.diagonal().isinf().all()
+    # Without the edge from 9 down to 5, which costs 12 and 5 for the speed, nothing leads from 9.
+    assert planner.longest == 17.0
+    assert planner.arrived == 0.5
+
+
+def test_a_goal_off_all_nodes_is_joined_to_the_nearest() -> None:
+    planner = make_planner(cells=[(0, 0), (1, 0), (2, 0)], longest=1.0)
+    # The goal is two steps from the last node, more than any edge.
+    (plan,) = planner.plan(at((0, 0)), torch.tensor([[4.0, 0.0]]))
+    assert plan.nodes == (1, 2, GOAL) and plan.steps == 4.0
+
+
+def test_where_no_node_is_near_the_nearest_that_leads_on_is_first() -> None:
+    cells = [(2, 0), (3, 0), (4, 0), (4, 1), (0, 4)]
+    planner = make_planner(cells=cells, longest=1.0)
+    (plan,) = planner.plan(at((0, 0)), torch.tensor([[4.0, 1.0]]))
+    assert plan.nodes[0] == 0 and plan.nodes[-1] == GOAL and plan.steps == math.inf
 
 
 def test_nodes_are_visited_states_at_rest(trained: TrainedRun) -> None:
@@ -167,11 +241,15 @@ def test_nodes_are_visited_states_at_rest(trained: TrainedRun) -> None:
     assert build_planner(trained, nodes=3, reach=0.7).reach == 0.7
 
 
-def test_episodes_with_plans_that_are_the_goal_are_those_without(trained: TrainedRun) -> None:
+def test_episodes_with_plans_that_are_the_goal_are_those_without(
+    trained: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planner = build_planner(trained, nodes=5)
-    # With no edge at all, every plan is the goal.
-    planner.longest = -1.0
-    planner.__post_init__()
+
+    def to_the_goal(_: Tensor, goal_NG: Tensor, **__: object) -> list[Plan]:
+        return [Plan(0, goal[None], (GOAL,), 2.0, 0.5, math.inf) for goal in goal_NG]
+
+    monkeypatch.setattr(GraphPlanner, "plan", staticmethod(to_the_goal))
     scores = [
         evaluate(policy, "point_u_maze", num_envs=3, episode_length=12, seed=5)
         for policy in (trained.value.policy, PlanningPolicy(planner))

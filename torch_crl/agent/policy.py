@@ -90,6 +90,10 @@ class Policy:
             actor = self.actor.at_depth(depth)
         except ValueError as error:
             raise UsageError(str(error)) from None
+        return self.with_actor(actor)
+
+    def with_actor(self, actor: nn.Module) -> "Policy":
+        """The policy with another network in place of its own, of equal inputs and outputs."""
         return Policy(
             actor,
             state_size=self.state_size,

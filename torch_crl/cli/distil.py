@@ -3,18 +3,23 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.progress import Progress
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
+from torch_crl.cli.output import check_folder
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Depth, Seed
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.terminal import console, print_line
+
+if TYPE_CHECKING:
+    from torch_crl.planning.goal_value import TrainedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +57,17 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--depth takes positive multiples of 4, got {wrong or 'none'}")
     from torch_crl.deploy.distil import DistilSettings
     from torch_crl.deploy.students import Teacher, report, retention, save_front, student
-    from torch_crl.planning.goal_value import find_trained_run
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
     tasks = [recipe.task.name, recipe.task.eval_name]
     allow_tasks_of(directory, tasks, typed=[], trust=options.trust)
+    folder = options.out or output_folder(directory, "students")
+    check_folder("--out", folder)
     policy = told_policy(options.run, options.policy)
     with console(stderr=True).status("reading the run's critic"):
-        run = find_trained_run(directory, states=1)
+        run = _critic_of(directory)
     teacher = Teacher(policy=policy, recipe=recipe, value=run.value if run else None)
-    folder = options.out or output_folder(directory, "students")
     grid = [
         DistilSettings(
             depth=depth, width=width, seed=seed, rows=options.rows, updates=options.updates
@@ -94,3 +99,15 @@ def main(arguments: list[str]) -> int:
     print_line(text)
     print_line(f"written: {folder}/report.md, students.json, front.png", stderr=True)
     return 0
+
+
+def _critic_of(directory: RunDirectory) -> "TrainedRun | None":
+    """The run's critic, for the students' regret; None where there is none, which is told."""
+    from torch_crl.planning.goal_value import load_trained_run
+    from torch_crl.system.checkpoint import CheckpointError
+
+    try:
+        return load_trained_run(directory, states=1)
+    except (UsageError, CheckpointError) as error:
+        print_line(f"no regret will be told: {error}", stderr=True)
+        return None

@@ -1,20 +1,23 @@
 """`torch-crl eval RUN`: evaluates a trained policy, on its own task or on another one."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Le
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import Trained, TrainedOptions, film_env, load_trained
+from torch_crl.cli.output import check_folder
+from torch_crl.cli.runs import Trained, TrainedOptions, film_env, load_trained, trained_run
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Positive
 from torch_crl.system.terminal import console, print_line
 
 if TYPE_CHECKING:
     from torch_crl.agent.policy import Acts
+    from torch_crl.planning.goal_value import TrainedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +28,9 @@ class Options(TrainedOptions):
 
     num_envs: Count = 128
     """Number of episodes, all simulated in parallel."""
-    planner: Literal["none", "graph"] = "none"
-    """`graph` sends the policy to its goals by way of states that the run has visited; see
-    `torch-crl plan`."""
+    planner: str = "none"
+    """`graph` sends the policy to its goals by way of states that the run has visited; a folder is
+    a planner that `torch-crl plan` has written."""
     controller: Path | None = None
     """With a planner: run or policy folder that acts in place of the run's own policy."""
     report: Path | None = None
@@ -48,7 +51,9 @@ def main(arguments: list[str]) -> int:
     options = read_flags(Options, arguments, command="eval")
     _check_video(options)
     if options.controller is not None and options.planner == "none":
-        raise UsageError("--controller takes effect with --planner graph only")
+        raise UsageError("--controller takes effect with --planner only")
+    if options.report is not None:
+        check_folder("--report", options.report)
     trained = load_trained(options)
     policy = _acting(trained, options)
     result = _evaluate(policy, trained, options)
@@ -60,7 +65,8 @@ def main(arguments: list[str]) -> int:
         for name, value in result.items():
             print_line(f"  {name:<{width}} {value:10.3f}")
     if options.report is not None:
-        _report(result, policy, trained, options, options.report)
+        command = shlex.join(["torch-crl", "eval", *arguments])
+        _report(result, policy, trained, options, options.report, command)
     if options.video is not None:
         _film(policy, trained, options, options.video)
     return 0
@@ -79,24 +85,31 @@ def _acting(trained: Trained, options: Options) -> "Acts":
     """The policy, or what follows plans with it."""
     if options.planner == "none":
         return trained.policy
-    from torch_crl.cli.plan import Options as PlanOptions
-    from torch_crl.cli.plan import acting_policy, planner_of
+    from torch_crl.cli.plan import acting_policy
     from torch_crl.planning.following import PlanningPolicy
+    from torch_crl.planning.planner import build_planner, load_planner
 
-    planner = planner_of(options.run, nodes=PlanOptions.nodes, reach=PlanOptions.reach)
+    if options.planner == "graph":
+        planner = build_planner(trained_run(options, trained))
+    else:
+        planner = load_planner(options.planner, trust=options.trust)
+        if planner.value.policy.goal_size != trained.policy.goal_size:
+            raise UsageError(f"--planner {options.planner} was made for another task")
     return PlanningPolicy(planner, policy=acting_policy(trained.policy, options.controller))
 
 
 def _report(
-    result: dict[str, float], policy: "Acts", trained: Trained, options: Options, folder: Path
+    result: dict[str, float],
+    policy: "Acts",
+    trained: Trained,
+    options: Options,
+    folder: Path,
+    command: str,
 ) -> None:
     from torch_crl.cli.heatmap import draw
-    from torch_crl.planning.goal_value import find_trained_run
-    from torch_crl.planning.planner import VISITED
-    from torch_crl.runs.finding import run_directory_of
     from torch_crl.study.report import Picture, Report, Section, Table, provenance, write_report
 
-    run = find_trained_run(run_directory_of(options.run), states=VISITED)
+    run = _with_critic(options, trained)
     figure = draw(trained, policy, run, num_envs=options.num_envs, seed=options.seed)
     caption = f"Mean over {options.num_envs} episodes, seed {options.seed}."
     numbers = Table(caption=caption, columns=("metric", "value"), rows=tuple(result.items()))
@@ -110,16 +123,26 @@ def _report(
     page = write_report(
         Report(
             title=f"A policy on {trained.task}",
-            question=f"How does the policy in {options.run} do?",
+            question=f"How does the policy in {options.run} do"
+            + (", with plans?" if options.planner != "none" else "?"),
             sections=(
                 Section(title="Episodes", parts=(numbers,)),
                 Section(title="Seen from above", parts=(picture,)),
             ),
-            facts=provenance(f"torch-crl eval {options.run} --report {folder}"),
+            facts=provenance(command),
         ),
         folder,
     )
     print_line(f"report: {page}", stderr=True)
+
+
+def _with_critic(options: Options, trained: Trained) -> "TrainedRun | None":
+    """Critic and replay of the run; None where there are none, which is told."""
+    try:
+        return trained_run(options, trained)
+    except UsageError as error:
+        print_line(f"the picture has no distances: {error}", stderr=True)
+        return None
 
 
 def _evaluate(policy: "Acts", trained: Trained, options: Options) -> dict[str, float]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import Trained, TrainedOptions, load_trained
+from torch_crl.cli.output import check_folder
+from torch_crl.cli.runs import Trained, TrainedOptions, load_trained, trained_run
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count
 from torch_crl.runs.finding import output_folder, run_directory_of
@@ -36,13 +37,11 @@ def main(arguments: list[str]) -> int:
     path = options.out or output_folder(run_directory_of(options.run), "heatmap.png")
     if path.suffix != ".png":
         raise UsageError(f"--out takes the name of a .png file, got {path}")
+    check_folder("--out", path.parent)
     trained = load_trained(options)
-    from torch_crl.planning.goal_value import load_trained_run
     from torch_crl.planning.pictures import save
-    from torch_crl.planning.planner import VISITED
 
-    with console(stderr=True).status("reading the run's critic and replay"):
-        run = load_trained_run(run_directory_of(options.run), states=VISITED)
+    run = trained_run(options, trained)
     figure = draw(trained, trained.policy, run, num_envs=options.num_envs, seed=options.seed)
 
     save(figure, path)
@@ -69,6 +68,7 @@ def draw(
             num_envs=num_envs,
             episode_length=trained.episode_length,
             seed=seed,
+            env_timeout=trained.env_timeout,
             on_step=lambda step: progress.update(bar, completed=step),
         )
     return heatmap(run, trained.task, episodes, planner=planner)

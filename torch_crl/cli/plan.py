@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import TrainedOptions, load_trained, told_policy
+from torch_crl.cli.output import check_folder
+from torch_crl.cli.runs import TrainedOptions, load_trained, told_policy, trained_run
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, PositiveOrZero
 from torch_crl.runs.finding import output_folder, run_directory_of
@@ -15,7 +16,6 @@ from torch_crl.system.terminal import console, print_line
 
 if TYPE_CHECKING:
     from torch_crl.agent.policy import Policy
-    from torch_crl.planning.planner import GraphPlanner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,15 @@ def main(arguments: list[str]) -> int:
     options = read_flags(Options, arguments, command="plan")
     if not options.late:
         raise UsageError("--late takes at least one number of control steps; 0 is at once")
+    folder = options.out or output_folder(run_directory_of(options.run), "plan")
+    check_folder("--out", folder)
     trained = load_trained(options)
+    from torch_crl.planning.planner import build_planner
     from torch_crl.planning.report import Trial, write_plan_report
 
-    directory = run_directory_of(options.run)
-    planner = planner_of(options.run, nodes=options.nodes, reach=options.reach)
+    run = trained_run(options, trained)
+    with console(stderr=True).status("measuring distances"):
+        planner = build_planner(run, nodes=options.nodes, reach=options.reach)
     trial = Trial(
         planner=planner,
         policy=acting_policy(trained.policy, options.controller),
@@ -59,7 +63,6 @@ def main(arguments: list[str]) -> int:
         seed=options.seed,
         env_timeout=trained.env_timeout,
     )
-    folder = options.out or output_folder(directory, "plan")
     with Progress(console=console(stderr=True), transient=True) as progress:
         length = trained.episode_length
         bar = progress.add_task("", total=length * (1 + len(options.late)))
@@ -78,16 +81,6 @@ def main(arguments: list[str]) -> int:
     print_line(text)
     print_line(f"written: {folder}/report.md, plan.json, graph.png, lateness.png", stderr=True)
     return 0
-
-
-def planner_of(run: Path, *, nodes: int, reach: float) -> "GraphPlanner":
-    """The planner over a run's replay. Raises UsageError where the run cannot be planned with."""
-    from torch_crl.planning.goal_value import load_trained_run
-    from torch_crl.planning.planner import VISITED, build_planner
-
-    with console(stderr=True).status("reading the replay and measuring distances"):
-        trained = load_trained_run(run_directory_of(run), states=VISITED)
-        return build_planner(trained, nodes=nodes, reach=reach)
 
 
 def acting_policy(own: "Policy", run: Path | None) -> "Policy":

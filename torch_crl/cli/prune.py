@@ -10,6 +10,7 @@ from rich.progress import Progress
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
+from torch_crl.cli.output import check_folder
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Seed
@@ -58,8 +59,9 @@ def main(arguments: list[str]) -> int:
     allow_tasks_of(
         directory, [recipe.task.name, recipe.task.eval_name], typed=[], trust=options.trust
     )
-    teacher = Teacher(policy=told_policy(options.run, options.policy), recipe=recipe)
     folder = options.out or output_folder(directory, "pruned")
+    check_folder("--out", folder)
+    teacher = Teacher(policy=told_policy(options.run, options.policy), recipe=recipe)
     length = recipe.task.episode_length
     rows = met_rows(teacher.policy, recipe.task.name, episode_length=length)
     blocks = Blocks(teacher.policy, rows)

@@ -13,17 +13,18 @@ from torch_crl.errors import UsageError
 from torch_crl.fields import CountOrZero, Seed
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import run_directory_of
-from torch_crl.system.terminal import print_line
+from torch_crl.system.terminal import console, print_line
 
 if TYPE_CHECKING:
     from torch_crl.agent.policy import Policy
     from torch_crl.envs.task_vector_env import TaskVectorEnv
     from torch_crl.envs.vector_env import VectorEnv
+    from torch_crl.planning.goal_value import TrainedRun
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOptions:
-    """Which policy to run, and on which task: the options that `eval` and `watch` share."""
+    """Which policy to run, and on which task: what `eval`, `watch`, `plan`, `heatmap` share."""
 
     run: Positional[Path]
     """Run directory, or one of the folders in its policies/."""
@@ -73,6 +74,30 @@ def load_trained(options: TrainedOptions) -> Trained:
         )
     length = options.episode_length or recipe.task.episode_length
     return Trained(policy, task, length, recipe.system.env_timeout)
+
+
+def trained_run(options: TrainedOptions, trained: Trained) -> "TrainedRun":
+    """Critic and replay of the run, for its task or another one in the same place.
+
+    Raises UsageError if there are none, or if the tasks are too different to plan in; and for a
+    task that is Python code, without `--trust`.
+    """
+    from torch_crl.envs.registry import task_spec
+    from torch_crl.planning.goal_value import load_trained_run
+    from torch_crl.planning.pictures import ground_of
+    from torch_crl.planning.planner import VISITED
+
+    directory = run_directory_of(options.run)
+    own = directory.read_recipe().task.name
+    typed = [options.task] if options.task else []
+    allow_tasks_of(directory, [own], typed=typed, trust=options.trust)
+    slices = [task_spec(name).goal_slice for name in (own, trained.task)]
+    if slices[0] != slices[1] or ground_of(own) != ground_of(trained.task):
+        raise UsageError(
+            f"the run's critic and replay are of {own}; {trained.task} has other walls or goals"
+        )
+    with console(stderr=True).status("reading the run's critic and replay"):
+        return load_trained_run(directory, states=VISITED)
 
 
 def told_policy(run: Path, which: Literal["newest", "best"], *, depth: int = 0) -> "Policy":

@@ -28,7 +28,7 @@ from torch_crl.system import checkpoint
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
 
-_MET = 8192
+_MET, _MET_EPISODES = 1024, 16
 _AT_ONCE = 4096
 """Rows that the teacher labels together."""
 
@@ -102,13 +102,7 @@ class Distillation:
     @property
     def student(self) -> Policy:
         """The policy as it is now."""
-        teacher = self.teacher
-        return Policy(
-            self.actor,
-            state_size=teacher.state_size,
-            goal_size=teacher.goal_size,
-            chunk=teacher.chunk,
-        )
+        return self.teacher.with_actor(self.actor)
 
     @property
     def _steps(self) -> int:
@@ -203,14 +197,18 @@ class Distillation:
 
 @torch_defaults()
 def met_rows(policy: Policy, task: str, *, episode_length: int, seed: int = 0) -> Tensor:
-    """States and goals [M, S + G], some thousand, that a policy meets when it acts itself."""
-    num_envs = 64
-    settings = DistilSettings(rows=_MET, rounds=1, updates=1, num_envs=num_envs, seed=seed)
+    """States and goals [M, S + G], about a thousand, from all over the episodes of a policy.
+
+    As in the rows of a student, a quarter of the goals is what other rows have achieved.
+    """
+    rows = _MET_EPISODES * episode_length
+    settings = DistilSettings(rows=rows, rounds=1, updates=1, num_envs=_MET_EPISODES, seed=seed)
     made = Distillation(policy, task, settings, episode_length=episode_length)
     with closing(made.env):
         row_MI = made.collect()
-    # Every eighth step of each env, since neighbours tell the same.
-    return row_MI.view(-1, num_envs, row_MI.shape[1])[::8].flatten(0, 1)
+    # Neighbours tell the same, so most steps are left out.
+    every = max(1, rows // _MET)
+    return row_MI.view(-1, _MET_EPISODES, row_MI.shape[1])[::every].flatten(0, 1)
 
 
 @torch_threads(1)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch_crl.agent.networks import ResidualTower
-from torch_crl.agent.policy import Policy
 from torch_crl.deploy.distil import DistilSettings
 from torch_crl.deploy.prune import Blocks
 from torch_crl.deploy.students import EPISODES, Teacher, latency, parameters, retention, student
@@ -53,7 +52,7 @@ def pruned(
     removed = order[: blocks.count - left]
 
     def kept(actor: ResidualTower) -> float:
-        return retention(teacher.scores(_like(teacher.policy, actor)), of_teacher)
+        return retention(teacher.scores(teacher.policy.with_actor(actor)), of_teacher)
 
     healed = []
     for seed in seeds:
@@ -74,16 +73,6 @@ def pruned(
         deleted=kept(blocks.without(removed, fold=False)),
         folded=kept(blocks.without(removed)),
         healed=healed,
-    )
-
-
-def _like(policy: Policy, actor: ResidualTower) -> Policy:
-    return Policy(
-        actor,
-        state_size=policy.state_size,
-        goal_size=policy.goal_size,
-        head=policy.head,
-        chunk=policy.chunk,
     )
 
 

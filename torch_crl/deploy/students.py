@@ -256,8 +256,6 @@ def _front_by_time(sizes: list[Size]) -> list[Size]:
 
 
 def retention(row: dict[str, Any], of_teacher: dict[str, float]) -> float:
-    """Time at the goal, student's over teacher's; 1 if neither is ever there."""
+    """Time at the goal, student's over teacher's; 1 where the teacher is never there."""
     ours, best = float(row["time_at_goal_share"]), of_teacher["time_at_goal_share"]
-    if best == 0.0:
-        return 1.0 if ours == 0.0 else float("inf")
-    return ours / best
+    return ours / best if best else 1.0

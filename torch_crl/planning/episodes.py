@@ -34,10 +34,17 @@ def record_episodes(
     num_envs: int,
     episode_length: int,
     seed: int,
+    env_timeout: float = 300.0,
     on_step: Callable[[int], object] | None = None,
 ) -> Episodes:
     """Run one episode in each of `num_envs` envs; arguments are those of `evaluate`."""
-    made = make_vector_env(task, num_envs=num_envs, episode_length=episode_length, seed=seed)
+    made = make_vector_env(
+        task,
+        num_envs=num_envs,
+        episode_length=episode_length,
+        seed=seed,
+        env_timeout=env_timeout,
+    )
     with closing(made) as env:
         controller = controller_of(policy, num_envs)
         goal_NG = env.goal_NG.clone()

@@ -5,6 +5,7 @@ or at the goal itself while it has none. A new plan is asked for where there is 
 leads nowhere, and is taken when it comes. N episodes, S state, G goal.
 """
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
@@ -15,12 +16,10 @@ from torch import Tensor
 from torch_crl.agent.policy import Array, Controller, Policy, as_tensor
 from torch_crl.planning.planner import GOAL, START, Edge, GraphPlanner, Plan
 
-PATIENCE = 60
+PATIENCE = 30
 """Control steps without getting nearer to a sub-goal, after which a new plan is asked for."""
 MAX_AGE = 1000
 """Control steps after which a plan is no longer followed."""
-_ARRIVED = 0.25
-"""Share of the reach within which the goal counts as reached, and no further plan is needed."""
 _NEARER = 0.1
 """Share of the reach by which a robot has to get nearer to its sub-goal to be making progress."""
 
@@ -35,19 +34,21 @@ class Request(NamedTuple):
     """Edges from its states or to its goal that it could not follow."""
     stuck_at: Edge | None
     """The edge between two nodes that it could not follow just now, if there is one."""
+    made_at: int
+    """Control step of the state."""
 
 
 class Planning(Protocol):
     """Where plans come from."""
 
-    def ask(self, requests: list[Request], now: int) -> None:
+    def ask(self, requests: list[Request]) -> None:
         """Ask for plans; of several requests for one episode the newest counts."""
 
     def arrived(self, now: int) -> list[tuple[int, Plan]]:
         """Plans, each with its episode, that have come since the last call."""
 
 
-def make_plans(planner: GraphPlanner, requests: list[Request], now: int) -> list[tuple[int, Plan]]:
+def make_plans(planner: GraphPlanner, requests: list[Request]) -> list[tuple[int, Plan]]:
     """The plans that were asked for, each with its episode."""
     for request in requests:
         if request.stuck_at is not None:
@@ -55,10 +56,12 @@ def make_plans(planner: GraphPlanner, requests: list[Request], now: int) -> list
     plans = planner.plan(
         torch.stack([request.state_S for request in requests]),
         torch.stack([request.goal_G for request in requests]),
-        now=now,
         avoid=[request.avoid for request in requests],
     )
-    return [(request.episode, plan) for request, plan in zip(requests, plans, strict=True)]
+    return [
+        (request.episode, plan._replace(made_at=request.made_at))
+        for request, plan in zip(requests, plans, strict=True)
+    ]
 
 
 class Late:
@@ -69,17 +72,18 @@ class Late:
         self.planner, self.steps = planner, steps
         self.asked = 0
         """Number of plans asked for so far."""
-        self._coming: list[tuple[int, list[tuple[int, Plan]]]] = []
+        self._coming: list[tuple[int, int, Plan]] = []
 
-    def ask(self, requests: list[Request], now: int) -> None:
+    def ask(self, requests: list[Request]) -> None:
         """See `Planning`."""
         self.asked += len(requests)
-        self._coming.append((now + self.steps, make_plans(self.planner, requests, now)))
+        for episode, plan in make_plans(self.planner, requests):
+            self._coming.append((plan.made_at + self.steps, episode, plan))
 
     def arrived(self, now: int) -> list[tuple[int, Plan]]:
         """See `Planning`."""
-        here = [each for due, plans in self._coming if due <= now for each in plans]
-        self._coming = [(due, plans) for due, plans in self._coming if due > now]
+        here = [(episode, plan) for due, episode, plan in self._coming if due <= now]
+        self._coming = [each for each in self._coming if each[0] > now]
         return here
 
 
@@ -94,11 +98,11 @@ class InBackground:
         self.planner = planner
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
         self._busy: Future[list[tuple[int, Plan]]] | None = None
-        self._waiting: dict[int, tuple[Request, int]] = {}
+        self._waiting: dict[int, Request] = {}
 
-    def ask(self, requests: list[Request], now: int) -> None:
+    def ask(self, requests: list[Request]) -> None:
         """See `Planning`."""
-        self._waiting |= {request.episode: (request, now) for request in requests}
+        self._waiting |= {request.episode: request for request in requests}
         self._begin()
 
     def arrived(self, now: int) -> list[tuple[int, Plan]]:
@@ -112,9 +116,8 @@ class InBackground:
 
     def _begin(self) -> None:
         if self._busy is None and self._waiting:
-            requests, times = zip(*self._waiting.values(), strict=True)
-            self._waiting = {}
-            self._busy = self._thread.submit(make_plans, self.planner, [*requests], max(times))
+            requests, self._waiting = [*self._waiting.values()], {}
+            self._busy = self._thread.submit(make_plans, self.planner, requests)
 
     def close(self) -> None:
         """End the thread, after what it is working on."""
@@ -130,8 +133,8 @@ class _Followed:
         self.at = [0] * num_envs
         self.avoid: list[frozenset[Edge]] = [frozenset()] * num_envs
         self.aim_NG = torch.zeros(num_envs, goal_size)
-        self.reach_N = torch.zeros(num_envs)
-        self.made_at_N = torch.zeros(num_envs, dtype=torch.int64)
+        self.reach_N, self.arrived_N = torch.zeros(2, num_envs)
+        self.begun_N, self.made_at_N = torch.zeros(2, num_envs, dtype=torch.int64)
         self.follows_N, self.asked_N = torch.zeros(2, num_envs, dtype=torch.bool)
         self.nearest_N = torch.full((num_envs,), torch.inf)
         self.since_N = torch.zeros(num_envs, dtype=torch.int64)
@@ -141,7 +144,8 @@ class _Followed:
         near_K = (plan.subgoals_KG[:-1] - achieved_G).norm(dim=-1) <= plan.reach
         self.plans[number] = plan
         self.follows_N[number] = True
-        self.made_at_N[number], self.reach_N[number] = plan.made_at, plan.reach
+        self.made_at_N[number] = plan.made_at
+        self.reach_N[number], self.arrived_N[number] = plan.reach, plan.arrived
         self._go_to(number, int(near_K.nonzero()[-1]) + 1 if near_K.any() else 0)
 
     def _go_to(self, number: int, place: int) -> None:
@@ -150,10 +154,14 @@ class _Followed:
         self.at[number], self.aim_NG[number] = place, plan.subgoals_KG[place]
         self.nearest_N[number], self.since_N[number] = torch.inf, 0
 
-    def forget(self, ended_N: Tensor) -> None:
-        """Forget the plans of these episodes, which have ended."""
+    def forget(self, ended_N: Tensor, now: int) -> None:
+        """Forget the plans of these episodes: others begin, or those have another goal from now on.
+
+        What was asked before is no longer waited for.
+        """
         self.follows_N &= ~ended_N
         self.asked_N &= ~ended_N
+        self.begun_N.masked_fill_(ended_N, now)
         for number in ended_N.nonzero()[:, 0].tolist():
             self.avoid[number] = frozenset()
 
@@ -165,15 +173,17 @@ class _Followed:
             plan = self.plans[number]
             if plan is not None and self.at[number] < len(plan.nodes) - 1:
                 self._go_to(number, self.at[number] + 1)
+                # From here on other states lie before the robot.
+                self.avoid[number] = frozenset(e for e in self.avoid[number] if e[0] != START)
         distance_N = (achieved_NG - self.aim_NG).norm(dim=-1)
         nearer_N = distance_N < self.nearest_N - _NEARER * self.reach_N
         # Who is here has arrived at the goal; nobody stays at another sub-goal.
-        nearer_N |= distance_N <= _ARRIVED * self.reach_N
+        nearer_N |= distance_N <= self.arrived_N
         self.nearest_N = torch.where(nearer_N, distance_N, self.nearest_N)
         self.since_N = torch.where(nearer_N, 0, self.since_N + 1)
         return torch.where(self.follows_N[:, None], self.aim_NG, goal_NG)
 
-    def wanted(self, state_NS: Tensor, goal_NG: Tensor) -> list[Request]:
+    def wanted(self, state_NS: Tensor, goal_NG: Tensor, now: int) -> list[Request]:
         """Requests for the episodes that have no plan, or one that leads nowhere."""
         due_N = ~self.asked_N & (~self.follows_N | (self.since_N >= PATIENCE))
         requests = []
@@ -191,6 +201,7 @@ class _Followed:
                 goal_NG[number].clone(),
                 self.avoid[number],
                 stuck_at,
+                now,
             )
             requests.append(request)
         self.asked_N |= due_N
@@ -230,32 +241,32 @@ class PlanningController:
     def _aims(self, state_NS: Tensor, goal_NG: Tensor) -> Tensor:
         """Where each episode goes in this control step, [N, G]."""
         followed, achieved_NG = self._followed, state_NS[:, self.goal_slice]
-        followed.follows_N &= (goal_NG == self._goal_NG).all(-1)
+        followed.forget((goal_NG != self._goal_NG).any(-1), self.now)
         self._goal_NG = goal_NG.clone()
         self._take(achieved_NG)
         aim_NG = followed.advance(achieved_NG, goal_NG, self.now)
-        if wanted := followed.wanted(state_NS, goal_NG):
-            self.planning.ask(wanted, self.now)
+        if wanted := followed.wanted(state_NS, goal_NG, self.now):
+            self.planning.ask(wanted)
             if self._take(achieved_NG):
                 aim_NG = torch.where(followed.follows_N[:, None], followed.aim_NG, goal_NG)
         self.now += 1
         return aim_NG
 
     def _take(self, achieved_NG: Tensor) -> bool:
-        """Take the plans that have come, apart from those to another goal; whether any has."""
-        here = self.planning.arrived(self.now)
-        for number, plan in here:
-            self._followed.asked_N[number] = False
-            if torch.equal(plan.subgoals_KG[-1], self._goal_NG[number]):
-                self._followed.take(number, plan, achieved_NG[number])
+        """Take the plans that have come, apart from those to an earlier goal; whether any has."""
+        followed, taken = self._followed, self.plans_taken
+        for number, plan in self.planning.arrived(self.now):
+            if plan.made_at >= followed.begun_N[number]:
+                followed.asked_N[number] = False
+                followed.take(number, plan, achieved_NG[number])
                 self.plans_taken += 1
-        return bool(here)
+        return self.plans_taken > taken
 
     def reset(self, ended_N: Tensor | None = None) -> None:
         """Call where episodes have ended: all of them, or those in this bool mask [N]."""
         self._controller.reset(ended_N)
         every_N = torch.ones(len(self._goal_NG), dtype=torch.bool)
-        self._followed.forget(every_N if ended_N is None else ended_N)
+        self._followed.forget(every_N if ended_N is None else ended_N, self.now)
 
 
 class PlanningPolicy:
@@ -280,10 +291,10 @@ class PlanningPolicy:
         self.plans = plans
 
     def controller(self, num_envs: int = 1) -> PlanningController:
-        """What carries it out in `num_envs` episodes."""
+        """What carries it out in `num_envs` episodes; which edges have failed is forgotten."""
         return PlanningController(
             self.policy,
-            self.plans(self.planner),
+            self.plans(dataclasses.replace(self.planner)),
             num_envs=num_envs,
             goal_slice=self.planner.goal_slice,
         )

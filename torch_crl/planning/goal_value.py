@@ -148,14 +148,6 @@ def load_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun:
     return TrainedRun(recipe, value, _some(tensors["replay/state"].flatten(0, 1), states))
 
 
-def find_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun | None:
-    """`load_trained_run`; None for a run that has no critic of goals, or no checkpoint."""
-    try:
-        return load_trained_run(directory, states=states)
-    except (UsageError, checkpoint.CheckpointError):
-        return None
-
-
 def _policy_at(directory: RunDirectory, moment: str) -> Policy:
     """The policy that was saved with a checkpoint; the newest if that one is lost."""
     with suppress(checkpoint.CheckpointError):
@@ -165,5 +157,5 @@ def _policy_at(directory: RunDirectory, moment: str) -> Policy:
 
 def _some(state_PS: Tensor, count: int) -> Tensor:
     generator = Generator().manual_seed(0)
-    rows = torch.randint(len(state_PS), (min(count, len(state_PS)),), generator=generator)
+    rows = torch.randperm(len(state_PS), generator=generator)[:count]
     return state_PS[rows].float()

@@ -25,14 +25,21 @@ class Spread(NamedTuple):
 
 
 def spread(point_PG: Tensor, count: int) -> Spread:
-    """`count` points, each the one farthest from those before; the first is point 0."""
+    """`count` different points, each the one farthest from those before; the first is point 0.
+
+    Fewer, if not so many points differ.
+    """
     # Column by column, since sums over rows of few numbers are slow.
     point_GP = point_PG.T.contiguous()
     chosen = torch.zeros(min(count, len(point_PG)), dtype=torch.int64)
     nearest_P = torch.full((len(point_PG),), torch.inf)
     for number in range(len(chosen)):
         if number:
-            chosen[number] = nearest_P.argmax()
+            farthest = nearest_P.argmax()
+            if nearest_P[farthest] == 0.0:
+                chosen = chosen[:number]
+                break
+            chosen[number] = farthest
         last_G1 = point_GP[:, chosen[number], None]
         torch.minimum(nearest_P, (point_GP - last_G1).square().sum(0), out=nearest_P)
     return Spread(chosen, float(nearest_P.max().sqrt()))
@@ -65,11 +72,11 @@ def connected_share(edge_MM: Tensor) -> float:
 def cut_off(length_MM: Tensor, *, share: float = CONNECTED) -> float:
     """The smallest length such that edges up to it connect this share of the pairs of nodes.
 
-    If no length does, the one that connects as many pairs as can be connected.
+    If no length does, the one that connects as many pairs as can be connected; 0 without any.
     """
     lengths = length_MM[length_MM.isfinite()].unique()
     if not len(lengths):
-        return torch.inf
+        return 0.0
     wanted = min(share, connected_share(length_MM))
     low, high = 0, len(lengths) - 1
     while low < high:

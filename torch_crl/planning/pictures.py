@@ -4,6 +4,7 @@ G goal (its first two numbers are drawn), P positions, N episodes, T control ste
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_crl.envs.make import make_task_vector_env
+from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.registry import make_task, task_spec
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.planning.episodes import Episodes
@@ -30,6 +31,7 @@ _SPACING = 0.125
 """Of the positions of a field, in wall widths."""
 _SHOWN_GOALS, _SHOWN_STATES = 3, 4000
 _SHOWN_PATHS = 8
+_ON_LINE = 33
 _WALL = "#30343b"
 
 
@@ -57,6 +59,14 @@ class Ground(NamedTuple):
             offset = (position_P2 - torch.tensor([x, y])).abs()
             inside |= (offset <= torch.tensor([dx, dy])).all(-1)
         return ~inside
+
+    def crossed(self, place_MG: Tensor, edge_MM: Tensor) -> int:
+        """Number of finite edges along which the straight line is in a wall somewhere."""
+        begin, end = edge_MM.isfinite().nonzero().T
+        share_L11 = torch.linspace(0.0, 1.0, _ON_LINE)[:, None, None]
+        line_LE2 = torch.lerp(_seen(place_MG)[begin], _seen(place_MG)[end], share_L11)
+        free_LE = self.free(line_LE2.flatten(0, 1)).view(_ON_LINE, -1)
+        return int((~free_LE).any(0).sum())
 
 
 def ground_of(task: str) -> Ground:
@@ -97,8 +107,8 @@ def field(
         position_P2 = torch.cartesian_prod(
             *(torch.arange(*side, spacing) for side in sides)
         ).float()
-        env = make_task_vector_env(task, num_envs=1, episode_length=1, seed=0)
-        state_PS = env.state_NS.repeat(len(position_P2), 1)
+        with closing(make_vector_env(task, num_envs=1, episode_length=1, seed=0)) as env:
+            state_PS = env.state_NS.repeat(len(position_P2), 1)
         state_PS[:, slice_] = position_P2
     there_S = state_PS[(state_PS[:, slice_] - goal_G).square().sum(-1).argmin()].clone()
     there_S[slice_] = goal_G

@@ -7,6 +7,7 @@ M nodes, N queries, K sub-goals, P visited states, S state, G goal.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,14 @@ from torch import Tensor
 from torch_crl.agent.policy import Policy
 from torch_crl.envs.registry import make_task, task_spec
 from torch_crl.envs.task_name import parse_task_name
+from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.planning.goal_value import GoalValue, TrainedRun, goal_value
 from torch_crl.planning.graph import Graph, cut_off, kept, spread
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import description_of, policy_in
 from torch_crl.system import checkpoint
+from torch_crl.system.files import remove
 
 VISITED = 2_000_000
 """Most visited states among which nodes are chosen; a rare state may be the only one on a way."""
@@ -46,6 +49,8 @@ class Plan(NamedTuple):
     """Number of each sub-goal's node, `GOAL` for the goal."""
     reach: float
     """Distance to a sub-goal at which the next one is due, in the goal's units."""
+    arrived: float
+    """Distance to the goal within which no other plan is needed."""
     steps: float
     """Length as the critic tells it; infinite if no way is known, and the plan is the goal."""
 
@@ -85,14 +90,13 @@ class GraphPlanner:
         state_NS: Tensor,
         goal_NG: Tensor,
         *,
-        now: int = 0,
         avoid: Sequence[frozenset[Edge]] | None = None,
     ) -> list[Plan]:
         """A way from each state to its goal.
 
-        It begins at the node with the shortest way in all that is not within reach already. `now`
-        is the control step of the states. `avoid` has edges that each query shall not use: those
-        that begin at `START`, its state, and those that end at `GOAL`.
+        It begins at the node with the shortest way in all that is not within reach already.
+        `avoid` has edges that each query shall not use: those that begin at `START`, its state, and
+        those that end at `GOAL`.
         """
         nodes, queries = len(self.node_MS), len(state_NS)
         last_NM, at_goal_N = map(torch.stack, zip(*map(self._last_step, goal_NG), strict=True))
@@ -103,7 +107,8 @@ class GraphPlanner:
                 if (begin, end) == (START, GOAL):
                     straight_N[row] = False
                 elif begin == START:
-                    open_NM[row, end] = False
+                    # Neither to places that count as the same.
+                    open_NM[row] &= (self.places - self.places[end]).norm(dim=-1) > self.reach
                 else:
                     last_NM[row, begin] = torch.inf
         rest_NM = self.graph.rest(last_NM)
@@ -115,19 +120,31 @@ class GraphPlanner:
         )
         direct_N = self.value.steps(self.value(state_NS, goal_NG), at_goal_N)
         first_NM = torch.where(open_NM, first_NM, torch.inf)
-        # Where no node is near enough, the nearest is the best that there is.
-        most_N1 = first_NM.amin(-1, keepdim=True).clamp_min(self.longest)
-        first_NM = torch.where(first_NM <= most_N1, first_NM, torch.inf)
-        total_N, start_N = (first_NM + rest_NM).min(-1)
+        near_NM = kept(first_NM, self.longest)
+        total_N, start_N = (near_NM + rest_NM).min(-1)
+        # Where no near node leads on, the nearest that does; who knows whether it can be reached.
+        nearest_N, nearest = torch.where(rest_NM.isfinite(), first_NM, torch.inf).min(-1)
+        start_N = torch.where(total_N.isfinite(), start_N, nearest)
         direct_N = torch.where(straight_N, kept(direct_N, self.longest), torch.inf)
-        # Also where both are infinite, since no way is known.
-        straight_N = direct_N <= total_N
+        straight_N = (direct_N <= total_N) & (direct_N.isfinite() | ~nearest_N.isfinite())
+        steps_N = torch.minimum(direct_N, total_N)
         paths = self._paths(torch.where(straight_N, GOAL, start_N), last_NM, rest_NM)
-        steps_N = torch.where(straight_N, direct_N, total_N)
         return [
-            Plan(now, torch.cat([self.places[path], goal[None]]), (*path, GOAL), self.reach, steps)
+            self._plan_of(path, goal, steps)
             for path, goal, steps in zip(paths, goal_NG, steps_N.tolist(), strict=True)
         ]
+
+    def _plan_of(self, path: list[int], goal_G: Tensor, steps: float) -> Plan:
+        # A goal that only its own node leads to is gone to directly.
+        path = [] if steps == torch.inf and len(path) == 1 else path
+        subgoals_KG = torch.cat([self.places[path], goal_G[None]])
+        return Plan(0, subgoals_KG, (*path, GOAL), self.reach, self.arrived, steps)
+
+    @property
+    def arrived(self) -> float:
+        """See `Plan.arrived`: the radius of success."""
+        radius = task_spec(self.recipe.task.name).success_radius.get("success", 0.0)
+        return radius or self.reach / _REACH
 
     def failed(self, begin: int, end: int) -> None:
         """Tell that a robot did not get from one node to the next; edges that fail are dropped."""
@@ -162,7 +179,14 @@ class GraphPlanner:
         return [[node for node in row if node != GOAL] for row in rows]
 
     def save(self, folder: Path) -> None:
-        """Write everything that `load_planner` needs. Raises CheckpointError."""
+        """Write everything that `load_planner` needs, in place of another planner.
+
+        Raises CheckpointError, and UsageError if the folder holds anything else.
+        """
+        if folder.exists():
+            if not _holds_planner(folder):
+                raise UsageError(f"{folder} exists and holds no planner; name another folder")
+            remove(folder)
         tensors = {
             "node": self.node_MS,
             "length": self.length_MM,
@@ -175,12 +199,23 @@ class GraphPlanner:
         checkpoint.save(folder, tensors, meta | description_of(policy))
 
 
-def load_planner(folder: str | Path) -> GraphPlanner:
-    """The planner in a folder that `GraphPlanner.save` wrote. Raises CheckpointError."""
+def _holds_planner(folder: Path) -> bool:
+    with suppress(checkpoint.CheckpointError):
+        return "longest" in checkpoint.load_meta(folder)
+    return False
+
+
+def load_planner(folder: str | Path, *, trust: bool = False) -> GraphPlanner:
+    """The planner in a folder that `GraphPlanner.save` wrote.
+
+    Raises CheckpointError, and UsageError if the folder names a task that is Python code, unless
+    you `trust` who made it: loading it runs that code.
+    """
     folder = Path(folder)
     tensors, meta = checkpoint.load(folder)
     try:
         recipe = Recipe.from_json(meta["recipe"])
+        allow_tasks([recipe.task.name], trust=trust, source=folder)
         policy = policy_in(folder, checkpoint.part_of(tensors, "actor"), meta)
         value = goal_value(recipe, policy, checkpoint.part_of(tensors, "critic"))
         return GraphPlanner(
@@ -192,6 +227,8 @@ def load_planner(folder: str | Path) -> GraphPlanner:
             longest=float(meta["longest"]),
             reach=float(meta["reach"]),
         )
+    except UsageError:
+        raise
     except (KeyError, ValueError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{folder} holds no planner: {error}") from error
 
@@ -219,8 +256,8 @@ def build_planner(
     reach = reach or _REACH * spec.success_radius.get("success", 0.0)
     if not reach:
         raise UsageError(
-            f"{spec.name} has no radius of success to derive the reach of sub-goals from; give "
-            "--reach, a distance in the units of its goals"
+            f"{spec.name} has no radius of success to derive the reach of sub-goals from; make "
+            "the planner with `torch-crl plan --reach`, a distance in the units of its goals"
         )
     value = run.value
     if policy is not None:
@@ -244,8 +281,8 @@ def build_planner(
 def _at_rest(run: TrainedRun, value: GoalValue, count: int) -> tuple[Tensor, Tensor]:
     """States [M, S] spread over what the visited ones achieve, and V of each for its own goal.
 
-    Of the visited states near a place the one with the highest V for that place is taken, which is
-    at rest there: edges that begin at full speed would be too long or too short.
+    Of the visited states near a place the one with the highest V for its own place is taken, which
+    is at rest there: edges that begin at full speed would be too long or too short.
     """
     slice_ = slice(*task_spec(run.recipe.task.name).goal_slice)
     centre_M, radius = spread(run.visited_PS[:, slice_], count)

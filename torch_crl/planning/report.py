@@ -1,6 +1,5 @@
 """What planning changes for a run: with and without plans, and with plans that come late."""
 
-import dataclasses
 import json
 import statistics
 import time
@@ -12,9 +11,9 @@ from typing import Any
 from torch_crl.agent.policy import Acts, Policy
 from torch_crl.planning.episodes import record_episodes
 from torch_crl.planning.following import Late, PlanningPolicy
-from torch_crl.planning.pictures import graph_picture, lateness_picture, save
+from torch_crl.planning.pictures import graph_picture, ground_of, lateness_picture, save
 from torch_crl.planning.planner import GraphPlanner
-from torch_crl.system.files import remove, write_text
+from torch_crl.system.files import write_text
 from torch_crl.system.machine import machine
 from torch_crl.system.threads import torch_threads
 from torch_crl.training.evaluation import evaluate
@@ -45,22 +44,22 @@ class Trial:
         self, late: int, on_step: Callable[[int], object] | None = None
     ) -> dict[str, float]:
         """Scores of the policy with plans that come so many control steps late."""
-        # Another graph for every trial, with no edge dropped yet.
-        planner = dataclasses.replace(self.planner)
         sources: list[Late] = []
 
         def plans(of: GraphPlanner) -> Late:
             sources.append(Late(of, late))
             return sources[-1]
 
-        policy = PlanningPolicy(planner, policy=self.policy, plans=plans)
+        policy = PlanningPolicy(self.planner, policy=self.policy, plans=plans)
         scores = self._evaluate(policy, on_step)
         (source,) = sources
+        # Where episodes fail, others follow, so there are as many control steps in any case.
+        steps = self.num_envs * self.episode_length
         return {
             "late": late,
             **scores,
-            "plans": source.asked / self.num_envs,
-            "dropped": float(len(planner.graph.dropped)),
+            "plans_in_1000_steps": 1000 * source.asked / steps,
+            "dropped": len(source.planner.graph.dropped),
         }
 
     def _evaluate(self, policy: Acts, on_step: Callable[[int], object] | None) -> dict[str, float]:
@@ -103,17 +102,20 @@ def write_plan_report(
     """Write report.md, plan.json, the pictures and the planner into a folder; returns the text."""
     planner = trial.planner
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder of tensors is never written over, as those of a run must not be.
-    remove(folder / "planner")
     planner.save(folder / "planner")
     length = min(trial.episode_length, 1000)
     ways_to_act: dict[str, Acts] = {
         "no plan": trial.policy,
-        "with plans": PlanningPolicy(dataclasses.replace(planner), policy=trial.policy),
+        "with plans": PlanningPolicy(planner, policy=trial.policy),
     }
     drawn = {
         name: record_episodes(
-            policy, trial.task, num_envs=_DRAWN, episode_length=length, seed=trial.seed
+            policy,
+            trial.task,
+            num_envs=_DRAWN,
+            episode_length=length,
+            seed=trial.seed,
+            env_timeout=trial.env_timeout,
         )
         for name, policy in ways_to_act.items()
     }
@@ -125,6 +127,7 @@ def write_plan_report(
         "seed": trial.seed,
         "nodes": len(planner.node_MS),
         "edges": int(planner.graph.edge_MM.isfinite().sum()),
+        "edges_through_walls": ground_of(trial.task).crossed(planner.places, planner.graph.edge_MM),
         "longest_edge": planner.longest,
         "reach": planner.reach,
         **trial.milliseconds(),
@@ -138,17 +141,24 @@ def write_plan_report(
     return text
 
 
+def _counts(row: dict[str, float]) -> str:
+    if "dropped" not in row:
+        return " | "
+    return f"{row['plans_in_1000_steps']:.1f} | {row['dropped']:.0f}"
+
+
 def _markdown(told: dict[str, Any]) -> str:
     lines = [
         f"# Plans on {told['task']}",
         "",
         f"{told['nodes']} visited states are the nodes of a graph with {told['edges']:,} edges, "
-        f"none longer than {told['longest_edge']:.0f} steps as the critic tells them. A sub-goal "
+        f"none longer than {told['longest_edge']:.0f} steps as the critic tells them (straight "
+        f"lines along {told['edges_through_walls']} of them touch a wall). A sub-goal "
         f"counts as passed at a distance of {told['reach']:g}. One plan takes "
         f"{told['plan_ms']:.3g} ms of one core, one action {told['action_ms']:.3g} ms. "
         f"{told['episodes']} episodes, with equal starts and goals in all rows.",
         "",
-        "| plans | reach the goal | time at the goal | final distance | plans an episode | "
+        "| plans | reach the goal | time at the goal | final distance | plans in 1,000 steps | "
         "edges dropped |",
         "|---|---|---|---|---|---|",
     ]
@@ -158,7 +168,7 @@ def _markdown(told: dict[str, Any]) -> str:
         for row in told["planned"]
     ]
     for name, row in rows:
-        counts = f"{row['plans']:.1f} | {row['dropped']:.0f}" if "plans" in row else " | "
+        counts = _counts(row)
         lines.append(
             f"| {name} | {row['success_any']:.3f} | {row['time_at_goal_share']:.3f} | "
             f"{row['final_distance']:.3g} | {counts} |"
