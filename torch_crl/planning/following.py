@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_crl.agent.policy import Array, Controller, Policy, as_tensor
 from torch_crl.planning.planner import GOAL, START, Edge, GraphPlanner, Plan
 
-PATIENCE = 30
+PATIENCE = 20
 """Control steps without getting nearer to a sub-goal, after which a new plan is asked for."""
 MAX_AGE = 1000
 """Control steps after which a plan is no longer followed."""
