@@ -56,9 +56,11 @@ def test_eval_with_plans_and_a_report(
     assert is_png(tmp_path / "report" / "heatmap.png")
     assert f"eval {run}" in page and "--planner graph" in page
     assert main(["plan", str(run), "--nodes", "4", "--late", "0", *FEW]) == 0
-    assert main([*arguments, "--planner", str(run / "plan" / "planner")]) == 0
-    assert main([*arguments, "--planner", str(tmp_path)]) == 1
     capsys.readouterr()
+    assert main([*arguments, "--planner", str(run / "plan")]) == 0
+    assert json.loads(capsys.readouterr().out)["planner"] == str(run / "plan")
+    assert main([*arguments, "--planner", str(tmp_path / "nothing")]) == 1
+    assert "nothing does not exist" in capsys.readouterr().err
     assert main([*arguments, "--controller", str(run)]) == 1
     assert "with --planner only" in capsys.readouterr().err
 
@@ -71,6 +73,8 @@ def test_a_controller_of_another_task_is_refused(
     assert main(arguments) == 1
     assert "was trained on another task" in capsys.readouterr().err
     assert main(["plan", str(run), "--late", *FEW]) == 1
+    for nodes in ("1", "100000"):
+        assert main(["plan", str(run), "--nodes", nodes, *FEW]) != 0
 
 
 @pytest.mark.parametrize("task", ["point_u_maze", "reacher"])
@@ -166,7 +170,7 @@ def test_what_a_run_without_a_critic_can_show(
 ) -> None:
     assert main(["eval", "zoo:reacher", *FEW, "--report", str(tmp_path / "page")]) == 0
     assert "no critic of distances" in (tmp_path / "page" / "report.html").read_text()
-    assert "has no checkpoint" in capsys.readouterr().err
+    assert "come without critic and replay" in capsys.readouterr().err
     assert is_png(tmp_path / "page" / "heatmap.png")
     train(tiny("half_cheetah"), tmp_path / "run", show=False)
     # Its goal is one number.

@@ -200,7 +200,7 @@ def test_distances_between_nodes_by_hand() -> None:
     rows = [(x, 0.0, speed, 0.0) for x in (0.0, 2.0, 5.0) for speed in (1.0, 0.0)]
     visited = torch.tensor([*rows, (9.0, 0.0, 0.5, 0.0)])
     value: Any = OneWay()
-    planner = build_planner(TrainedRun(preset("point_u_maze"), value, visited), nodes=4)
+    planner = build_planner(TrainedRun(preset("point_u_maze"), value, visited, []), nodes=4)
     order = planner.places[:, 0].argsort()
     nodes, lengths = planner.node_MS[order], planner.length_MM[order][:, order]
     # At rest where there is such a state; the neighbours of the lonely one are too far away.

@@ -94,7 +94,7 @@ def test_nothing_is_written_into_the_package(
     # What needs critic and replay says so.
     for command in ("plan", "heatmap"):
         assert main([command, "zoo:point_u_maze", "--num-envs", "2"]) == 1
-        assert "has no checkpoint" in capsys.readouterr().err
+        assert "come without critic and replay" in capsys.readouterr().err
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,9 +58,13 @@ def main(arguments: list[str]) -> int:
     policy = _acting(trained, options)
     result = _evaluate(policy, trained, options)
     if options.json:
-        print_line(json.dumps({"task": trained.task, **result}))
+        named = {"planner": options.planner} if options.planner != "none" else {}
+        named |= {"controller": str(options.controller)} if options.controller else {}
+        print_line(json.dumps({"task": trained.task, **named, **result}))
     else:
-        print_line(f"{trained.task}, {options.num_envs} episodes")
+        plans = f", with the planner {options.planner}" if options.planner != "none" else ""
+        acting = f", {options.controller} acts" if options.controller else ""
+        print_line(f"{trained.task}, {options.num_envs} episodes{plans}{acting}")
         width = max(20, *map(len, result))
         for name, value in result.items():
             print_line(f"  {name:<{width}} {value:10.3f}")

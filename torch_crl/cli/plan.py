@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from annotated_types import Ge, Le
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
@@ -24,7 +25,7 @@ class Options(TrainedOptions):
 
     __pydantic_config__ = STRICT
 
-    nodes: Count = 150
+    nodes: Annotated[int, Ge(2), Le(2000), tyro.conf.arg(metavar="2<=INT<=2000")] = 150
     """Number of visited states that a way may lead over."""
     reach: PositiveOrZero = 0.0
     """Distance at which a sub-goal counts as passed; 0 is four times the radius of success."""
@@ -80,6 +81,8 @@ def main(arguments: list[str]) -> int:
         text = write_plan_report(trial, flat, planned, folder)
     print_line(text)
     print_line(f"written: {folder}/report.md, plan.json, graph.png, lateness.png", stderr=True)
+    planner_folder = folder / "planner"
+    print_line(f"with these plans: torch-crl eval {options.run} --planner {planner_folder}")
     return 0
 
 

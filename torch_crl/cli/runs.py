@@ -97,7 +97,10 @@ def trained_run(options: TrainedOptions, trained: Trained) -> "TrainedRun":
             f"the run's critic and replay are of {own}; {trained.task} has other walls or goals"
         )
     with console(stderr=True).status("reading the run's critic and replay"):
-        return load_trained_run(directory, states=VISITED)
+        run = load_trained_run(directory, states=VISITED)
+    for failure in run.passed_over:
+        print_line(f"passed over, critic and replay are older: {failure}", stderr=True)
+    return run
 
 
 def told_policy(run: Path, which: Literal["newest", "best"], *, depth: int = 0) -> "Policy":

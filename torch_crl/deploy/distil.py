@@ -236,10 +236,11 @@ def distil(
     with closing(made.env):
         if saved := directory.saved_checkpoints:
             _, tensors, told, _ = checkpoint.load_newest(saved)
-            if (rounds := told.pop("rounds_done")) and told != meta:
+            rounds = told.pop("rounds_done")
+            if changed := [name for name in meta | told if told.get(name) != meta.get(name)]:
                 raise UsageError(
                     f"{directory} holds the distillation of another policy, or with other "
-                    "settings; give another --out, or delete it"
+                    f"settings ({', '.join(changed)}); give another --out, or delete it"
                 )
             made.load_state_dict(tensors, rounds)
         while made.rounds_done < settings.rounds:

@@ -123,12 +123,13 @@ def save_curve(made: list[Pruned], of_teacher: dict[str, float], path: Path, *, 
     figure = Figure(figsize=(5.4, 3.9), layout="constrained")
     axes = figure.subplots()
     left = [each.left for each in made]
-    for name, shares in curves.items():
-        axes.plot([*left, count], [*shares, 1.0], "o-", ms=4, label=name)
+    for (name, shares), style in zip(curves.items(), ("s:", "^--", "o-"), strict=True):
+        axes.plot([*left, count], [*shares, 1.0], style, ms=5, label=name, alpha=0.8)
     for x, kept in zip(left, healed, strict=True):
         axes.plot([x, x], [min(kept), max(kept)], color="C2", lw=1)
     axes.set(xlabel=f"blocks left, of {count}", ylabel="time at the goal, of the teacher's")
-    axes.set(xlim=(0, count + 0.3), ylim=(0.0, None))
+    highest = max(1.0, *(max(kept) for kept in healed), *curves["left out"])
+    axes.set(xlim=(0, count + 0.3), ylim=(0.0, 1.08 * highest))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)

@@ -20,7 +20,9 @@ from torch_crl.envs.registry import task_spec
 from torch_crl.errors import UsageError
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.finding import is_in_zoo
 from torch_crl.runs.policies import find_policy
+from torch_crl.runs.zoo import command_of
 from torch_crl.system import checkpoint
 from torch_crl.system.torch_defaults import torch_defaults
 from torch_crl.training.crl_run import build_objective
@@ -87,6 +89,8 @@ class TrainedRun(NamedTuple):
     value: GoalValue
     visited_PS: Tensor
     """States of the replay, in random order."""
+    passed_over: list[checkpoint.CheckpointError]
+    """Why newer checkpoints could not be read."""
 
 
 def goal_value(recipe: Recipe, policy: Policy, tensors: dict[str, Tensor]) -> GoalValue:
@@ -118,12 +122,17 @@ def load_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun:
             f"this run was trained with --algo {recipe.algorithm.algo}, whose critic tells no "
             "distances to goals; those of --algo crl do"
         )
+    if is_in_zoo(directory):
+        raise UsageError(
+            "the policies of the zoo come without critic and replay; a run of your own has them: "
+            f"{command_of(recipe)}"
+        )
     if not directory.saved_checkpoints:
         raise UsageError(
             f"{directory} has no checkpoint, and with it neither critic nor replay; give the "
             "directory of a run as `torch-crl train` left it, not a copy of its policies"
         )
-    folder, tensors, _, _ = checkpoint.load_newest(directory.saved_checkpoints)
+    folder, tensors, _, failures = checkpoint.load_newest(directory.saved_checkpoints)
     if "replay/state" not in tensors:
         raise UsageError(
             f"{directory} holds a policy that was made of another one, with neither critic nor "
@@ -145,7 +154,8 @@ def load_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun:
         value = goal_value(recipe, policy, of_critic)
     except ValueError as error:
         raise checkpoint.CheckpointError(f"{folder} does not fit this run: {error}") from error
-    return TrainedRun(recipe, value, _some(tensors["replay/state"].flatten(0, 1), states))
+    visited_PS = _some(tensors["replay/state"].flatten(0, 1), states)
+    return TrainedRun(recipe, value, visited_PS, failures)
 
 
 def _policy_at(directory: RunDirectory, moment: str) -> Policy:

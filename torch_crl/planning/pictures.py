@@ -32,6 +32,7 @@ _SPACING = 0.125
 _SHOWN_GOALS, _SHOWN_STATES = 3, 4000
 _SHOWN_PATHS = 8
 _ON_LINE = 33
+_DRAWN = 32
 _WALL = "#30343b"
 
 
@@ -137,7 +138,7 @@ def heatmap(
     ground = ground_of(task)
     goal_MG = episodes.goal_NG.unique(dim=0)
     shown_MG = goal_MG[spread(goal_MG, _SHOWN_GOALS).index_M] if run else goal_MG[:0]
-    figure = Figure(figsize=(4.2 * (len(shown_MG) + 1), 4.4), layout="constrained")
+    figure = Figure(figsize=(4.2 * (len(shown_MG) + 1), 3.8), layout="constrained")
     *of_goals, of_success = figure.subplots(1, len(shown_MG) + 1, squeeze=False)[0]
     for axes, goal_G in zip(of_goals, shown_MG, strict=True):
         assert run is not None
@@ -147,7 +148,8 @@ def heatmap(
         mine_N = (episodes.goal_NG == goal_G).all(-1).nonzero()[:_SHOWN_PATHS, 0]
         for number in mine_N.tolist():
             way_T2 = _seen(episodes.achieved_TNG[:, number])
-            axes.plot(*way_T2.T.numpy(), color="white", lw=0.8, alpha=0.8)
+            color = "white" if ground.is_maze else "black"
+            axes.plot(*way_T2.T.numpy(), color=color, lw=0.8, alpha=0.8)
         if planner is not None and len(mine_N):
             _draw_plan(axes, planner, episodes.achieved_TNG[0, mine_N[0]], goal_G)
         axes.plot(
@@ -158,7 +160,8 @@ def heatmap(
         figure.colorbar(drawn, ax=axes, shrink=0.8, label="steps, as the critic tells them")
     _draw_success(figure, of_success, episodes, goal_MG, ground)
     if run:
-        lines = "white: ways of the policy" + ("; orange: a planned way" if planner else "")
+        lines = "thin lines: ways that were taken"
+        lines += "; orange: a plan, of which nodes within reach are skipped" if planner else ""
         figure.supxlabel(lines, fontsize=9)
     return figure
 
@@ -230,7 +233,7 @@ def graph_picture(planner: GraphPlanner, task: str, episodes: Mapping[str, Episo
     of_graph.plot(*place_M2.T, "o", ms=3, color="tab:blue")
     _frame(of_graph, ground, f"{len(place_M2)} nodes, {len(pairs):,} edges")
     for axes, (name, each) in zip(others, episodes.items(), strict=True):
-        for number, reached in enumerate(each.reached_N.tolist()):
+        for number, reached in enumerate(each.reached_N[:_DRAWN].tolist()):
             color = "tab:green" if reached else "tab:red"
             axes.plot(
                 *_seen(each.achieved_TNG[:, number]).T.numpy(), color=color, lw=0.8, alpha=0.6
@@ -268,6 +271,7 @@ def _frame(axes: "Axes", ground: Ground, title: str) -> None:
     for x, y, dx, dy in ground.walls:
         axes.add_patch(Rectangle((x - dx, y - dy), 2 * dx, 2 * dy, color=_WALL, zorder=2))
     if ground.is_maze:
+        axes.set_facecolor("0.75")
         low_x, high_x, low_y, high_y = ground.extent
         # Most of the outer walls is left out.
         cut = 1.5 * min(dx for _, _, dx, _ in ground.walls)

@@ -206,12 +206,18 @@ def _holds_planner(folder: Path) -> bool:
 
 
 def load_planner(folder: str | Path, *, trust: bool = False) -> GraphPlanner:
-    """The planner in a folder that `GraphPlanner.save` wrote.
+    """The planner in a folder that `torch-crl plan` or `GraphPlanner.save` wrote.
 
     Raises CheckpointError, and UsageError if the folder names a task that is Python code, unless
     you `trust` who made it: loading it runs that code.
     """
     folder = Path(folder)
+    if (folder / "planner").is_dir():
+        folder = folder / "planner"
+    if not folder.exists():
+        raise checkpoint.CheckpointError(
+            f"{folder} does not exist; give a folder that `torch-crl plan` has written"
+        )
     tensors, meta = checkpoint.load(folder)
     try:
         recipe = Recipe.from_json(meta["recipe"])

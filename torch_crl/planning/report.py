@@ -20,7 +20,6 @@ from torch_crl.training.evaluation import evaluate
 
 _SCORES = ("success_any", "time_at_goal_share", "final_distance")
 _CALLS = 20
-_DRAWN = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,8 @@ class Trial:
             env_timeout=self.env_timeout,
             on_step=on_step,
         )
-        return {name: found[name] for name in _SCORES}
+        by_goal = [name for name in found if name.startswith("success_at_")]
+        return {name: found[name] for name in (*_SCORES, *by_goal)}
 
     @torch_threads(1)
     def milliseconds(self) -> dict[str, float]:
@@ -112,7 +112,7 @@ def write_plan_report(
         name: record_episodes(
             policy,
             trial.task,
-            num_envs=_DRAWN,
+            num_envs=trial.num_envs,
             episode_length=length,
             seed=trial.seed,
             env_timeout=trial.env_timeout,
@@ -148,13 +148,16 @@ def _counts(row: dict[str, float]) -> str:
 
 
 def _markdown(told: dict[str, Any]) -> str:
+    walls = ""
+    if ground_of(told["task"]).is_maze:
+        crossing = told["edges_through_walls"]
+        walls = f" (the straight line along {crossing} of them touches a wall)"
     lines = [
         f"# Plans on {told['task']}",
         "",
         f"{told['nodes']} visited states are the nodes of a graph with {told['edges']:,} edges, "
-        f"none longer than {told['longest_edge']:.0f} steps as the critic tells them (straight "
-        f"lines along {told['edges_through_walls']} of them touch a wall). A sub-goal "
-        f"counts as passed at a distance of {told['reach']:g}. One plan takes "
+        f"none longer than {told['longest_edge']:.0f} steps as the critic tells them{walls}. A "
+        f"sub-goal counts as passed at a distance of {told['reach']:g}. One plan takes "
         f"{told['plan_ms']:.3g} ms of one core, one action {told['action_ms']:.3g} ms. "
         f"{told['episodes']} episodes, with equal starts and goals in all rows.",
         "",

@@ -34,9 +34,14 @@ def located(path: str | Path) -> Path:
     return zoo_folder() / name
 
 
+def is_in_zoo(directory: RunDirectory) -> bool:
+    """Whether a run directory is one of the zoo."""
+    return Path(os.path.realpath(directory.path)).parent == Path(os.path.realpath(zoo_folder()))
+
+
 def output_folder(directory: RunDirectory, name: str) -> Path:
     """Where a command writes by default: in the run, or beside the user's runs for the zoo."""
-    if directory.path.parent == Path(os.path.realpath(zoo_folder())):
+    if is_in_zoo(directory):
         return Path("runs", f"zoo_{directory.path.name}", name)
     return directory.path / name
 
