@@ -66,7 +66,7 @@ def pruned_table() -> str:
 def _documents(folder: str) -> dict[str, dict[str, Any]]:
     """The JSON documents of a folder of results, by name."""
     paths = sorted((RESULTS / folder).glob("*.json"))
-    return {path.stem: read_result(f"{folder}/{path.name}") for path in paths}
+    return {path.stem.replace("_", " "): read_result(f"{folder}/{path.name}") for path in paths}
 
 
 def zoo_table() -> str:
