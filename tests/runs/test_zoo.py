@@ -86,10 +86,10 @@ def test_nothing_is_written_into_the_package(
     before = sorted(zoo_folder().rglob("*"))
     assert output_folder(RunDirectory("runs/mine"), "plan") == Path("runs/mine/plan")
     assert main(["export", "zoo:reacher", "--to", "numpy"]) == 0
-    exported = tmp_path / "runs" / "zoo_reacher" / "export" / "numpy"
+    exported = tmp_path / "zoo" / "reacher" / "export" / "numpy"
     assert (exported / "numpy_policy.py").exists()
     assert main(["distil", "zoo:reacher", "--width", "8", "--rows", "100", "--updates", "10"]) == 0
-    assert (tmp_path / "runs" / "zoo_reacher" / "students" / "report.md").exists()
+    assert (tmp_path / "zoo" / "reacher" / "students" / "report.md").exists()
     assert sorted(zoo_folder().rglob("*")) == before
     # What needs critic and replay says so.
     for command in ("plan", "heatmap"):

@@ -40,9 +40,12 @@ def is_in_zoo(directory: RunDirectory) -> bool:
 
 
 def output_folder(directory: RunDirectory, name: str) -> Path:
-    """Where a command writes by default: in the run, or beside the user's runs for the zoo."""
+    """Where a command writes by default: in the run, or for the zoo in zoo/NAME here.
+
+    Not below runs/, where `compare` looks for runs that were trained.
+    """
     if is_in_zoo(directory):
-        return Path("runs", f"zoo_{directory.path.name}", name)
+        return Path("zoo", directory.path.name, name)
     return directory.path / name
 
 
