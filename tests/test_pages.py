@@ -60,7 +60,8 @@ def smaller(command: str) -> list[str]:
     if name == "export":
         return [name, *arguments]
     if name == "distil":
-        return [name, *arguments, "--rows", "100", "--updates", "20"]
+        out = ["--out", "of_this_command"]
+        return [name, *arguments, "--rows", "100", "--updates", "20", *out]
     if name == "prune":
         return [name, arguments[0], "--blocks", "1", "--rows", "100", "--updates", "20"]
     if name in ("plan", "heatmap"):
@@ -90,7 +91,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("runs/NAME", "sweeps/mine/one", "runs/comparison/one")):
         run = ["--run-dir", str(folder / name), "--seed", str(seed), "--actor-depth", "8"]
         assert main(["train", "reacher", *SMALL_FLAGS, *run]) == 0
-    shutil.copy(folder / "runs" / "NAME" / "recipe.json", folder)
+    trained = folder / "runs" / "NAME"
+    # Stands for a student, which pages evaluate and export; no command here waits for another one.
+    shutil.copytree(trained, folder / "student")
+    shutil.move(folder / "student", trained / "students" / "depth4_width32_seed0")
+    shutil.copy(trained / "recipe.json", folder)
     shutil.copy(EXAMPLES / "own_task.py", folder)
     kept = Path("benchmarks", "results", "objective", "runs")
     for run_dir in (ROOT / kept).glob("reacher_*_depth4_*"):
