@@ -95,6 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Stands for a student, which pages evaluate and export; no command here waits for another one.
     shutil.copytree(trained, folder / "student")
     shutil.move(folder / "student", trained / "students" / "depth4_width32_seed0")
+    assert main(["export", str(trained), "--to", "c"]) == 0
     shutil.copy(trained / "recipe.json", folder)
     shutil.copy(EXAMPLES / "own_task.py", folder)
     kept = Path("benchmarks", "results", "objective", "runs")
