@@ -12,7 +12,7 @@ from torch_crl import train
 from torch_crl.cli.main import main
 from torch_crl.planning.episodes import record_episodes
 from torch_crl.planning.goal_value import load_trained_run
-from torch_crl.planning.pictures import field, ground_of
+from torch_crl.planning.pictures import field, ground_of, viewpoints
 from torch_crl.planning.planner import load_planner
 from torch_crl.runs.directory import RunDirectory
 
@@ -94,7 +94,8 @@ def test_a_field_covers_the_maze_and_no_wall(run: Path) -> None:
     ground, goal = ground_of("point_u_maze"), torch.tensor([12.0, 4.0])
     # 5 x 5 cells of 4 m, 6 + 1 of them free.
     assert len(ground.walls) == 25 - 7 and ground.extent == (-2.0, 18.0, -2.0, 18.0)
-    found = field(trained.value, "point_u_maze", ground, goal, visited_PS=trained.visited_PS)
+    seen_from = viewpoints("point_u_maze", ground, trained.visited_PS)
+    found = field(trained.value, "point_u_maze", ground, goal, seen_from.state_PS)
     free = found.steps_P.isfinite()
     cells = {tuple(row) for row in (found.position_P2[free] / 4).round().int().tolist()}
     assert cells == {(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)}

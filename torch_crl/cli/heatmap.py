@@ -59,7 +59,8 @@ def draw(
     from torch_crl.planning.pictures import ground_of, heatmap
     from torch_crl.planning.planner import build_planner
 
-    planner = build_planner(run) if run and ground_of(trained.task).is_maze else None
+    ground = ground_of(trained.task)
+    planner = build_planner(run) if run and ground.is_maze else None
     with Progress(console=console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"{num_envs} episodes", total=trained.episode_length)
         episodes = record_episodes(
@@ -71,4 +72,4 @@ def draw(
             env_timeout=trained.env_timeout,
             on_step=lambda step: progress.update(bar, completed=step),
         )
-    return heatmap(run, trained.task, episodes, planner=planner)
+    return heatmap(run, trained.task, ground, episodes, planner=planner)

@@ -91,10 +91,11 @@ def trained_run(options: TrainedOptions, trained: Trained) -> "TrainedRun":
     own = directory.read_recipe().task.name
     typed = [options.task] if options.task else []
     allow_tasks_of(directory, [own], typed=typed, trust=options.trust)
-    slices = [task_spec(name).goal_slice for name in (own, trained.task)]
-    if slices[0] != slices[1] or ground_of(own) != ground_of(trained.task):
+    task = trained.task
+    same_goals = task_spec(own).goal_slice == task_spec(task).goal_slice
+    if task != own and not (same_goals and ground_of(own) == ground_of(task)):
         raise UsageError(
-            f"the run's critic and replay are of {own}; {trained.task} has other walls or goals"
+            f"the run's critic and replay are of {own}; {task} has other walls or goals"
         )
     with console(stderr=True).status("reading the run's critic and replay"):
         run = load_trained_run(directory, states=VISITED)

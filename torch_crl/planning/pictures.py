@@ -92,25 +92,32 @@ class Field(NamedTuple):
     """NaN inside of walls."""
 
 
-def field(
-    value: GoalValue, task: str, ground: Ground, goal_G: Tensor, *, visited_PS: Tensor
-) -> Field:
-    """Distances to a goal: from all over a maze, or from visited states where there is none.
+class Viewpoints(NamedTuple):
+    """States from which distances are drawn."""
 
-    In a maze the state is that of a start, moved to each position.
-    """
+    state_PS: Tensor
+    is_grid: bool
+    """Whether they are all over a maze, x by x; otherwise they are visited states."""
+
+
+def viewpoints(task: str, ground: Ground, visited_PS: Tensor) -> Viewpoints:
+    """All over a maze the state of a start, moved there; where there is no maze, visited states."""
+    spec = task_spec(task)
+    if not ground.is_maze or spec.goal_size != 2:
+        return Viewpoints(visited_PS, is_grid=False)
+    low_x, high_x, low_y, high_y = ground.extent
+    spacing = 2.0 * _SPACING * min(dx for _, _, dx, _ in ground.walls)
+    sides = (low_x, high_x), (low_y, high_y)
+    position_P2 = torch.cartesian_prod(*(torch.arange(*side, spacing) for side in sides)).float()
+    with closing(make_vector_env(task, num_envs=1, episode_length=1, seed=0)) as env:
+        state_PS = env.state_NS.repeat(len(position_P2), 1)
+    state_PS[:, slice(*spec.goal_slice)] = position_P2
+    return Viewpoints(state_PS, is_grid=True)
+
+
+def field(value: GoalValue, task: str, ground: Ground, goal_G: Tensor, state_PS: Tensor) -> Field:
+    """Distances to a goal from these states."""
     slice_ = slice(*task_spec(task).goal_slice)
-    state_PS = visited_PS
-    if ground.is_maze and len(goal_G) == 2:
-        low_x, high_x, low_y, high_y = ground.extent
-        spacing = 2.0 * _SPACING * min(dx for _, _, dx, _ in ground.walls)
-        sides = (low_x, high_x), (low_y, high_y)
-        position_P2 = torch.cartesian_prod(
-            *(torch.arange(*side, spacing) for side in sides)
-        ).float()
-        with closing(make_vector_env(task, num_envs=1, episode_length=1, seed=0)) as env:
-            state_PS = env.state_NS.repeat(len(position_P2), 1)
-        state_PS[:, slice_] = position_P2
     there_S = state_PS[(state_PS[:, slice_] - goal_G).square().sum(-1).argmin()].clone()
     there_S[slice_] = goal_G
     states = torch.cat([state_PS, there_S[None]])
@@ -123,6 +130,7 @@ def field(
 def heatmap(
     run: TrainedRun | None,
     task: str,
+    ground: Ground,
     episodes: Episodes,
     *,
     planner: GraphPlanner | None = None,
@@ -135,16 +143,15 @@ def heatmap(
     load_matplotlib()
     from matplotlib.figure import Figure
 
-    ground = ground_of(task)
     goal_MG = episodes.goal_NG.unique(dim=0)
     shown_MG = goal_MG[spread(goal_MG, _SHOWN_GOALS).index_M] if run else goal_MG[:0]
+    seen_from = viewpoints(task, ground, run.visited_PS[:_SHOWN_STATES]) if run else None
     figure = Figure(figsize=(4.2 * (len(shown_MG) + 1), 3.8), layout="constrained")
     *of_goals, of_success = figure.subplots(1, len(shown_MG) + 1, squeeze=False)[0]
     for axes, goal_G in zip(of_goals, shown_MG, strict=True):
-        assert run is not None
-        visited_PS = run.visited_PS[:_SHOWN_STATES]
-        found = field(run.value, task, ground, goal_G, visited_PS=visited_PS)
-        drawn = _draw_field(axes, found, is_grid=ground.is_maze and len(goal_G) == 2)
+        assert run is not None and seen_from is not None
+        found = field(run.value, task, ground, goal_G, seen_from.state_PS)
+        drawn = _draw_field(axes, found, is_grid=seen_from.is_grid)
         mine_N = (episodes.goal_NG == goal_G).all(-1).nonzero()[:_SHOWN_PATHS, 0]
         for number in mine_N.tolist():
             way_T2 = _seen(episodes.achieved_TNG[:, number])
@@ -218,13 +225,14 @@ def _draw_success(
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the episodes that reach the goal")
 
 
-def graph_picture(planner: GraphPlanner, task: str, episodes: Mapping[str, Episodes]) -> "Figure":
+def graph_picture(
+    planner: GraphPlanner, ground: Ground, episodes: Mapping[str, Episodes]
+) -> "Figure":
     """The planner's nodes and edges, and beside them episodes with each way of acting."""
     load_matplotlib()
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
-    ground = ground_of(task)
     figure = Figure(figsize=(4.6 * (1 + len(episodes)), 4.8), layout="constrained")
     of_graph, *others = figure.subplots(1, 1 + len(episodes), squeeze=False)[0]
     place_M2 = _seen(planner.places).numpy()

@@ -8,7 +8,7 @@ M nodes, N queries, K sub-goals, P visited states, S state, G goal.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -265,9 +265,7 @@ def build_planner(
             f"{spec.name} has no radius of success to derive the reach of sub-goals from; make "
             "the planner with `torch-crl plan --reach`, a distance in the units of its goals"
         )
-    value = run.value
-    if policy is not None:
-        value = GoalValue(policy=policy, objective=value.objective, discount=value.discount)
+    value = run.value if policy is None else replace(run.value, policy=policy)
     node_MS, at_node_M = _at_rest(run, value, nodes)
     node_MG = node_MS[:, slice(*spec.goal_slice)]
     count = len(node_MS)

@@ -100,7 +100,7 @@ def write_plan_report(
     trial: Trial, flat: dict[str, float], planned: list[dict[str, float]], folder: Path
 ) -> str:
     """Write report.md, plan.json, the pictures and the planner into a folder; returns the text."""
-    planner = trial.planner
+    planner, ground = trial.planner, ground_of(trial.task)
     folder.mkdir(parents=True, exist_ok=True)
     planner.save(folder / "planner")
     length = min(trial.episode_length, 1000)
@@ -119,7 +119,7 @@ def write_plan_report(
         )
         for name, policy in ways_to_act.items()
     }
-    save(graph_picture(planner, trial.task, drawn), folder / "graph.png")
+    save(graph_picture(planner, ground, drawn), folder / "graph.png")
     save(lateness_picture(planned, flat), folder / "lateness.png")
     document: dict[str, Any] = {
         "task": trial.task,
@@ -127,7 +127,7 @@ def write_plan_report(
         "seed": trial.seed,
         "nodes": len(planner.node_MS),
         "edges": int(planner.graph.edge_MM.isfinite().sum()),
-        "edges_through_walls": ground_of(trial.task).crossed(planner.places, planner.graph.edge_MM),
+        "edges_through_walls": ground.crossed(planner.places, planner.graph.edge_MM),
         "longest_edge": planner.longest,
         "reach": planner.reach,
         **trial.milliseconds(),
@@ -135,7 +135,7 @@ def write_plan_report(
         "planned": planned,
         "machine": machine(),
     }
-    text = _markdown(document)
+    text = _markdown(document, is_maze=ground.is_maze)
     write_text(folder / "plan.json", json.dumps(document, indent=2) + "\n")
     write_text(folder / "report.md", text)
     return text
@@ -147,9 +147,9 @@ def _counts(row: dict[str, float]) -> str:
     return f"{row['plans_in_1000_steps']:.1f} | {row['dropped']:.0f}"
 
 
-def _markdown(told: dict[str, Any]) -> str:
+def _markdown(told: dict[str, Any], *, is_maze: bool) -> str:
     walls = ""
-    if ground_of(told["task"]).is_maze:
+    if is_maze:
         crossing = told["edges_through_walls"]
         walls = f" (the straight line along {crossing} of them touches a wall)"
     lines = [
