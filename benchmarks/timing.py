@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from torch_crl.system.timing import wall_clock as on_wall_clock
+
 
 class Timing(NamedTuple):
     """Percentiles of the milliseconds of a call."""
@@ -45,7 +47,7 @@ def time_calls(
     one = time.perf_counter() - begin
     calls = int(min(max(seconds / max(one, 1e-9), 5), 1000))
     on_cuda = device.type == "cuda" and not wall_clock
-    milliseconds = (_on_cuda if on_cuda else _on_wall_clock)(function, calls)
+    milliseconds = (_on_cuda if on_cuda else on_wall_clock)(function, calls)
     shares = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     samples = torch.tensor(milliseconds, dtype=torch.float64) / units
     return Timing(*samples.quantile(shares).tolist())
@@ -59,15 +61,6 @@ def _on_cuda(function: Callable[[], object], calls: int) -> list[float]:
         event.record()
     torch.cuda.synchronize()
     return [first.elapsed_time(second) for first, second in itertools.pairwise(events)]
-
-
-def _on_wall_clock(function: Callable[[], object], calls: int) -> list[float]:
-    milliseconds = []
-    for _ in range(calls):
-        begin = time.perf_counter()
-        function()
-        milliseconds.append(1e3 * (time.perf_counter() - begin))
-    return milliseconds
 
 
 def _wait(device: torch.device) -> None:

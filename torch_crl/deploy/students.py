@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch_crl.runs.plots import load_matplotlib
 from torch_crl.runs.policies import save_policy
 from torch_crl.system.machine import machine
 from torch_crl.system.threads import torch_threads
+from torch_crl.system.timing import wall_clock
 from torch_crl.training.evaluation import evaluate
 
 EPISODES = 128
@@ -71,11 +71,7 @@ class Teacher:
 def latency(policy: Policy) -> dict[str, float]:
     """Median and 99th percentile of the milliseconds of one action of `load_policy` on one core."""
     state, goal = torch.zeros(policy.state_size), torch.zeros(policy.goal_size)
-    taken = []
-    for _ in range(_CALLS + 20):
-        begin = time.perf_counter()
-        policy.plan(state, goal)
-        taken.append(1e3 * (time.perf_counter() - begin))
+    taken = wall_clock(lambda: policy.plan(state, goal), _CALLS + 20)
     # The first calls find nothing in the caches.
     p50, p99 = np.percentile(taken[20:], [50, 99])
     return {"ms_p50": float(p50), "ms_p99": float(p99)}

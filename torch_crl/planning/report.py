@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch_crl.planning.planner import GraphPlanner
 from torch_crl.system.files import write_text
 from torch_crl.system.machine import machine
 from torch_crl.system.threads import torch_threads
+from torch_crl.system.timing import wall_clock
 from torch_crl.training.evaluation import evaluate
 
 _SCORES = ("success_any", "time_at_goal_share", "final_distance")
@@ -83,17 +83,9 @@ class Trial:
             "plan_ms": lambda: planner.plan(state, goal),
             "action_ms": lambda: self.policy.plan(state, goal),
         }
-        return {name: _median_ms(call) for name, call in calls.items()}
-
-
-def _median_ms(call: Callable[[], object]) -> float:
-    call()
-    taken = []
-    for _ in range(_CALLS):
-        begin = time.perf_counter()
-        call()
-        taken.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(taken)
+        # The first call finds nothing in the caches.
+        taken = {name: wall_clock(call, 1 + _CALLS)[1:] for name, call in calls.items()}
+        return {name: statistics.median(each) for name, each in taken.items()}
 
 
 def write_plan_report(
