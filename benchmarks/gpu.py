@@ -17,6 +17,7 @@ first has what one would miss most:
     baselines  updates of SAC and PPO with towers of the same depths
 --call rest
     variants   precisions, implementations, batch sizes, recomputed activations
+    objectives updates of the other objectives
     act        the policy's actions
     memory     updates at the largest depths
     learning   the default task, from start to evaluation
@@ -32,6 +33,7 @@ import argparse
 import csv
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -58,12 +60,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CALLS = {
     "ours": ("tests", "update", "profile", "counters", "kernels"),
     "peers": ("update", "jax", "torch", "baselines"),
-    "rest": ("variants", "act", "memory", "learning", "physics"),
+    "rest": ("variants", "objectives", "act", "memory", "learning", "physics"),
 }
 PARTS = tuple(dict.fromkeys(part for call in CALLS.values() for part in call))
 TIMED_OUT = 124
 # Time limits of parts that compile a lot, so that the later ones have time left.
 MOST_SECONDS = {"tests": 240.0, "jax": 200.0, "torch": 120.0, "counters": 60.0}
+MOST_TEST_PROCESSES = 12
+"""Each has a context of CUDA, of half a gigabyte, and compiles on a core."""
 LONGEST_TABLE = 11_000
 """Characters; hosts that are lent by the minute may show the end of the output only."""
 Row = dict[str, Any]
@@ -123,9 +127,11 @@ def _tests(folder: Path, seconds: float) -> list[Row]:
     command += ["-W", "default::DeprecationWarning"]
     if importlib.util.find_spec("xdist"):
         # Most of the time goes into compiling. pytest-benchmark objects to several processes.
-        command += ["-n", "6", "-p", "no:benchmark"]
+        command += ["-n", str(min(MOST_TEST_PROCESSES, os.cpu_count() or 1)), "-p", "no:benchmark"]
     command += ["tests/kernels/test_tower.py", "tests/test_gpu.py"]
     command += ["tests/system/test_cuda_graph.py", "tests/kernels", "-k", "not compile"]
+    # Kernels of the CPU, which take their time to compile.
+    command += ["--ignore", "tests/kernels/test_cpu.py"]
     row, lines = _run_command("tests", command, folder, seconds)
     return [row | test_results(lines)]
 
@@ -208,14 +214,15 @@ def _work(part: str) -> None:
 
 
 _SHOWN = (
-    *("kind", "part", "status", "passed", "failed", "task", "simulator", "overlap", "envs"),
+    *("kind", "part", "status", "passed", "failed", "task", "objective", "simulator", "overlap"),
+    "envs",
     *("implementation", "depth", "batch", "width", "precision", "tower", "cuda_graph", "recompute"),
     *("ms_p50", "us_per_layer", "peak_gb", "launches", "us", "us_per_launch", "share"),
     *("share_of_towers", *COUNTED.values(), "sm_mhz", "watts", "env_steps_per_second"),
     *("time_at_goal_share", "out_of_memory", "compile_seconds", "reason", "error", "tail"),
 )
-_USUAL = {"task": "ant", "simulator": "cpu", "overlap": "off", "envs": 512, "batch": 512}
-_USUAL |= {"width": 256, "precision": "auto", "tower": "auto", "cuda_graph": "auto"}
+_USUAL = {"task": "ant", "objective": "crl", "simulator": "cpu", "overlap": "off", "envs": 512}
+_USUAL |= {"batch": 512, "width": 256, "precision": "auto", "tower": "auto", "cuda_graph": "auto"}
 _USUAL |= {"recompute": 0, "status": 0}
 
 

@@ -46,6 +46,11 @@ def scenarios() -> dict[str, list[Scenario]]:
             _update(256, tower="norm_act"),
             _update(1024, recompute=64),
         ],
+        "objectives": [
+            _update(depth, objective=objective)
+            for depth in (4, 64)
+            for objective in ("safe", "survival", "chrono")
+        ],
         "act": [
             Scenario(kind="act", depth=4),
             Scenario(kind="act", depth=64),

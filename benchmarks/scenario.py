@@ -29,6 +29,7 @@ class Scenario:
     batch: int = 512
     """Rows of a batch, for updates and for the parts of an update."""
     width: int = 256
+    objective: str = "crl"
     implementation: str = "ours"
     """`ours`, or a peer: `eager_torch`, `compiled_torch`, `jax`; of a baseline, its algorithm."""
     precision: str = "auto"

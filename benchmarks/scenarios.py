@@ -75,7 +75,7 @@ def recipe_of(scenario: Scenario, device: torch.device) -> Recipe:
         preset(scenario.task, depth=scenario.depth),
         task={"num_envs": scenario.envs},
         networks={"width": scenario.width},
-        algorithm={"batch_size": scenario.batch},
+        algorithm={"batch_size": scenario.batch, "objective": scenario.objective},
         budget={"replay_rows": 200},
         system={
             "device": str(device),
