@@ -153,6 +153,10 @@ def _floor(scenario: Scenario, device: torch.device) -> list[Row]:
 
     def products() -> None:
         """Forward, and the gradients of input and weight."""
+        if device.type == "cuda":
+            # Together, since a single one is too small for a GPU, and a chain of them no floor.
+            _ = x_LBD @ weight_LDD.mT, x_LBD @ weight_LDD, x_LBD.mT @ x_LBD
+            return
         for x_BD, weight_DD in zip(x_LBD, weight_LDD, strict=True):
             _ = x_BD @ weight_DD.T, x_BD @ weight_DD, x_BD.T @ x_BD
 

@@ -23,8 +23,9 @@ class Job(NamedTuple):
 
     module: str
     kernel: str
-    types: dict[str, str]
-    """Argument to Triton type; every pointer is taken as aligned to 16 bytes."""
+    types: dict[str, Any]
+    """Argument to Triton type, or types of a tuple; every pointer is taken as aligned to 16 bytes.
+    """
     constants: dict[str, Any]
     options: dict[str, int]
     arch: int
@@ -68,10 +69,13 @@ def _compile(job: Job) -> Resources:
 
     kernel = getattr(importlib.import_module(job.module), job.kernel)
     signature = {name: job.types.get(name, "constexpr") for name in kernel.arg_names}
+    # JSON knows no tuples.
+    signature = {n: tuple(t) if isinstance(t, list) else t for n, t in signature.items()}
     aligned = {
-        (index,): [["tt.divisibility", 16]]
+        path: [["tt.divisibility", 16]]
         for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*")
+        for path, each in _paths(index, signature[name])
+        if each.startswith("*")
     }
     language = GluonASTSource if job.gluon else ASTSource
     source = language(fn=kernel, signature=signature, constexprs=job.constants, attrs=aligned)
@@ -98,6 +102,13 @@ def _compile(job: Job) -> Resources:
         compiled.metadata.shared,
         compiled.asm["ptx"].count("cp.async.cg.shared.global"),
     )
+
+
+def _paths(index: int, of_argument: str | tuple[str, ...]) -> list[tuple[tuple[int, ...], str]]:
+    """Where an argument, or each of a tuple, stands among all of them, and its type."""
+    if isinstance(of_argument, str):
+        return [((index,), of_argument)]
+    return [((index, k), each) for k, each in enumerate(of_argument)]
 
 
 def _spills_in_loop(code: str) -> int:

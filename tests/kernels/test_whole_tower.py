@@ -211,13 +211,13 @@ def test_what_does_not_fit_is_told(change: dict[str, Any], told: str) -> None:
 
 
 def test_a_block_without_kernels_stays_in_plain_torch() -> None:
-    x = torch.randn(4, 5, generator=Generator().manual_seed(0))
+    x = torch.randn(4, 5, generator=Generator().manual_seed(0)).to(DEVICE)
     outputs = []
     for implementation in ("persistent", "reference"):
         sizes = TowerSizes(input_size=5, output_size=3, width=128, depth=4, block="no_skip")
         compute = Compute(tower=implementation, precision="fp16")  # type: ignore[arg-type]
         network = ResidualTower(sizes, generator=Generator().manual_seed(1), compute=compute)
-        outputs.append(network(x).detach())
+        outputs.append(network.to(DEVICE)(x).detach())
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
 

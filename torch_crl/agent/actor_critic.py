@@ -61,13 +61,14 @@ class ActorCritic(Learner):
             (critic_learning_rate, objective.parameters() if update_order == "together" else []),
             (temperature_learning_rate, [self.log_alpha]),
         )
-        self.optimizer = adam(of_actor, device)
+        kernels = actor.compute.other_kernels
+        self.optimizer = adam(of_actor, device, kernels)
         """Steps everything, or with the critic first the actor and the temperature."""
         self._compiled: CompiledUpdate | None = None
         # Made once; autograd would fill a tensor of its own with it at every update.
         self._one = torch.ones((), device=device)
         self.critic_optimizer = (
-            adam({critic_learning_rate: objective.parameters()}, device)
+            adam({critic_learning_rate: objective.parameters()}, device, kernels)
             if update_order == "critic_first"
             else None
         )

@@ -21,7 +21,8 @@ class BehaviourCloning(Learner):
         """`actor` maps concat(state, goal) [B, S + G] to concat(mean, raw log-std) [B, 2 A]."""
         self.actor = actor
         self.device = actor.weight.device
-        self.optimizer = adam({learning_rate: list(actor.parameters())}, self.device)
+        parameters: dict[float, list[Tensor]] = {learning_rate: list(actor.parameters())}
+        self.optimizer = adam(parameters, self.device, actor.compute.other_kernels)
 
     @property
     def generators(self) -> list[Generator]:

@@ -1,19 +1,61 @@
 """Adam over named tensors, its state for checkpoints, and how large its steps are."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def adam(groups: dict[float, list[Tensor]], device: torch.device) -> torch.optim.Adam:
-    """Adam on tensors grouped by their learning rate; on CUDA one kernel steps a whole group."""
-    return torch.optim.Adam(
-        [{"params": parameters, "lr": rate} for rate, parameters in groups.items()],
-        fused=True,
-        # Keeps the step count on the device, where a CUDA graph can increment it.
-        capturable=device.type == "cuda",
-    )
+def adam(
+    groups: dict[float, list[Tensor]], device: torch.device, implementation: str
+) -> torch.optim.Adam:
+    """Adam on tensors grouped by their learning rate.
+
+    With the implementation "triton", one kernel steps all groups; see `torch_crl.kernels.adam`.
+    """
+    of_rates = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+    # Keeps the step count on the device, where a CUDA graph can increment it.
+    options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
+    if implementation == "triton":
+        return _TritonAdam(of_rates, **options)
+    return torch.optim.Adam(of_rates, **options)
+
+
+class _TritonAdam(torch.optim.Adam):
+    """The same step and state. Tensors that are not fp32 take torch's own kernel."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        # Imported here, so that Triton is needed only if its kernels are requested.
+        from torch_crl.kernels.adam import kernel
+
+        trained = [
+            (parameter, float(group["lr"]))
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if closure or any(each.dtype != torch.float32 for each, _ in trained):
+            super().step(closure)
+            return
+        states = [self._state_of(parameter) for parameter, _ in trained]
+        kernel.step(
+            [parameter for parameter, _ in trained],
+            [parameter.grad.contiguous() for parameter, _ in trained],
+            *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")),
+            rates=[rate for _, rate in trained],
+            betas=self.defaults["betas"],
+            epsilon=self.defaults["eps"],
+        )
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
 
 
 def optimizer_state(

@@ -87,9 +87,10 @@ class Distillation:
             depth=settings.depth,
         )
         self.actor = initial or ResidualTower(sizes, generator=self.generator)
-        self.optimizer = adam(
-            {settings.learning_rate: list(self.actor.parameters())}, torch.device("cpu")
-        )
+        parameters: dict[float, list[Tensor]] = {
+            settings.learning_rate: list(self.actor.parameters())
+        }
+        self.optimizer = adam(parameters, torch.device("cpu"), self.actor.compute.other_kernels)
         self.env: VectorEnv = make_vector_env(
             task, num_envs=settings.num_envs, episode_length=episode_length, seed=settings.seed
         )
