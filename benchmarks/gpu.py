@@ -191,6 +191,9 @@ def _learning(folder: Path, seconds: float) -> list[Row]:
     command = [sys.executable, "-m", "torch_crl.cli.main", "train", "reacher"]
     command += ["--device", "cuda", "--run-dir", str(run_dir), "--overwrite"]
     row, _ = _run_command("learning", command, folder, seconds)
+    if not row["status"]:
+        # It names a folder that is gone.
+        row.pop("last_line", None)
     evaluations = RunDirectory(run_dir).read_metrics("evaluation")
     return [row | (evaluations[-1] if evaluations else {}) | {"kind": "learning"}]
 

@@ -145,29 +145,41 @@ def precision_table() -> str:
 
 
 def gpu_table() -> str:
-    """Table of all measured updates, ours and the peers', in every gpu_*.json."""
+    """Table of all measured updates, ours and the peers', and floors, in every gpu_*.json."""
     paths = sorted(RESULTS.glob("gpu_*.json"))
     if not paths:
         return "No GPU was at hand so far: nothing of this has run on one, and no time is known."
     lines = [
-        "| depth | batch | by | computed | ms (20 to 80 %) | TFLOP/s | peak GB |",
-        "|---|---|---|---|---|---|---|",
+        "| commit | depth | by | computed | ms (20 to 80 %) | times ours | TFLOP/s | peak GB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     machines = []
     for path in paths:
         document = read_result(path.name)
         machines.append(machine_line(document["machine"]))
-        rows = [row for row in document["rows"] if row["kind"] == "update" and "ms_p50" in row]
-        lines += [_gpu_line(row) for row in rows]
+        rows = [
+            row
+            for row in document["rows"]
+            if row["kind"] in ("update", "floor", "baseline") and "ms_p50" in row
+        ]
+        ours = {
+            row["depth"]: row["ms_p50"]
+            for row in rows
+            if (row["kind"], row["implementation"]) == ("update", "ours")
+        }
+        rows.sort(key=lambda row: row["depth"])
+        lines += [_gpu_line(row, ours, document["machine"]["commit"]) for row in rows]
     return "\n".join([*lines, "", *machines])
 
 
-def _gpu_line(row: dict[str, Any]) -> str:
+def _gpu_line(row: dict[str, Any], ours: dict[int, float], commit: str) -> str:
+    by = "floor" if row["kind"] == "floor" else row["implementation"]
     cells = [
-        *(row[name] for name in ("depth", "batch", "implementation", "compute")),
+        *(commit, row["depth"], by, row["compute"]),
         f"{row['ms_p50']:.3g} ({row['ms_p20']:.3g} to {row['ms_p80']:.3g})",
-        f"{row['tflop_per_second']:.3g}",
-        f"{row['peak_gb']:.2g}",
+        f"{row['ms_p50'] / ours[row['depth']]:.2g}",
+        f"{row['tflop_per_second']:.3g}" if "tflop_per_second" in row else "",
+        f"{row['peak_gb']:.2g}" if row.get("peak_gb") and by != "floor" else "",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 

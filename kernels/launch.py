@@ -1,15 +1,9 @@
 """What every Triton launch needs; imported by the kernel files only, since it imports Triton."""
 
 import torch
-import triton.language as tl
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
-
-# Each factor is a sum of three bf16 numbers: as exact as fp32, on the tensor cores. Sums of
-# two TF32 numbers are not ("tf32x3"): they lose 2^-20 of a product. The interpreter has fp32 only.
-FP32_PRODUCTS = tl.constexpr("ieee" if knobs.runtime.interpret else "bf16x6")
-"""What `tl.dot` takes as `input_precision` for products of fp32 numbers."""
 
 
 def require_device(x: Tensor, op: str) -> None:

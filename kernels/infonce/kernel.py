@@ -9,11 +9,15 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
 from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT
-from torch_crl.kernels.launch import FP32_PRODUCTS, multiprocessors
+from torch_crl.kernels.launch import multiprocessors
 
 _EPSILON, _LEFT_OUT = tl.constexpr(EPSILON), tl.constexpr(LEFT_OUT)
+# Each factor is a sum of three bf16 numbers: as exact as fp32, on the tensor cores. Sums of two TF32
+# numbers lose 2^-20 of a product, which shows where points are close. The interpreter has fp32 only.
+_PRECISION = tl.constexpr("ieee" if knobs.runtime.interpret else "bf16x6")
 # As many registers as the kernels want: one program fills a multiprocessor.
 REGISTERS = 255
 
@@ -73,7 +77,7 @@ def _tile(
         o_k = start + tl.arange(0, BK)
         b_x = _load_rows(p_x, p_offset, o_x, o_k, B, R, DISTANCE)
         b_y = _load_rows(p_y, p_offset, o_y, o_k, B, R, DISTANCE)
-        b_dot = tl.dot(b_x, tl.trans(b_y), b_dot, input_precision=FP32_PRODUCTS)
+        b_dot = tl.dot(b_x, tl.trans(b_y), b_dot, input_precision=_PRECISION)
         if DISTANCE:
             b_x_square += tl.sum(b_x * b_x, 1)
             b_y_square += tl.sum(b_y * b_y, 1)
@@ -310,7 +314,7 @@ def _gradient_block(
         if ENERGY == "l2":
             b_weight = tl.where(b_tile < 0.0, 0.0, -2.0 * b_weight)
         b_y = _load_rows(p_y, p_offset, o_y, o_r, B, R, DISTANCE)
-        b_grad = tl.dot(b_weight, b_y, b_grad, input_precision=FP32_PRODUCTS)
+        b_grad = tl.dot(b_weight, b_y, b_grad, input_precision=_PRECISION)
         b_weight_sum += tl.sum(b_weight, 1)
     if DISTANCE:
         b_x = _load_rows(p_x, p_offset, o_x, o_r, B, R, DISTANCE)

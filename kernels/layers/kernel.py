@@ -152,8 +152,6 @@ def between_matmuls(
             rows, width, scale,
             ENDS=block_RD is not None, NEXT=next_RD is not None, SAVE=kept is not None,
             RELU=relu, TF32=tf32, EPS=EPSILON, BM=tile_rows, BD=padded, num_warps=warps,
-            # What is kept does not change how the rest is rounded.
-            enable_fp_fusion=False,
         )  # fmt: skip
 
 

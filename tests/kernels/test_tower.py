@@ -114,7 +114,11 @@ def test_recomputing_changes_no_bit(implementation: str) -> None:
     sizes, options = (12, 128, [5, 3], 2), {"implementation": implementation, "precision": "fp16"}
     kept, recomputed = run(*sizes, **options), run(*sizes, recompute=8, **options)
     for name, value in kept.items():
-        if DEVICE == "cuda" and name.startswith("dweight"):
+        if DEVICE == "cuda" and implementation == "norm_act":
+            # Sums over a row have another order in a kernel that keeps nothing, so that some inputs
+            # of matmuls are rounded to another fp16 number.
+            assert error(recomputed[name], value.cpu().double()) < 1e-3, name
+        elif DEVICE == "cuda" and name.startswith("dweight"):
             # cuBLAS may take another order of sums for another number of layers.
             torch.testing.assert_close(recomputed[name], value, rtol=1e-6, atol=1e-7)
         else:

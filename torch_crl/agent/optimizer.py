@@ -6,18 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOST_ELEMENTS = 4_000_000
+"""Up to so many parameters our kernel takes the step. On an H100 it needs 15 us for 0.9 million, and
+torch's 35; for 12.6 million it needs 155, and torch's 129."""
+
 
 def adam(
     groups: dict[float, list[Tensor]], device: torch.device, implementation: str
 ) -> torch.optim.Adam:
     """Adam on tensors grouped by their learning rate.
 
-    With the implementation "triton", one kernel steps all groups; see `torch_crl.kernels.adam`.
+    With the implementation "triton", one kernel of ours steps all groups of small networks; see
+    `torch_crl.kernels.adam`.
     """
     of_rates = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
     # Keeps the step count on the device, where a CUDA graph can increment it.
     options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
-    if implementation == "triton":
+    elements = sum(x.numel() for parameters in groups.values() for x in parameters)
+    if implementation == "triton" and elements <= MOST_ELEMENTS:
         return _TritonAdam(of_rates, **options)
     return torch.optim.Adam(of_rates, **options)
 
