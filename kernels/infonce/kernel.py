@@ -15,8 +15,9 @@ from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT
 from torch_crl.kernels.launch import multiprocessors
 
 _EPSILON, _LEFT_OUT = tl.constexpr(EPSILON), tl.constexpr(LEFT_OUT)
-# Each factor is a sum of three bf16 numbers: as exact as fp32, on the tensor cores. Sums of two TF32
-# numbers lose 2^-20 of a product, which shows where points are close. The interpreter has fp32 only.
+# Each factor is a sum of three bf16 numbers: as exact as fp32, on the tensor cores. Sums of two
+# TF32 numbers lose 2^-20 of a product, which shows where points are close. The interpreter has
+# fp32 only.
 _PRECISION = tl.constexpr("ieee" if knobs.runtime.interpret else "bf16x6")
 # As many registers as the kernels want: one program fills a multiprocessor.
 REGISTERS = 255

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 MOST_ELEMENTS = 4_000_000
-"""Up to so many parameters our kernel takes the step. On an H100 it needs 15 us for 0.9 million, and
-torch's 35; for 12.6 million it needs 155, and torch's 129."""
+"""Up to so many parameters our kernel takes the step. On an H100 it needs 15 us for 0.9 million,
+and torch's 35; for 12.6 million it needs 155, and torch's 129."""
 
 
 def adam(
