@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
+from torch_crl.kernels.elementwise import sigmoid, softplus
 from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT
 from torch_crl.kernels.launch import multiprocessors
 
@@ -100,22 +101,6 @@ def _energy(b_tile, m_pairs, ENERGY: tl.constexpr):
 
 
 @triton.jit
-def _softplus(b_x):
-    # log(1 + e) with e = exp(-|x|) in (0, 1]; the quotient corrects the rounding of 1 + e.
-    b_e = tl.exp(-tl.abs(b_x))
-    b_u = 1.0 + b_e
-    b_exact = b_u == 1.0
-    b_log1p = tl.where(b_exact, b_e, tl.log(b_u) * (b_e / tl.where(b_exact, 1.0, b_u - 1.0)))
-    return tl.maximum(b_x, 0.0) + b_log1p
-
-
-@triton.jit
-def _sigmoid(b_x):
-    b_e = tl.exp(-tl.abs(b_x))
-    return tl.where(b_x >= 0.0, 1.0, b_e) / (1.0 + b_e)
-
-
-@triton.jit
 def _reduce_block(
     # inputs
     p_x, p_y, p_offset, p_row_mask, i_block,
@@ -152,7 +137,7 @@ def _reduce_block(
             b_rival = tl.maximum(b_rival, tl.max(tl.where(m_own, float("-inf"), b_energy), 1))
             b_sum += tl.sum(tl.where(m_y[None, :], b_energy, 0.0), 1)
             if SOFTPLUS:
-                b_softplus += tl.sum(_softplus(b_energy), 1)
+                b_softplus += tl.sum(softplus(b_energy), 1)
     m_x = o_x < B
     o = i_split * B + o_x
     tl.store(p_logsumexp + o, b_max + tl.log(b_mass), mask=m_x)
@@ -277,7 +262,7 @@ def _energy_gradient(
             b_softplus = tl.load(p_softplus_grad + o_x, mask=m_x, other=0.0)[:, None]
         else:
             b_softplus = tl.load(p_softplus_grad + o_y, mask=m_y, other=0.0)[None, :]
-        b_grad += b_softplus * _sigmoid(b_energy)
+        b_grad += b_softplus * sigmoid(b_energy)
     return b_grad
 
 

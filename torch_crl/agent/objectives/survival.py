@@ -163,7 +163,12 @@ class SurvivalObjective(Objective):
     def _score(self, batch: TensorDict, hazards: Hazards) -> Tensor:
         """What the actor maximises."""
         del batch
-        return hazard_value(hazards.start_B, hazards.hazard_BK, discount=self.value_discount)
+        return hazard_value(
+            hazards.start_B,
+            hazards.hazard_BK,
+            discount=self.value_discount,
+            implementation=self.head.tower.compute.other_kernels,
+        )
 
     def _likelihood(self, batch: TensorDict, hazards: Hazards) -> tuple[Tensor, Aux]:
         each_B = hazard_nll(
@@ -172,6 +177,7 @@ class SurvivalObjective(Objective):
             event_B=batch["event"],
             time_B=batch["time"],
             censor_B=batch["censor"],
+            implementation=self.head.tower.compute.other_kernels,
         )
         loss = mean_over(batch.get("whole"))(each_B)
         arrived, there = torch.stack([batch["event"], batch["time"] == 0]).float().mean(1)

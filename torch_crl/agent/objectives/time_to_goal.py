@@ -10,10 +10,13 @@ B batch, K steps, W window of steps that are looked at, O bins of offsets.
 
 import itertools
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from torch_crl.kernels.hazards import MOST_STEPS
 
 
 def first_hit(inside_BW: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +33,13 @@ def log_survival(hazard_BK: Tensor) -> Tensor:
 
 
 def hazard_nll(
-    start_B: Tensor, hazard_BK: Tensor, *, event_B: Tensor, time_B: Tensor, censor_B: Tensor
+    start_B: Tensor,
+    hazard_BK: Tensor,
+    *,
+    event_B: Tensor,
+    time_B: Tensor,
+    censor_B: Tensor,
+    implementation: Literal["reference", "numba", "triton"] = "reference",
 ) -> Tensor:
     """Negative log-likelihood [B] of arriving at `time_B`, or of not having arrived.
 
@@ -39,7 +48,14 @@ def hazard_nll(
         event_B: bool: whether the row arrives.
         time_B: int64: when, 0 for being there already; below K where there is an event.
         censor_B: int64 in 0 ... K: steps seen without an arrival, where there is none.
+        implementation: `triton` is one kernel each way; all others are plain torch.
     """
+    if implementation == "triton" and hazard_BK.shape[1] <= MOST_STEPS:
+        # Imported here, so that Triton is needed only if its kernels are requested.
+        from torch_crl.kernels.hazards import kernel
+
+        labels = {"event_B": event_B, "time_B": time_B, "censor_B": censor_B}
+        return kernel.hazard_nll(start_B, hazard_BK, **labels)
     before_BK = log_survival(hazard_BK)
     time_B = time_B.clamp(max=hazard_BK.shape[1] - 1)
     steps_B = torch.where(event_B, time_B, censor_B)
@@ -49,11 +65,23 @@ def hazard_nll(
     return -torch.where(event_B & (time_B == 0), functional.logsigmoid(start_B), later_B)
 
 
-def hazard_value(start_B: Tensor, hazard_BK: Tensor, *, discount: float) -> Tensor:
+def hazard_value(
+    start_B: Tensor,
+    hazard_BK: Tensor,
+    *,
+    discount: float,
+    implementation: Literal["reference", "numba", "triton"] = "reference",
+) -> Tensor:
     """Minus the expected discounted number of steps before the arrival, [B].
 
-    V = -sum_{k<K} discount^k S_k with S_k = (1 - p0) prod_{j<k} (1 - h_j).
+    V = -sum_{k<K} discount^k S_k with S_k = (1 - p0) prod_{j<k} (1 - h_j). The implementation
+    `triton` is one kernel each way; all others are plain torch.
     """
+    if implementation == "triton" and hazard_BK.shape[1] <= MOST_STEPS:
+        # Imported here, so that Triton is needed only if its kernels are requested.
+        from torch_crl.kernels.hazards import kernel
+
+        return kernel.hazard_value(start_B, hazard_BK, discount=discount)
     survival_BK = torch.exp(
         functional.logsigmoid(-start_B)[:, None] + log_survival(hazard_BK)[:, :-1]
     )
