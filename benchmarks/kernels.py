@@ -105,34 +105,27 @@ def _tower_parts(
 ) -> list[tuple[str, Callable[[], object], int]]:
     """Each pass of the persistent tower with every tile size, for the rows of actor and critic."""
     from torch_crl.kernels.tower.kernel import (
-        IN_REGISTERS,
         TILES,
         Layers,
         backward_layers,
         empty_kept,
         forward_layers,
-        in_registers,
     )
 
     depth, width = stack.bias_LD.shape
     parts: list[tuple[str, Callable[[], object], int]] = []
-    tiles = (*TILES[width], IN_REGISTERS)
-    cases = itertools.product((torch.float16, torch.bfloat16), ("actor", "critic"), tiles)
+    dtypes = torch.float16, torch.bfloat16
+    cases = itertools.product(dtypes, ("actor", "critic"), TILES[width])
     for dtype, whose, tile in cases:
         rows = (batch, 0, 0) if whose == "actor" else (batch, batch, batch)
         towers = 1 if whose == "actor" else 2
-        both = [stack.weight_LDD] * towers
-        if tile.weights == "registers":
-            weight16 = in_registers().pack(both, dtype)
-        else:
-            weight16 = torch.stack([weight.to(dtype) for weight in both])
+        weight16 = torch.stack([stack.weight_LDD.to(dtype)] * towers)
         layers = Layers(weight16, [list(stack[1:])] * towers, rows, False, 1.0)
         x, dy = normal(sum(rows), width), normal(sum(rows), width)
         kept = empty_kept(x, layers)
         forward_layers(x, layers, kept=kept, tile=tile)
         sums = normal(towers, 3, depth, width)
         name = f"{whose}, {tile.rows} rows x {tile.warps} warps, {str(dtype).partition('.')[2]}"
-        name += ", weights in registers" if tile.weights == "registers" else ""
 
         def forward(x: Any = x, layers: Any = layers, kept: Any = kept, tile: Any = tile) -> object:
             return forward_layers(x, layers, kept=kept, tile=tile)

@@ -4,8 +4,7 @@ R rows, D width, L layers, T towers (1 or 2), P programs with live rows.
 """
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -26,9 +25,6 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     """With 2, the weights of the next layer are copied while the LayerNorm of this one runs."""
-    weights: Literal["shared", "registers"] = "shared"
-    """Where the weights of a layer wait: in shared memory, or in the matrix unit's registers by the
-    kernels of `tower_registers`."""
 
     @property
     def options(self) -> dict[str, int]:
@@ -38,9 +34,6 @@ class Tile(NamedTuple):
 
 # Width to the tile for few rows and the tile for more rows than multiprocessors can take at once.
 TILES = {128: (Tile(16, 8, 2), Tile(32, 8, 2)), 256: (Tile(16, 8, 2), Tile(32, 8, 2))}
-IN_REGISTERS = Tile(16, 8, 1, "registers")
-WEIGHTS: Literal["shared", "registers"] = "shared"
-"""The kernels that are taken. Those of `tower_registers` have not been measured on a GPU yet."""
 SUMMED = 8
 """Programs whose partial sums are loaded together."""
 _SIZES = ["live0", "live1", "frozen", "depth", "weight_rows"]
@@ -249,7 +242,7 @@ class Layers(NamedTuple):
     """Parameters of the layers of a launch, and the numbers of rows that pass through them."""
 
     weight16: Tensor
-    """[T, L, D, D] in the precision of the matmuls; in registers [T, 2, L, D, D], see `pack`."""
+    """[T, L, D, D] in the precision of the matmuls."""
     vectors: list[list[Tensor]]
     """For each tower its bias, LayerNorm weight and LayerNorm bias, each [L, D]."""
     rows: tuple[int, int, int]
@@ -260,14 +253,7 @@ class Layers(NamedTuple):
     def part(self, layers: slice) -> "Layers":
         """A slice of the layers, without a copy."""
         vectors = [[vector[layers] for vector in tower] for tower in self.vectors]
-        return self._replace(weight16=self.weight16[..., layers, :, :], vectors=vectors)
-
-
-def in_registers() -> ModuleType:
-    """The kernels with weights in registers, imported only if they are taken."""
-    from torch_crl.kernels.tower_registers import kernel
-
-    return kernel
+        return self._replace(weight16=self.weight16[:, layers], vectors=vectors)
 
 
 def programs(rows: Sequence[int], tile: Tile) -> int:
@@ -276,12 +262,7 @@ def programs(rows: Sequence[int], tile: Tile) -> int:
 
 
 def choose_tile(width: int, rows: Sequence[int], device: torch.device) -> Tile:
-    """The small tile if every program then has its own multiprocessor, else the large one.
-
-    In registers there is one tile for all.
-    """
-    if WEIGHTS == "registers":
-        return IN_REGISTERS
+    """The small tile if every program then has its own multiprocessor, else the large one."""
     small, large = TILES[width]
     return small if programs(rows, small) <= multiprocessors(device) else large
 
@@ -294,9 +275,6 @@ def forward_layers(
     depth, width = vectors[0][0].shape
     tile = tile or choose_tile(width, rows, x.device)
     y = torch.empty_like(x)
-    if tile.weights == "registers":
-        in_registers().forward(x, y, layers, kept, programs(rows, tile), tile)
-        return y
     with torch.cuda.device_of(x):
         tower_fwd_kernel[(programs(rows, tile),)](
             x, weight16, *vectors[0], *vectors[-1],
@@ -342,17 +320,13 @@ def backward_layers(
     dx = torch.empty_like(dy)
     dh = dy.new_empty(depth, sum(rows[:2]), width, dtype=weight16.dtype)
     partial = dy.new_empty(depth, sum(live_programs), 3, width)
-    grid = programs(rows, tile)
-    if tile.weights == "registers":
-        in_registers().backward(dy, dx, dh, partial, layers, kept, scale, grid, tile)
-    else:
-        with torch.cuda.device_of(dy):
-            tower_bwd_kernel[(grid,)](
-                dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
-                dx, dh, partial,
-                *rows, depth, weight16.stride(0) // width, branch_scale, scale,
-                RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
-            )  # fmt: skip
+    with torch.cuda.device_of(dy):
+        tower_bwd_kernel[(programs(rows, tile),)](
+            dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
+            dx, dh, partial,
+            *rows, depth, weight16.stride(0) // width, branch_scale, scale,
+            RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
+        )  # fmt: skip
     if sum(live_programs):
         sum_programs(partial, live_programs, sums, first_layer)
     return dx, dh

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from torch_crl.kernels.dense import PRECISIONS, weight_gradients
 from torch_crl.kernels.launch import require_device
-from torch_crl.kernels.tower import kernel
 from torch_crl.kernels.tower.kernel import Layers, backward_layers, empty_kept, forward_layers
 from torch_crl.kernels.tower.reference import Stack
 
@@ -37,12 +36,9 @@ def tower_forward(
     layers. `scale` is used only by the backward pass.
     """
     dtype = PRECISIONS[precision]
-    if kernel.WEIGHTS == "registers":
-        weight16 = kernel.in_registers().pack(weights, dtype)
-    else:
-        weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=dtype)
-        # One kernel for both towers.
-        torch._foreach_copy_(list(weight16.unbind(0)), weights)
+    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=dtype)
+    # One kernel for both towers.
+    torch._foreach_copy_(list(weight16.unbind(0)), weights)
     layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
     kept = empty_kept(x, layers) if keep and not recompute else None
     if kept is not None or not keep:
@@ -130,9 +126,7 @@ def _(
     scale: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    both = [2] if kernel.WEIGHTS == "registers" else []
-    shape = len(weights), *both, *weights[0].shape
-    weight16 = x.new_empty(shape, dtype=PRECISIONS[precision])
+    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
     layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
     kept: list[Tensor] = []
     if keep:

@@ -29,8 +29,6 @@ class Job(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, int]
     arch: int
-    gluon: bool = False
-    """Whether the kernel is written in Gluon."""
 
 
 class Resources(NamedTuple):
@@ -65,7 +63,6 @@ def _compile(job: Job) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from triton.experimental.gluon._runtime import GluonASTSource
 
     kernel = getattr(importlib.import_module(job.module), job.kernel)
     signature = {name: job.types.get(name, "constexpr") for name in kernel.arg_names}
@@ -77,8 +74,7 @@ def _compile(job: Job) -> Resources:
         for path, each in _paths(index, signature[name])
         if each.startswith("*")
     }
-    language = GluonASTSource if job.gluon else ASTSource
-    source = language(fn=kernel, signature=signature, constexprs=job.constants, attrs=aligned)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=job.constants, attrs=aligned)
     compiled = triton.compile(
         source, target=GPUTarget("cuda", job.arch, 32), options=dict(job.options)
     )
