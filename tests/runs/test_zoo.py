@@ -1,6 +1,7 @@
 """The zoo: every entry can be used everywhere, tells the truth, and is small."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import located, output_folder, run_directory_of, zoo_folder, zoo_names
 from torch_crl.runs.zoo import command_of, entry
+from torch_crl.system.checkpoint import CheckpointError
 
 MOST_BYTES = 5 << 20
 
@@ -77,6 +79,20 @@ def test_names_that_do_not_exist_list_those_that_do() -> None:
         with pytest.raises(UsageError, match=r"zoo:nothing does not exist; .*zoo:reacher"):
             use(Path("zoo:nothing"))
     assert located("runs/zoo:reacher") == Path("runs/zoo:reacher")
+
+
+def test_a_policy_of_the_zoo_is_no_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "zoo:reacher"]) != 0
+    told = capsys.readouterr().err
+    assert "zoo:NAME is a trained policy" in told and "`torch-crl zoo reacher`" in told
+
+
+def test_the_folder_of_policies_is_no_run(tmp_path: Path) -> None:
+    policies = tmp_path / "run" / "policies"
+    shutil.copytree(entry("reacher").directory.policies, policies)
+    (name,) = (each.name for each in policies.iterdir())
+    with pytest.raises(CheckpointError, match=f"such as {policies.parent} or {policies / name}"):
+        load_policy(policies)
 
 
 def test_nothing_is_written_into_the_package(

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import tyro
 from rich.box import SIMPLE_HEAD
-from rich.progress import Progress
 from rich.table import Table
 
 from torch_crl.cli.flags import read_flags
+from torch_crl.cli.progress import Stages
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Depth
 from torch_crl.system.terminal import console, print_line
@@ -62,13 +62,12 @@ def main(arguments: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     scenarios = quick(depths=options.depths, batch=options.batch)
     rows: list[dict[str, Any]] = []
-    with Progress(console=console(stderr=True)) as progress:
-        bar = progress.add_task("measuring", total=len(scenarios))
-        for scenario in scenarios:
+    with Stages() as stages:
+        for number, scenario in enumerate(scenarios):
             what = f"{scenario.kind}, depth {scenario.depth}, {scenario.implementation}"
-            progress.update(bar, description=what)
+            stages.begin(what, len(scenarios))
+            stages.done(number)
             rows += run_scenario(scenario, device=device)
-            progress.advance(bar)
     console().print(_table(rows))
     write_report(rows, out / "bench.json")
     save_time_by_depth(rows, out / "bench.png", machine=machine()["device"])
@@ -87,14 +86,14 @@ def _policies(options: Options) -> int:
     for heading in ("depth", "by", "ms, p50", "p99", "of reading"):
         table.add_column(heading, justify="left" if heading == "by" else "right")
     rows = []
-    with Progress(console=console(stderr=True)) as progress:
-        bar = progress.add_task("measuring", total=len(options.depths) * len(runtimes()))
+    with Stages() as stages:
+        stages.begin("actions", len(options.depths) * len(runtimes()))
         for row in policy_rows(options.depths):
             rows.append(row)
             cells = (f"{row[key]:.3g}" for key in ("ms_p50", "ms_p99"))
             share = f"{row['ms_p50'] / row['floor_ms']:.1f} x"
             table.add_row(str(row["depth"]), row["by"], *cells, share)
-            progress.update(bar, advance=1, description=f"depth {row['depth']}, {row['by']}")
+            stages.advance()
     console().print(table)
     load = max(row["load_average"] for row in rows)
     print_line(

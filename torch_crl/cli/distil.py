@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.progress import Progress
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
+from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Depth, Seed
@@ -77,19 +77,14 @@ def main(arguments: list[str]) -> int:
         for seed in options.seeds
     ]
     rows = []
-    with Progress(console=console(stderr=True)) as progress:
-        bar = progress.add_task("the teacher's episodes", total=sum(each.rounds for each in grid))
+    with Stages() as stages:
+        stages.begin("the teacher's episodes")
         of_teacher = teacher.scores(policy)
-        for number, settings in enumerate(grid):
+        for settings in grid:
             what = f"depth {settings.depth}, width {settings.width}, seed {settings.seed}"
-            before = sum(each.rounds for each in grid[:number])
-            progress.update(bar, description=what, completed=before)
-
-            def on_round(done: int, _: dict[str, float], before: int = before) -> None:
-                progress.update(bar, completed=before + done)
-
-            rows.append(student(teacher, settings, folder, on_round=on_round))
-            progress.update(bar, completed=before + settings.rounds)
+            stages.begin(what, settings.rounds)
+            done = student(teacher, settings, folder, on_round=lambda n, _: stages.done(n))
+            rows.append(done)
     text = report(teacher, of_teacher, rows)
     (folder / "report.md").write_text(text)
     kept = [row | {"retention": retention(row, of_teacher)} for row in rows]

@@ -10,10 +10,11 @@ from annotated_types import Le
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
+from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import Trained, TrainedOptions, film_env, load_trained, trained_run
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Positive
-from torch_crl.system.terminal import console, print_line
+from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
     from torch_crl.agent.policy import Acts
@@ -150,13 +151,10 @@ def _with_critic(options: Options, trained: Trained) -> "TrainedRun | None":
 
 
 def _evaluate(policy: "Acts", trained: Trained, options: Options) -> dict[str, float]:
-    from rich.progress import Progress
-
     from torch_crl.training.evaluation import evaluate
 
-    # The bar is removed before the numbers are printed. Without a terminal there is no bar.
-    with Progress(console=console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"{options.num_envs} episodes", total=trained.episode_length)
+    with Stages() as stages:
+        stages.begin(f"{options.num_envs} episodes", trained.episode_length)
         return evaluate(
             policy,
             trained.task,
@@ -164,28 +162,26 @@ def _evaluate(policy: "Acts", trained: Trained, options: Options) -> dict[str, f
             episode_length=trained.episode_length,
             seed=options.seed,
             env_timeout=trained.env_timeout,
-            on_step=lambda step: progress.update(bar, completed=step),
+            on_step=stages.done,
         )
 
 
 def _film(policy: "Acts", trained: Trained, options: Options, path: Path) -> None:
     from contextlib import closing
 
-    from rich.progress import Progress
-
     from torch_crl.rendering.video import record
 
     with (
         closing(film_env(trained, num_envs=options.video_envs, seed=options.seed)) as env,
-        Progress(console=console(stderr=True), transient=True) as progress,
+        Stages() as stages,
     ):
         steps = max(1, round(options.video_seconds / env.seconds_per_step))
-        bar = progress.add_task(f"filming {path.name}", total=steps)
+        stages.begin(f"filming {path.name}", steps)
         backend = record(
             policy,
             env,
             path,
             steps=steps,
-            on_step=lambda step: progress.update(bar, completed=step),
+            on_step=stages.done,
         )
     print_line(f"video: {path} (drawn with {backend})", stderr=True)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
+from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import Trained, TrainedOptions, load_trained, trained_run
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count
 from torch_crl.runs.finding import output_folder, run_directory_of
-from torch_crl.system.terminal import console, print_line
+from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,16 +54,14 @@ def draw(
     trained: Trained, policy: "Acts", run: "TrainedRun | None", *, num_envs: int, seed: int
 ) -> "Figure":
     """The picture of a run's distances, if it has a critic, with episodes of `policy`."""
-    from rich.progress import Progress
-
     from torch_crl.planning.episodes import record_episodes
     from torch_crl.planning.pictures import ground_of, heatmap
     from torch_crl.planning.planner import build_planner
 
     ground = ground_of(trained.task)
     planner = build_planner(run) if run and ground.is_maze else None
-    with Progress(console=console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"{num_envs} episodes", total=trained.episode_length)
+    with Stages() as stages:
+        stages.begin(f"{num_envs} episodes", trained.episode_length)
         episodes = record_episodes(
             policy,
             trained.task,
@@ -70,6 +69,6 @@ def draw(
             episode_length=trained.episode_length,
             seed=seed,
             env_timeout=trained.env_timeout,
-            on_step=lambda step: progress.update(bar, completed=step),
+            on_step=stages.done,
         )
     return heatmap(run, trained.task, ground, episodes, planner=planner)

@@ -9,11 +9,12 @@ from annotated_types import Ge, Le
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
+from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import TrainedOptions, load_trained, told_policy, trained_run
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, PositiveOrZero
 from torch_crl.runs.finding import output_folder, run_directory_of
-from torch_crl.system.terminal import console, print_line
+from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
     from torch_crl.agent.policy import Policy
@@ -41,8 +42,6 @@ class Options(TrainedOptions):
 
 def main(arguments: list[str]) -> int:
     """Build the graph, evaluate, print and write the report. Returns the exit status."""
-    from rich.progress import Progress
-
     options = read_flags(Options, arguments, command="plan")
     if not options.late:
         raise UsageError("--late takes at least one number of control steps; 0 is at once")
@@ -53,7 +52,8 @@ def main(arguments: list[str]) -> int:
     from torch_crl.planning.report import Trial, write_plan_report
 
     run = trained_run(options, trained)
-    with console(stderr=True).status("measuring distances"):
+    with Stages() as stages:
+        stages.begin("measuring distances")
         planner = build_planner(run, nodes=options.nodes, reach=options.reach)
     trial = Trial(
         planner=planner,
@@ -64,20 +64,14 @@ def main(arguments: list[str]) -> int:
         seed=options.seed,
         env_timeout=trained.env_timeout,
     )
-    with Progress(console=console(stderr=True), transient=True) as progress:
-        length = trained.episode_length
-        bar = progress.add_task("", total=length * (1 + len(options.late)))
-
-        def shown(what: str, number: int) -> None:
-            progress.update(bar, description=what, completed=length * number)
-
-        shown("episodes without plans", 0)
-        flat = trial.flat(lambda _: progress.advance(bar))
+    with Stages() as stages:
+        stages.begin("episodes without plans", trained.episode_length)
+        flat = trial.flat(lambda _: stages.advance())
         planned = []
-        for number, late in enumerate(options.late, start=1):
-            shown(f"episodes with plans, {late} steps late", number)
-            planned.append(trial.planned(late, lambda _: progress.advance(bar)))
-        shown("pictures", 1 + len(options.late))
+        for late in options.late:
+            stages.begin(f"episodes with plans, {late} steps late", trained.episode_length)
+            planned.append(trial.planned(late, lambda _: stages.advance()))
+        stages.begin("pictures")
         text = write_plan_report(trial, flat, planned, folder)
     print_line(text)
     print_line(f"written: {folder}/report.md, plan.json, graph.png, lateness.png", stderr=True)

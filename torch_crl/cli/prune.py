@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.progress import Progress
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
+from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Seed
 from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.files import write_text
-from torch_crl.system.terminal import console, print_line
+from torch_crl.system.terminal import print_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +66,15 @@ def main(arguments: list[str]) -> int:
     rows = met_rows(teacher.policy, recipe.task.name, episode_length=length)
     blocks = Blocks(teacher.policy, rows)
     wanted = _wanted(options.blocks, blocks.count)
-    with Progress(console=console(stderr=True), transient=True) as progress:
+    with Stages() as stages:
         most = blocks.count - min(wanted)
-        bar = progress.add_task("choosing blocks", total=most)
-        order = blocks.order(most, lambda done: progress.update(bar, completed=done))
-        progress.update(bar, description="the whole policy's episodes")
+        stages.begin("choosing blocks", most)
+        order = blocks.order(most, stages.done)
+        stages.begin("the whole policy's episodes")
         of_teacher = teacher.scores(teacher.policy)
         made = []
         for left in wanted:
-            progress.update(bar, description=f"healing {left} blocks", completed=0, total=None)
+            stages.begin(f"healing {left} blocks")
             made.append(
                 pruned(
                     teacher,
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
                     rows=options.rows,
                     updates=options.updates,
                     folder=folder,
-                    on_round=lambda *_: progress.advance(bar),
+                    on_round=lambda *_: stages.advance(),
                 )
             )
     text = report(teacher, blocks, of_teacher, made)

@@ -258,9 +258,15 @@ def _make_own_task(name: str) -> "Task":
         function = _load(name)
     # A module may raise any error, or call sys.exit, while it is imported.
     except (Exception, SystemExit) as error:
+        hint = ""
+        if name.startswith("zoo:"):
+            hint = (
+                "; zoo:NAME is a trained policy, which `torch-crl eval` and `watch` take; "
+                f"`torch-crl zoo {name.partition(':')[2]}` tells how it was trained"
+            )
         raise UnknownTaskError(
             f"task {name!r} was read as module:function and could not be loaded: "
-            f"{in_one_line(error)}"
+            f"{in_one_line(error)}{hint}"
         ) from error
     try:
         task = function()

@@ -77,10 +77,20 @@ def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
         saved = run.best_policies if which == "best" else run.saved_policies
         if not saved:
             raise checkpoint.CheckpointError(
-                f"{run.policies} holds no {which} policy; give a run directory or one policy of it"
+                f"{folder} holds neither a policy nor a run with a {which} one; give a run "
+                f"directory or one policy of it{_instead(folder, which)}"
             )
         folder, tensors, meta, failures = checkpoint.load_newest(saved)
     return FoundPolicy(policy_in(folder, tensors, meta), folder, failures)
+
+
+def _instead(folder: Path, which: Literal["newest", "best"]) -> str:
+    """What was meant by the `policies` folder of a run, if it is one."""
+    run = RunDirectory(folder.absolute().parent)
+    saved = run.best_policies if which == "best" else run.saved_policies
+    if folder.absolute() != run.policies.absolute() or not saved:
+        return ""
+    return f", such as {folder.parent} or {folder / saved[0].name}"
 
 
 def policy_in(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Policy:
