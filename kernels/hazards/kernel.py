@@ -5,6 +5,7 @@ program takes a row of logits [K]; BK is K padded to a power of two.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -123,19 +124,34 @@ def value_bwd_kernel(
     tl.store(p_start_grad + i_b, -upstream * sigmoid(start) * tl.load(p_value + i_b))
 
 
+def _launch(
+    kernel: Any,
+    tensors: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    hazard_BK: Tensor,
+    *sizes: Any,
+) -> None:
+    """A program for each row of `hazard_BK`."""
+    batch, steps = hazard_BK.shape
+    with torch.cuda.device_of(hazard_BK):
+        kernel[(batch,)](
+            *tensors, *outputs, steps, *sizes,
+            BK=triton.next_power_of_2(steps), num_warps=NUM_WARPS,
+        )  # fmt: skip
+
+
+def _empty_gradients(hazard_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the logits of being there [B], and of the hazards [B, K]."""
+    return hazard_BK.new_empty(len(hazard_BK)), torch.empty_like(hazard_BK)
+
+
 @torch.library.custom_op("torch_crl::hazard_nll", mutates_args=())
 def _nll(
     start_B: Tensor, hazard_BK: Tensor, event_B: Tensor, time_B: Tensor, censor_B: Tensor
 ) -> Tensor:
-    batch, steps = hazard_BK.shape
-    nll_B = hazard_BK.new_empty(batch)
-    with torch.cuda.device_of(hazard_BK):
-        nll_fwd_kernel[(batch,)](
-            start_B, hazard_BK, event_B, time_B, censor_B,
-            nll_B,
-            steps, start_B.stride(0),
-            BK=triton.next_power_of_2(steps), num_warps=NUM_WARPS,
-        )  # fmt: skip
+    nll_B = hazard_BK.new_empty(len(hazard_BK))
+    inputs = (start_B, hazard_BK, event_B, time_B, censor_B)
+    _launch(nll_fwd_kernel, inputs, [nll_B], hazard_BK, start_B.stride(0))
     return nll_B
 
 
@@ -148,29 +164,18 @@ def _nll_gradients(
     time_B: Tensor,
     censor_B: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    batch, steps = hazard_BK.shape
-    start_grad_B, hazard_grad_BK = hazard_BK.new_empty(batch), torch.empty_like(hazard_BK)
-    with torch.cuda.device_of(hazard_BK):
-        nll_bwd_kernel[(batch,)](
-            upstream_B, start_B, hazard_BK, event_B, time_B, censor_B,
-            start_grad_B, hazard_grad_BK,
-            steps, upstream_B.stride(0), start_B.stride(0),
-            BK=triton.next_power_of_2(steps), num_warps=NUM_WARPS,
-        )  # fmt: skip
-    return start_grad_B, hazard_grad_BK
+    gradients = _empty_gradients(hazard_BK)
+    inputs = (upstream_B, start_B, hazard_BK, event_B, time_B, censor_B)
+    strides = upstream_B.stride(0), start_B.stride(0)
+    _launch(nll_bwd_kernel, inputs, gradients, hazard_BK, *strides)
+    return gradients
 
 
 @torch.library.custom_op("torch_crl::hazard_value", mutates_args=())
 def _value(start_B: Tensor, hazard_BK: Tensor, log_discount: float) -> Tensor:
-    batch, steps = hazard_BK.shape
-    value_B = hazard_BK.new_empty(batch)
-    with torch.cuda.device_of(hazard_BK):
-        value_fwd_kernel[(batch,)](
-            start_B, hazard_BK,
-            value_B,
-            steps, start_B.stride(0), log_discount,
-            BK=triton.next_power_of_2(steps), num_warps=NUM_WARPS,
-        )  # fmt: skip
+    value_B = hazard_BK.new_empty(len(hazard_BK))
+    sizes = start_B.stride(0), log_discount
+    _launch(value_fwd_kernel, (start_B, hazard_BK), [value_B], hazard_BK, *sizes)
     return value_B
 
 
@@ -178,16 +183,11 @@ def _value(start_B: Tensor, hazard_BK: Tensor, log_discount: float) -> Tensor:
 def _value_gradients(
     upstream_B: Tensor, start_B: Tensor, hazard_BK: Tensor, value_B: Tensor, log_discount: float
 ) -> tuple[Tensor, Tensor]:
-    batch, steps = hazard_BK.shape
-    start_grad_B, hazard_grad_BK = hazard_BK.new_empty(batch), torch.empty_like(hazard_BK)
-    with torch.cuda.device_of(hazard_BK):
-        value_bwd_kernel[(batch,)](
-            upstream_B, start_B, hazard_BK, value_B,
-            start_grad_B, hazard_grad_BK,
-            steps, upstream_B.stride(0), start_B.stride(0), log_discount,
-            BK=triton.next_power_of_2(steps), num_warps=NUM_WARPS,
-        )  # fmt: skip
-    return start_grad_B, hazard_grad_BK
+    gradients = _empty_gradients(hazard_BK)
+    inputs = (upstream_B, start_B, hazard_BK, value_B)
+    sizes = upstream_B.stride(0), start_B.stride(0), log_discount
+    _launch(value_bwd_kernel, inputs, gradients, hazard_BK, *sizes)
+    return gradients
 
 
 @_nll.register_fake
@@ -199,7 +199,7 @@ def _(_start_B: Tensor, hazard_BK: Tensor, *_: Any) -> Tensor:
 @_nll_gradients.register_fake
 @_value_gradients.register_fake
 def _(_upstream_B: Tensor, _start_B: Tensor, hazard_BK: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return hazard_BK.new_empty(hazard_BK.shape[0]), torch.empty_like(hazard_BK)
+    return _empty_gradients(hazard_BK)
 
 
 def _keep_nll(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -227,7 +227,7 @@ _value.register_autograd(_value_backward, setup_context=_keep_value)
 def hazard_nll(
     start_B: Tensor, hazard_BK: Tensor, *, event_B: Tensor, time_B: Tensor, censor_B: Tensor
 ) -> Tensor:
-    """Negative log-likelihood [B]; fp32 logits on a CUDA device, and at most MOST_STEPS steps."""
+    """Negative log-likelihood [B] of fp32 logits on a CUDA device."""
     require_device(hazard_BK, "hazard_nll")
     labels = (each.contiguous() for each in (event_B, time_B, censor_B))
     nll_B: Tensor = _nll(start_B, hazard_BK.contiguous(), *labels)

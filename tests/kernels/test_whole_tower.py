@@ -271,9 +271,13 @@ def end_jobs() -> dict[str, Job]:
     return found
 
 
+KEPT_ASIDE = {"head_bwd_kernel, width 256, sm_100": 8}
+"""Bytes of the stack outside of loops."""
+
+
 def test_ends_compile_and_spill_nothing() -> None:
     wanted = end_jobs()
     for (name, job), used in zip(wanted.items(), compile_all(list(wanted.values())), strict=True):
-        # One number is kept aside before the loop of head_bwd_kernel on sm_100.
-        assert used.stack_bytes <= 8 and used.spills_in_loop == 0, (name, used)
+        assert used.stack_bytes == KEPT_ASIDE.get(name, 0), (name, used)
+        assert used.spills_in_loop == 0, (name, used)
         assert used.shared_bytes <= PERSISTENT_MEMORY[job.constants["D"]], (name, used)

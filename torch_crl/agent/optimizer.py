@@ -16,23 +16,26 @@ def adam(
 ) -> torch.optim.Adam:
     """Adam on tensors grouped by their learning rate.
 
-    With the implementation "triton", one kernel of ours steps all groups of small networks; see
-    `torch_crl.kernels.adam`.
+    With the implementation "triton", one kernel of ours steps all groups of small networks in fp32;
+    see `torch_crl.kernels.adam`.
     """
     of_rates = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
     # Keeps the step count on the device, where a CUDA graph can increment it.
     options: dict[str, Any] = {"fused": True, "capturable": device.type == "cuda"}
-    elements = sum(x.numel() for parameters in groups.values() for x in parameters)
-    if implementation == "triton" and elements <= MOST_ELEMENTS:
+    trained = [x for parameters in groups.values() for x in parameters]
+    is_fp32 = all(x.dtype == torch.float32 for x in trained)
+    is_small = sum(x.numel() for x in trained) <= MOST_ELEMENTS
+    if implementation == "triton" and is_fp32 and is_small:
         return _TritonAdam(of_rates, **options)
     return torch.optim.Adam(of_rates, **options)
 
 
 class _TritonAdam(torch.optim.Adam):
-    """The same step and state. Tensors that are not fp32 take torch's own kernel."""
+    """The same step and state, for fp32."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        del closure
         # Imported here, so that Triton is needed only if its kernels are requested.
         from torch_crl.kernels.adam import kernel
 
@@ -42,9 +45,6 @@ class _TritonAdam(torch.optim.Adam):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        if closure or any(each.dtype != torch.float32 for each, _ in trained):
-            super().step(closure)
-            return
         states = [self._state_of(parameter) for parameter, _ in trained]
         kernel.step(
             [parameter for parameter, _ in trained],

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from torch_crl.kernels.hazards import MOST_STEPS
-
 
 def first_hit(inside_BW: Tensor) -> tuple[Tensor, Tensor]:
     """Whether a row is ever inside (bool [B]), and the first offset where (int64), W if never."""
@@ -50,7 +48,7 @@ def hazard_nll(
         censor_B: int64 in 0 ... K: steps seen without an arrival, where there is none.
         implementation: `triton` is one kernel each way; all others are plain torch.
     """
-    if implementation == "triton" and hazard_BK.shape[1] <= MOST_STEPS:
+    if implementation == "triton":
         # Imported here, so that Triton is needed only if its kernels are requested.
         from torch_crl.kernels.hazards import kernel
 
@@ -77,7 +75,7 @@ def hazard_value(
     V = -sum_{k<K} discount^k S_k with S_k = (1 - p0) prod_{j<k} (1 - h_j). The implementation
     `triton` is one kernel each way; all others are plain torch.
     """
-    if implementation == "triton" and hazard_BK.shape[1] <= MOST_STEPS:
+    if implementation == "triton":
         # Imported here, so that Triton is needed only if its kernels are requested.
         from torch_crl.kernels.hazards import kernel
 
