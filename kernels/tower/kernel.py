@@ -14,6 +14,9 @@ from torch import Tensor
 from torch_crl.kernels.launch import multiprocessors
 from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd
 from torch_crl.kernels.norm_act.reference import EPSILON
+from torch_crl.kernels.tower.hopper.backward import backward
+from torch_crl.kernels.tower.hopper.forward import forward
+from torch_crl.kernels.tower.hopper.tiles import HopperTile, choose_tiles
 from torch_crl.kernels.tower.reference import BLOCK
 
 
@@ -256,7 +259,7 @@ class Layers(NamedTuple):
         return self._replace(weight16=self.weight16[:, layers], vectors=vectors)
 
 
-def programs(rows: Sequence[int], tile: Tile) -> int:
+def programs(rows: Sequence[int], tile: Tile | HopperTile) -> int:
     """Number of programs for groups of rows; no program takes rows of two groups."""
     return sum(triton.cdiv(count, tile.rows) for count in rows)
 
@@ -268,13 +271,22 @@ def choose_tile(width: int, rows: Sequence[int], device: torch.device) -> Tile:
 
 
 def forward_layers(
-    x: Tensor, layers: Layers, *, kept: Sequence[Tensor] | None, tile: Tile | None = None
+    x: Tensor,
+    layers: Layers,
+    *,
+    kept: Sequence[Tensor] | None,
+    tile: Tile | HopperTile | None = None,
 ) -> Tensor:
     """y [R, D]; fills `kept`, made by `empty_kept`, with what the backward pass needs."""
     weight16, vectors, rows, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
-    tile = tile or choose_tile(width, rows, x.device)
+    if tile is None:
+        tiles = choose_tiles(width, rows, x.device)
+        tile = tiles.forward if tiles else choose_tile(width, rows, x.device)
     y = torch.empty_like(x)
+    if isinstance(tile, HopperTile):
+        forward(x, y, layers, kept, programs(rows, tile), tile)
+        return y
     with torch.cuda.device_of(x):
         tower_fwd_kernel[(programs(rows, tile),)](
             x, weight16, *vectors[0], *vectors[-1],
@@ -305,7 +317,7 @@ def backward_layers(
     scale: float,
     sums: Tensor,
     first_layer: int = 0,
-    tile: Tile | None = None,
+    tile: Tile | HopperTile | None = None,
 ) -> tuple[Tensor, Tensor]:
     """dx [R, D], and dh [L, live, D] times `scale`.
 
@@ -314,19 +326,24 @@ def backward_layers(
     """
     weight16, vectors, rows, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
-    tile = tile or choose_tile(width, rows, dy.device)
+    if tile is None:
+        tiles = choose_tiles(width, rows, dy.device)
+        tile = tiles.backward if tiles else choose_tile(width, rows, dy.device)
     live_programs = [programs([count], tile) for count in rows[: len(vectors)]]
     _, xhat, rstd = kept
     dx = torch.empty_like(dy)
     dh = dy.new_empty(depth, sum(rows[:2]), width, dtype=weight16.dtype)
     partial = dy.new_empty(depth, sum(live_programs), 3, width)
-    with torch.cuda.device_of(dy):
-        tower_bwd_kernel[(programs(rows, tile),)](
-            dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
-            dx, dh, partial,
-            *rows, depth, weight16.stride(0) // width, branch_scale, scale,
-            RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
-        )  # fmt: skip
+    if isinstance(tile, HopperTile):
+        backward(dy, dx, dh, partial, layers, kept, scale, programs(rows, tile), tile)
+    else:
+        with torch.cuda.device_of(dy):
+            tower_bwd_kernel[(programs(rows, tile),)](
+                dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
+                dx, dh, partial,
+                *rows, depth, weight16.stride(0) // width, branch_scale, scale,
+                RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
+            )  # fmt: skip
     if sum(live_programs):
         sum_programs(partial, live_programs, sums, first_layer)
     return dx, dh

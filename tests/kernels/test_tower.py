@@ -19,6 +19,10 @@ SIZES = [
     pytest.param(8, 128, [63], 0, id="63-rows"),
     pytest.param(16, 128, [20, 5], 17, id="two-towers-and-frozen"),
     pytest.param(4, 128, [16, 16], 16, id="whole-tiles"),
+    # Numbers of rows that the kernels for Hopper take; there are others for many rows.
+    pytest.param(8, 256, [24, 8], 16, id="eights"),
+    pytest.param(4, 256, [0], 16, id="eights-all-frozen"),
+    pytest.param(8, 256, [512, 512], 512, id="sixteens", marks=needs_cuda),
 ]
 
 

@@ -1,0 +1,1 @@
+"""The kernels of `tower` for Hopper, in Gluon."""

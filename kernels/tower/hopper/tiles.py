@@ -1,0 +1,57 @@
+"""How the kernels for Hopper are launched."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from torch_crl.kernels.launch import multiprocessors
+
+
+class HopperTile(NamedTuple):
+    """A part of the rows, and how many warps take it through a tower."""
+
+    rows: int
+    """Rows of one program."""
+    warps: int
+    """Those that multiply and normalise; others copy and sum up beside them."""
+    chunk: int
+    """Inputs (backward: outputs) of a weight that are copied to shared memory at once."""
+    slots: int
+    """Chunks that are in shared memory or on their way there. Fewer than those of two layers, since
+    with the weights of the next layer a program also waits for copies of its results."""
+
+
+class Tiles(NamedTuple):
+    """Those of both passes; they have equal rows."""
+
+    forward: HopperTile
+    backward: HopperTile
+
+
+# Width to tiles, from few rows to many.
+TILES = {
+    256: (
+        Tiles(HopperTile(8, 8, 128, 3), HopperTile(8, 4, 128, 3)),
+        Tiles(HopperTile(16, 4, 128, 3), HopperTile(16, 4, 64, 5)),
+    )
+}
+
+
+def choose_tiles(width: int, rows: Sequence[int], device: torch.device) -> Tiles | None:
+    """The smallest tiles with a multiprocessor for every program, else the largest that fit.
+
+    None where there are none: on other GPUs, for other widths, and for numbers of rows that are no
+    multiples of a tile's.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return None
+    fitting = [
+        tiles
+        for tiles in TILES.get(width, ())
+        if all(count % tiles.forward.rows == 0 for count in rows)
+    ]
+    for tiles in fitting:
+        if sum(rows) <= tiles.forward.rows * multiprocessors(device):
+            return tiles
+    return fitting[-1] if fitting else None
