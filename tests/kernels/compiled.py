@@ -29,6 +29,8 @@ class Job(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, int]
     arch: int
+    gluon: bool = False
+    """Whether the kernel is written in Gluon."""
 
 
 class Resources(NamedTuple):
@@ -42,6 +44,10 @@ class Resources(NamedTuple):
     shared_bytes: int
     wide_copies: int
     """Asynchronous copies of 16 bytes to shared memory in the code."""
+    warpgroup_products: int
+    """Products of four warps together, on Hopper."""
+    engine_copies: int
+    """Copies of blocks to shared memory by the copy engine."""
 
 
 def compile_all(jobs: list[Job]) -> list[Resources]:
@@ -63,6 +69,7 @@ def _compile(job: Job) -> Resources:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     kernel = getattr(importlib.import_module(job.module), job.kernel)
     signature = {name: job.types.get(name, "constexpr") for name in kernel.arg_names}
@@ -74,7 +81,8 @@ def _compile(job: Job) -> Resources:
         for path, each in _paths(index, signature[name])
         if each.startswith("*")
     }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=job.constants, attrs=aligned)
+    language = GluonASTSource if job.gluon else ASTSource
+    source = language(fn=kernel, signature=signature, constexprs=job.constants, attrs=aligned)
     compiled = triton.compile(
         source, target=GPUTarget("cuda", job.arch, 32), options=dict(job.options)
     )
@@ -97,6 +105,8 @@ def _compile(job: Job) -> Resources:
         _spills_in_loop(code),
         compiled.metadata.shared,
         compiled.asm["ptx"].count("cp.async.cg.shared.global"),
+        compiled.asm["ptx"].count("wgmma.mma_async"),
+        compiled.asm["ptx"].count("cp.async.bulk.tensor.2d.shared"),
     )
 
 

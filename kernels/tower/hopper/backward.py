@@ -64,13 +64,13 @@ def _copy_backward(
     for chunk in gl.static_range(SLOTS):
         request_weight(d_weight, slots, arrived, first_row, chunk, depth, True, D, BK, SLOTS)
     for i_step in range(depth):
-        mbarrier.wait(ready, i_step & 1)
+        mbarrier.wait(ready.index(i_step % 2), (i_step // 2) & 1)
         if is_live:
             row = (depth - 1 - i_step) * rows_live + start
             tma.async_copy_shared_to_global(d_dh, [row, 0], operands.index(i_step % 2))
         mbarrier.wait(freed, i_step & 1)
         tma.store_wait(pendings=0)
-        mbarrier.wait(summed, i_step & 1)
+        mbarrier.wait(summed.index(i_step % 2), (i_step // 2) & 1)
         _request_xhat(d_xhat, xhats, xhat_arrived, i_step + 2, depth, rows, start, D, BM)
         # The weights of the next layer tell the others that this copy and the sums are done.
         for chunk in gl.static_range(PER_LAYER):
@@ -89,7 +89,7 @@ def _sum_up(
     o_d = gl.arange(0, D, gl.SliceLayout(0, columns))
     p_partial += (depth - 1).to(gl.int64) * n_partial * 3 * D
     for i_step in range(depth):
-        mbarrier.wait(ready, i_step & 1)
+        mbarrier.wait(ready.index(i_step % 2), (i_step // 2) & 1)
         i_buffer = i_step % 2
         if is_live:
             b_dh = operands.index(i_buffer).load(columns).to(gl.float32)
@@ -99,7 +99,7 @@ def _sum_up(
             b_xhat = xhats.index(i_buffer).load(columns).to(gl.float32)
             gl.store(p_partial + D + o_d, gl.sum(b_dn * b_xhat, 0) * unscale)
         barrier()
-        mbarrier.arrive(summed, count=1)
+        mbarrier.arrive(summed.index(i_buffer), count=1)
         p_partial -= n_partial * 3 * D
 
 
@@ -145,7 +145,7 @@ def _backward(
         operand.permute((1, 0)).store(b_dh.to(dtype))
         fence_async_shared()
         barrier()
-        mbarrier.arrive(ready, count=1)
+        mbarrier.arrive(ready.index(i_buffer), count=1)
         b_sum = gl.zeros([D, BM], gl.float32, MMA)
         await_weight(arrived, i_step, D, BK, SLOTS)
         b_sum = multiply(slots, operand, i_step, 0, b_sum, True, D, BK, SLOTS)
@@ -195,9 +195,9 @@ def tower_bwd_hopper_kernel(
     rows = rows_live + frozen
     slots = gl.allocate_shared_memory(dtype, [SLOTS, BK, D], d_weight.layout)
     arrived = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     freed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    summed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    summed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     operands = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
     dns = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
     xhats = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
@@ -207,11 +207,11 @@ def tower_bwd_hopper_kernel(
     scratch1 = gl.allocate_shared_memory(gl.float32, [WARPS, BM], SCRATCH)
     for slot in gl.static_range(SLOTS):
         mbarrier.init(arrived.index(slot), count=1)
-    for slot in gl.static_range(2):
-        mbarrier.init(xhat_arrived.index(slot), count=1)
-    mbarrier.init(ready, count=1)
+    for buffer in gl.static_range(2):
+        mbarrier.init(ready.index(buffer), count=1)
+        mbarrier.init(summed.index(buffer), count=1)
+        mbarrier.init(xhat_arrived.index(buffer), count=1)
     mbarrier.init(freed, count=1)
-    mbarrier.init(summed, count=1)
     gl.warp_specialize(
         [
             (

@@ -47,7 +47,7 @@ def _copy_forward(
     for chunk in gl.static_range(SLOTS):
         request_weight(d_weight, slots, arrived, first_row, chunk, depth, False, D, BK, SLOTS)
     for i_layer in range(depth):
-        mbarrier.wait(ready, i_layer & 1)
+        mbarrier.wait(ready.index(i_layer % 2), (i_layer // 2) & 1)
         if SAVE:
             if is_live:
                 row = i_layer * rows_live + start
@@ -63,7 +63,7 @@ def _copy_forward(
             i_chunk = i_layer * PER_LAYER + chunk + SLOTS
             request_weight(d_weight, slots, arrived, first_row, i_chunk, depth, False, D, BK, SLOTS)
     if SAVE:
-        mbarrier.wait(ready, depth & 1)
+        mbarrier.wait(ready.index(depth % 2), (depth // 2) & 1)
         row = (depth - 1) * rows + start
         tma.async_copy_shared_to_global(d_xhat, [row, 0], kept.index((depth - 1) % 2))
         tma.store_wait(pendings=0)
@@ -85,7 +85,7 @@ def _forward(
     operands.index(0).permute((1, 0)).store(b_x.to(dtype))
     fence_async_shared()
     barrier()
-    mbarrier.arrive(ready, count=1)
+    mbarrier.arrive(ready.index(0), count=1)
     b_bias = gl.load(p_bias + o_d)
     for i_layer in range(depth):
         operand = operands.index(i_layer % 2)
@@ -117,7 +117,7 @@ def _forward(
             kept.index(i_layer % 2).permute((1, 0)).store(b_xhat.to(dtype))
         fence_async_shared()
         barrier()
-        mbarrier.arrive(ready, count=1)
+        mbarrier.arrive(ready.index((i_layer + 1) % 2), count=1)
         if SAVE:
             gl.store(p_rstd + o_m, b_rstd)
             p_rstd += rows
@@ -150,7 +150,7 @@ def tower_fwd_hopper_kernel(
         first_row = weight_rows
     slots = gl.allocate_shared_memory(dtype, [SLOTS, D, BK], d_weight.layout)
     arrived = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     freed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     operands = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
     kept = operands
@@ -161,7 +161,8 @@ def tower_fwd_hopper_kernel(
     scratch1 = gl.allocate_shared_memory(gl.float32, [WARPS, BM], SCRATCH)
     for slot in gl.static_range(SLOTS):
         mbarrier.init(arrived.index(slot), count=1)
-    mbarrier.init(ready, count=1)
+    for buffer in gl.static_range(2):
+        mbarrier.init(ready.index(buffer), count=1)
     mbarrier.init(freed, count=1)
     gl.warp_specialize(
         [

@@ -1,0 +1,177 @@
+"""The tower's kernels for Hopper: their arithmetic and their waiting on the CPU, and their code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from triton.experimental.gluon import language as gl
+
+from tests.kernels.check import DEVICE, assert_as_exact, poisoned
+from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from tests.kernels.hopper_model import Machine, as_python, runnable
+from tests.kernels.test_tower import argument_type, exact, run
+from torch_crl.kernels.tower import kernel
+from torch_crl.kernels.tower.hopper import backward, forward, parts
+from torch_crl.kernels.tower.hopper import tiles as tiles_module
+from torch_crl.kernels.tower.hopper.tiles import TILES, HopperTile, Tiles, choose_tiles
+
+pytestmark = pytest.mark.skipif(DEVICE == "cuda", reason="a GPU runs the kernels themselves")
+# Which of the threads goes first: those that compute, the one that copies, those that sum up.
+ORDERS = [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
+ROWS = {8: ([16, 8], 8), 16: ([16, 32], 16)}
+
+
+@contextmanager
+def modelled(
+    tiles: Tiles, order: tuple[int, ...] = ORDERS[0], leave_out: str = ""
+) -> Iterator[None]:
+    """The kernels are taken, and run as the Python that they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "choose_tiles", lambda *_: tiles)
+        for module, name in (
+            (forward, "tower_fwd_hopper_kernel"),
+            (backward, "tower_bwd_hopper_kernel"),
+        ):
+            model = runnable([parts, module], name, order, leave_out)
+            patch.setattr(module, name, model)
+        yield
+
+
+def results(tiles: Tiles, *, order: Any = ORDERS[0], leave_out: str = "", **options: Any) -> Any:
+    """Those of eight layers on the model."""
+    with poisoned(), modelled(tiles, order, leave_out):
+        return run(
+            8,
+            256,
+            *ROWS[tiles.forward.rows],
+            implementation="persistent",
+            precision="fp16",
+            **options,
+        )
+
+
+def assert_right(found: Any, rows: int, **options: Any) -> None:
+    sizes = (8, 256, *ROWS[rows])
+    assert_as_exact(found, run(*sizes, precision="fp16", **options), exact(*sizes, **options))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("tiles", TILES[256], ids=lambda tiles: f"{tiles.forward.rows}-rows")
+def test_as_exact_as_plain_torch(tiles: Tiles, order: tuple[int, ...]) -> None:
+    assert_right(results(tiles, order=order), tiles.forward.rows)
+
+
+def test_scaled_branches() -> None:
+    found = results(TILES[256][0], branch_scale=0.25)
+    assert_right(found, TILES[256][0].forward.rows, branch_scale=0.25)
+
+
+def test_recomputing_changes_no_bit() -> None:
+    kept, recomputed = results(TILES[256][0]), results(TILES[256][0], recompute=4)
+    for name, value in kept.items():
+        assert value.equal(recomputed[name]), name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mbarrier.wait(ready",
+        "mbarrier.wait(freed",
+        "mbarrier.wait(summed",
+        "mbarrier.wait(xhat_arrived",
+        "mbarrier.wait(arrived",
+        "mbarrier.arrive(ready",
+        "mbarrier.expect(",
+        "tma.store_wait(",
+        "fence_async_shared()",
+    ],
+)
+def test_nothing_that_waits_can_be_left_out(line: str) -> None:
+    def wrong(order: tuple[int, ...]) -> bool:
+        try:
+            assert_right(results(TILES[256][1], order=order, leave_out=line), 16)
+        except AssertionError:
+            return True
+        return False
+
+    assert any(map(wrong, ORDERS))
+
+
+def test_sigmoids_that_share_a_reciprocal() -> None:
+    sigmoid = as_python([parts], Machine(ORDERS[0]))["sigmoid"]
+    x = torch.cat([torch.linspace(-150, 150, 4000), torch.tensor([torch.inf, -torch.inf])])
+    truth = torch.sigmoid(x.double())
+    assert ((sigmoid(x) - truth).abs() <= 4e-6 * truth + 1.1e-19).all()
+    # Neighbours of what is no number keep theirs, and its own swish is none.
+    x = torch.tensor([torch.nan, 1.0, -1.0, torch.nan])
+    assert (x * sigmoid(x)).isnan().tolist() == [True, False, False, True]
+    assert sigmoid(x)[1:3].tolist() == pytest.approx([0.7310586, 0.2689414])
+
+
+@pytest.mark.parametrize("count", [0, 8, 24, 16 * 132, 16 * 133])
+def test_tiles_that_fit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    monkeypatch.setattr(tiles_module, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    chosen = choose_tiles(256, (count, 0, 0), device)
+    assert chosen is not None
+    assert chosen.forward.rows == chosen.backward.rows == (16 if count > 8 * 132 else 8)
+    assert choose_tiles(256, (count + 4, 0, 0), device) is None
+    assert choose_tiles(512, (count, 0, 0), device) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
+    assert choose_tiles(256, (count, 0, 0), device) is None
+
+
+@pytest.mark.parametrize(
+    "tile", [tile for pair in TILES.values() for tiles in pair for tile in tiles]
+)
+def test_a_program_waits_for_its_copies(tile: HopperTile) -> None:
+    width = next(width for width, pairs in TILES.items() if tile in sum(pairs, ()))
+    assert tile.slots < 2 * width // tile.chunk
+
+
+def jobs() -> dict[str, Job]:
+    """Both kernels with every tile in fp16, and with the largest in bf16."""
+    found = {}
+    cases = [(width, tiles, "fp16") for width, pairs in TILES.items() for tiles in pairs]
+    for width, tiles, narrow in [*cases, (256, TILES[256][-1], "bf16")]:
+        for module, name, tile in (
+            (forward, "tower_fwd_hopper_kernel", tiles.forward),
+            (backward, "tower_bwd_hopper_kernel", tiles.backward),
+        ):
+            arguments = getattr(module, name).arg_names
+            blocks = {"d_weight": [width, tile.chunk], None: [tile.rows, width]}
+            if module is backward:
+                blocks["d_weight"].reverse()
+            constants = {"SAVE": True, "RELU": False, "EPS": 1e-6, "BLOCK": 4, "D": width}
+            constants |= {"BM": tile.rows, "BK": tile.chunk, "SLOTS": tile.slots}
+            constants |= {"WARPS": tile.warps}
+            constants = {each: value for each, value in constants.items() if each in arguments}
+            types = {
+                each: descriptor_type(narrow, blocks.get(each, blocks[None]))
+                if each.startswith("d_")
+                else argument_type(each, narrow)
+                for each in arguments
+                if each not in constants
+            }
+            options = {"num_warps": tile.warps}
+            job = Job(module.__name__, name, types, constants, options, 90, gluon=True)
+            found[f"{name}, {tile}, {narrow}"] = job
+    return found
+
+
+def descriptor_type(narrow: str, block: list[int]) -> str:
+    dtype = {"fp16": gl.float16, "bf16": gl.bfloat16}[narrow]
+    layout = gl.NVMMASharedLayout.get_default_for(block, dtype)
+    return f"tensordesc<{narrow}{block},{layout!r}>"
+
+
+def test_compiles_fits_and_spills_nothing() -> None:
+    wanted = jobs()
+    for (name, _), used in zip(wanted.items(), compile_all(list(wanted.values())), strict=True):
+        assert used.stack_bytes == 0, (name, used)
+        assert used.shared_bytes <= SHARED_MEMORY[90], (name, used)
+        # What it is about: asynchronous products and copies by the copy engine.
+        assert used.warpgroup_products and used.engine_copies, (name, used)
