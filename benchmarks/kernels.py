@@ -104,6 +104,7 @@ def _tower_parts(
     stack: Stack, normal: Callable[..., Tensor], batch: int
 ) -> list[tuple[str, Callable[[], object], int]]:
     """Each pass of the persistent tower with every tile size, for the rows of actor and critic."""
+    from torch_crl.kernels.tower.hopper.tiles import HopperTile, usable_tiles
     from torch_crl.kernels.tower.kernel import (
         TILES,
         Layers,
@@ -115,23 +116,30 @@ def _tower_parts(
     depth, width = stack.bias_LD.shape
     parts: list[tuple[str, Callable[[], object], int]] = []
     dtypes = torch.float16, torch.bfloat16
-    cases = itertools.product(dtypes, ("actor", "critic"), TILES[width])
-    for dtype, whose, tile in cases:
+    tiles: list[tuple[Any, Any]] = [(tile, tile) for tile in TILES[width]]
+    tiles += usable_tiles(width, (batch,), stack.bias_LD.device)
+    cases = itertools.product(dtypes, ("actor", "critic"), tiles)
+    for dtype, whose, (tile, backward_tile) in cases:
         rows = (batch, 0, 0) if whose == "actor" else (batch, batch, batch)
         towers = 1 if whose == "actor" else 2
         weight16 = torch.stack([stack.weight_LDD.to(dtype)] * towers)
         layers = Layers(weight16, [list(stack[1:])] * towers, rows, False, 1.0)
         x, dy = normal(sum(rows), width), normal(sum(rows), width)
         kept = empty_kept(x, layers)
-        forward_layers(x, layers, kept=kept, tile=tile)
+        forward_layers(x, layers, kept=kept)
         sums = normal(towers, 3, depth, width)
-        name = f"{whose}, {tile.rows} rows x {tile.warps} warps, {str(dtype).partition('.')[2]}"
+        kind = "hopper" if isinstance(tile, HopperTile) else "triton"
+        name = f"{kind}, {whose}, {tile.rows} rows, {str(dtype).partition('.')[2]}"
 
         def forward(x: Any = x, layers: Any = layers, kept: Any = kept, tile: Any = tile) -> object:
             return forward_layers(x, layers, kept=kept, tile=tile)
 
         def backward(
-            dy: Any = dy, layers: Any = layers, kept: Any = kept, tile: Any = tile, sums: Any = sums
+            dy: Any = dy,
+            layers: Any = layers,
+            kept: Any = kept,
+            tile: Any = backward_tile,
+            sums: Any = sums,
         ) -> object:
             return backward_layers(dy, layers, kept=kept, scale=1.0, sums=sums, tile=tile)
 
@@ -142,6 +150,6 @@ def _tower_parts(
 
         parts += [(f"tower forward, {name}", forward, depth)]
         parts += [(f"tower backward, {name}", backward, depth)]
-        if tile == TILES[width][0] and whose == "actor":
+        if tile == tiles[0][0] and whose == "actor":
             parts += [(f"weight gradients, {name}", weights, depth)]
     return parts

@@ -23,7 +23,7 @@ class HopperTile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Those of both passes; they have equal rows."""
+    """Those of both passes, with equal rows."""
 
     forward: HopperTile
     backward: HopperTile
@@ -38,20 +38,21 @@ TILES = {
 }
 
 
-def choose_tiles(width: int, rows: Sequence[int], device: torch.device) -> Tiles | None:
-    """The smallest tiles with a multiprocessor for every program, else the largest that fit.
-
-    None where there are none: on other GPUs, for other widths, and for numbers of rows that are no
-    multiples of a tile's.
-    """
+def usable_tiles(width: int, rows: Sequence[int], device: torch.device) -> list[Tiles]:
+    """None on other GPUs, for other widths, and for rows that are no multiples of a tile's."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
-        return None
-    fitting = [
+        return []
+    return [
         tiles
         for tiles in TILES.get(width, ())
         if all(count % tiles.forward.rows == 0 for count in rows)
     ]
-    for tiles in fitting:
+
+
+def choose_tiles(width: int, rows: Sequence[int], device: torch.device) -> Tiles | None:
+    """The smallest with a multiprocessor for every program, else the largest, if there are any."""
+    usable = usable_tiles(width, rows, device)
+    for tiles in usable:
         if sum(rows) <= tiles.forward.rows * multiprocessors(device):
             return tiles
-    return fitting[-1] if fitting else None
+    return usable[-1] if usable else None
