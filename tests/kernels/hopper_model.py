@@ -318,7 +318,7 @@ def run_assembly(
 def as_python(
     modules: Sequence[ModuleType], machine: Machine, leave_out: str = ""
 ) -> dict[str, Any]:
-    """All functions of modules; lines that contain `leave_out`, if it says something, do nothing."""
+    """All functions of modules; lines that contain a given `leave_out` do nothing."""
     gluon = machine.names()
     names: dict[str, Any] = {}
     for module in modules:
