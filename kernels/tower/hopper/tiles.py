@@ -31,10 +31,14 @@ class Tiles(NamedTuple):
 
 # Width to tiles, from few rows to many.
 TILES = {
+    128: (
+        Tiles(HopperTile(8, 4, 64, 3), HopperTile(8, 4, 64, 3)),
+        Tiles(HopperTile(16, 4, 64, 3), HopperTile(16, 4, 64, 3)),
+    ),
     256: (
         Tiles(HopperTile(8, 8, 128, 3), HopperTile(8, 4, 128, 3)),
         Tiles(HopperTile(16, 4, 128, 3), HopperTile(16, 4, 64, 5)),
-    )
+    ),
 }
 
 
