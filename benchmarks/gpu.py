@@ -51,7 +51,7 @@ from torch_crl.benchmarks.clocks import Clocks
 from torch_crl.benchmarks.gpu_scenarios import scenarios
 from torch_crl.benchmarks.picture import save_time_by_depth
 from torch_crl.benchmarks.report import write_report
-from torch_crl.benchmarks.scenario import Scenario
+from torch_crl.benchmarks.scenario import USUAL, Scenario, unusual
 from torch_crl.benchmarks.scenarios import run_scenario
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system.machine import machine
@@ -224,16 +224,15 @@ _SHOWN = (
     *("share_of_towers", *COUNTED.values(), "sm_mhz", "watts", "env_steps_per_second"),
     *("time_at_goal_share", "out_of_memory", "compile_seconds", "reason", "error", "tail"),
 )
-_USUAL = {"task": "ant", "objective": "crl", "simulator": "cpu", "overlap": "off", "envs": 512}
-_USUAL |= {"batch": 512, "width": 256, "precision": "auto", "tower": "auto", "cuda_graph": "auto"}
-_USUAL |= {"recompute": 0, "status": 0}
 
 
 def _short(row: Row) -> str:
     cells = [
         (name, row[name])
         for name in _SHOWN
-        if name in row and row[name] not in (_USUAL.get(name), [])
+        if name in row
+        and row[name] not in (USUAL.get(name), [])
+        and (name, row[name]) != ("status", 0)
     ]
     return "  ".join(f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in cells)
 
@@ -259,9 +258,7 @@ def _save(rows: list[Row], work: Path, out: Path) -> None:
     picture = [
         row
         for row in rows
-        if row["kind"] in ("update", "floor")
-        and "ms_p50" in row
-        and all(row[name] == usual for name, usual in _USUAL.items() if name in row)
+        if row["kind"] in ("update", "floor") and "ms_p50" in row and not unusual(row)
     ]
     if picture:
         save_time_by_depth(picture, out / "gpu.png", machine=machine()["device"])

@@ -1,6 +1,6 @@
 """What one measurement consists of, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Row = dict[str, Any]
@@ -39,3 +39,16 @@ class Scenario:
     envs: int = 512
     seconds: float = 1.0
     """Seconds to spend on timing calls."""
+
+
+USUAL = {
+    field.name: field.default
+    for field in fields(Scenario)
+    if field.name not in ("kind", "depth", "implementation", "seconds")
+}
+"""The settings that a table need not name."""
+
+
+def unusual(row: Row) -> Row:
+    """Those settings of a result that are not the usual ones."""
+    return {name: row[name] for name, usual in USUAL.items() if row.get(name, usual) != usual}

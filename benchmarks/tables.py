@@ -18,6 +18,7 @@ from torch_crl.benchmarks.deploy_tables import (
     pruned_table,
     zoo_table,
 )
+from torch_crl.benchmarks.gpu_tables import gpu_changes_table, gpu_table
 from torch_crl.benchmarks.table_parts import RESULTS, ROOT, machine_line, read_result
 from torch_crl.kernels.tower import PERSISTENT_WIDTHS
 from torch_crl.recipe.presets import preset, with_changes
@@ -142,46 +143,6 @@ def precision_table() -> str:
         cells.setdefault((row["depth"], row["updates"]), []).append(errors)
     lines += [f"| {depth} | {n} | {' | '.join(errors)} |" for (depth, n), errors in cells.items()]
     return "\n".join([*lines, "", machine_line(document["machine"])])
-
-
-def gpu_table() -> str:
-    """Table of all measured updates, ours and the peers', and floors, in every gpu_*.json."""
-    paths = sorted(RESULTS.glob("gpu_*.json"))
-    if not paths:
-        return "No GPU was at hand so far: nothing of this has run on one, and no time is known."
-    lines = [
-        "| commit | depth | by | computed | ms (20 to 80 %) | times ours | TFLOP/s | peak GB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    machines = []
-    for path in paths:
-        document = read_result(path.name)
-        machines.append(machine_line(document["machine"]))
-        rows = [
-            row
-            for row in document["rows"]
-            if row["kind"] in ("update", "floor", "baseline") and "ms_p50" in row
-        ]
-        ours = {
-            row["depth"]: row["ms_p50"]
-            for row in rows
-            if (row["kind"], row["implementation"]) == ("update", "ours")
-        }
-        rows.sort(key=lambda row: row["depth"])
-        lines += [_gpu_line(row, ours, document["machine"]["commit"]) for row in rows]
-    return "\n".join([*lines, "", *machines])
-
-
-def _gpu_line(row: dict[str, Any], ours: dict[int, float], commit: str) -> str:
-    by = "floor" if row["kind"] == "floor" else row["implementation"]
-    cells = [
-        *(commit, row["depth"], by, row["compute"]),
-        f"{row['ms_p50']:.3g} ({row['ms_p20']:.3g} to {row['ms_p80']:.3g})",
-        f"{row['ms_p50'] / ours[row['depth']]:.2g}",
-        f"{row['tflop_per_second']:.3g}" if "tflop_per_second" in row else "",
-        f"{row['peak_gb']:.2g}" if row.get("peak_gb") and by != "floor" else "",
-    ]
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def comparison_table() -> str:
@@ -343,6 +304,7 @@ PARTS = {
     "zoo": zoo_table,
     "precision": precision_table,
     "gpu": gpu_table,
+    "gpu changes": gpu_changes_table,
     "memory": memory_table,
     "objectives": objectives_table,
     "objective study": objective_study,
