@@ -148,6 +148,8 @@ def test_the_best_policy_by_evaluation_is_kept(
     newest, chosen = load_policy(run.path), load_policy(run.path, which="best")
     state, goal = torch.ones(10), torch.ones(3)
     assert not torch.equal(newest(state, goal), chosen(state, goal))
+    with pytest.raises(CheckpointError, match="the best one is chosen from a run directory"):
+        load_policy(best, which="best")
 
 
 def test_eval_says_which_policy_it_takes_and_what_it_passes_over(

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from torch_crl.cli.flags import LaunchFlags, read_flags
 from torch_crl.cli.output import check_folder
+from torch_crl.cli.progress import Stages
 from torch_crl.cli.sweep import print_plan
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
@@ -94,7 +95,8 @@ def main(arguments: list[str]) -> int:
         for name, reason in failed.items():
             print_line(f"failed: {name}: {reason}", stderr=True)
         curves = [read_curve(run_dir) for run_dir in run_dirs]
-    with console(stderr=True).status("bootstrapping and drawing"):
+    with Stages() as stages:
+        stages.begin("bootstrapping and drawing")
         comparison = compare(curves)
         command = shlex.join(["torch-crl", "compare", *arguments])
         report = comparison_report(

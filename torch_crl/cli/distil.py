@@ -16,7 +16,7 @@ from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Depth, Seed
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import output_folder, run_directory_of
-from torch_crl.system.terminal import console, print_line
+from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
     from torch_crl.planning.goal_value import TrainedRun
@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
     folder = options.out or output_folder(directory, "students")
     check_folder("--out", folder)
     policy = told_policy(options.run, options.policy)
-    with console(stderr=True).status("reading the run's critic"):
+    with Stages() as stages:
+        stages.begin("reading the run's critic")
         run = _critic_of(directory)
     teacher = Teacher(policy=policy, recipe=recipe, value=run.value if run else None)
     grid = [

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tyro.conf import Positional
 
+from torch_crl.cli.progress import Stages
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import CountOrZero, Seed
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import run_directory_of
-from torch_crl.system.terminal import console, print_line
+from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
     from torch_crl.agent.policy import Policy
@@ -97,7 +98,8 @@ def trained_run(options: TrainedOptions, trained: Trained) -> "TrainedRun":
         raise UsageError(
             f"the run's critic and replay are of {own}; {task} has other walls or goals"
         )
-    with console(stderr=True).status("reading the run's critic and replay"):
+    with Stages() as stages:
+        stages.begin("reading the run's critic and replay")
         run = load_trained_run(directory, states=VISITED)
     for failure in run.passed_over:
         print_line(f"passed over, critic and replay are older: {failure}", stderr=True)

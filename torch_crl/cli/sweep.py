@@ -9,6 +9,7 @@ from tyro.conf import Positional, UseAppendAction
 
 from torch_crl.cli.flags import LaunchFlags, read_flags
 from torch_crl.cli.output import check_folder
+from torch_crl.cli.progress import Stages
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT
@@ -105,7 +106,8 @@ def print_plan(trials: "Sequence[Trial]") -> None:
 
     from torch_crl.training.calibration import estimate, summary
 
-    with console(stderr=True).status("measuring how long such runs take"):
+    with Stages() as stages:
+        stages.begin("measuring how long such runs take")
         estimates = estimate([trial.recipe for trial in trials])
     found = Table(title="trials", title_justify="left", show_footer=True)
     recipes = [trial.recipe for trial in trials]

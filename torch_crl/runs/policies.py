@@ -67,6 +67,10 @@ def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
     folder = Path(os.path.expanduser(located(path)))
     failures: list[checkpoint.CheckpointError] = []
     if (folder / checkpoint.META).exists():
+        if which == "best":
+            raise checkpoint.CheckpointError(
+                f"{folder} is one policy, and the best one is chosen from a run directory"
+            )
         tensors, meta = checkpoint.load(folder)
     elif not folder.exists():
         raise checkpoint.CheckpointError(
