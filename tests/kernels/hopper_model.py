@@ -161,7 +161,13 @@ class Machine:
             float32=torch.float32,
             constexpr=None,
             **dict.fromkeys(
-                ("NVMMADistributedLayout", "SliceLayout", "BlockedLayout", "SwizzledSharedLayout"),
+                (
+                    "NVMMADistributedLayout",
+                    "NVMMASharedLayout",
+                    "SliceLayout",
+                    "BlockedLayout",
+                    "SwizzledSharedLayout",
+                ),
                 lambda *_, **__: None,
             ),
         )
@@ -173,7 +179,7 @@ class Machine:
             "mbarrier": SimpleNamespace(
                 MBarrierLayout=lambda: None,
                 init=lambda at, count: self.barriers.update({_place(at): Barrier(count)}),
-                arrive=lambda at, count: self._barrier(at).arrive(),
+                arrive=lambda at, count: self._arrive(self._barrier(at)),
                 expect=lambda at, size, pred: self._barrier(at).arrive(size) if pred else None,
                 wait=lambda at, phase: self._wait(self._barrier(at), int(phase)),
             ),
@@ -209,9 +215,14 @@ class Machine:
         self._barrier(arrival).copies.append(copy)
 
     def _take_away(self, target: Descriptor, place: Any, source: Shared) -> None:
-        source.read_by_engines()
-        part = target.part(place)
-        self.stores.setdefault(threading.get_ident(), []).append(lambda: part.copy_(source.data))
+        early, part = source.read_by_engines().clone(), target.part(place)
+
+        def copy() -> None:
+            same = torch.equal(early.nan_to_num(7.5), source.data.nan_to_num(7.5))
+            assert same, "written while it is copied"
+            part.copy_(source.data)
+
+        self.stores.setdefault(threading.get_ident(), []).append(copy)
 
     def _wait_for_stores(self, pendings: int) -> None:
         stores = self.stores.get(threading.get_ident(), [])
@@ -227,10 +238,16 @@ class Machine:
             ready[0].go_on()
         assert all(thread.done for thread in self.threads), "all wait for each other"
 
+    def _arrive(self, barrier: Barrier) -> None:
+        barrier.arrive()
+        self._thread().pause(lambda: True)
+
+    def _thread(self) -> "_Thread":
+        return next(t for t in self.threads if t.ident == threading.get_ident())
+
     def _wait(self, barrier: Barrier, phase: int) -> None:
-        thread = next(t for t in self.threads if t.ident == threading.get_ident())
         # Also where it need not wait, so that one that comes first in the order can go on.
-        thread.pause(lambda: barrier.passed(phase))
+        self._thread().pause(lambda: barrier.passed(phase))
 
 
 class _Thread(threading.Thread):

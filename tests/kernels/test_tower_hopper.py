@@ -8,11 +8,11 @@ import pytest
 import torch
 from triton.experimental.gluon import language as gl
 
-from tests.kernels.check import DEVICE, assert_as_exact, poisoned
+from tests.kernels.check import DEVICE, assert_as_exact, error, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
 from tests.kernels.hopper_model import Machine, as_python, runnable
-from tests.kernels.test_tower import argument_type, exact, run
-from torch_crl.kernels.tower import kernel
+from tests.kernels.test_tower import argument_type, exact, run, stack
+from torch_crl.kernels.tower import Stack, kernel, tower
 from torch_crl.kernels.tower.hopper import backward, forward, parts
 from torch_crl.kernels.tower.hopper import tiles as tiles_module
 from torch_crl.kernels.tower.hopper.tiles import TILES, HopperTile, Tiles, choose_tiles
@@ -99,6 +99,27 @@ def test_nothing_that_waits_can_be_left_out(line: str) -> None:
     assert any(map(wrong, ORDERS))
 
 
+def test_gradients_of_vectors_outside_of_the_range_of_fp16() -> None:
+    # A large std makes dn large where dh is not.
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(8, 256, generator=generator) for _ in range(2))
+
+    def gradients(implementation: str) -> list[torch.Tensor]:
+        leaves = stack(4, 256, torch.Generator().manual_seed(1))
+        leaves = leaves._replace(weight_LDD=100 * leaves.weight_LDD)
+        leaves = Stack(*(leaf.float().requires_grad_() for leaf in leaves))
+        (y,) = tower(
+            [x], [leaves], precision="fp16", implementation=implementation, gradient_scale=1.0
+        )
+        (y * 1e5 * dy).sum().backward()
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    with modelled(TILES[256][0]):
+        found = gradients("persistent")
+    for ours, plain in zip(found, gradients("reference"), strict=True):
+        assert error(ours, plain.double()) < 5e-3
+
+
 def test_sigmoids_that_share_a_reciprocal() -> None:
     sigmoid = as_python([parts], Machine(ORDERS[0]))["sigmoid"]
     x = torch.cat([torch.linspace(-150, 150, 4000), torch.tensor([torch.inf, -torch.inf])])
@@ -110,7 +131,7 @@ def test_sigmoids_that_share_a_reciprocal() -> None:
     assert sigmoid(x)[1:3].tolist() == pytest.approx([0.7310586, 0.2689414])
 
 
-@pytest.mark.parametrize("count", [0, 8, 24, 16 * 132, 16 * 133])
+@pytest.mark.parametrize("count", [8, 24, 16 * 132, 16 * 133])
 def test_tiles_that_fit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda")
     monkeypatch.setattr(tiles_module, "multiprocessors", lambda _: 132)
@@ -119,6 +140,7 @@ def test_tiles_that_fit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen is not None
     assert chosen.forward.rows == chosen.backward.rows == (16 if count > 8 * 132 else 8)
     assert choose_tiles(256, (count + 4, 0, 0), device) is None
+    assert choose_tiles(256, (16 * 132 + 8, 0, 0), device) is None
     assert choose_tiles(512, (count, 0, 0), device) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
     assert choose_tiles(256, (count, 0, 0), device) is None

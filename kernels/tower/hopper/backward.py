@@ -94,7 +94,7 @@ def _sum_up(
         if is_live:
             b_dh = operands.index(i_buffer).load(columns).to(gl.float32)
             gl.store(p_partial + o_d, gl.sum(b_dh, 0) * unscale)
-            b_dn = dns.index(i_buffer).load(columns).to(gl.float32)
+            b_dn = dns.index(i_buffer).load(columns)
             gl.store(p_partial + 2 * D + o_d, gl.sum(b_dn, 0) * unscale)
             b_xhat = xhats.index(i_buffer).load(columns).to(gl.float32)
             gl.store(p_partial + D + o_d, gl.sum(b_dn * b_xhat, 0) * unscale)
@@ -136,7 +136,7 @@ def _backward(
         mbarrier.wait(xhat_arrived.index(i_buffer), (i_step // 2) & 1)
         b_xhat = xhats.index(i_buffer).permute((1, 0)).load(MMA).to(gl.float32)
         b_dn = b_dinner * _slope(b_xhat * b_ln_weight[:, None] + b_ln_bias[:, None], RELU)
-        dns.index(i_buffer).permute((1, 0)).store(b_dn.to(dtype))
+        dns.index(i_buffer).permute((1, 0)).store(b_dn)
         b_dxhat = b_dn * b_ln_weight[:, None]
         b_m1, b_m2 = sums(b_dxhat, b_dxhat * b_xhat, scratch0, scratch1, MMA, D, BM, WARPS)
         b_m1, b_m2 = b_m1 * b_rstd * (1.0 / D), b_m2 * b_rstd * (1.0 / D)
@@ -199,7 +199,9 @@ def tower_bwd_hopper_kernel(
     freed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     summed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     operands = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
-    dns = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
+    # fp32, since dn is dh times std / gamma, which may leave the range of fp16 where dh does not.
+    WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
+    dns = gl.allocate_shared_memory(gl.float32, [2, BM, D], WIDE)
     xhats = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
     xhat_arrived = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     SCRATCH: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[1, 0])

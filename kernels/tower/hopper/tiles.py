@@ -43,8 +43,9 @@ TILES = {
 
 
 def usable_tiles(width: int, rows: Sequence[int], device: torch.device) -> list[Tiles]:
-    """None on other GPUs, for other widths, and for rows that are no multiples of a tile's."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+    """Empty on other GPUs, for other widths, and for rows that are no multiples of a tile's."""
+    is_hopper = device.type == "cuda" and torch.version.hip is None
+    if not is_hopper or torch.cuda.get_device_capability(device)[0] != 9 or not sum(rows):
         return []
     return [
         tiles
@@ -54,9 +55,12 @@ def usable_tiles(width: int, rows: Sequence[int], device: torch.device) -> list[
 
 
 def choose_tiles(width: int, rows: Sequence[int], device: torch.device) -> Tiles | None:
-    """The smallest with a multiprocessor for every program, else the largest, if there are any."""
+    """The smallest with a multiprocessor for every program, else the largest of all.
+
+    None if that cannot be used, since the kernels in Triton then need fewer programs.
+    """
     usable = usable_tiles(width, rows, device)
     for tiles in usable:
         if sum(rows) <= tiles.forward.rows * multiprocessors(device):
             return tiles
-    return usable[-1] if usable else None
+    return usable[-1] if usable and usable[-1] == TILES[width][-1] else None
