@@ -230,9 +230,7 @@ def _short(row: Row) -> str:
     cells = [
         (name, row[name])
         for name in _SHOWN
-        if name in row
-        and row[name] not in (USUAL.get(name), [])
-        and (name, row[name]) != ("status", 0)
+        if name in row and row[name] not in ((USUAL | {"status": 0}).get(name), [])
     ]
     return "  ".join(f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in cells)
 

@@ -270,6 +270,13 @@ def choose_tile(width: int, rows: Sequence[int], device: torch.device) -> Tile:
     return small if programs(rows, small) <= multiprocessors(device) else large
 
 
+def _choose(
+    width: int, rows: Sequence[int], device: torch.device
+) -> Sequence[Tile] | Sequence[HopperTile]:
+    """The tiles of the forward and of the backward pass."""
+    return choose_tiles(width, rows, device) or [choose_tile(width, rows, device)] * 2
+
+
 def forward_layers(
     x: Tensor,
     layers: Layers,
@@ -280,9 +287,7 @@ def forward_layers(
     """y [R, D]; fills `kept`, made by `empty_kept`, with what the backward pass needs."""
     weight16, vectors, rows, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
-    if tile is None:
-        tiles = choose_tiles(width, rows, x.device)
-        tile = tiles.forward if tiles else choose_tile(width, rows, x.device)
+    tile = tile or _choose(width, rows, x.device)[0]
     y = torch.empty_like(x)
     if isinstance(tile, HopperTile):
         forward(x, y, layers, kept, programs(rows, tile), tile)
@@ -326,9 +331,7 @@ def backward_layers(
     """
     weight16, vectors, rows, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
-    if tile is None:
-        tiles = choose_tiles(width, rows, dy.device)
-        tile = tiles.backward if tiles else choose_tile(width, rows, dy.device)
+    tile = tile or _choose(width, rows, dy.device)[1]
     live_programs = [programs([count], tile) for count in rows[: len(vectors)]]
     _, xhat, rstd = kept
     dx = torch.empty_like(dy)

@@ -5,9 +5,9 @@ torch: layouts say where numbers are and change none, so they are ignored; their
 compiler's to check. The warps of a program that do different work are threads, of which one runs
 until it has to wait; then the first in a chosen order goes on. What runs beside them is as late as
 can be: a copy to shared memory fills its target with NaN and arrives when somebody waits for it,
-one from there reads when it is waited for, and so do products. So nobody can use what has not
-arrived, or overwrite what is still read, without a wrong result; and where all wait, the model says
-so. The barriers between the warps of one kind of work are the compiler's to check.
+products read when they are waited for, and a copy from there has to find the same numbers then as
+when it was started. Where all wait for each other, the model says so. The barriers
+ between the warps of one kind of work are the compiler's to check.
 """
 
 import inspect

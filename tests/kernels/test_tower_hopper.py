@@ -139,6 +139,7 @@ def test_tiles_that_fit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = choose_tiles(256, (count, 0, 0), device)
     assert chosen is not None
     assert chosen.forward.rows == chosen.backward.rows == (16 if count > 8 * 132 else 8)
+    assert choose_tiles(256, (0, 0, 0), device) is None
     assert choose_tiles(256, (count + 4, 0, 0), device) is None
     assert choose_tiles(256, (16 * 132 + 8, 0, 0), device) is None
     assert choose_tiles(512, (count, 0, 0), device) is None

@@ -76,8 +76,7 @@ def multiply(
     REVERSED: gl.constexpr, D: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     # Adds a quarter of W (backward: of W^T) times the transpose of the operand [BM, D] to the sum.
-    # A program waits wherever the matrix unit has too much to do; so what else there is to do
-    # stands between the quarters.
+    # In quarters, so that loads for the next layer can start behind the first.
     K: gl.constexpr = D // 4
     start: gl.constexpr = quarter * K % BK
     weight = slots.index((i_step * (D // BK) + quarter * K // BK) % SLOTS)
@@ -88,8 +87,9 @@ def multiply(
 
 @gluon.jit
 def sigmoid(x):
-    # 1 / (1 + 2^(-x log2 e)), exact to the last bits. The unit for such functions is the narrowest
-    # of all, so two numbers a and b share a reciprocal: 1 / a = b / (a b). Powers stop at 2^63,
+    # 1 / (1 + 2^(-x log2 e)), with a relative error of some 1e-6. The unit for such functions is
+    # the narrowest of all, so two numbers a and b share a reciprocal: 1 / a = b / (a b). Powers
+    # stop at 2^63,
     # since a b has to be finite; a sigmoid of 1e-19 is nothing beside the other numbers.
     return gl.inline_asm_elementwise(
         """
