@@ -215,4 +215,5 @@ def pair_scores(
     masks = [] if row_mask_B is None else [row_mask_B]
     require_cpu("pair_scores", phi_BR, psi_BR, *masks)
     apply: Callable[..., tuple[Tensor, ...]] = _PairScores.apply
-    return PairScores(*apply(phi_BR, psi_BR, row_mask_B, energy, columns, softplus))
+    scores = apply(phi_BR, psi_BR, row_mask_B, energy, columns, softplus)
+    return PairScores(*scores, goals=len(psi_BR))

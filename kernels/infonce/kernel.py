@@ -1,7 +1,8 @@
 """The two Triton kernels of `pair_scores`, without the B x B matrix in memory. See the README.
 
 x and y are (phi, psi) in programs that own rows, and (psi, phi) in those that own columns.
-B pairs, R representation, BM rows of x per program, BN rows of y per step, BK and BR slices of R.
+B rows of phi, C rows of psi, R representation; row i of phi belongs to row first + i of psi. X and Y
+are the sizes of x and y. BM rows of x per program, BN rows of y per step, BK and BR slices of R.
 """
 
 from typing import NamedTuple
@@ -44,22 +45,23 @@ def choose_launch(size: int) -> Launch:
     return Launch(BM=16, BN=128, BK=32, BR=64, num_warps=8, num_stages=1)
 
 
-def split(batch: int, launch: Launch, programs: int, device: torch.device) -> tuple[int, int]:
+def split(rows: int, launch: Launch, programs: int, device: torch.device) -> tuple[int, int]:
     """Into how many splits each program's work goes, and how many rows of y each of them takes.
 
-    `programs` are those of a single split. There are as many splits as multiprocessors allow.
+    `rows` is the larger number of rows of y, and `programs` are those of a single split. There are
+    as many splits as multiprocessors allow.
     """
-    steps = triton.cdiv(batch, launch.BN)
+    steps = triton.cdiv(rows, launch.BN)
     most = max(1, multiprocessors(device) // programs)
     of_split = triton.cdiv(steps, most)
     return triton.cdiv(steps, of_split), of_split * launch.BN
 
 
 @triton.jit
-def _load_rows(p_rows, p_offset, o_rows, o_r, B, R: tl.constexpr, CENTRED: tl.constexpr):
+def _load_rows(p_rows, p_offset, o_rows, o_r, rows, R: tl.constexpr, CENTRED: tl.constexpr):
     # Loads [rows, slice of R], minus the offset if CENTRED.
     m_r = o_r < R
-    m_rows = (o_rows < B)[:, None] & m_r[None, :]
+    m_rows = (o_rows < rows)[:, None] & m_r[None, :]
     b_rows = tl.load(p_rows + o_rows[:, None] * R + o_r[None, :], mask=m_rows, other=0.0)
     if CENTRED:
         b_rows -= tl.load(p_offset + o_r, mask=m_r, other=0.0)[None, :]
@@ -68,7 +70,7 @@ def _load_rows(p_rows, p_offset, o_rows, o_r, B, R: tl.constexpr, CENTRED: tl.co
 
 @triton.jit
 def _tile(
-    p_x, p_y, p_offset, o_x, o_y, B, R: tl.constexpr, DISTANCE: tl.constexpr,
+    p_x, p_y, p_offset, o_x, o_y, X, Y, R: tl.constexpr, DISTANCE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     # [BM, BN] dot products, or squared distances, which rounding can make negative.
@@ -77,8 +79,8 @@ def _tile(
     b_y_square = tl.zeros([BN], tl.float32)
     for start in range(0, R, BK):
         o_k = start + tl.arange(0, BK)
-        b_x = _load_rows(p_x, p_offset, o_x, o_k, B, R, DISTANCE)
-        b_y = _load_rows(p_y, p_offset, o_y, o_k, B, R, DISTANCE)
+        b_x = _load_rows(p_x, p_offset, o_x, o_k, X, R, DISTANCE)
+        b_y = _load_rows(p_y, p_offset, o_y, o_k, Y, R, DISTANCE)
         b_dot = tl.dot(b_x, tl.trans(b_y), b_dot, input_precision=_PRECISION)
         if DISTANCE:
             b_x_square += tl.sum(b_x * b_x, 1)
@@ -107,7 +109,7 @@ def _reduce_block(
     # outputs
     p_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
     # sizes
-    B, chunk, R: tl.constexpr,
+    X, Y, first, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -119,10 +121,10 @@ def _reduce_block(
     b_diagonal = tl.zeros([BM], tl.float32)
     b_softplus = tl.zeros([BM], tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
-    for start in range(i_split * chunk, tl.minimum((i_split + 1) * chunk, B), BN):
+    for start in range(i_split * chunk, tl.minimum((i_split + 1) * chunk, Y), BN):
         o_y = start + tl.arange(0, BN)
-        m_y = o_y < B
-        b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, B, R, ENERGY != "dot", BM, BN, BK)
+        m_y = o_y < Y
+        b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, X, Y, R, ENERGY != "dot", BM, BN, BK)
         b_energy = _energy(b_tile, m_y[None, :], ENERGY)
         if MASKED and not IS_ROW:
             m_counts = tl.load(p_row_mask + o_y, mask=m_y, other=1.0) > 0
@@ -132,14 +134,14 @@ def _reduce_block(
         b_mass = b_mass * tl.exp(b_max - b_new_max) + b_block_mass
         b_max = b_new_max
         if IS_ROW:
-            m_own = o_x[:, None] == o_y[None, :]
+            m_own = o_x[:, None] + first == o_y[None, :]
             b_diagonal += tl.sum(tl.where(m_own, b_energy, 0.0), 1)
             b_rival = tl.maximum(b_rival, tl.max(tl.where(m_own, float("-inf"), b_energy), 1))
             b_sum += tl.sum(tl.where(m_y[None, :], b_energy, 0.0), 1)
             if SOFTPLUS:
                 b_softplus += tl.sum(softplus(b_energy), 1)
-    m_x = o_x < B
-    o = i_split * B + o_x
+    m_x = o_x < X
+    o = i_split * X + o_x
     tl.store(p_logsumexp + o, b_max + tl.log(b_mass), mask=m_x)
     if IS_ROW:
         tl.store(p_diagonal + o, b_diagonal, mask=m_x)
@@ -156,11 +158,11 @@ def infonce_fwd_kernel(
     # outputs
     p_diagonal, p_row_logsumexp, p_column_logsumexp, p_softplus, p_rival, p_sum,
     # sizes
-    B, chunk, R: tl.constexpr,
+    B, C, first, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """The scores [splits, B] of the pairs with the y of a chunk.
+    """The scores [splits, B] of the pairs with the y of a chunk. COLUMNS needs B = C.
 
     Grid: (blocks of rows, followed by as many blocks of columns if COLUMNS; splits of the y).
     """
@@ -170,14 +172,14 @@ def infonce_fwd_kernel(
         _reduce_block(
             p_phi, p_psi, p_offset, p_row_mask, i_block,
             p_row_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
-            B, chunk, R, ENERGY, True, SOFTPLUS, MASKED, BM, BN, BK,
+            B, C, first, chunk, R, ENERGY, True, SOFTPLUS, MASKED, BM, BN, BK,
         )  # fmt: skip
     else:
         if COLUMNS:
             _reduce_block(
                 p_psi, p_phi, p_offset, p_row_mask, i_block - num_blocks,
                 p_column_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
-                B, chunk, R, ENERGY, False, False, MASKED, BM, BN, BK,
+                C, B, 0, chunk, R, ENERGY, False, False, MASKED, BM, BN, BK,
             )  # fmt: skip
 
 
@@ -231,15 +233,19 @@ def infonce_join_kernel(
 
 @triton.jit
 def _energy_gradient(
-    b_energy, o_x, o_y, B, p_row_mask,
+    b_energy, o_x, o_y, X, Y, first, p_row_mask,
     p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
     IS_ROW: tl.constexpr, SUM_OF_X: tl.constexpr, SUM_OF_Y: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
     # d loss / d E_ij, [BM, BN]: one term for each of the scores that E_ij is part of.
-    m_x, m_y = o_x < B, o_y < B
-    b_diagonal = tl.load(p_diagonal_grad + o_x, mask=m_x, other=0.0)
-    b_grad = tl.where(o_x[:, None] == o_y[None, :], b_diagonal[:, None], 0.0)
+    m_x, m_y = o_x < X, o_y < Y
+    if IS_ROW:
+        b_diagonal = tl.load(p_diagonal_grad + o_x, mask=m_x, other=0.0)[:, None]
+        b_grad = tl.where(o_x[:, None] + first == o_y[None, :], b_diagonal, 0.0)
+    else:
+        b_diagonal = tl.load(p_diagonal_grad + o_y, mask=m_y, other=0.0)[None, :]
+        b_grad = tl.where(o_x[:, None] == o_y[None, :] + first, b_diagonal, 0.0)
     b_of_x, b_of_y = b_energy, b_energy
     # The sums of columns leave out the rows outside of the mask: exp(-inf) is 0.
     if MASKED and IS_ROW and SUM_OF_Y:
@@ -274,7 +280,7 @@ def _gradient_block(
     # outputs
     p_grad,
     # sizes
-    B, chunk, R: tl.constexpr,
+    X, Y, first, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SUM_OF_X: tl.constexpr, SUM_OF_Y: tl.constexpr,
     SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
@@ -285,12 +291,12 @@ def _gradient_block(
     b_grad = tl.zeros([BM, BR], tl.float32)
     b_weight_sum = tl.zeros([BM], tl.float32)
     i_split = tl.program_id(2)
-    for start in range(i_split * chunk, tl.minimum((i_split + 1) * chunk, B), BN):
+    for start in range(i_split * chunk, tl.minimum((i_split + 1) * chunk, Y), BN):
         o_y = start + tl.arange(0, BN)
-        b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, B, R, DISTANCE, BM, BN, BK)
-        b_energy = _energy(b_tile, (o_x < B)[:, None] & (o_y < B)[None, :], ENERGY)
+        b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, X, Y, R, DISTANCE, BM, BN, BK)
+        b_energy = _energy(b_tile, (o_x < X)[:, None] & (o_y < Y)[None, :], ENERGY)
         b_weight = _energy_gradient(
-            b_energy, o_x, o_y, B, p_row_mask,
+            b_energy, o_x, o_y, X, Y, first, p_row_mask,
             p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
             IS_ROW, SUM_OF_X, SUM_OF_Y, SOFTPLUS, MASKED,
         )  # fmt: skip
@@ -299,14 +305,14 @@ def _gradient_block(
             b_weight = tl.where(b_tile < 0.0, 0.0, b_weight / b_energy)
         if ENERGY == "l2":
             b_weight = tl.where(b_tile < 0.0, 0.0, -2.0 * b_weight)
-        b_y = _load_rows(p_y, p_offset, o_y, o_r, B, R, DISTANCE)
+        b_y = _load_rows(p_y, p_offset, o_y, o_r, Y, R, DISTANCE)
         b_grad = tl.dot(b_weight, b_y, b_grad, input_precision=_PRECISION)
         b_weight_sum += tl.sum(b_weight, 1)
     if DISTANCE:
-        b_x = _load_rows(p_x, p_offset, o_x, o_r, B, R, DISTANCE)
+        b_x = _load_rows(p_x, p_offset, o_x, o_r, X, R, DISTANCE)
         b_grad = b_x * b_weight_sum[:, None] - b_grad
-    m_grad = (o_x < B)[:, None] & (o_r < R)[None, :]
-    p_split = p_grad + i_split * 2 * B * R
+    m_grad = (o_x < X)[:, None] & (o_r < R)[None, :]
+    p_split = p_grad + i_split * (X + Y) * R
     tl.store(p_split + o_x[:, None] * R + o_r[None, :], b_grad, mask=m_grad)
 
 
@@ -318,11 +324,11 @@ def infonce_bwd_kernel(
     # outputs
     p_phi_grad, p_psi_grad,
     # sizes
-    B, chunk, R: tl.constexpr,
+    B, C, first, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """The gradients [splits, 2, B, R] through the pairs with the y of a chunk.
+    """The gradients [splits, B + C, R] through the pairs with the y of a chunk.
 
     Grid: (blocks of rows followed by blocks of columns, slices of R, splits of the y).
     """
@@ -333,12 +339,12 @@ def infonce_bwd_kernel(
             p_phi, p_psi, p_offset, p_row_mask, i_block,
             p_row_logsumexp, p_row_grad, p_column_logsumexp, p_column_grad,
             p_diagonal_grad, p_softplus_grad, p_phi_grad,
-            B, chunk, R, ENERGY, True, True, COLUMNS, SOFTPLUS, MASKED, BM, BN, BK, BR,
+            B, C, first, chunk, R, ENERGY, True, True, COLUMNS, SOFTPLUS, MASKED, BM, BN, BK, BR,
         )  # fmt: skip
     else:
         _gradient_block(
             p_psi, p_phi, p_offset, p_row_mask, i_block - num_blocks,
             p_column_logsumexp, p_column_grad, p_row_logsumexp, p_row_grad,
             p_diagonal_grad, p_softplus_grad, p_psi_grad,
-            B, chunk, R, ENERGY, False, COLUMNS, True, SOFTPLUS, MASKED, BM, BN, BK, BR,
+            C, B, first, chunk, R, ENERGY, False, COLUMNS, True, SOFTPLUS, MASKED, BM, BN, BK, BR,
         )  # fmt: skip

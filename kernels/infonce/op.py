@@ -1,6 +1,6 @@
 """`pair_scores` on the Triton kernels, as one op with a gradient.
 
-B pairs, R representation.
+B rows of phi, C rows of psi, R representation.
 """
 
 from typing import Any, cast
@@ -29,30 +29,31 @@ _Scores = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def infonce_fwd(
     phi_BR: Tensor,
-    psi_BR: Tensor,
+    psi_CR: Tensor,
     row_mask_B: Tensor | None,
+    first: int,
     energy: str,
     columns: bool,
     softplus: bool,
 ) -> _Scores:
-    """Launch the forward kernels; returns the scores [B] of phi and psi [B, R].
+    """Launch the forward kernels; returns the scores [B] of phi [B, R] and psi [C, R].
 
     The last tensor is the mean of psi, for distances only. See the reference for why these are
     centred.
     """
-    phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
-    batch, size = phi_BR.shape
+    phi_BR, psi_CR = phi_BR.contiguous(), psi_CR.contiguous()
+    (batch, size), goals = phi_BR.shape, len(psi_CR)
     launch = choose_launch(size)
     blocks = triton.cdiv(batch, launch.BM) * (1 + columns)
-    splits, chunk = split(batch, launch, blocks, phi_BR.device)
+    splits, chunk = split(goals, launch, blocks, phi_BR.device)
     asked = (1, 1, columns, softplus, 1, 1)
     parts = [phi_BR.new_empty(splits * batch * n) for n in asked]
-    offset_R = phi_BR.new_empty(0) if energy == "dot" else psi_BR.mean(0)
+    offset_R = phi_BR.new_empty(0) if energy == "dot" else psi_CR.mean(0)
     with torch.cuda.device_of(phi_BR):
         infonce_fwd_kernel[(blocks, splits)](
-            phi_BR, psi_BR, offset_R, phi_BR if row_mask_B is None else row_mask_B,
+            phi_BR, psi_CR, offset_R, phi_BR if row_mask_B is None else row_mask_B,
             *parts,
-            batch, chunk, size,
+            batch, goals, first, chunk, size,
             ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus, MASKED=row_mask_B is not None,
             BM=launch.BM, BN=launch.BN, BK=launch.BK,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
@@ -69,32 +70,33 @@ def infonce_fwd(
 
 
 def infonce_bwd(
-    phi_BR: Tensor, psi_BR: Tensor, row_mask_B: Tensor | None,
+    phi_BR: Tensor, psi_CR: Tensor, row_mask_B: Tensor | None,
     row_logsumexp_B: Tensor, column_logsumexp_B: Tensor, offset_R: Tensor,
     diagonal_grad_B: Tensor, row_grad_B: Tensor, column_grad_B: Tensor, softplus_grad_B: Tensor,
-    energy: str, columns: bool, softplus: bool,
+    first: int, energy: str, columns: bool, softplus: bool,
 ) -> Tensor:  # fmt: skip
-    """Launch the backward kernel; returns the gradients [2, B, R] of phi and psi."""
-    phi_BR, psi_BR = phi_BR.contiguous(), psi_BR.contiguous()
-    batch, size = phi_BR.shape
+    """Launch the backward kernel; returns the gradients [B + C, R] of phi and then psi."""
+    phi_BR, psi_CR = phi_BR.contiguous(), psi_CR.contiguous()
+    (batch, size), goals = phi_BR.shape, len(psi_CR)
     launch = choose_launch(size)
-    blocks, slices = 2 * triton.cdiv(batch, launch.BM), triton.cdiv(size, launch.BR)
-    splits, chunk = split(batch, launch, blocks * slices, phi_BR.device)
-    grads_S2BR = phi_BR.new_empty(splits, 2, batch, size)
+    blocks = triton.cdiv(batch, launch.BM) + triton.cdiv(goals, launch.BM)
+    slices = triton.cdiv(size, launch.BR)
+    splits, chunk = split(goals, launch, blocks * slices, phi_BR.device)
+    grads_SXR = phi_BR.new_empty(splits, batch + goals, size)
     upstream = (diagonal_grad_B, row_grad_B, column_grad_B, softplus_grad_B)
     with torch.cuda.device_of(phi_BR):
         infonce_bwd_kernel[(blocks, slices, splits)](
-            phi_BR, psi_BR, offset_R, phi_BR if row_mask_B is None else row_mask_B,
+            phi_BR, psi_CR, offset_R, phi_BR if row_mask_B is None else row_mask_B,
             row_logsumexp_B, column_logsumexp_B,
             *(grad_B.contiguous() for grad_B in upstream),
-            grads_S2BR, grads_S2BR[:, 1],
-            batch, chunk, size,
+            grads_SXR, grads_SXR[:, batch:],
+            batch, goals, first, chunk, size,
             ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus, MASKED=row_mask_B is not None,
             BM=launch.BM, BN=launch.BN, BK=launch.BK, BR=launch.BR,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
             maxnreg=REGISTERS,
         )  # fmt: skip
-    return grads_S2BR.squeeze(0) if splits == 1 else grads_S2BR.sum(0)
+    return grads_SXR.squeeze(0) if splits == 1 else grads_SXR.sum(0)
 
 
 _forward = torch.library.custom_op("torch_crl::pair_scores", infonce_fwd, mutates_args=())
@@ -104,8 +106,9 @@ _backward = torch.library.custom_op("torch_crl::pair_scores_backward", infonce_b
 @_forward.register_fake
 def _(
     phi_BR: Tensor,
-    _psi_BR: Tensor,
+    _psi_CR: Tensor,
     _row_mask_B: Tensor | None,
+    _first: int,
     energy: str,
     columns: bool,
     softplus: bool,
@@ -118,13 +121,13 @@ def _(
 
 
 @_backward.register_fake
-def _(phi_BR: Tensor, *_args: Any) -> Tensor:
-    return phi_BR.new_empty(2, *phi_BR.shape)
+def _(phi_BR: Tensor, psi_CR: Tensor, *_args: Any) -> Tensor:
+    return phi_BR.new_empty(phi_BR.shape[0] + psi_CR.shape[0], phi_BR.shape[1])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    phi_BR, psi_BR, row_mask_B, ctx.energy, ctx.columns, ctx.softplus = inputs
-    ctx.save_for_backward(phi_BR, psi_BR, row_mask_B, output[1], output[2], output[6])
+    phi_BR, psi_CR, row_mask_B, ctx.first, ctx.energy, ctx.columns, ctx.softplus = inputs
+    ctx.save_for_backward(phi_BR, psi_CR, row_mask_B, output[1], output[2], output[6])
     # Otherwise autograd would make tensors of zeros as the gradients of what has none.
     ctx.set_materialize_grads(False)
 
@@ -136,8 +139,10 @@ def _autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         torch.zeros_like(score_B) if grad_B is None else grad_B
         for grad_B, score_B in zip(upstream[:4], asked, strict=True)
     ]
-    of_both = _backward(*ctx.saved_tensors, *grads, ctx.energy, ctx.columns, ctx.softplus)
-    return (*of_both.unbind(0), None, None, None, None)
+    options = (ctx.first, ctx.energy, ctx.columns, ctx.softplus)
+    of_both = _backward(*ctx.saved_tensors, *grads, *options)
+    batch = len(logsumexp_B)
+    return (of_both[:batch], of_both[batch:], None, None, None, None, None)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -145,12 +150,13 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 def pair_scores(
     phi_BR: Tensor,
-    psi_BR: Tensor,
+    psi_CR: Tensor,
     *,
     energy: str,
     columns: bool,
     softplus: bool,
     row_mask_B: Tensor | None,
+    first: int = 0,
 ) -> PairScores:
     """All scores, those that were not asked for empty, of each energy but `cosine`.
 
@@ -159,7 +165,7 @@ def pair_scores(
     Raises:
         ValueError: For tensors of another dtype, device or size than the kernels take.
     """
-    for name, x_BR in (("phi", phi_BR), ("psi", psi_BR)):
+    for name, x_BR in (("phi", phi_BR), ("psi", psi_CR)):
         if x_BR.dtype != torch.float32:
             raise ValueError(
                 f"{name} is {x_BR.dtype}; the triton implementation takes torch.float32: convert "
@@ -171,14 +177,15 @@ def pair_scores(
                 'device: move it, or choose implementation="reference"'
             )
     # Offsets inside a tensor are 32-bit integers, and reach up to one block past its end.
-    if phi_BR.numel() >= 2**30:
+    if psi_CR.numel() >= 2**30:
         raise ValueError(
-            f"phi is {tuple(phi_BR.shape)}; the triton implementation takes fewer than 2^30 "
+            f"psi is {tuple(psi_CR.shape)}; the triton implementation takes fewer than 2^30 "
             'numbers: use a smaller batch, or choose implementation="reference"'
         )
     if row_mask_B is not None:
         row_mask_B = row_mask_B.contiguous()
-    scores = PairScores(*_forward(phi_BR, psi_BR, row_mask_B, energy, columns, softplus)[:6])
+    found = _forward(phi_BR, psi_CR, row_mask_B, first, energy, columns, softplus)
+    scores = PairScores(*found[:6], goals=len(psi_CR))
     return scores._replace(
         row_rival_B=scores.row_rival_B.detach(),
         row_sum_B=scores.row_sum_B.detach(),

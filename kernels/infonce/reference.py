@@ -1,7 +1,8 @@
 """The definition of `pair_scores` in plain torch: energies of all pairs, and their reductions.
 
-B pairs: row i is a (state, action), column j a goal, the diagonal holds the true pairs.
-R representation. Source: arXiv 2408.11052 (energies).
+B rows: (state, action) pairs. C columns: goals. Row i belongs to column first + i; in one process
+C is B, `first` is 0, and the true pairs are the diagonal. R representation. Source: arXiv
+2408.11052 (energies).
 """
 
 from collections.abc import Callable
@@ -29,20 +30,22 @@ class Energy(NamedTuple):
 
 
 class PairScores(NamedTuple):
-    """Reductions of the energies E_BB of all pairs: all that the losses and their metrics need."""
+    """Reductions of the energies E_BC of all pairs: all that the losses and their metrics need."""
 
     diagonal_B: Tensor
-    """E_ii, the energies of the true pairs."""
+    """The energies of the true pairs."""
     row_logsumexp_B: Tensor
     """log sum_j exp E_ij."""
     column_logsumexp_B: Tensor | None
-    """log sum_i exp E_ij for each j, over the rows in the mask; None unless requested."""
+    """log sum_i exp E_ij for each true column, over the rows in the mask; None unless requested."""
     row_softplus_B: Tensor | None
     """sum_j log(1 + exp E_ij); None unless requested."""
     row_rival_B: Tensor
-    """max over j != i of E_ij, -inf when B is 1. Carries no gradient."""
+    """max of E_ij over all columns but the true one, -inf when there is no other. No gradient."""
     row_sum_B: Tensor
     """sum_j E_ij. Carries no gradient."""
+    goals: int
+    """C, the number of goals that each row is compared with."""
 
 
 def _squared_distance_matrix(phi_BR: Tensor, psi_BR: Tensor) -> Tensor:
@@ -81,35 +84,50 @@ ENERGIES: dict[str, Energy] = {
 
 
 def reduce_energies(
-    energies_BB: Tensor, *, columns: bool, softplus: bool, row_mask_B: Tensor | None = None
+    energies_BC: Tensor,
+    *,
+    columns: bool,
+    softplus: bool,
+    row_mask_B: Tensor | None = None,
+    first: int = 0,
 ) -> PairScores:
-    """The scores of a given matrix of energies."""
-    of_columns_BB = energies_BB
-    if columns and row_mask_B is not None:
-        of_columns_BB = energies_BB.masked_fill(row_mask_B[:, None] == 0, LEFT_OUT)
+    """The scores of a given matrix of energies; `columns` needs one that is square."""
     with torch.no_grad():
-        rivals_BB = energies_BB.clone().fill_diagonal_(-torch.inf)
-        row_rival_B, row_sum_B = rivals_BB.amax(1), energies_BB.sum(1)
+        rivals_BC = energies_BC.clone()
+        rivals_BC.diagonal(first).fill_(-torch.inf)
+        row_rival_B, row_sum_B = rivals_BC.amax(1), energies_BC.sum(1)
     return PairScores(
-        diagonal_B=energies_BB.diagonal(),
-        row_logsumexp_B=energies_BB.logsumexp(1),
-        column_logsumexp_B=of_columns_BB.logsumexp(0) if columns else None,
+        # Rows have their columns in order, and there may be more of these than of rows.
+        diagonal_B=energies_BC.diagonal(first)[: len(energies_BC)],
+        row_logsumexp_B=energies_BC.logsumexp(1),
+        column_logsumexp_B=logsumexp_of_columns(energies_BC, row_mask_B) if columns else None,
         # Not functional.softplus, which rounds to the identity above 20.
-        row_softplus_B=-functional.logsigmoid(-energies_BB).sum(1) if softplus else None,
+        row_softplus_B=-functional.logsigmoid(-energies_BC).sum(1) if softplus else None,
         row_rival_B=row_rival_B,
         row_sum_B=row_sum_B,
+        goals=energies_BC.shape[1],
     )
+
+
+def logsumexp_of_columns(energies_BC: Tensor, row_mask_B: Tensor | None) -> Tensor:
+    """log sum_i exp E_ij for each column [C], over the rows where the mask is not 0."""
+    if row_mask_B is not None:
+        energies_BC = energies_BC.masked_fill(row_mask_B[:, None] == 0, LEFT_OUT)
+    return energies_BC.logsumexp(0)
 
 
 def pair_scores(
     phi_BR: Tensor,
-    psi_BR: Tensor,
+    psi_CR: Tensor,
     *,
     energy: str,
     columns: bool,
     softplus: bool,
     row_mask_B: Tensor | None,
+    first: int = 0,
 ) -> PairScores:
-    """Scores of all pairs of rows, computed from the B x B matrix of their energies."""
-    energies_BB = ENERGIES[energy].pairwise(phi_BR, psi_BR)
-    return reduce_energies(energies_BB, columns=columns, softplus=softplus, row_mask_B=row_mask_B)
+    """Scores of all pairs of rows, computed from the B x C matrix of their energies."""
+    energies_BC = ENERGIES[energy].pairwise(phi_BR, psi_CR)
+    return reduce_energies(
+        energies_BC, columns=columns, softplus=softplus, row_mask_B=row_mask_B, first=first
+    )

@@ -25,14 +25,14 @@ _LARGEST_BLOCK = 1024
 NUM_WARPS = 4
 
 
-@triton.jit(do_not_specialize=["B", "penalty"])
+@triton.jit(do_not_specialize=["B", "C", "penalty"])
 def critic_loss_kernel(
     # inputs
     p_diagonal, p_row_logsumexp, p_column_logsumexp, p_softplus, p_rival, p_sum, p_whole, p_weight,
     # outputs
     p_loss, p_metrics, p_gradients,
     # sizes
-    B, penalty,
+    B, C, penalty,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr,
     MASKED: tl.constexpr, WEIGHTED: tl.constexpr, BB: tl.constexpr,
 ):  # fmt: skip
@@ -58,7 +58,7 @@ def critic_loss_kernel(
         b_rival = tl.load(p_rival + o, mask=m, other=0.0)
         b_share = tl.where(m, 1.0 / count, 0.0)
         if SOFTPLUS:
-            b_share /= B
+            b_share /= C
         if MASKED:
             b_share = tl.where(tl.load(p_whole + o, mask=m, other=0.0) > 0.0, b_share, 0.0)
         if WEIGHTED:
@@ -93,7 +93,7 @@ def critic_loss_kernel(
     tl.store(p_metrics + 1, tl.sum(b_logsumexp, 0) / B)
     tl.store(p_metrics + 2, tl.sum(b_right, 0) / B)
     tl.store(p_metrics + 3, positive)
-    tl.store(p_metrics + 4, (tl.sum(b_sum, 0) / B - positive) / tl.maximum(B - 1, 1))
+    tl.store(p_metrics + 4, (tl.sum(b_sum, 0) / B - positive) / tl.maximum(C - 1, 1))
 
 
 @triton.jit(do_not_specialize=["B", "target_entropy"])
@@ -144,6 +144,7 @@ def _critic_loss(
     rows: bool,
     columns: bool,
     softplus: bool,
+    goals: int,
     penalty: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, its metrics, and its gradients [4, B] by the scores.
@@ -158,7 +159,7 @@ def _critic_loss(
             *scores, rival_B, sum_B,
             rival_B if whole_B is None else whole_B, rival_B if weight_B is None else weight_B,
             loss, metrics, gradients,
-            batch, penalty,
+            batch, goals, penalty,
             ROWS=rows, COLUMNS=columns, SOFTPLUS=softplus,
             MASKED=whole_B is not None, WEIGHTED=weight_B is not None,
             BB=block_of(batch), num_warps=NUM_WARPS,
@@ -173,7 +174,7 @@ def _(_scores: list[Tensor], rival_B: Tensor, *_: Any) -> tuple[Tensor, Tensor, 
 
 
 def _keep_critic(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    scores, *_, columns, softplus, _ = inputs
+    scores, *_, columns, softplus, _, _ = inputs
     read = (True, True, columns, softplus)
     ctx.read = [is_read and len(score) > 0 for is_read, score in zip(read, scores, strict=True)]
     _keep_gradients(ctx, inputs, output)
@@ -183,7 +184,7 @@ def _critic_backward(ctx: Any, upstream: Tensor, *_: object) -> tuple[object, ..
     (gradients,) = ctx.saved_tensors
     rows = (gradients * upstream).unbind(0)
     by_score = [row if read else None for row, read in zip(rows, ctx.read, strict=True)]
-    return by_score, *[None] * 8
+    return by_score, *[None] * 9
 
 
 @torch.library.custom_op("torch_crl::policy_losses", mutates_args=())
@@ -236,19 +237,20 @@ def critic_loss(
     columns: bool,
     softplus: bool,
     logsumexp_penalty: float,
+    goals: int,
     whole_B: Tensor | None,
     weight_B: Tensor | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a critic and its metrics, all 0-D, from what `pair_scores` gives.
 
-    `scores` are those with a gradient, in the order of `PairScores`, with an empty tensor for each
+    Each row was compared with so many `goals`. `scores` are those with a gradient, in the order of `PairScores`, with an empty tensor for each
     that was not asked for. The contrastive loss is the mean of those of rows, columns and softplus
     that are chosen, each less the energies of the true pairs.
     """
     require_device(rival_B, "critic_loss")
     scores = [score.contiguous() for score in scores]
     of_rows = [x if x is None else x.float().contiguous() for x in (whole_B, weight_B)]
-    options = (*of_rows, rows, columns, softplus, logsumexp_penalty)
+    options = (*of_rows, rows, columns, softplus, goals, logsumexp_penalty)
     loss, metrics, _ = _critic_loss(scores, rival_B.contiguous(), sum_B.contiguous(), *options)
     return loss, dict(zip(CRITIC_METRICS, metrics.detach().unbind(), strict=True))
 

@@ -63,6 +63,7 @@ def run(
     columns: bool = True,
     softplus: bool = True,
     row_mask_B: Tensor | None = None,
+    first: int = 0,
 ) -> dict[str, Tensor]:
     """All scores, and the gradients of their sum with random weights, in fp64."""
     phi, psi = (x.detach().to(dtype).requires_grad_() for x in (phi, psi))
@@ -73,9 +74,11 @@ def run(
         columns=columns,
         softplus=softplus,
         row_mask_B=row_mask_B,
+        first=first,
         implementation=implementation,  # type: ignore[arg-type]
     )
-    fields = {name: x for name, x in scores._asdict().items() if x is not None}
+    assert scores.goals == len(psi)
+    fields = {name: x for name, x in scores._asdict().items() if isinstance(x, Tensor)}
     assert ("column_logsumexp_B" in fields, "row_softplus_B" in fields) == (columns, softplus)
     generator = torch.Generator().manual_seed(3)
     weights = {name: torch.randn(len(phi), generator=generator) for name in DIFFERENTIABLE}
@@ -180,6 +183,25 @@ def test_every_split_has_columns() -> None:
         splits, chunk = kernel.split(batch, launch, programs, torch.device("cpu"))
         assert (splits - 1) * chunk < batch <= splits * chunk
         assert splits == 1 or splits * programs <= 132
+
+
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize(("rows", "goals", "first"), [(20, 300, 0), (20, 300, 137), (17, 51, 34)])
+@pytest.mark.parametrize("energy", ENERGIES)
+def test_more_goals_than_rows(
+    energy: str, rows: int, goals: int, first: int, softplus: bool
+) -> None:
+    phi, psi = draw(goals, 40)
+    options: dict[str, Any] = {"energy": energy, "columns": False, "softplus": softplus}
+    assert_as_good_as_fp32(phi[:rows], psi, first=first, **options)
+    # The same rows of the square problem have these scores.
+    some = run(phi[:rows], psi, first=first, implementation="reference", **options)
+    square = torch.zeros_like(phi)
+    square[first : first + rows] = phi[:rows]
+    whole = run(square, psi, implementation="reference", **options)
+    for name in ("diagonal_B", "row_logsumexp_B", "row_rival_B", "row_sum_B"):
+        of_rows = whole[name][first : first + rows]
+        torch.testing.assert_close(some[name], of_rows, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("energy", ["norm", "dot"])
@@ -299,7 +321,7 @@ def test_an_output_that_is_not_written_would_be_seen(monkeypatch: pytest.MonkeyP
     scores = pair_scores(
         *draw(3, 2), energy="dot", columns=True, softplus=True, implementation="triton"
     )
-    assert all(x.isnan().all() for x in scores)
+    assert all(x.isnan().all() for x in scores[:6])
 
 
 def test_no_matrix_of_pairs_is_made(monkeypatch: pytest.MonkeyPatch, allocated: list[int]) -> None:
@@ -309,9 +331,9 @@ def test_no_matrix_of_pairs_is_made(monkeypatch: pytest.MonkeyPatch, allocated: 
     phi, psi = draw(batch, size)
     with LargestTensor() as watch:
         # The launchers themselves: inside an op, nothing can be watched.
-        scores = op.infonce_fwd(phi, psi, None, "norm", True, True)
+        scores = op.infonce_fwd(phi, psi, None, 0, "norm", True, True)
         kept = scores[1], scores[2], scores[6]
-        op.infonce_bwd(phi, psi, None, *kept, *scores[:4], "norm", True, True)
+        op.infonce_bwd(phi, psi, None, *kept, *scores[:4], 0, "norm", True, True)
         run(phi, psi, energy="cosine", implementation="triton")
     # Under the interpreter, the largest is its copy of both gradients, counted in bytes.
     assert batch * size <= max(watch.numel, *allocated) <= 8 * batch * size < batch * batch
@@ -326,7 +348,7 @@ def test_registration(
     monkeypatch.undo()
     phi, psi = (x.requires_grad_() for x in draw(5, 3))
     mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0], device=DEVICE) if columns else None
-    args = (phi, psi, mask, energy, columns, not columns)
+    args = (phi, psi, mask, 0, energy, columns, not columns)
     torch.library.opcheck(torch.ops.torch_crl.pair_scores, args)
     upstream = torch.ones(5, device=DEVICE)
     rest = (mask, upstream, upstream, phi.detach().mean(0), *[upstream] * 4, *args[3:])
@@ -342,7 +364,10 @@ def fails(match: str, phi: Tensor, psi: Tensor, **options: Any) -> None:
 
 def test_errors_say_what_was_given_and_what_is_allowed() -> None:
     phi, psi = draw(4, 3)
-    fails(r"phi \(4, 3\) and psi \(2, 3\) must both be \[B, R\]", phi, psi[:2])
+    fails(r"phi \(4, 3\) and psi \(4, 2\) must be \[B, R\]", phi, psi[:, :2])
+    fails(r"4 rows from column 0 on have no goal each among 2", phi, psi[:2])
+    fails(r"2 rows from column 3 on have no goal each among 4", phi[:2], psi, first=3)
+    fails("as many rows as goals, got 2 and 4", phi[:2], psi, columns=True)
     fails(r"phi \(3,\) and psi \(3,\)", phi[0], psi[0])
     fails(r"phi \(0, 3\)", phi[:0], psi[:0])
     fails(r"'l1' is unknown; choose one of norm, l2, dot, cosine", phi, psi, energy="l1")
@@ -384,7 +409,7 @@ def jobs_of(size: int, energy: str, arch: int) -> list[Job]:
         arguments = getattr(kernel, name).arg_names
         of_kernel = {key: value for key, value in constants.items() if key in arguments}
         types = {argument: "*fp32" for argument in arguments if argument not in of_kernel}
-        types |= {"B": "i32", "chunk": "i32"}
+        types |= {name: "i32" for name in ("B", "C", "first", "chunk")}
         jobs.append(Job(kernel.__name__, name, types, of_kernel, options, arch))
     return jobs
 

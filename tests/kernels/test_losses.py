@@ -29,6 +29,7 @@ def run_critic(
     weighted: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = DEVICE,
+    goals: int = 0,
     **options: Any,
 ) -> dict[str, Tensor]:
     """The loss times 3, its metrics, and the gradients by the scores."""
@@ -49,6 +50,7 @@ def run_critic(
             scores[2] if kind.columns else None,
             scores[3] if kind.softplus else None,
             *tensors[4:6],
+            goals=goals or batch,
         ),
         contrastive_loss=loss,
         logsumexp_penalty=0.1,
@@ -62,6 +64,17 @@ def run_critic(
         if score.grad is not None:
             found[f"gradient by {name}"] = score.grad
     return found
+
+
+@pytest.mark.parametrize("loss", ["forward_info_nce", "binary_nce"])
+def test_more_goals_than_rows(loss: str) -> None:
+    options: dict[str, Any] = {"loss": loss, "goals": 21}
+    ours = run_critic(7, **options, implementation="triton")
+    truth = run_critic(7, **options, dtype=torch.float64, device="cpu")
+    assert_as_exact(ours, run_critic(7, **options), truth)
+    diagonal, row_sum = (x.double() for x in (draw(7, 8)[0], draw(7, 8)[5]))
+    negative = float((row_sum.mean() - diagonal.mean()) / 20)
+    assert float(ours["logits_negative"]) == pytest.approx(negative, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -81,7 +94,7 @@ def test_critic_is_as_exact_as_plain_torch(loss: str, batch: int) -> None:
 
 def test_no_whole_row_at_all() -> None:
     tensors = draw(5, 6)
-    arguments = PairScores(tensors[0], tensors[1].requires_grad_(), None, None, *tensors[4:])
+    arguments = PairScores(tensors[0], tensors[1].requires_grad_(), None, None, *tensors[4:], goals=len(tensors[0]))
     loss, metrics = critic_loss(
         arguments,
         contrastive_loss="forward_info_nce",
@@ -97,7 +110,7 @@ def test_scores_that_a_loss_does_not_read_get_no_gradient_from_it() -> None:
     tensors = [x.requires_grad_() for x in draw(6, 4)] + draw(6, 6)[4:]
     with poisoned():
         loss, _ = critic_loss(
-            PairScores(*tensors),
+            PairScores(*tensors, goals=6),
             contrastive_loss="forward_info_nce",
             logsumexp_penalty=0.1,
             implementation="triton",
@@ -112,7 +125,7 @@ def test_masks_and_weights_of_any_stride_and_dtype() -> None:
     losses = []
     for implementation in ("triton", "reference"):
         loss, _ = critic_loss(
-            PairScores(tensors[0], tensors[1], None, None, *tensors[4:]),
+            PairScores(tensors[0], tensors[1], None, None, *tensors[4:], goals=len(tensors[0])),
             contrastive_loss="forward_info_nce",
             logsumexp_penalty=0.1,
             whole_B=(other > 0.5).float()[:, 0],
@@ -129,7 +142,7 @@ def test_nan_is_not_swallowed() -> None:
         tensors = draw(6, 6)
         tensors[place][2] = torch.nan
         loss, _ = critic_loss(
-            PairScores(tensors[0], tensors[1], None, None, *tensors[4:]),
+            PairScores(tensors[0], tensors[1], None, None, *tensors[4:], goals=len(tensors[0])),
             contrastive_loss="forward_info_nce",
             logsumexp_penalty=0.1,
             implementation="triton",
@@ -165,7 +178,7 @@ def test_torch_library_sees_ops_with_all_that_they_promise() -> None:
     tensors = draw(6, 8)
     leaves = [x.requires_grad_() for x in tensors[:4]]
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    arguments = (leaves, *tensors[4:6], tensors[6].abs(), tensors[7], True, True, False, 0.1)
+    arguments = (leaves, *tensors[4:6], tensors[6].abs(), tensors[7], True, True, False, 6, 0.1)
     torch.library.opcheck(kernel._critic_loss, arguments, test_utils=checks)
     log_alpha = torch.zeros((), device=DEVICE, requires_grad=True)
     torch.library.opcheck(kernel._policy_losses, (*leaves[:2], log_alpha, -1.0), test_utils=checks)
@@ -181,7 +194,7 @@ def test_compiles_without_spills() -> None:
         arguments = getattr(kernel, name).arg_names
         of_kernel = {key: value for key, value in constants.items() if key in arguments}
         types = {each: "*fp32" for each in arguments if each.startswith("p_")}
-        types |= {"B": "i32", "penalty": "fp32", "target_entropy": "fp32"}
+        types |= {"B": "i32", "C": "i32", "penalty": "fp32", "target_entropy": "fp32"}
         types = {each: kind for each, kind in types.items() if each in arguments}
         options = {"num_warps": kernel.NUM_WARPS}
         jobs.append(Job(kernel.__name__, name, types, of_kernel, options, 90))

@@ -61,7 +61,7 @@ def binary_nce(scores: PairScores, mean: Mean = torch.mean) -> Tensor:
     Cross-entropy is softplus(E) - label * E, so only the diagonal is subtracted.
     """
     assert scores.row_softplus_B is not None
-    return mean(scores.row_softplus_B - scores.diagonal_B) / len(scores.diagonal_B)
+    return mean(scores.row_softplus_B - scores.diagonal_B) / scores.goals
 
 
 class ContrastiveLoss(NamedTuple):
@@ -118,6 +118,7 @@ def critic_loss(
             columns=kind.columns,
             softplus=kind.softplus,
             logsumexp_penalty=logsumexp_penalty,
+            goals=scores.goals,
             whole_B=whole_B,
             weight_B=weight_B,
         )
@@ -133,7 +134,7 @@ def critic_loss(
             "logsumexp": logsumexp,
             "categorical_accuracy": accuracy,
             "logits_positive": positive,
-            "logits_negative": (row_sum - positive) / max(len(right_B) - 1, 1),
+            "logits_negative": (row_sum - positive) / max(scores.goals - 1, 1),
         }
     return loss, aux
 
