@@ -61,16 +61,14 @@ def pair_scores(
     if energy not in ENERGIES:
         raise ValueError(f"energy {energy!r} is unknown; choose one of {', '.join(ENERGIES)}")
     options: dict[str, Any] = {"energy": energy, "columns": columns, "softplus": softplus}
-    options["row_mask_B"] = row_mask_B
+    options |= {"row_mask_B": row_mask_B, "first": first}
     if implementation == "reference" or (implementation == "numba" and rows != goals):
-        return reference.pair_scores(phi_BR, psi_CR, first=first, **options)
+        return reference.pair_scores(phi_BR, psi_CR, **options)
     # Imported here, so that numba and Triton are needed only if their kernels are requested.
     if implementation == "numba":
         from torch_crl.kernels.infonce.cpu import pair_scores as compiled
     elif implementation == "triton":
         from torch_crl.kernels.infonce.op import pair_scores as compiled
-
-        options["first"] = first
     else:
         raise ValueError(
             f"implementation {implementation!r} is unknown; choose one of "

@@ -201,19 +201,22 @@ class _PairScores(torch.autograd.Function):
 
 def pair_scores(
     phi_BR: Tensor,
-    psi_BR: Tensor,
+    psi_CR: Tensor,
     *,
     energy: str,
     columns: bool,
     softplus: bool,
     row_mask_B: Tensor | None,
+    first: int = 0,
 ) -> PairScores:
     """All scores, those that were not asked for without meaning, of each energy but `cosine`.
 
-    Raises ValueError for tensors of other devices and dtypes.
+    C is B, and `first` therefore 0. Raises ValueError for tensors of other devices and dtypes.
     """
+    assert first == 0
     masks = [] if row_mask_B is None else [row_mask_B]
-    require_cpu("pair_scores", phi_BR, psi_BR, *masks)
+    require_cpu("pair_scores", phi_BR, psi_CR, *masks)
     apply: Callable[..., tuple[Tensor, ...]] = _PairScores.apply
-    scores = apply(phi_BR, psi_BR, row_mask_B, energy, columns, softplus)
-    return PairScores(*scores, goals=len(psi_BR))
+    found = apply(phi_BR, psi_CR, row_mask_B, energy, columns, softplus)
+    diagonal_B, row_B, column_B, softplus_B, rival_B, sum_B = found
+    return PairScores(diagonal_B, row_B, column_B, softplus_B, rival_B, sum_B, len(psi_CR))

@@ -1,8 +1,9 @@
 """The two Triton kernels of `pair_scores`, without the B x B matrix in memory. See the README.
 
 x and y are (phi, psi) in programs that own rows, and (psi, phi) in those that own columns.
-B rows of phi, C rows of psi, R representation; row i of phi belongs to row first + i of psi. X and Y
-are the sizes of x and y. BM rows of x per program, BN rows of y per step, BK and BR slices of R.
+B rows of phi, C rows of psi, R representation; row i of phi belongs to row first + i of psi. X and
+Y are the numbers of rows of x and y. BM rows of x per program, BN rows of y per step, BK and BR
+slices of R.
 """
 
 from typing import NamedTuple

@@ -185,8 +185,6 @@ def pair_scores(
     if row_mask_B is not None:
         row_mask_B = row_mask_B.contiguous()
     found = _forward(phi_BR, psi_CR, row_mask_B, first, energy, columns, softplus)
-    scores = PairScores(*found[:6], goals=len(psi_CR))
-    return scores._replace(
-        row_rival_B=scores.row_rival_B.detach(),
-        row_sum_B=scores.row_sum_B.detach(),
-    )
+    diagonal_B, row_B, column_B, softplus_B, rival_B, sum_B = found[:6]
+    constant = rival_B.detach(), sum_B.detach()
+    return PairScores(diagonal_B, row_B, column_B, softplus_B, *constant, len(psi_CR))

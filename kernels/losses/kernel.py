@@ -243,9 +243,10 @@ def critic_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a critic and its metrics, all 0-D, from what `pair_scores` gives.
 
-    Each row was compared with so many `goals`. `scores` are those with a gradient, in the order of `PairScores`, with an empty tensor for each
-    that was not asked for. The contrastive loss is the mean of those of rows, columns and softplus
-    that are chosen, each less the energies of the true pairs.
+    Each row was compared with so many `goals`. `scores` are those with a gradient, in the order of
+    `PairScores`, with an empty tensor for each that was not asked for. The contrastive loss is the
+    mean of those of rows, columns and softplus that are chosen, each less the energies of the true
+    pairs.
     """
     require_device(rival_B, "critic_loss")
     scores = [score.contiguous() for score in scores]

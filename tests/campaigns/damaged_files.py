@@ -34,7 +34,8 @@ from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.policies import load_policy
 from torch_crl.sweep.worker import other_run_in
 from torch_crl.system import checkpoint
-from torch_crl.training.trainer import find_problems, train
+from torch_crl.training.starting import find_problems
+from torch_crl.training.trainer import train
 
 _SECONDS = 20
 _ODD: list[Any] = [None, "", "x" * 5000, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, 1e-320]

@@ -409,7 +409,7 @@ def jobs_of(size: int, energy: str, arch: int) -> list[Job]:
         arguments = getattr(kernel, name).arg_names
         of_kernel = {key: value for key, value in constants.items() if key in arguments}
         types = {argument: "*fp32" for argument in arguments if argument not in of_kernel}
-        types |= {name: "i32" for name in ("B", "C", "first", "chunk")}
+        types |= dict.fromkeys(("B", "C", "first", "chunk"), "i32")
         jobs.append(Job(kernel.__name__, name, types, of_kernel, options, arch))
     return jobs
 

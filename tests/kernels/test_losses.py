@@ -94,7 +94,9 @@ def test_critic_is_as_exact_as_plain_torch(loss: str, batch: int) -> None:
 
 def test_no_whole_row_at_all() -> None:
     tensors = draw(5, 6)
-    arguments = PairScores(tensors[0], tensors[1].requires_grad_(), None, None, *tensors[4:], goals=len(tensors[0]))
+    arguments = PairScores(
+        tensors[0], tensors[1].requires_grad_(), None, None, *tensors[4:], goals=len(tensors[0])
+    )
     loss, metrics = critic_loss(
         arguments,
         contrastive_loss="forward_info_nce",

@@ -26,9 +26,10 @@ from torch_crl.runs.finding import find_run_directories
 from torch_crl.runs.lock import DirectoryInUseError
 from torch_crl.system.checkpoint import CheckpointError, load
 from torch_crl.system.files import DamagedFileError, read_bytes
-from torch_crl.training import trainer
+from torch_crl.training import session
 from torch_crl.training.run import Run
-from torch_crl.training.trainer import Evaluated, train
+from torch_crl.training.session import Evaluated
+from torch_crl.training.trainer import train
 
 
 def ready(env_steps: int = 120, **parts: dict) -> Recipe:
@@ -128,7 +129,7 @@ def test_the_best_policy_by_evaluation_is_kept(
     recipe = ready(280)
     recipe = with_changes(recipe, budget={"evaluations": 6, "checkpoints": 2})
     shares = iter([0.1, 0.5, 0.2, 0.5, 0.4, 0.3])
-    real = trainer.evaluate
+    real = session.evaluate
 
     def scored(*arguments: object, **options: object) -> dict[str, float]:
         return real(*arguments, **options) | {"time_at_goal_share": next(shares)}
@@ -137,7 +138,7 @@ def test_the_best_policy_by_evaluation_is_kept(
         assert evaluated.policy.state_size == 10 and evaluated.metrics["env_steps"] > 0
         return {"extra": 7.0}
 
-    monkeypatch.setattr(trainer, "evaluate", scored)
+    monkeypatch.setattr(session, "evaluate", scored)
     train(recipe, tmp_path / "run", show=False, callback=callback)
     run = RunDirectory(tmp_path / "run")
     (best,) = run.best_policies
@@ -329,7 +330,7 @@ def test_a_best_policy_that_found_no_room_is_not_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = iter([0.5, 0.4])
-    real_evaluate, real_save = trainer.evaluate, trainer.save_best
+    real_evaluate, real_save = session.evaluate, session.save_best
 
     def scored(*arguments: object, **options: object) -> dict[str, float]:
         return real_evaluate(*arguments, **options) | {"time_at_goal_share": next(shares)}
@@ -339,8 +340,8 @@ def test_a_best_policy_that_found_no_room_is_not_the_best(
             raise OSError(errno.ENOSPC, "No space left on device")
         real_save(run, directory, evaluation)
 
-    monkeypatch.setattr(trainer, "evaluate", scored)
-    monkeypatch.setattr(trainer, "save_best", full)
+    monkeypatch.setattr(session, "evaluate", scored)
+    monkeypatch.setattr(session, "save_best", full)
     train(ready(), tmp_path / "run", show=False)
     run = RunDirectory(tmp_path / "run")
     (best,) = run.best_policies

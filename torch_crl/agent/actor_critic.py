@@ -14,7 +14,8 @@ from torch_crl.agent.learner import Learner
 from torch_crl.agent.losses import policy_losses
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.objectives.objective import Objective, PolicyRows
-from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
+from torch_crl.agent.optimizer import Descent, adam, load_optimizer_state, optimizer_state
+from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class ActorCritic(Learner):
         actor_goals: Literal["own", "mixed"] = "own",
         update_order: Literal["together", "critic_first"] = "together",
         generator: Generator,
+        ranks: Ranks = ALONE,
     ) -> None:
         """See the recipe's settings of these names.
 
@@ -44,6 +46,7 @@ class ActorCritic(Learner):
             actor: maps concat(state, goal) [B, S + G] to concat(mean, raw log-std) [B, 2 A].
             target_entropy: of the whole action, or chunk of actions, in nats.
             generator: draws the actor's noise; it must be on the networks' device.
+            ranks: those that train the same networks on batches of their own.
         """
         self.actor = actor
         self.objective = objective
@@ -65,12 +68,15 @@ class ActorCritic(Learner):
         self.optimizer = adam(of_actor, device, kernels)
         """Steps everything, or with the critic first the actor and the temperature."""
         self._compiled: CompiledUpdate | None = None
-        # Made once; autograd would fill a tensor of its own with it at every update.
-        self._one = torch.ones((), device=device)
         self.critic_optimizer = (
             adam({critic_learning_rate: objective.parameters()}, device, kernels)
             if update_order == "critic_first"
             else None
+        )
+        self._is_alone = ranks.is_alone
+        self._descent = Descent(self.optimizer, ranks)
+        self._critic_descent = (
+            Descent(self.critic_optimizer, ranks) if self.critic_optimizer else None
         )
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
@@ -86,9 +92,9 @@ class ActorCritic(Learner):
         """
         if compiled := self._compiled_for(batch):
             return compiled(batch, self._noise(batch))
-        if self.critic_optimizer is not None:
+        if self._critic_descent is not None:
             critic, metrics = self.objective.loss(batch)
-            _step(self.critic_optimizer, self._one, critic)
+            self._critic_descent.step(critic)
             policy, log_prob_B = self._act(batch)
             score_B = self.objective.score(batch, policy)
             trained_later: list[Tensor] = []
@@ -103,12 +109,13 @@ class ActorCritic(Learner):
             target_entropy=self.target_entropy,
             implementation=self.actor.compute.other_kernels,
         )
-        _step(self.optimizer, self._one, of_policy, *trained_later)
+        self._descent.step(of_policy, *trained_later)
         return {"critic_loss": critic.detach()} | policy_metrics | metrics
 
     def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
         """The whole update as one function for a CPU core, where there is one."""
-        if self.actor.compute.tower != "numba" or self.critic_optimizer is not None:
+        whole = self._is_alone and self.critic_optimizer is None
+        if self.actor.compute.tower != "numba" or not whole:
             return None
         if self._compiled is not None and self._compiled.is_for(batch):
             return self._compiled
@@ -204,10 +211,3 @@ def _groups(*rates: tuple[float, list[Tensor]]) -> dict[float, list[Tensor]]:
         if parameters:
             groups.setdefault(rate, []).extend(parameters)
     return groups
-
-
-def _step(optimizer: torch.optim.Optimizer, one: Tensor, *losses: Tensor) -> None:
-    """Minimise the sum of the losses, whose gradient by each is `one`."""
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(losses, [one.to(loss.dtype) for loss in losses])
-    optimizer.step()

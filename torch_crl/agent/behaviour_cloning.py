@@ -11,18 +11,20 @@ from torch import Generator, Tensor
 from torch_crl.agent.learner import Learner
 from torch_crl.agent.losses import cloning_loss
 from torch_crl.agent.networks import ResidualTower, action_distribution
-from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
+from torch_crl.agent.optimizer import Descent, adam, load_optimizer_state, optimizer_state
+from torch_crl.distributed.ranks import ALONE, Ranks
 
 
 class BehaviourCloning(Learner):
     """An actor and its optimiser, changed in place by `update` (online, as in arXiv 1912.06088)."""
 
-    def __init__(self, actor: ResidualTower, *, learning_rate: float) -> None:
+    def __init__(self, actor: ResidualTower, *, learning_rate: float, ranks: Ranks = ALONE) -> None:
         """`actor` maps concat(state, goal) [B, S + G] to concat(mean, raw log-std) [B, 2 A]."""
         self.actor = actor
         self.device = actor.weight.device
         parameters: dict[float, list[Tensor]] = {learning_rate: list(actor.parameters())}
         self.optimizer = adam(parameters, self.device, actor.compute.other_kernels)
+        self._descent = Descent(self.optimizer, ranks)
 
     @property
     def generators(self) -> list[Generator]:
@@ -34,9 +36,7 @@ class BehaviourCloning(Learner):
         output_B2A = self.actor(torch.cat([batch["state"], batch["goal"]], dim=-1))
         mean_BA, log_std_BA = action_distribution(output_B2A)
         loss, aux = cloning_loss(mean_BA, log_std_BA, batch["action"])
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self.optimizer.step()
+        self._descent.step(loss)
         return {"actor_loss": loss.detach()} | aux
 
     @property

@@ -24,17 +24,22 @@ Mean = Callable[[Tensor], Tensor]
 """From the losses [B] of the rows to their mean over the rows that count."""
 
 
-def mean_over(whole_B: Tensor | None, weight_B: Tensor | None = None) -> Mean:
+def mean_over(
+    whole_B: Tensor | None, weight_B: Tensor | None = None, count: Tensor | None = None
+) -> Mean:
     """The mean over the rows where `whole_B` is 1, 0 if there are none; over all rows for None.
 
     Rows are multiplied by `weight_B`, if given; the mean is never divided by the sum of weights.
+    `count` is what the sum is divided by if it is not the number of these rows: with several ranks,
+    the number that each of them has on average.
     """
     if weight_B is not None:
-        unweighted = mean_over(whole_B)
+        unweighted = mean_over(whole_B, None, count)
         return lambda x_B: unweighted(weight_B * x_B)
     if whole_B is None:
         return torch.mean
-    count = whole_B.sum().clamp_min(1.0)
+    if count is None:
+        count = whole_B.sum().clamp_min(1.0)
     # What is left out may be very large, so it is replaced and not multiplied by 0.
     return lambda x_B: torch.where(whole_B > 0, x_B, 0.0).sum() / count
 
@@ -90,6 +95,7 @@ def critic_loss(
     logsumexp_penalty: float,
     whole_B: Tensor | None = None,
     weight_B: Tensor | None = None,
+    count: Tensor | None = None,
     implementation: Literal["reference", "numba", "triton"] = "reference",
 ) -> tuple[Tensor, Aux]:
     """Contrastive loss plus penalty * mean_i (logsumexp_j E_ij)^2, and metrics of the energies.
@@ -100,12 +106,12 @@ def critic_loss(
 
     Rows where `whole_B` is 0 hold a chunk of actions that its trajectory cut short. They have no
     contrastive loss of their own, and their goals stay negatives of the other rows. `weight_B`
-    weights the contrastive loss of each row, and not the penalty.
+    weights the contrastive loss of each row, and not the penalty. `count`: see `mean_over`.
 
-    The implementation `triton` is one kernel; all others are plain torch.
+    The implementation `triton` is one kernel, without `count`; all others are plain torch.
     """
     kind = CONTRASTIVE_LOSSES[contrastive_loss]
-    if implementation == "triton" and kind.rows is not None:
+    if implementation == "triton" and kind.rows is not None and count is None:
         # Imported here, so that Triton is needed only if its kernels are requested.
         from torch_crl.kernels.losses import kernel
 
@@ -122,7 +128,7 @@ def critic_loss(
             whole_B=whole_B,
             weight_B=weight_B,
         )
-    contrastive = kind.loss(scores, mean_over(whole_B, weight_B))
+    contrastive = kind.loss(scores, mean_over(whole_B, weight_B, count))
     loss = contrastive + logsumexp_penalty * scores.row_logsumexp_B.square().mean()
     with torch.no_grad():
         right_B = (scores.diagonal_B > scores.row_rival_B).float()

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_crl.distributed.ranks import ALONE, Ranks
+
 MOST_ELEMENTS = 4_000_000
 """Up to so many parameters our kernel takes the step. On an H100 it needs 15 us for 0.9 million,
 and torch's 35; for 12.6 million it needs 155, and torch's 129."""
@@ -62,6 +64,43 @@ class _TritonAdam(torch.optim.Adam):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
+
+
+class Descent:
+    """Steps of an optimiser down the sum of some losses; with other ranks, down its mean over all.
+
+    These need their gradients in one piece, so every `.grad` is then a view of one buffer.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE) -> None:
+        """The parameters of the optimiser must stay where they are."""
+        self.optimizer = optimizer
+        self._ranks = ranks
+        self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
+        # Made once; autograd would fill a tensor of its own with it at every update.
+        self._one = torch.ones((), device=self._parameters[0].device)
+        self._flat = None if ranks.is_alone else _flat_gradients(self._parameters)
+
+    def step(self, *losses: Tensor) -> None:
+        """Minimise the sum of the losses."""
+        if self._flat is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._flat.zero_()
+        torch.autograd.backward(losses, [self._one.to(loss.dtype) for loss in losses])
+        if self._flat is not None:
+            self._ranks.sum_(self._flat).div_(self._ranks.size)
+        self.optimizer.step()
+
+
+def _flat_gradients(parameters: list[Tensor]) -> Tensor:
+    """A buffer of zeros of which every parameter's gradient is now a view."""
+    # Each begins at a multiple of 128 bytes, as kernels like it.
+    sizes = [-(-each.numel() // 32) * 32 for each in parameters]
+    flat = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device=parameters[0].device)
+    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+        parameter.grad = part[: parameter.numel()].view(parameter.shape)
+    return flat
 
 
 def optimizer_state(

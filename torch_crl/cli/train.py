@@ -100,7 +100,8 @@ def _parse(arguments: list[str], defaults: Options) -> Options:
 
 def _run(options: Options) -> int:
     from torch_crl.recipe.dry_run import print_plan
-    from torch_crl.training.trainer import find_problems, train
+    from torch_crl.training.starting import find_problems
+    from torch_crl.training.trainer import train
 
     recipe = options.recipe
     named = options.run_dir != _DEFAULT_RUN_DIR

@@ -89,7 +89,7 @@ class TrainedRun(NamedTuple):
     value: GoalValue
     visited_PS: Tensor
     """States of the replay, in random order."""
-    passed_over: list[checkpoint.CheckpointError]
+    passed_over: list[str]
     """Why newer checkpoints could not be read."""
 
 
@@ -132,7 +132,7 @@ def load_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun:
             f"{directory} has no checkpoint, and with it neither critic nor replay; give the "
             "directory of a run as `torch-crl train` left it, not a copy of its policies"
         )
-    folder, tensors, _, failures = checkpoint.load_newest(directory.saved_checkpoints)
+    folder, tensors, _, failures = checkpoint.load_newest(directory.saved_checkpoints, rank=0)
     if "replay/state" not in tensors:
         raise UsageError(
             f"{directory} holds a policy that was made of another one, with neither critic nor "

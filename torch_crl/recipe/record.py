@@ -28,7 +28,7 @@ from torch_crl.recipe.settings import (
     TaskRecipe,
 )
 
-FORMAT = 3
+FORMAT = 4
 """Format version of recipe.json; increase it with every new field, which earlier files lack."""
 _ADDED: dict[str, dict[str, Any]] = {
     "system": {"env_timeout": 300.0},
@@ -42,6 +42,7 @@ _ADDED: dict[str, dict[str, Any]] = {
         "actor_goals": "own",
         "update_order": "together",
         "goal_redraw": 0.0,
+        "negatives": "gathered",
     },
 }
 """Fields that files of an earlier format lack, with values that behave as the runs of then did."""

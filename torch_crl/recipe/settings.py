@@ -143,6 +143,9 @@ class AlgorithmRecipe:
     batch_size: Annotated[TwoOrMore, Mark.SIZE] = 512
     """Number of steps in the batch of a gradient update; in `crl`, the goals of all other steps in
     the batch are the negatives of each."""
+    negatives: Annotated[Literal["gathered", "local"], BY_CRL] = "gathered"
+    """With several ranks, whose goals are the negatives of a rank's steps: `gathered`, those of all
+    ranks, so that the update is that of the whole batch; `local`, its own, for slow networks."""
     parity: Literal["none", "reference"] = "none"
     """`reference` copies the published implementation in three details: each env repeats its first
     start and goal, hindsight goals are drawn within windows of --episode-length steps, and the last

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -219,6 +219,35 @@ class RunLog:
                     f"warning: {file.path} cannot be written ({error.strerror}); the run goes on, "
                     "and its records are kept until they can be"
                 )
+
+
+class SilentLog(RunLog):
+    """The log of a rank that is not the first: it neither writes nor shows anything."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def __enter__(self) -> Self:
+        """Nothing begins."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing ends."""
+
+    def announce(self, *lines: str) -> None:
+        """Say nothing."""
+
+    def progress(self, phase: str, **position: Any) -> None:
+        """Show nothing."""
+
+    def train(self, record: dict[str, float]) -> None:
+        """Write nothing."""
+
+    def evaluation(self, record: dict[str, float]) -> None:
+        """Write nothing."""
+
+    def sync(self) -> None:
+        """There is nothing to wait for."""
 
 
 def _framed(event: Event) -> bytes:

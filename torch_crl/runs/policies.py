@@ -59,13 +59,13 @@ class FoundPolicy(NamedTuple):
 
     policy: Policy
     folder: Path
-    passed_over: list[checkpoint.CheckpointError]
+    passed_over: list[str]
 
 
 def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> FoundPolicy:
     """`load_policy`, with the folder and the newer policies that could not be read."""
     folder = Path(os.path.expanduser(located(path)))
-    failures: list[checkpoint.CheckpointError] = []
+    failures: list[str] = []
     if (folder / checkpoint.META).exists():
         if which == "best":
             raise checkpoint.CheckpointError(

@@ -5,13 +5,17 @@ Nothing is pickled, so reading a file from an unknown source runs no code.
 
     RUN/checkpoints/step_000000115200_update_000006400/   everything that a resumed run needs
     RUN/policies/step_000000115200_update_000006400/      only the actor, small
+
+A run on several ranks writes `tensors.safetensors` with what they share, and beside it
+`rank_0000.safetensors` and so on with what each of them has alone.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +47,8 @@ class _Sums:
 
     tensors: str
     meta: str
+    ranks: tuple[str, ...] = ()
+    """Of the files of the ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,42 +66,87 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
 
     A name stands for one moment of a run, so an intact folder of that name is not written again.
     """
-    if folder.exists() and _is_intact(folder):
+    if folder.exists() and is_intact(folder):
         return
-    aside = folder.with_name(ASIDE + folder.name)
-    try:
+    begin(folder)
+    finish(folder, meta, tensors=write_part(folder, TENSORS, tensors))
+
+
+def begin(folder: Path) -> None:
+    """Make the empty folder, beside the final one, that `write_part` fills."""
+    aside = _aside(folder)
+    with _written_or_removed(folder):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside / TENSORS)
-        sums = {"tensors": _file_sum(aside / TENSORS), "meta": _json_sum(meta)}
+
+
+def write_part(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> str:
+    """Write one file of a checkpoint that was begun; returns its checksum for `finish`."""
+    path = _aside(folder) / name
+    with _written_or_removed(folder):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        sync(path)
+        return _file_sum(path)
+
+
+def finish(folder: Path, meta: dict[str, Any], *, tensors: str, ranks: Sequence[str] = ()) -> None:
+    """Make a checkpoint of the files that were written, given their checksums."""
+    aside = _aside(folder)
+    with _written_or_removed(folder):
+        sums: dict[str, Any] = {"tensors": tensors, "meta": _json_sum(meta)}
+        if ranks:
+            sums["ranks"] = list(ranks)
         text = json.dumps({"meta": meta, "sha256": sums}, indent=2)
         (aside / META).write_text(text + "\n")
-        for path in (aside / TENSORS, aside / META, aside):
+        for path in (aside / META, aside):
             sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
         sync(folder.parent)
+
+
+def part_of_rank(rank: int) -> str:
+    """Name of the file with what a rank has alone."""
+    return f"rank_{rank:04d}.safetensors"
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(ASIDE + folder.name)
+
+
+@contextmanager
+def _written_or_removed(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(_aside(folder), ignore_errors=True)
         raise CheckpointError(f"could not write the checkpoint {folder}: {error}") from error
 
 
 def load(
-    folder: Path, *, most_bytes: int = _MOST_BYTES
+    folder: Path, *, most_bytes: int = _MOST_BYTES, rank: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and metadata of a checkpoint folder.
 
+    With a rank, its own tensors are added to those that all ranks share, where there are such.
     Raises CheckpointError if a file is missing, truncated or changed since it was written, or has
     more than `most_bytes`.
     """
     try:
         text = read_bytes(folder / META, most=_MOST_META_BYTES)
         document = fields.read(_Document, text)
-        check_regular(folder / TENSORS, os.stat(folder / TENSORS), most=most_bytes)
-        sums = _Sums(tensors=_file_sum(folder / TENSORS), meta=_json_sum(document.meta))
-        if document.sha256 != sums:
+        wanted = {TENSORS: document.sha256.tensors}
+        if rank is not None and rank < len(document.sha256.ranks):
+            wanted[part_of_rank(rank)] = document.sha256.ranks[rank]
+        for name in wanted:
+            check_regular(folder / name, os.stat(folder / name), most=most_bytes)
+        found = {name: _file_sum(folder / name) for name in wanted}
+        if found != wanted or document.sha256.meta != _json_sum(document.meta):
             raise CheckpointError(f"{folder} is damaged: its checksum does not match")
-        return _tensors(folder / TENSORS), document.meta
+        tensors: dict[str, Tensor] = {}
+        for name in wanted:
+            tensors |= _tensors(folder / name)
+        return tensors, document.meta
     except DamagedFileError as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -119,31 +170,44 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _is_intact(folder: Path) -> bool:
+def is_intact(folder: Path, rank: int | None = None) -> bool:
+    """Whether `load` would read the folder."""
     try:
-        load(folder)
+        load(folder, rank=rank)
     except CheckpointError:
         return False
     return True
 
 
 def load_newest(
-    folders: Sequence[Path], *, most_bytes: int = _MOST_BYTES
-) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[CheckpointError]]:
+    folders: Sequence[Path],
+    *,
+    most_bytes: int = _MOST_BYTES,
+    rank: int | None = None,
+    of_all: Callable[[str], list[str]] = lambda failure: [failure],
+) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]]:
     """Load the first readable one of these checkpoints: folder, tensors, metadata, failures.
 
     The failures say why the checkpoints before it could not be read. Raises CheckpointError if
     none can be read.
+
+    Args:
+        rank: see `load`.
+        of_all: from a failure of this rank, or "", to those of all ranks: a checkpoint that one of
+            them cannot read is passed over by all.
     """
-    failures: list[CheckpointError] = []
+    failures: list[str] = []
     for folder in folders:
+        loaded, failure = None, ""
         try:
-            tensors, meta = load(folder, most_bytes=most_bytes)
+            loaded = load(folder, most_bytes=most_bytes, rank=rank)
         except CheckpointError as error:
-            failures.append(error)
-        else:
-            return folder, tensors, meta, failures
-    raise CheckpointError("\n  ".join(["no readable checkpoint", *map(str, failures)]))
+            failure = str(error)
+        failed = list(dict.fromkeys(filter(None, of_all(failure))))
+        if loaded is not None and not failed:
+            return folder, *loaded, failures
+        failures += failed
+    raise CheckpointError("\n  ".join(["no readable checkpoint", *failures]))
 
 
 def check_tensors(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,9 @@
 """Run a function by replaying a CUDA graph of it: one launch in place of thousands."""
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -23,17 +25,36 @@ class Recorder(Protocol):
         """Execute the recorded work on the tensors' current contents."""
 
 
+_capturing = threading.local()
+"""`recorder` is the one whose capture is under way in this thread, if there is one."""
+
+
+def between_graphs(work: Callable[[], object]) -> None:
+    """Do work that a CUDA graph cannot hold, such as an exchange with other processes.
+
+    Inside a capture it is not done but noted: the graph ends, another one begins, and every replay
+    does the work between the two. Not for what autograd calls, which has threads of its own.
+    """
+    recorder: CudaRecorder | None = getattr(_capturing, "recorder", None)
+    if recorder is None:
+        work()
+    else:
+        recorder.divide(work)
+
+
 class CudaRecorder:
-    """A `torch.cuda.CUDAGraph` that draws new random numbers at every replay."""
+    """CUDA graphs that draw new random numbers at every replay; one, if nothing divides it."""
 
     def __init__(self, device: torch.device, generators: Iterable[Generator]) -> None:
         """`generators` are all generators that the function draws from."""
         self._device = device
+        self._generators = list(generators)
         # Autograd runs a backward pass on its forward pass's streams: both warm up on this one.
         self._stream = torch.cuda.Stream(device)
-        self._graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            self._graph.register_generator_state(generator)
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._between: list[Callable[[], object]] = []
+        """What is done after each graph but the last."""
+        self._open: torch.cuda.graph | None = None
 
     def warm_up(self, function: Function, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """See `Recorder`."""
@@ -50,21 +71,55 @@ class CudaRecorder:
         # If a finaliser freed GPU memory during the capture, that would become part of the graph.
         gc.collect()
         gc.disable()
+        _capturing.recorder = self
         try:
-            # "thread_local": other threads, such as the simulator's, may use CUDA meanwhile.
-            with (
-                torch.cuda.device(self._device),
-                torch.cuda.graph(
-                    self._graph, stream=self._stream, capture_error_mode="thread_local"
-                ),
-            ):
+            with torch.cuda.device(self._device), self._one_graph_after_another():
                 return function(*inputs)
         finally:
+            _capturing.recorder = None
             gc.enable()
+
+    @contextmanager
+    def _one_graph_after_another(self) -> Iterator[None]:
+        self._begin_graph()
+        try:
+            yield
+        except BaseException as error:
+            self._end_graph(error)
+            raise
+        self._end_graph()
+
+    def _begin_graph(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        for generator in self._generators:
+            graph.register_generator_state(generator)
+        # Replayed in the order of the capture, so that they may share memory.
+        pool = self._graphs[0].pool() if self._graphs else None
+        # "thread_local": other threads, such as the simulator's, may use CUDA meanwhile.
+        self._open = torch.cuda.graph(
+            graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+        )
+        self._open.__enter__()
+        self._graphs.append(graph)
+
+    def _end_graph(self, error: BaseException | None = None) -> None:
+        assert self._open is not None
+        open_graph, self._open = self._open, None
+        open_graph.__exit__(type(error) if error else None, error, None)
+
+    def divide(self, work: Callable[[], object]) -> None:
+        """See `between_graphs`."""
+        self._end_graph()
+        self._between.append(work)
+        self._begin_graph()
 
     def replay(self) -> None:
         """See `Recorder`."""
-        self._graph.replay()
+        first, *others = self._graphs
+        first.replay()
+        for work, graph in zip(self._between, others, strict=True):
+            work()
+            graph.replay()
 
 
 class GraphedFunction:

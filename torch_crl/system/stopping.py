@@ -35,6 +35,13 @@ class StopSignals:
         """Whether a signal has come."""
         return self._signal is not None
 
+    def agree(self, signals: Callable[[int], list[int]]) -> None:
+        """Take over the signal that has come to another process, if one has.
+
+        `signals` turns the number of the own signal, or 0, into those of all processes.
+        """
+        self._signal = max(signals(self._signal or 0)) or None
+
     def leave(self) -> NoReturn:
         """Raise KeyboardInterrupt after Ctrl-C, else SystemExit(128 + signal)."""
         if self._signal in (None, signal.SIGINT):

@@ -18,7 +18,7 @@ from torch_crl.recipe.settings import BudgetRecipe
 from torch_crl.system.devices import resolve_device
 from torch_crl.system.terminal import duration
 from torch_crl.system.threads import torch_threads
-from torch_crl.training.trainer import build
+from torch_crl.training.starting import build
 
 MANY_HOURS = 24.0
 """Estimated hours above which there is a warning."""

@@ -16,6 +16,8 @@ from torch_crl.agent.objectives import OBJECTIVES
 from torch_crl.agent.objectives.objective import Objective, Setup
 from torch_crl.agent.optimizer import UpdateSizes
 from torch_crl.agent.policy import Policy
+from torch_crl.distributed.ranks import ALONE, Ranks
+from torch_crl.distributed.share import share
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import euclidean_distance
 from torch_crl.envs.task_vector_env import TaskVectorEnv
@@ -45,9 +47,12 @@ class CrlRun(Run):
         replay: Replay,
         collector: Collector | OverlappingCollector,
         sampler: Generator,
+        batch_size: int,
     ) -> None:
-        """`sampler` draws the batches; it must be on the learner's device."""
+        """`sampler` draws batches of `batch_size`; it must be on the learner's device."""
         super().__init__(recipe)
+        self.batch_size = batch_size
+        """The rows of this rank; the recipe has those of all ranks."""
         self.learner = learner
         self.replay = replay
         self.collector = collector
@@ -125,7 +130,7 @@ class CrlRun(Run):
         """The device work of `update`: draw a batch, compute gradients, change the parameters."""
         algorithm = self.recipe.algorithm
         batch = self.replay.sample(
-            algorithm.batch_size,
+            self.batch_size,
             discount=algorithm.discount,
             generator=self.sampler,
             chunk=algorithm.chunk,
@@ -205,24 +210,30 @@ class CrlRun(Run):
 
 
 def build_run(
-    recipe: Recipe,
+    whole: Recipe,
     *,
+    ranks: Ranks = ALONE,
     make_recorder: Callable[[torch.device, list[Generator]], Recorder] = CudaRecorder,
 ) -> CrlRun:
     """A run at its beginning. The recipe must have passed `checks.check`.
 
-    `make_recorder` makes the recorders for CUDA graphs, if the recipe asks for them.
+    Args:
+        whole: the recipe of all ranks together.
+        ranks: those that train it; this process builds its share.
+        make_recorder: makes the recorders for CUDA graphs, if the recipe asks for them.
     """
+    recipe = share(whole, ranks)
     device = resolve_device(recipe.system.device)
     compute = choose_compute(recipe)
 
     def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
-    env = make_training_env(recipe, device)
+    env = make_training_env(recipe, device, ranks.stream("starts"))
     spec = env.spec
-    weights, noise = generator("weights"), generator("actor", device)
-    learner = _build_learner(recipe, spec, compute, device, weights, noise)
+    # The networks are the same everywhere, and all else that is random is not.
+    weights, noise = generator("weights"), generator(ranks.stream("actor"), device)
+    learner = _build_learner(recipe, spec, compute, device, weights, noise, ranks)
     replay = Replay(
         rows=recipe.budget.replay_rows,
         num_envs=recipe.task.num_envs,
@@ -237,12 +248,14 @@ def build_run(
         device=device,
         implementation=_of_replay(recipe, compute),
     )
+    exploration = generator(ranks.stream("exploration"), device)
     run = CrlRun(
-        recipe,
+        whole,
         learner=learner,
         replay=replay,
-        collector=_build_collector(recipe, env, learner, replay, generator("exploration", device)),
-        sampler=generator("batches", device),
+        collector=_build_collector(recipe, env, learner, replay, exploration),
+        sampler=generator(ranks.stream("batches"), device),
+        batch_size=recipe.algorithm.batch_size,
     )
     if compute.cuda_graph:
         averaged = run.average.state_dict() if run.average else {}
@@ -282,13 +295,16 @@ def _build_learner(
     device: torch.device,
     weights: Generator,
     noise: Generator,
+    ranks: Ranks,
 ) -> Learner:
     algorithm = recipe.algorithm
     networks = build_networks(recipe.network_sizes, generator=weights, compute=compute)
     if algorithm.algo == "gcbc":
         networks.to(device)
-        return BehaviourCloning(networks.actor, learning_rate=algorithm.actor_learning_rate)
-    objective = build_objective(recipe, networks, spec, weights).to(device)
+        rate = algorithm.actor_learning_rate
+        return BehaviourCloning(networks.actor, learning_rate=rate, ranks=ranks)
+    compared = ranks if algorithm.negatives == "gathered" else ALONE
+    objective = build_objective(recipe, networks, spec, weights, compared).to(device)
     return ActorCritic(
         networks.actor.to(device),
         objective,
@@ -300,13 +316,21 @@ def _build_learner(
         actor_goals=algorithm.actor_goals,
         update_order=algorithm.update_order,
         generator=noise,
+        ranks=ranks,
     )
 
 
 def build_objective(
-    recipe: Recipe, networks: Networks, spec: TaskSpec, weights: Generator
+    recipe: Recipe,
+    networks: Networks,
+    spec: TaskSpec,
+    weights: Generator,
+    ranks: Ranks = ALONE,
 ) -> Objective:
-    """The objective of a recipe on these networks; `weights` draws what it adds to them."""
+    """The objective of a recipe on these networks; `weights` draws what it adds to them.
+
+    Its loss is over the rows of all these ranks.
+    """
     algorithm, window = recipe.algorithm, recipe.task.episode_length
     setup = Setup(
         networks=networks,
@@ -319,5 +343,6 @@ def build_objective(
         window=window,
         radius=spec.success_radius.get("success", 0.0),
         never=algorithm.censoring == "never",
+        ranks=ranks,
     )
     return OBJECTIVES[algorithm.objective](setup)

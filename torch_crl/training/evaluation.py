@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_crl.agent.policy import Acts, Controls, Policy, controller_of
+from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.errors import NotFiniteError, UsageError
@@ -36,6 +37,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     env_timeout: float = 300.0,
     on_step: Callable[[int], object] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Metrics of one episode of `policy` in each of `num_envs` fresh envs.
 
@@ -47,6 +49,7 @@ def evaluate(
         seed: of the random starts and goals.
         simulator, num_threads, device, env_timeout: see `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
+        ranks: those that evaluate this policy together, each in `num_envs` envs of its own.
 
     Returns:
         Means over the first episode of each env. `time_at_goal` is the number of control steps
@@ -76,7 +79,7 @@ def evaluate(
         device=device,
         env_timeout=env_timeout,
     )
-    with closing(vector_env) as env:
+    with closing(vector_env) as env, ranks.together():
         tally = _Tally(env.goal_NG, episode_length)
         act_and_step = partial(_act_and_step, controller_of(policy, num_envs), env, tally)
         advance: Callable[[], object] = act_and_step
@@ -98,7 +101,7 @@ def evaluate(
             if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
                 break
         env.check()
-    metrics = tally.means()
+    metrics = tally.of_all(ranks).means()
     _refuse_not_finite(metrics, task_name)
     return metrics
 
@@ -146,6 +149,20 @@ class _Tally:
         ends_N = alive_N & result.truncated_N
         self.limit_N.copy_(torch.where(ends_N, self.length_N, self.limit_N))
         alive_N &= ~(result.terminated_N | result.truncated_N)
+
+    def of_all(self, ranks: Ranks) -> "_Tally":
+        """The sums over the episodes of all ranks."""
+        if ranks.is_alone:
+            return self
+        mine = [self.limit_N, self.length_N, self.distance_sum_N, self.final_distance_N]
+        mine += self.at_goal.values()
+        goals, parts = zip(*ranks.all_of((self.goals, torch.stack(mine).cpu())), strict=True)
+        every = torch.cat(parts, dim=1)
+        whole = _Tally(every[0], self.episode_length)
+        whole.goals = [goal for some in goals for goal in some]
+        whole.limit_N, whole.length_N, whole.distance_sum_N, whole.final_distance_N = every[:4]
+        whole.at_goal |= dict(zip(self.at_goal, every[4:], strict=True))
+        return whole
 
     def means(self) -> dict[str, float]:
         reached_N = self.at_goal["success"] > 0

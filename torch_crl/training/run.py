@@ -109,13 +109,13 @@ class Run(ABC):
         """Release the resources of the envs."""
 
 
-def make_training_env(recipe: Recipe, device: torch.device) -> VectorEnv:
-    """The training envs; Warp's physics runs on `device`."""
+def make_training_env(recipe: Recipe, device: torch.device, stream: str = "starts") -> VectorEnv:
+    """The training envs; Warp's physics runs on `device`, and `stream` draws starts and goals."""
     return make_vector_env(
         recipe.task.name,
         num_envs=recipe.task.num_envs,
         episode_length=recipe.task.episode_length,
-        seed=stream_seed(recipe.system.seed, "starts"),
+        seed=stream_seed(recipe.system.seed, stream),
         simulator=recipe.system.simulator,
         num_threads=recipe.system.simulator_threads,
         device=device,

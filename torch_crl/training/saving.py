@@ -4,16 +4,20 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from torch_crl import __version__, fields
-from torch_crl.fields import PositiveOrZero, StepsOrZero
+from torch_crl.distributed.equality import check_equal
+from torch_crl.distributed.ranks import ALONE, RankError, Ranks
+from torch_crl.fields import Count, PositiveOrZero, StepsOrZero
 from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
 from torch_crl.runs.policies import save_policy
 from torch_crl.system import checkpoint
 from torch_crl.system.checkpoint import CheckpointError
+from torch_crl.training.reshard import columns_of_rank, is_of_rank
 from torch_crl.training.run import Run
 
 # Two, since a crash may have damaged the newest one.
@@ -32,6 +36,7 @@ class CheckpointMeta:
     device: str
     computed: str = ""
     """Precision and kernels; empty in checkpoints of before these were saved."""
+    ranks: Count = 1
     collections_done: StepsOrZero
     updates_done: StepsOrZero
     seconds: PositiveOrZero
@@ -42,23 +47,56 @@ def moment_of(run: Run) -> Moment:
     return Moment(run.env_steps, run.updates_done)
 
 
-def commit(run: Run, directory: RunDirectory) -> None:
+def commit(run: Run, directory: RunDirectory, ranks: Ranks = ALONE) -> None:
     """Save the current state of the run: first the policy, then the checkpoint, which commits both.
 
     If the run is killed between the two, it resumes from the previous checkpoint and writes the
     same policy again. Raises CheckpointError or OSError, and keeps what was saved before;
-    RunDirectoryError if the directory is gone.
+    RunDirectoryError if the directory is gone; RanksDifferError if the ranks have come apart.
     """
     if not directory.holds_run:
         raise RunDirectoryError(
             f"{directory} was removed or moved while the run went on; nothing can be saved any more"
         )
     moment, meta = moment_of(run), _provenance(run)
-    save_policy(run.policy, directory.policies / moment.name, meta)
-    if run.resumable:
-        tensors, counters = run.state_dict()
-        checkpoint.save(directory.checkpoints / moment.name, tensors, meta | counters)
-    directory.prune(checkpoints=_KEPT_CHECKPOINTS)
+    policy, folder = directory.policies / moment.name, directory.checkpoints / moment.name
+    if not ranks.is_alone:
+        _save_parts(run, policy, folder, ranks)
+    else:
+        save_policy(run.policy, policy, meta)
+        if run.resumable:
+            tensors, counters = run.state_dict()
+            checkpoint.save(folder, tensors, meta | counters)
+    if ranks.is_first:
+        directory.prune(checkpoints=_KEPT_CHECKPOINTS)
+
+
+def _save_parts(run: Run, policy: Path, folder: Path, ranks: Ranks) -> None:
+    """Save the policy and the checkpoint of several ranks, all of it or nothing."""
+    tensors, counters = run.state_dict()
+    own = {name: tensor for name, tensor in tensors.items() if is_of_rank(name)}
+    shared = {name: tensor for name, tensor in tensors.items() if not is_of_rank(name)}
+    check_equal(shared, ranks)
+    meta = _provenance(run) | counters | {"ranks": ranks.size}
+    try:
+        with ranks.together():
+            intact = folder.exists() and checkpoint.is_intact(folder, ranks.rank)
+        if all(ranks.all_of(intact)):
+            return
+        with ranks.together():
+            if ranks.is_first:
+                save_policy(run.policy, policy, _provenance(run))
+                checkpoint.begin(folder)
+        with ranks.together():
+            name = checkpoint.part_of_rank(ranks.rank)
+            of_rank = checkpoint.write_part(folder, name, own)
+        with ranks.together():
+            sums = ranks.all_of(of_rank)
+            if ranks.is_first:
+                of_all = checkpoint.write_part(folder, checkpoint.TENSORS, shared)
+                checkpoint.finish(folder, meta, tensors=of_all, ranks=sums)
+    except RankError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def save_best(run: Run, directory: RunDirectory, evaluation: dict[str, float]) -> None:
@@ -75,12 +113,27 @@ def best_so_far(directory: RunDirectory, metric: str) -> float:
     return -math.inf
 
 
-def restore(run: Run, directory: RunDirectory) -> list[str]:
+def restore(
+    run: Run, directory: RunDirectory, ranks: Ranks = ALONE, *, reshard: bool = False
+) -> list[str]:
     """Load the newest readable checkpoint; returns lines to show the user.
 
-    Everything of later moments in the directory is removed: the run will write it again.
+    Everything of later moments in the directory is removed: the run will write it again. A
+    checkpoint of another number of ranks is refused, or divided anew with `reshard`.
     """
-    saved = directory.saved_checkpoints
+    notes = _restored(run, directory, ranks, reshard=reshard)
+    with ranks.together():
+        if ranks.is_first:
+            moment = moment_of(run) if run.collections_done else Moment(-1, -1)
+            directory.go_back_to(moment)
+            # The previous process may have been killed while it removed old checkpoints.
+            directory.prune(checkpoints=_KEPT_CHECKPOINTS)
+            notes += directory.drop_metrics_after(moment)
+    return notes
+
+
+def _restored(run: Run, directory: RunDirectory, ranks: Ranks, *, reshard: bool) -> list[str]:
+    saved = ranks.of_first(lambda: directory.saved_checkpoints)
     # One policy may have been written before the first checkpoint, but not more than one.
     if not saved and (directory.is_finished or len(directory.saved_policies) > 1):
         raise CheckpointError(
@@ -88,12 +141,11 @@ def restore(run: Run, directory: RunDirectory) -> list[str]:
             "its policies can be evaluated, and --overwrite starts it again"
         )
     if not saved:
-        before_all = Moment(-1, -1)
-        directory.go_back_to(before_all)
-        dropped = directory.drop_metrics_after(before_all)
-        return ["no checkpoint was written before; starting from the beginning", *dropped]
+        return ["no checkpoint was written before; starting from the beginning"]
     most_bytes = 4 * (run.recipe.replay_bytes + run.recipe.update_cost.training_bytes) + (1 << 30)
-    folder, tensors, meta, failures = checkpoint.load_newest(saved, most_bytes=most_bytes)
+    folder, tensors, meta, failures = checkpoint.load_newest(
+        saved, most_bytes=most_bytes, rank=ranks.rank, of_all=ranks.all_of
+    )
     if "format" not in meta:
         raise CheckpointError(
             f"{folder} was written by an earlier version of torch_crl and cannot be resumed by "
@@ -101,25 +153,40 @@ def restore(run: Run, directory: RunDirectory) -> list[str]:
         )
     try:
         counters = fields.read(CheckpointMeta, json.dumps(meta))
+        if counters.ranks != ranks.size:
+            if not reshard:
+                raise CheckpointError(_of_other_ranks(folder, counters.ranks, ranks))
+            tensors = columns_of_rank(folder, run, ranks, written_by=counters.ranks)
         _load(run, tensors, counters)
         if Moment.of(folder) != moment_of(run):
             raise ValueError(f"it is of {moment_of(run).name}, and its name says otherwise")
     except (ValueError, KeyError, RuntimeError, IndexError, TypeError) as error:
         raise CheckpointError(f"{folder} does not fit this run: {error}") from error
-    directory.go_back_to(moment_of(run))
-    # The previous process may have been killed while it removed old checkpoints.
-    directory.prune(checkpoints=_KEPT_CHECKPOINTS)
     skipped = [f"passed over: {failure}" for failure in failures]
-    skipped += directory.drop_metrics_after(moment_of(run))
     resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
     if counters.computed not in ("", run.description):
         resumed += (
             f"; computed until now as {counters.computed}, from here on as {run.description}: "
             "results differ by rounding from those of an undisturbed run"
         )
+    if counters.ranks != ranks.size:
+        resumed += (
+            f"; its envs, of {counters.ranks} ranks, are now those of {ranks.size}, with new "
+            "streams of random numbers"
+        )
     if not run.env.saves_state:
         resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
     return [*skipped, resumed]
+
+
+def _of_other_ranks(folder: Path, written_by: int, ranks: Ranks) -> str:
+    def told(count: int) -> str:
+        return f"{count} ranks" if count > 1 else "one process"
+
+    return (
+        f"{folder} was written by {told(written_by)}, and this is {told(ranks.size)}: start as "
+        "many, or divide its envs anew with --reshard"
+    )
 
 
 def _load(run: Run, tensors: dict[str, torch.Tensor], meta: CheckpointMeta) -> None:

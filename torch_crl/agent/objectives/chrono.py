@@ -6,12 +6,14 @@ spent at the goal, which the actor is rewarded for in proportion to the failures
 B batch, R representation, O bins of offsets.
 """
 
+from typing import Any
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from torch_crl.agent.networks import Networks
-from torch_crl.agent.objectives.objective import Aux, HitLabels, Setup
+from torch_crl.agent.objectives.objective import Aux, Setup
 from torch_crl.agent.objectives.survival import HazardHead, Hazards, SurvivalObjective
 from torch_crl.agent.objectives.time_to_goal import (
     bin_discounts,
@@ -26,12 +28,10 @@ from torch_crl.agent.sizes import bin_edges
 class ChronoObjective(SurvivalObjective):
     """Hazards, distances and occupancy; all four losses have weight 1."""
 
-    def __init__(
-        self, networks: Networks, head: HazardHead, *, labels: HitLabels, value_discount: float
-    ) -> None:
+    def __init__(self, networks: Networks, head: HazardHead, **options: Any) -> None:
         """See `SurvivalObjective`."""
-        super().__init__(networks, head, labels=labels, value_discount=value_discount)
-        discounts = bin_discounts(labels.edges, discount=value_discount)
+        super().__init__(networks, head, **options)
+        discounts = bin_discounts(self.hits.edges, discount=self.value_discount)
         # Being at the goal at once is not an effect of the action.
         discount_O = torch.tensor([0.0, *discounts[1:]])
         # A buffer, which moves with the head to its device.

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
 from torch_crl.agent.networks import Networks
 from torch_crl.agent.objectives.objective import Aux, Judgement, Objective, PolicyRows, Setup
-from torch_crl.kernels.infonce import pair_scores
+from torch_crl.distributed.contrast import Gathered, loss_over_all_ranks
+from torch_crl.distributed.ranks import ALONE, Ranks
+from torch_crl.kernels.infonce import ENERGIES, PairScores, logsumexp_of_columns, pair_scores
 from torch_crl.kernels.paired_energies import paired_energies
 
 
@@ -21,13 +23,23 @@ class ContrastiveObjective(Objective):
     """Energies of all pairs of a batch, and a contrastive loss of them."""
 
     def __init__(
-        self, networks: Networks, *, energy: str, contrastive_loss: str, logsumexp_penalty: float
+        self,
+        networks: Networks,
+        *,
+        energy: str,
+        contrastive_loss: str,
+        logsumexp_penalty: float,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`networks` holds the two encoders; the names are those of the recipe's settings."""
+        """`networks` holds the two encoders; the names are those of the recipe's settings.
+
+        With other `ranks`, the goals of all of them are the negatives of each row.
+        """
         self.networks = networks
         self.energy = energy
         self.contrastive_loss = contrastive_loss
         self.logsumexp_penalty = logsumexp_penalty
+        self.ranks = ranks
         self.modules: dict[str, nn.Module] = {
             "state_action_encoder": networks.state_action_encoder,
             "goal_encoder": networks.goal_encoder,
@@ -41,6 +53,7 @@ class ContrastiveObjective(Objective):
             energy=setup.energy,
             contrastive_loss=setup.contrastive_loss,
             logsumexp_penalty=setup.logsumexp_penalty,
+            ranks=setup.ranks,
         )
 
     def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
@@ -82,24 +95,56 @@ class ContrastiveObjective(Objective):
 
     def classify(self, phi_BR: Tensor, psi_BR: Tensor, batch: TensorDict) -> tuple[Tensor, Aux]:
         """The contrastive loss of representations [B, R], and its metrics."""
-        kind = CONTRASTIVE_LOSSES[self.contrastive_loss]
         # 1 where a chunk of actions lies within its trajectory; single actions always do.
-        whole_B = batch.get("whole")
-        scores = pair_scores(
+        whole_B, weight_B = batch.get("whole"), batch.get("survived")
+        if self.ranks.is_alone:
+            return self._loss_of(self._scores(phi_BR, psi_BR, whole_B), whole_B, weight_B)
+        kind = CONTRASTIVE_LOSSES[self.contrastive_loss]
+
+        def loss_of(every: Gathered) -> tuple[Tensor, Aux]:
+            scores = self._scores(every.phi_BR, every.psi_NR, whole_B, first=every.own.start)
+            if every.phi_NR is not None:
+                own_BR = every.psi_NR[every.own]
+                energies_NB = ENERGIES[self.energy].pairwise(every.phi_NR, own_BR)
+                of_columns_B = logsumexp_of_columns(energies_NB, every.whole_N)
+                scores = scores._replace(column_logsumexp_B=of_columns_B)
+            of_all = every.whole_N
+            count = None if of_all is None else of_all.sum().clamp_min(1.0) / self.ranks.size
+            return self._loss_of(scores, whole_B, weight_B, count)
+
+        return loss_over_all_ranks(
+            phi_BR, psi_BR, whole_B, loss_of, columns=kind.columns, ranks=self.ranks
+        )
+
+    def _scores(
+        self, phi_BR: Tensor, psi_CR: Tensor, whole_B: Tensor | None, *, first: int = 0
+    ) -> PairScores:
+        kind = CONTRASTIVE_LOSSES[self.contrastive_loss]
+        return pair_scores(
             phi_BR,
-            psi_BR,
+            psi_CR,
             energy=self.energy,
-            columns=kind.columns,
+            columns=kind.columns and self.ranks.is_alone,
             softplus=kind.softplus,
             row_mask_B=whole_B,
+            first=first,
             implementation=self._implementation,
         )
+
+    def _loss_of(
+        self,
+        scores: PairScores,
+        whole_B: Tensor | None,
+        weight_B: Tensor | None,
+        count: Tensor | None = None,
+    ) -> tuple[Tensor, Aux]:
         return critic_loss(
             scores,
             contrastive_loss=self.contrastive_loss,
             logsumexp_penalty=self.logsumexp_penalty,
             whole_B=whole_B,
-            weight_B=batch.get("survived"),
+            weight_B=weight_B,
+            count=count,
             implementation=self._implementation,
         )
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from torch_crl.agent.networks import Networks, ResidualTower
 from torch_crl.agent.sizes import TowerSizes
+from torch_crl.distributed.ranks import ALONE, Ranks
 
 Aux = dict[str, Tensor]
 
@@ -56,6 +57,8 @@ class Setup:
     """The task's success radius; 0 if it has none."""
     never: bool = False
     """Whether trajectories that were cut count as never arriving."""
+    ranks: Ranks = ALONE
+    """The ranks whose batches the loss is of; `ALONE` with local negatives."""
 
     def tower(self, name: str) -> ResidualTower:
         """A new tower, computed as the actor is."""

@@ -41,6 +41,7 @@ class SafeObjective(ContrastiveObjective):
             energy=setup.energy,
             contrastive_loss=setup.contrastive_loss,
             logsumexp_penalty=setup.logsumexp_penalty,
+            ranks=setup.ranks,
         )
 
     def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:

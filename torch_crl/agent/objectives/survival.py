@@ -26,6 +26,7 @@ from torch_crl.agent.objectives.objective import (
 )
 from torch_crl.agent.objectives.time_to_goal import hazard_nll, hazard_value
 from torch_crl.agent.sizes import HAZARD_RANK
+from torch_crl.distributed.ranks import ALONE, Ranks
 
 _FILM = 0.1
 """Size of the modulation by the goal at the start."""
@@ -95,13 +96,23 @@ class SurvivalObjective(Objective):
     counts_steps = True
 
     def __init__(
-        self, networks: Networks, head: HazardHead, *, labels: HitLabels, value_discount: float
+        self,
+        networks: Networks,
+        head: HazardHead,
+        *,
+        labels: HitLabels,
+        value_discount: float,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`labels` says what the replay has to tell about arrivals."""
+        """`labels` says what the replay has to tell about arrivals.
+
+        With other `ranks`, the loss is a mean over the rows of all of them that count.
+        """
         self.networks = networks
         self.head = head
         self.labels = self.hits = labels
         self.value_discount = value_discount
+        self.ranks = ranks
         self.norms = self._make_norms(networks.goal_encoder.sizes.output_size)
         self.modules: dict[str, nn.Module] = {
             "state_action_encoder": networks.state_action_encoder,
@@ -117,7 +128,13 @@ class SurvivalObjective(Objective):
         labels = HitLabels(
             window=setup.window, radius=setup.radius, never=setup.never, edges=cls._edges(setup)
         )
-        return cls(setup.networks, head, labels=labels, value_discount=setup.value_discount)
+        return cls(
+            setup.networks,
+            head,
+            labels=labels,
+            value_discount=setup.value_discount,
+            ranks=setup.ranks,
+        )
 
     @classmethod
     def _edges(cls, setup: Setup) -> list[int]:
@@ -179,7 +196,11 @@ class SurvivalObjective(Objective):
             censor_B=batch["censor"],
             implementation=self.head.tower.compute.other_kernels,
         )
-        loss = mean_over(batch.get("whole"))(each_B)
+        whole_B = batch.get("whole")
+        count = None
+        if whole_B is not None and not self.ranks.is_alone:
+            count = self.ranks.sum_(whole_B.sum()).clamp_min(1.0) / self.ranks.size
+        loss = mean_over(whole_B, None, count)(each_B)
         arrived, there = torch.stack([batch["event"], batch["time"] == 0]).float().mean(1)
         return loss, {"hazard_loss": loss.detach(), "arrivals": arrived, "there_already": there}
 

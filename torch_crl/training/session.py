@@ -1,0 +1,174 @@
+"""What a process does with a run while it trains: evaluate, save, and tell of both."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import SupportsFloat
+
+from torch_crl.agent.policy import Policy
+from torch_crl.distributed.ranks import ALONE, Ranks
+from torch_crl.distributed.share import share
+from torch_crl.envs.gymnasium.errors import ForeignEnvError
+from torch_crl.errors import UsageError
+from torch_crl.recipe.record import Recipe
+from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.metrics import DivergenceError, RunLog, UpdateMetrics, first_not_finite
+from torch_crl.system.checkpoint import CheckpointError
+from torch_crl.training.clock import Clock
+from torch_crl.training.evaluation import evaluate
+from torch_crl.training.run import Run, stream_seed
+from torch_crl.training.saving import best_so_far, commit, moment_of, save_best
+
+_BEST_BY = "time_at_goal_share"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The argument of a callback of `train`, which is called after every evaluation."""
+
+    run_dir: Path
+    recipe: Recipe
+    metrics: Mapping[str, float]
+    """`env_steps`, `updates`, `seconds`, and what `torch_crl.evaluate` returns."""
+    policy: Policy
+    """The policy that was evaluated; later updates change it."""
+
+
+Callback = Callable[[Evaluated], Mapping[str, float] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The objects with which one process trains a run, from its start or from a checkpoint."""
+
+    run: Run
+    directory: RunDirectory
+    log: RunLog
+    clock: Clock
+    evaluations: list[dict[str, float]]
+    """Records of all evaluations of the run so far."""
+    callback: Callback | None
+    ranks: Ranks = ALONE
+    """Those that train the run together; only the first one writes."""
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """The current moment of the run, as contained in every record."""
+        moment = moment_of(self.run)._asdict()
+        return {**moment, "seconds": self.clock.seconds}
+
+    def collect(self) -> dict[str, float]:
+        """Collect one unroll in every env of all ranks; returns metrics of the episodes."""
+        with self.ranks.together(), self._saved_if_an_env_fails():
+            episodes = self.run.collect()
+        return self.ranks.mean(episodes)
+
+    def flush(self, metrics: UpdateMetrics, first_update: int) -> dict[str, float]:
+        """Mean losses of the updates since `first_update`, and the size of the last one.
+
+        Raises DivergenceError, which names update and tensor.
+        """
+        run = self.run
+        with self.ranks.together():
+            try:
+                losses = metrics.flush(first_update=first_update)
+                name = first_not_finite(run.named_parameters()) if losses else None
+                if name is not None:
+                    raise DivergenceError(f"{name} is not finite after update {run.updates_done}")
+            except DivergenceError as error:
+                saved = [str(folder) for folder in self.directory.saved_checkpoints[:1]]
+                raise DivergenceError(
+                    f"{error} ({run.env_steps:,} env steps); the run stops, its last good "
+                    f"checkpoint is {''.join(saved) or 'none yet'}"
+                ) from None
+        sizes = run.update_sizes if losses else {}
+        return self.ranks.mean(losses) | {name: value.item() for name, value in sizes.items()}
+
+    def evaluate(self) -> None:
+        """Evaluate the current policy, write the record, and keep the policy if it is the best."""
+        run, log, recipe, ranks = self.run, self.log, self.run.recipe, self.ranks
+        self.clock.show("evaluating", log)
+        result = evaluate(
+            run.policy,
+            recipe.task.eval_name,
+            num_envs=share(recipe, ranks).task.num_eval_envs,
+            episode_length=recipe.task.episode_length,
+            seed=stream_seed(
+                recipe.system.seed, ranks.stream(f"evaluation/{run.collections_done}")
+            ),
+            simulator=recipe.system.simulator,
+            num_threads=recipe.system.simulator_threads,
+            device=run.device,
+            env_timeout=recipe.system.env_timeout,
+            ranks=ranks,
+        )
+        record = self.counters | result
+        with ranks.together():
+            if ranks.is_first:
+                record |= self._called_back(record)
+                if record[_BEST_BY] > best_so_far(self.directory, _BEST_BY):
+                    with self._only_told("the best policy before is kept"):
+                        save_best(run, self.directory, record)
+                log.evaluation(record)
+        self.evaluations.append(record)
+
+    def save(self, *, must_succeed: bool) -> None:
+        """Write checkpoint and policy; unless it `must_succeed`, a failure is only reported."""
+        self.run.seconds = self.clock.seconds
+        # Records are written before the checkpoint; if that fails, it is still written.
+        with self._only_told("they are written when they can be"):
+            self.log.sync()
+        with nullcontext() if must_succeed else self._only_told("earlier ones are kept"):
+            commit(self.run, self.directory, self.ranks)
+
+    @property
+    def after_a_stop(self) -> str:
+        """What to tell the user when the run was stopped."""
+        run = self.run
+        if run.resumable:
+            return (
+                f"stopped; `torch-crl train --resume --run-dir {self.directory}` goes on from here"
+            )
+        return (
+            f"stopped; a run of {run.recipe.algorithm.algo} cannot be resumed, only started again"
+        )
+
+    def _called_back(self, record: dict[str, float]) -> dict[str, float]:
+        """The numbers that the user's callback returns, checked; they are logged by their names."""
+        if self.callback is None:
+            return {}
+        run = self.run
+        known = Evaluated(
+            run_dir=self.directory.path, recipe=run.recipe, metrics=record, policy=run.policy
+        )
+        returned = self.callback(known) or {}
+        for name, value in returned.items():
+            if name == "kind" or name in record:
+                raise UsageError(f"the callback returned {name!r}, which is logged already")
+            if not isinstance(value, SupportsFloat) or not math.isfinite(value):
+                raise UsageError(
+                    f"the callback returned {name!r} as {value!r}; what is logged must be finite "
+                    "numbers by name"
+                )
+        return {name: float(value) for name, value in returned.items()}
+
+    @contextmanager
+    def _saved_if_an_env_fails(self) -> Iterator[None]:
+        """Save the run before the error of a Gymnasium env ends it, so that no updates are lost."""
+        try:
+            yield
+        except ForeignEnvError:
+            self.run.forget_collection()
+            self.save(must_succeed=False)
+            self.log.announce(self.after_a_stop)
+            raise
+
+    @contextmanager
+    def _only_told(self, consolation: str) -> Iterator[None]:
+        """Inside, a failure to write is reported, and the run goes on."""
+        try:
+            yield
+        except (CheckpointError, OSError) as error:
+            self.log.announce(f"warning: {error}; {consolation}")
