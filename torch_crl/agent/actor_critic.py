@@ -56,7 +56,10 @@ class ActorCritic(Learner):
         self.update_order = update_order
         self.device = device = actor.weight.device
         self.log_alpha = torch.tensor(
-            math.log(initial_temperature), device=device, requires_grad=True
+            math.log(initial_temperature),
+            dtype=actor.weight.dtype,
+            device=device,
+            requires_grad=True,
         )
         # Equal learning rates share a parameter group, so that one step launches few kernels.
         of_actor = _groups(

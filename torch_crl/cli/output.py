@@ -25,9 +25,19 @@ def check_folder(flag: str, folder: Path) -> None:
 
 def tell(error: BaseException) -> int:
     """Print what went wrong, once; returns the exit status of the process."""
-    if not isinstance(error, KeyboardInterrupt | BrokenPipeError):
+    silent = isinstance(error, KeyboardInterrupt | BrokenPipeError) or _rank_0_tells(error)
+    if not silent:
         print_line(f"torch-crl: {error}", stderr=True)
     return exit_status(error)
+
+
+def _rank_0_tells(error: BaseException) -> bool:
+    """Whether this is another process than the first of a torchrun, with an error that all have."""
+    if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    # Not imported, since torch is not needed to tell of an error.
+    ranks = sys.modules.get("torch_crl.distributed.ranks")
+    return ranks is None or not ranks.have_met() or isinstance(error, ranks.RankError)
 
 
 def wrong_mujoco_gl(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """`torch-crl train`: the flags are the fields of the recipe; each task brings its own defaults."""
 
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -41,6 +41,11 @@ class Options:
     resume: bool = False
     """Continue from the newest checkpoint in --run-dir; all other flags may be left out.
     With more --env-steps than before, the run becomes longer."""
+    resume_if_any: bool = False
+    """Like --resume if --run-dir holds a run already, else begin one: for `torchrun
+    --max-restarts`, which starts a command again that has failed."""
+    reshard: bool = False
+    """With --resume: allow another number of ranks than the checkpoint was written by."""
     overwrite: bool = False
     """Delete an earlier run in --run-dir first."""
     wandb: str = ""
@@ -59,16 +64,20 @@ def main(arguments: list[str]) -> int:
     first_look = [argument for argument in arguments if argument not in ("-h", "--help")]
     nameless = with_changes(Recipe(), task={"name": "", "eval_name": ""})
     typed: list[str] = []
+    resume = False
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             asked = _parse(first_look, Options(recipe=nameless))
+        if asked.resume_if_any:
+            resume = _holds_run(asked)
+            asked = replace(asked, resume=resume)
         typed = [name for name in (asked.recipe.task.name, asked.recipe.task.eval_name) if name]
         allow_tasks(typed, typed=typed)
         base = _base_recipe(asked)
     except SystemExit:
         # The second pass reports what is wrong, with the defaults of the task that is recognised.
         base = _guessed_preset(arguments)
-    options = _parse(arguments, Options(recipe=base))
+    options = _parse(arguments, Options(recipe=base, resume=resume))
     names = (options.recipe.task.name, options.recipe.task.eval_name)
     if options.resume:
         allow_tasks_of(RunDirectory(options.run_dir), names, typed=typed, trust=options.trust)
@@ -76,6 +85,17 @@ def main(arguments: list[str]) -> int:
         file = options.recipe_file
         allow_tasks(names, typed=typed, trust=options.trust or file is None, source=file)
     return _run(options)
+
+
+def _holds_run(options: Options) -> bool:
+    """Whether there is a run to resume; all ranks get the answer of the first."""
+    from torch_crl.distributed.ranks import join
+
+    if options.resume or options.overwrite:
+        raise UsageError("--resume-if-any, --resume and --overwrite exclude each other")
+    if options.run_dir == _DEFAULT_RUN_DIR:
+        raise UsageError("--resume-if-any needs --run-dir, the directory that a run may be in")
+    return join().of_first(lambda: RunDirectory(options.run_dir).holds_run)
 
 
 def _reads_file(options: Options) -> bool:
@@ -99,13 +119,18 @@ def _parse(arguments: list[str], defaults: Options) -> Options:
 
 
 def _run(options: Options) -> int:
+    from torch_crl.distributed.ranks import join
     from torch_crl.recipe.dry_run import print_plan
     from torch_crl.training.starting import find_problems
     from torch_crl.training.trainer import train
 
     recipe = options.recipe
-    named = options.run_dir != _DEFAULT_RUN_DIR
-    directory = RunDirectory(options.run_dir if named else default_run_dir(recipe))
+    named, ranks = options.run_dir != _DEFAULT_RUN_DIR, join()
+    if options.reshard and not options.resume:
+        raise UsageError("--reshard divides a checkpoint anew and needs --resume")
+    directory = RunDirectory(
+        options.run_dir if named else ranks.of_first(lambda: default_run_dir(recipe))
+    )
     asked: Any = {name: getattr(options, name) for name in ("resume", "overwrite", "wandb")}
     if options.dry_run:
         from torch_crl.training.calibration import estimate, warnings
@@ -118,7 +143,9 @@ def _run(options: Options) -> int:
         for line in warnings([found]):
             print_line(line, stderr=True)
         return 0
-    result = train(recipe, directory, **asked)
+    result = train(recipe, directory, reshard=options.reshard, **asked)
+    if not ranks.is_first:
+        return 0
     reached = result.evaluation
     picture = f"learning curve: {result.learning_curve}; " if result.learning_curve else ""
     print_line(

@@ -5,11 +5,10 @@ import hashlib
 import torch
 from torch import Tensor
 
-from torch_crl.distributed.ranks import Ranks
-from torch_crl.errors import TorchCrlError
+from torch_crl.distributed.ranks import RankError, Ranks
 
 
-class RanksDifferError(TorchCrlError, RuntimeError):
+class RanksDifferError(RankError):
     """The ranks hold different networks or moments; the message names rank and tensor."""
 
 

@@ -7,16 +7,18 @@ which notices a process that has died. W ranks, B rows of each.
 
 import atexit
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from torch_crl.errors import TorchCrlError, UsageError
@@ -49,6 +51,8 @@ class Ranks:
     control: dist.ProcessGroup | None = None
     """For what is on the CPU."""
     store: Store | None = None
+    places: tuple[tuple[str, int], ...] = ()
+    """Machine and process of each rank."""
 
     @property
     def is_first(self) -> bool:
@@ -159,10 +163,24 @@ class Ranks:
         # The store is a part of the first process where torchrun does not keep it.
         except RuntimeError:
             silent = [0]
+        # One that waits for another than the lost rank has not noticed yet.
+        silent = [rank for rank in silent if not self._is_running(rank)]
         if not silent:
             return f"a collective operation failed, and all ranks are there: {message}"
         names = ", ".join(map(str, silent))
         return f"rank {names} is gone or does not answer; its own output says why"
+
+    def _is_running(self, rank: int) -> bool:
+        """Whether a rank is a process of this machine that has not ended."""
+        machine, process = self.places[rank]
+        if machine != platform.node():
+            return False
+        with suppress(OSError):
+            os.kill(process, 0)
+            # Ended, and its parent has not asked for its status.
+            status = Path(f"/proc/{process}/stat")
+            return not status.exists() or ") Z" not in status.read_text()
+        return False
 
 
 ALONE = Ranks()
@@ -182,6 +200,11 @@ def join() -> Ranks:
     if not _joined:
         _joined.append(_meet())
     return _joined[0]
+
+
+def have_met() -> bool:
+    """Whether `join` has met other ranks."""
+    return bool(_joined)
 
 
 def _meet() -> Ranks:
@@ -204,7 +227,7 @@ def _meet() -> Ranks:
     )
     atexit.register(dist.destroy_process_group)
     control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
-    return Ranks(
+    met = Ranks(
         rank=rank,
         size=size,
         local_rank=local_rank,
@@ -212,3 +235,4 @@ def _meet() -> Ranks:
         control=control,
         store=store,
     )
+    return replace(met, places=tuple(met.all_of((platform.node(), os.getpid()))))

@@ -104,7 +104,8 @@ class Session:
             env_timeout=recipe.system.env_timeout,
             ranks=ranks,
         )
-        record = self.counters | result
+        # Wall-clock differs between ranks, and records must not.
+        record = ranks.all_of(self.counters | result)[0]
         with ranks.together():
             if ranks.is_first:
                 record |= self._called_back(record)

@@ -88,8 +88,9 @@ def check_seen_by_all(directory: RunDirectory, ranks: Ranks) -> None:
     finally:
         if ranks.is_first:
             place.unlink(missing_ok=True)
-    if blind:
-        raise UsageError(
-            f"rank {', '.join(map(str, blind))} does not see what rank 0 writes beside the run "
-            f"directory {directory}; name one with --run-dir that all machines share"
-        )
+    with ranks.together():
+        if blind and ranks.is_first:
+            raise UsageError(
+                f"rank {', '.join(map(str, blind))} does not see what rank 0 writes beside the run "
+                f"directory {directory}; name one with --run-dir that all machines share"
+            )
