@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.campaigns import damaged_files, kill_points, power_cuts
+from tests.campaigns import damaged_files, kill_points, power_cuts, rank_kills
 
 
 def sample(folder: Path) -> list[str]:
@@ -21,7 +21,8 @@ def sample(folder: Path) -> list[str]:
     syncs, whole = power_cuts.whole_run(folder)
     points = (syncs // 2,)
     cut = {f"power cut after fsync {n}": power_cuts.lost_at(n, folder, whole) for n in points}
-    told = [f"{where}: {what}" for where, what in (killed | cut).items() if what]
+    ranks = {"ranks killed three times": rank_kills.lost_after(3, folder)}
+    told = [f"{where}: {what}" for where, what in (killed | cut | ranks).items() if what]
     return told + damaged_files.campaign(20, folder, seed=7)
 
 

@@ -1,10 +1,8 @@
 """Whole runs on several ranks: they agree, stop together, and go on from what they saved."""
 
-import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.helpers.ranks import ended, environment, on_ranks, start
+from tests.helpers.ranks import Stage, environment, stages_on_ranks
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import train
@@ -151,8 +149,28 @@ def incidents(folder: str) -> dict[str, Any]:
     return found
 
 
+def dies(folder: str) -> str:
+    """The second rank is gone from one moment to the next."""
+    ranks = join()
+    gone = failing(
+        CrlRun,
+        "update",
+        when=lambda run: ranks.rank == 1 and run.updates_done == 5,
+        error=lambda run: os._exit(9),
+    )
+    with gone:
+        thirds = {"num_envs": 9, "num_eval_envs": 3, "episode_length": 12}
+        recipe = recipe_of_ranks(task=thirds, algorithm={"batch_size": 9})
+        return raised(lambda: train(recipe, Path(folder) / "dies", show=False))
+
+
 def test_what_happens_on_one_rank_happens_to_all(tmp_path: Path) -> None:
-    first, second = on_ranks(2, f"{THIS}:incidents", folder=str(tmp_path))
+    at = {"folder": str(tmp_path)}
+    incident, death = stages_on_ranks(
+        Stage(2, f"{THIS}:incidents", at), Stage(3, f"{THIS}:dies", at)
+    )
+    assert [rank.status for rank in incident] == [0, 0]
+    first, second = (rank.returned for rank in incident)
     assert first["evaluation"] == second["evaluation"]
     # One message, by the first rank, whose networks have become NaN by then as well.
     assert first["nan"].startswith("DivergenceError: actor_loss became nan at update 14")
@@ -169,6 +187,10 @@ def test_what_happens_on_one_rank_happens_to_all(tmp_path: Path) -> None:
     assert "rank 1 does not see" in first["places"] and "RankError" in second["places"]
     for found in (first, second):
         assert "--num-envs is the total of all ranks and must be a multiple of" in found["odd"]
+    # The one that died is named to the others.
+    assert [rank.status for rank in death] == [0, 9, 0]
+    for rank in (death[0], death[2]):
+        assert rank.returned.startswith("RankError: rank 1 is gone or does not answer")
 
 
 def columns(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
@@ -212,7 +234,11 @@ def test_columns_move_to_other_numbers_of_ranks(tmp_path: Path) -> None:
     one, four, two = (tmp_path / name for name in ("one", "four", "two"))
     train(of_other_ranks(), one, show=False)
     before, learner = columns(one, 1), final_tensors(one)[0]
-    on_four = on_ranks(4, f"{THIS}:resharded", source=str(one), to=str(four))
+    stages = stages_on_ranks(
+        Stage(4, f"{THIS}:resharded", {"source": str(one), "to": str(four)}),
+        Stage(2, f"{THIS}:resharded", {"source": str(four), "to": str(two)}),
+    )
+    on_four, on_two = ([rank.returned for rank in ranks] for ranks in stages)
     assert all(found["continued"] == "nothing" for found in on_four)
     assert "was written by one process, and this is 4 ranks" in on_four[0]["refused"]
     assert "its envs, of 1 ranks, are now those of 4" in on_four[0]["notes"][0]
@@ -226,7 +252,6 @@ def test_columns_move_to_other_numbers_of_ranks(tmp_path: Path) -> None:
         assert torch.equal(tensor, learner[name]), name
     # And on to half as many, of a run that four have trained further.
     at_four = columns(four, 4)
-    on_two = on_ranks(2, f"{THIS}:resharded", source=str(four), to=str(two))
     assert "was written by 4 ranks, and this is 2 ranks" in on_two[0]["refused"]
     _same_columns(at_four, tmp_path / "two_moved", 2)
 
@@ -236,32 +261,6 @@ def _same_columns(before: dict[str, torch.Tensor], folder: Path, ranks: int) -> 
     assert moved.keys() == before.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, moved[name]), name
-
-
-def dies(folder: str) -> str:
-    """The second rank is gone from one moment to the next."""
-    ranks = join()
-    gone = failing(
-        CrlRun,
-        "update",
-        when=lambda run: ranks.rank == 1 and run.updates_done == 5,
-        error=lambda run: os._exit(9),
-    )
-    with gone:
-        thirds = {"num_envs": 9, "num_eval_envs": 3, "episode_length": 12}
-        recipe = recipe_of_ranks(task=thirds, algorithm={"batch_size": 9})
-        return raised(lambda: train(recipe, Path(folder), show=False))
-
-
-def test_a_rank_that_dies_is_named_to_the_others(tmp_path: Path) -> None:
-    arguments = json.dumps({"folder": str(tmp_path / "run")})
-    begun = time.monotonic()
-    first, second, third = ended(start(3, "-m", "tests.helpers.ranks", f"{THIS}:dies", arguments))
-    assert second[0] == 9
-    for status, output, errors in (first, third):
-        assert status == 0, errors
-        assert "RankError: rank 1 is gone or does not answer" in output
-    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Functions that run in several processes at once, as torchrun would start them."""
+"""Functions that run on several ranks at once, as processes that torchrun would start.
+
+The processes are forks of one that has imported everything and computed nothing, since importing
+takes longer than all that the tests do.
+"""
 
 import importlib
 import json
@@ -6,20 +10,34 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+
+
+class Stage(NamedTuple):
+    """`module:function` on so many ranks, with arguments that JSON can hold."""
+
+    size: int
+    function: str
+    arguments: dict[str, Any] = {}
+
+
+class Ended(NamedTuple):
+    """How a rank ended: its exit status, or minus the signal, and what the function returned."""
+
+    status: int
+    returned: Any
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """What torchrun tells the process of a rank, on one machine."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     named = {name: str(number) for name, number in numbers.items()}
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # One thread each, and quick to notice that a rank is gone.
-    more = {"OMP_NUM_THREADS": "1", "TORCH_CRL_RANK_TIMEOUT": "60"}
-    return {**os.environ, **named, **where, **more}
+    return named | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def free_port() -> int:
@@ -29,43 +47,72 @@ def free_port() -> int:
         return port
 
 
-def start(size: int, *command: str, **variables: str) -> list[subprocess.Popen[str]]:
-    """`python ARGUMENTS` once for each rank."""
-    port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=environment(rank, size, port) | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for rank in range(size)
-    ]
-
-
-def ended(
-    processes: list[subprocess.Popen[str]], *, seconds: float = 120
-) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of each rank."""
-    try:
-        said = [process.communicate(timeout=seconds) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+def stages_on_ranks(*stages: Stage, seconds: float = 200) -> list[list[Ended]]:
+    """Each stage after the one before; how all of its ranks ended."""
+    command = [sys.executable, "-m", __name__, json.dumps(stages)]
+    # One thread each, and quick to notice that a rank does not answer.
+    quick = {"OMP_NUM_THREADS": "1", "TORCH_CRL_RANK_TIMEOUT": "60"}
+    result = subprocess.run(
+        command,
+        env=os.environ | quick,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr[-6000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    return [[Ended(*rank) for rank in stage] for stage in found]
 
 
 def on_ranks(size: int, function: str, **arguments: Any) -> list[Any]:
-    """What `module:function(**arguments)` returns on each rank; all of it is JSON."""
-    found = ended(start(size, "-m", __name__, function, json.dumps(arguments)))
-    for rank, (status, _, errors) in enumerate(found):
-        assert status == 0, f"rank {rank}: {errors}"
-    return [json.loads(output.splitlines()[-1]) for _, output, _ in found]
+    """What a function returns on each rank; all of them must end well."""
+    (ranks,) = stages_on_ranks(Stage(size, function, arguments))
+    assert all(rank.status == 0 for rank in ranks)
+    return [rank.returned for rank in ranks]
+
+
+def fork_rank(stage: Stage, rank: int, port: int, answer: Path) -> int:
+    """The process of one rank; its answer is in the file, if it ends well."""
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        os.environ.update(environment(rank, stage.size, port))
+        returned = _function(stage.function)(**stage.arguments)
+        answer.write_text(json.dumps(returned))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        # Not sys.exit: what the parent has open is the parent's to close.
+        os._exit(status)
+
+
+def _function(name: str) -> Any:
+    module, function = name.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _run(stage: Stage, folder: Path) -> list[Ended]:
+    port = free_port()
+    answers = [folder / f"answer_{rank}" for rank in range(stage.size)]
+    for answer in answers:
+        answer.unlink(missing_ok=True)
+    children = [fork_rank(stage, rank, port, answer) for rank, answer in enumerate(answers)]
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return [
+        Ended(status, json.loads(answer.read_text()) if answer.exists() else None)
+        for status, answer in zip(statuses, answers, strict=True)
+    ]
 
 
 if __name__ == "__main__":
-    module, name = sys.argv[1].split(":")
-    returned = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))
-    print(json.dumps(returned))
+    asked = [Stage(*stage) for stage in json.loads(sys.argv[1])]
+    for each in asked:
+        _function(each.function)
+    with tempfile.TemporaryDirectory() as name:
+        print(json.dumps([_run(stage, Path(name)) for stage in asked]))

@@ -29,7 +29,7 @@ TIMEOUT = "TORCH_CRL_RANK_TIMEOUT"
 """Environment variable: seconds after which a rank that is waited for counts as lost."""
 _TIMEOUT = 600.0
 # How long ranks that have lost one wait for a sign of life of each other, to name it.
-_ROLL_CALL = timedelta(seconds=5)
+_ROLL_CALL = timedelta(seconds=2)
 
 T = TypeVar("T")
 
