@@ -23,6 +23,7 @@ FLOORS = [
     ["errors", "fields"],
     ["system"],
     ["kernels"],
+    ["distributed"],
     ["agent"],
     ["envs", "rendering"],
     ["recipe"],

@@ -17,11 +17,11 @@ from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import train
 from torch_crl.distributed.ranks import ALONE, RankError, Ranks, join
-from torch_crl.distributed.share import share_problems
 from torch_crl.envs.simulators import SimulatorError
 from torch_crl.errors import TorchCrlError
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.share import share_problems
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system import checkpoint
 from torch_crl.system.checkpoint import CheckpointError

@@ -21,6 +21,7 @@ COMMANDS = {
     "envs": "list the tasks, or draw one",
     "compare": "compare algorithms and depths in one report",
     "sweep": "train every combination of some settings",
+    "scale": "predict the time of a run on many GPUs or machines",
     "study": "answer an open question by runs, statistics and a report",
     "bench": "measure the speed of this machine beside plain PyTorch",
 }

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     options = read_flags(Options, arguments, command="sweep")
     if not options.tasks:
         raise UsageError("name tasks to train on, before all flags: torch-crl sweep reacher")
-    axes, settings = _assignments(options.grid), _assignments(options.set)
+    axes, settings = assignments(options.grid), assignments(options.set)
     if wrong := [f"--set {name} takes one value" for name in settings if "," in settings[name]]:
         raise UsageError("; ".join(wrong) + ", --grid takes several")
     if options.algos and "algo" in axes:
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     return 1 if result.failed else 0
 
 
-def _assignments(texts: tuple[str, ...]) -> dict[str, str]:
+def assignments(texts: tuple[str, ...]) -> dict[str, str]:
     """Split each `name=values` into its name and its values. Raises UsageError."""
     found: dict[str, str] = {}
     for text in texts:

@@ -61,8 +61,8 @@ class Ranks:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there are no others."""
-        return self.size == 1
+        """Whether there are no others, and no group of one that stands for them in a test."""
+        return self.size == 1 and self.device_group is None
 
     def stream(self, name: str) -> str:
         """The stream of random numbers of this name, of which each rank has its own."""

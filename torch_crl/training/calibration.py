@@ -146,11 +146,15 @@ def _seconds_each(
 ) -> float:
     """Median seconds for each unit of the work that `work` does and counts.
 
-    The first call, which also warms up, is left out if there is time for more calls.
+    The first call, which also warms up and compiles, is left out unless it takes very long.
     """
     begin = time.perf_counter()
     times: list[float] = []
-    while while_true() and (not times or time.perf_counter() - begin < _SECONDS_OF_EACH):
+    while while_true() and (
+        not times
+        or (len(times) == 1 and times[0] < _MOST_SECONDS)
+        or time.perf_counter() - begin < _SECONDS_OF_EACH
+    ):
         start = time.perf_counter()
         count = work()
         times.append((time.perf_counter() - start) / count)

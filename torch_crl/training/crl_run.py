@@ -17,7 +17,6 @@ from torch_crl.agent.objectives.objective import Objective, Setup
 from torch_crl.agent.optimizer import UpdateSizes
 from torch_crl.agent.policy import Policy
 from torch_crl.distributed.ranks import ALONE, Ranks
-from torch_crl.distributed.share import share
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import euclidean_distance
 from torch_crl.envs.task_vector_env import TaskVectorEnv
@@ -28,6 +27,7 @@ from torch_crl.experience.overlap import OverlappingCollector
 from torch_crl.experience.replay import Replay
 from torch_crl.recipe.compute_choice import choose_compute
 from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.share import share
 from torch_crl.system import checkpoint
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from torch_crl.system.devices import resolve_device

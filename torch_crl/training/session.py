@@ -9,10 +9,10 @@ from typing import SupportsFloat
 
 from torch_crl.agent.policy import Policy
 from torch_crl.distributed.ranks import ALONE, Ranks
-from torch_crl.distributed.share import share
 from torch_crl.envs.gymnasium.errors import ForeignEnvError
 from torch_crl.errors import UsageError
 from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.share import share
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.metrics import DivergenceError, RunLog, UpdateMetrics, first_not_finite
 from torch_crl.system.checkpoint import CheckpointError

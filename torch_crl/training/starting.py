@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from torch_crl.distributed.ranks import ALONE, Ranks
-from torch_crl.distributed.share import share_problems
 from torch_crl.errors import UsageError
 from torch_crl.recipe import checks
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe, differences, extended
+from torch_crl.recipe.share import share_problems
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.weights_and_biases import missing_wandb
 from torch_crl.training.crl_run import build_run

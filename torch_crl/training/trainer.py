@@ -10,11 +10,11 @@ import torch
 
 from torch_crl.distributed.equality import broadcast
 from torch_crl.distributed.ranks import Ranks, join
-from torch_crl.distributed.share import share
 from torch_crl.envs.registry import task_files
 from torch_crl.recipe import checks
 from torch_crl.recipe.compute_choice import choose_compute, thread_count
 from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.share import share
 from torch_crl.runs.directory import RunDirectory, default_run_dir
 from torch_crl.runs.metrics import RunLog, SilentLog, UpdateMetrics
 from torch_crl.runs.plots import save_learning_curve
