@@ -36,6 +36,7 @@ def scenarios() -> dict[str, list[Scenario]]:
         ],
         "variants": [
             *(_update(batch=batch) for batch in (256, 1024, 2048)),
+            _update(implementation="one_rank"),
             _update(precision="bf16"),
             _update(cuda_graph="off"),
             _update(tower="norm_act"),

@@ -31,7 +31,8 @@ class Scenario:
     width: int = 256
     objective: str = "crl"
     implementation: str = "ours"
-    """`ours`, or a peer: `eager_torch`, `compiled_torch`, `jax`; of a baseline, its algorithm."""
+    """`ours`; `one_rank`, the same divided at its exchanges with other ranks; or a peer:
+    `eager_torch`, `compiled_torch`, `jax`; of a baseline, its algorithm."""
     precision: str = "auto"
     tower: str = "auto"
     cuda_graph: str = "auto"

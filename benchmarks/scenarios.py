@@ -28,6 +28,7 @@ from torch_crl.benchmarks.replays import profiled
 from torch_crl.benchmarks.scenario import Row as Row
 from torch_crl.benchmarks.scenario import Scenario as Scenario
 from torch_crl.benchmarks.timing import Timing, time_calls
+from torch_crl.distributed.ranks import ALONE, Ranks, group_of_one
 from torch_crl.experience.collector import Collector
 from torch_crl.experience.replay import Transition
 from torch_crl.recipe.presets import preset, with_changes
@@ -89,9 +90,9 @@ def recipe_of(scenario: Scenario, device: torch.device) -> Recipe:
     )
 
 
-def random_run(recipe: Recipe) -> CrlRun:
+def random_run(recipe: Recipe, ranks: Ranks = ALONE) -> CrlRun:
     """A run whose replay is full of random steps, so that no simulator has to fill it."""
-    run = build_run(recipe)
+    run = build_run(recipe, ranks=ranks)
     generator = Generator(run.learner.device).manual_seed(0)
 
     def draw(size: int) -> Tensor:
@@ -116,8 +117,9 @@ def _update(scenario: Scenario, device: torch.device) -> list[Row]:
     recipe = recipe_of(scenario, device)
     if scenario.implementation == "jax":
         timing, extra = _jax_update(scenario, device)
-    elif scenario.implementation == "ours":
-        run = random_run(recipe)
+    elif scenario.implementation in ("ours", "one_rank"):
+        in_pieces = scenario.implementation == "one_rank"
+        run = random_run(recipe, group_of_one(device) if in_pieces else ALONE)
         extra = {"compute": str(run.learner.actor.compute)}
         # Covers the three warm-up calls of the CUDA graph and the call that captures it.
         timing = time_calls(run.update, device=device, seconds=scenario.seconds, warmup=5)

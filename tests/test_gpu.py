@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.ranks import Loopback
 from tests.helpers.recipes import tiny, tiny_baseline
 from torch_crl import load_policy
+from torch_crl.distributed.ranks import ALONE
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import with_changes
 from torch_crl.training.crl_run import build_run
@@ -198,3 +200,22 @@ def test_physics_on_the_gpu_or_beside_it_trains_and_resumes(
     result = train(recipe, tmp_path / "run", show=False)
     again = train(recipe, tmp_path / "run", resume=True, show=False)
     assert again.evaluation == result.evaluation
+
+
+@pytest.mark.parametrize("depth", [4, 8])
+def test_an_update_divided_at_its_exchanges_equals_the_whole_one(depth: int) -> None:
+    recipe = tiny("ant", networks={"width": 128, "actor_depth": depth, "critic_depth": depth})
+    recipe = with_changes(recipe, system={"device": "cuda"}, algorithm={"chunk": 2})
+    found = []
+    for ranks in (ALONE, Loopback()):
+        run = build_run(recipe, ranks=ranks)
+        while not run.updates_due:
+            run.collect()
+        for _ in range(12):
+            run.update()
+        recorder = run.update_graph._recorder  # type: ignore[union-attr]
+        assert len(recorder._graphs) == (1 if ranks is ALONE else 4)  # type: ignore[union-attr]
+        found.append({name: x.detach().clone() for name, x in run.named_parameters().items()})
+        run.close()
+    for name, whole in found[0].items():
+        torch.testing.assert_close(found[1][name], whole, rtol=1e-3, atol=1e-5)

@@ -32,6 +32,8 @@ def environment(log: Path, startup: Path) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(FOLDER / "inductor"),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "OMP_NUM_THREADS": "1",
+        # NCCL asks for more than this library has.
+        "TORCH_CRL_RANK_BACKEND": "cuda:gloo,cpu:gloo",
         "NULL_GPU_LOG": str(log),
         "PYTHONPATH": str(startup),
     }

@@ -72,7 +72,9 @@ def by_torchrun(folder: Path, kills: int) -> dict[str, Any]:
         *(str(free_port()), "-m", "torch_crl", "train", "--resume-if-any", "--run-dir"),
         *(str(folder), "--recipe", str(recipe)),
     ]
-    agent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = folder.with_suffix(".log")
+    with log.open("w") as output:
+        agent = subprocess.Popen(command, stdout=output, stderr=output)
     killed = 0
     while killed < kills and agent.poll() is None:
         ranks = _children(agent.pid)
@@ -91,7 +93,8 @@ def by_torchrun(folder: Path, kills: int) -> dict[str, Any]:
             time.sleep(0.05)
     status = agent.wait()
     if status or killed < kills:
-        raise SystemExit(f"torchrun ended with {status} after {killed} kills")
+        said = "\n".join(log.read_text().splitlines()[-60:])
+        raise SystemExit(f"{said}\ntorchrun ended with {status} after {killed} kills")
     return outcome(folder)
 
 

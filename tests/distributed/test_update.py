@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from tests.helpers.batches import A, G, S, make_batch
+from tests.helpers.graph_stand_in import StandIn
 from tests.helpers.ranks import on_ranks
 from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.behaviour_cloning import BehaviourCloning
@@ -23,6 +24,7 @@ from torch_crl.agent.sizes import network_sizes, objective_towers
 from torch_crl.distributed import contrast
 from torch_crl.distributed.equality import RanksDifferError, broadcast, check_equal
 from torch_crl.distributed.ranks import ALONE, Ranks, join
+from torch_crl.system.cuda_graph import GraphedFunction
 
 ROWS = 12
 """Of the whole batch."""
@@ -169,6 +171,7 @@ def measured() -> dict[str, float]:
                 found[name] = error_of(ranks, chunks=False, contrastive_loss=loss)
         found[f"equal batches {ranks.size}"] = _equal_batches(ranks)
         found[f"differing {ranks.size}"] = _fifty_updates(ranks)
+        found[f"captured {ranks.size}"] = _captured(ranks)
     return found
 
 
@@ -192,6 +195,26 @@ def _equal_batches(ranks: Ranks) -> float:
     alone = gradients(make_learner(ALONE, dtype=torch.float32), batch, noise)
     ours = gradients(make_learner(ranks, dtype=torch.float32, local=True), batch, noise)
     return sum(not torch.equal(ours[name], expected) for name, expected in alone.items())
+
+
+def _captured(ranks: Ranks) -> float:
+    """Number of parameters in which updates repeated by a stand-in graph differ from eager ones."""
+    learners = [make_learner(ranks, dtype=torch.float32) for _ in range(2)]
+    eager, captured = learners
+    batch, _ = whole_batch(torch.float32)
+    rows = ROWS // ranks.size
+    own = batch[ranks.rank * rows : (ranks.rank + 1) * rows]
+    graph = GraphedFunction(
+        lambda: captured.update(own),
+        make_recorder=lambda: StandIn(torch.device("cpu"), captured.generators),
+        fixed=captured.named_parameters,
+    )
+    for _ in range(8):
+        eager.update(own)
+        graph()
+    assert graph.captures == 1
+    theirs = captured.named_parameters()
+    return sum(not torch.equal(x, theirs[name]) for name, x in eager.named_parameters().items())
 
 
 def _fifty_updates(ranks: Ranks) -> float:
@@ -229,6 +252,7 @@ def test_several_ranks_update_as_one_process_on_the_whole_batch() -> None:
         ("constants", lambda error: error > 0.01),
         ("equal batches", lambda count: count == 0),
         ("differing", lambda count: count == 0),
+        ("captured", lambda count: count == 0),
     ]
     for rank, found in enumerate(every):
         for start, holds in limits:

@@ -13,9 +13,36 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
 
 from tests.helpers.paths import ROOT
+from torch_crl.distributed.ranks import Ranks
+from torch_crl.system.cuda_graph import between_graphs
+
+T = TypeVar("T")
+
+
+class Loopback(Ranks):
+    """A rank without others that exchanges all the same, as a group of one does."""
+
+    @property
+    def is_alone(self) -> bool:
+        return False
+
+    def gather(self, own_BX: Tensor) -> Tensor:
+        all_NX = torch.empty_like(own_BX)
+        between_graphs(lambda: all_NX.copy_(own_BX.detach()))
+        return all_NX
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        between_graphs(lambda: None)
+        return tensor
+
+    def all_of(self, value: T) -> list[T]:
+        return [value]
 
 
 class Stage(NamedTuple):

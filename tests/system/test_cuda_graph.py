@@ -1,12 +1,17 @@
 """Capture and replay: on the CPU through a stand-in, on a GPU for real."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import ClassVar
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from torch import Generator, Tensor
 
 from tests.helpers.graph_stand_in import StandIn
 from tests.helpers.recipes import tiny
-from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction
+from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction, between_graphs
 from torch_crl.training.crl_run import CrlRun, build_run
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -108,6 +113,78 @@ def test_loading_a_checkpoint_captures_again() -> None:
     graphed.collect()
     eager.collect()
     assert_equal_after_updates(eager, graphed, updates=2)
+
+
+class FakeGraph:
+    """Stands for a CUDA graph: what is called while one is open belongs to it."""
+
+    all: ClassVar[list["FakeGraph"]] = []
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.generators: list[object] = []
+        FakeGraph.all.append(self)
+
+    def register_generator_state(self, generator: object) -> None:
+        self.generators.append(generator)
+
+    def pool(self) -> str:
+        return "the first graph's"
+
+    def replay(self) -> None:
+        done.extend(self.calls)
+
+
+done: list[str] = []
+
+
+def test_work_that_no_graph_can_hold_divides_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[FakeGraph] = []
+    pools: list[object] = []
+
+    @contextmanager
+    def capture(graph: FakeGraph, *, pool: object, **_: object) -> Iterator[None]:
+        assert not opened
+        opened.append(graph)
+        pools.append(pool)
+        yield
+        assert opened.pop() is graph
+
+    FakeGraph.all.clear()
+    done.clear()
+    for name, fake in (("CUDAGraph", FakeGraph), ("graph", capture), ("Stream", MagicMock())):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    generator = Generator()
+    recorder = CudaRecorder(torch.device("cuda"), [generator])
+
+    def work(name: str) -> None:
+        (opened[-1].calls if opened else done).append(name)
+
+    def function() -> dict[str, Tensor]:
+        work("towers")
+        between_graphs(lambda: work("gather"))
+        work("losses")
+        between_graphs(lambda: work("sum"))
+        work("Adam")
+        return {}
+
+    recorder.capture(function, [])
+    # Nothing is done during the capture, and all of it in order at each replay.
+    assert done == []
+    recorder.replay()
+    recorder.replay()
+    assert done == 2 * ["towers", "gather", "losses", "sum", "Adam"]
+    assert [graph.calls for graph in FakeGraph.all] == [["towers"], ["losses"], ["Adam"]]
+    assert pools == [None, "the first graph's", "the first graph's"]
+    assert all(graph.generators == [generator] for graph in FakeGraph.all)
+    # Outside of a capture it is done at once, also after one that failed.
+    with pytest.raises(ZeroDivisionError):
+        recorder.capture(lambda: {"x": torch.zeros(1 // 0)}, [])
+    assert not opened
+    between_graphs(lambda: work("eager"))
+    assert done[-1] == "eager"
 
 
 @pytest.mark.gpu

@@ -27,6 +27,8 @@ from torch_crl.system.threads import THREADS, usable_cpus
 
 TIMEOUT = "TORCH_CRL_RANK_TIMEOUT"
 """Environment variable: seconds after which a rank that is waited for counts as lost."""
+BACKEND = "TORCH_CRL_RANK_BACKEND"
+"""Environment variable: another backend of torch.distributed than NCCL on GPUs and gloo on CPUs."""
 _TIMEOUT = 600.0
 # How long ranks that have lost one wait for a sign of life of each other, to name it.
 _ROLL_CALL = timedelta(seconds=2)
@@ -202,6 +204,22 @@ def join() -> Ranks:
     return _joined[0]
 
 
+def group_of_one(device: torch.device) -> Ranks:
+    """The only rank of a group, whose updates are exchanged, and so divided, all the same.
+
+    For measuring what that costs.
+    """
+    store: Store = dist.HashStore()  # type: ignore[attr-defined]
+    backend = _backend(on_gpu=device.type == "cuda")
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    control = dist.new_group(backend="gloo")
+    return Ranks(device_group=dist.group.WORLD, control=control, store=store)
+
+
+def _backend(*, on_gpu: bool) -> str:
+    return os.environ.get(BACKEND) or ("nccl" if on_gpu else "gloo")
+
+
 def have_met() -> bool:
     """Whether `join` has met other ranks."""
     return bool(_joined)
@@ -223,7 +241,7 @@ def _meet() -> Ranks:
     timeout = timedelta(seconds=float(os.environ.get(TIMEOUT, _TIMEOUT)))
     store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
+        _backend(on_gpu=on_gpu), store=store, rank=rank, world_size=size, timeout=timeout
     )
     atexit.register(dist.destroy_process_group)
     control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
