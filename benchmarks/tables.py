@@ -19,6 +19,7 @@ from torch_crl.benchmarks.deploy_tables import (
     zoo_table,
 )
 from torch_crl.benchmarks.gpu_tables import gpu_changes_table, gpu_table
+from torch_crl.benchmarks.scale_tables import links_table
 from torch_crl.benchmarks.table_parts import RESULTS, ROOT, machine_line, read_result
 from torch_crl.kernels.tower import PERSISTENT_WIDTHS
 from torch_crl.recipe.presets import preset, with_changes
@@ -306,6 +307,7 @@ PARTS = {
     "gpu": gpu_table,
     "gpu changes": gpu_changes_table,
     "memory": memory_table,
+    "links": links_table,
     "objectives": objectives_table,
     "objective study": objective_study,
     "deepest": deepest_table,

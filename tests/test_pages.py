@@ -26,6 +26,8 @@ NOT_RUN = {
     "torch-crl study limits": "takes half a minute; tests/test_packaging.py runs it",
     "python -m torch_crl.benchmarks.gpu": "needs a GPU",
     "python -m tests.campaigns": "take minutes to an hour; tests/test_campaigns.py has a sample",
+    "torchrun": "starts processes; tests/distributed has what they do",
+    "sbatch": "needs a cluster",
     "python train.py": "the command of another project",
     "python run.py": "the command of another project",
     "uv run": "the command of another project",
@@ -67,6 +69,8 @@ def smaller(command: str) -> list[str]:
     if name in ("plan", "heatmap"):
         late = ["--late", "0", "--nodes", "8"] if name == "plan" else []
         return [name, *arguments, *late, "--num-envs", "2", "--episode-length", "10"]
+    if name == "scale":
+        return [name, "reacher", "--update-ms", "1", "--env-steps-per-second", "1e4"]
     if name == "zoo":
         return [name, *arguments]
     if name == "train" and "--resume" in arguments:

@@ -147,8 +147,10 @@ def test_work_that_no_graph_can_hold_divides_a_capture(monkeypatch: pytest.Monke
         assert not opened
         opened.append(graph)
         pools.append(pool)
-        yield
-        assert opened.pop() is graph
+        try:
+            yield
+        finally:
+            assert opened.pop() is graph
 
     FakeGraph.all.clear()
     done.clear()

@@ -94,7 +94,7 @@ class Ranks:
     # Agreement, over gloo.
 
     def all_of(self, value: T) -> list[T]:
-        """The values of all ranks, in their order. Anything that pickle takes."""
+        """The values of all ranks, in their order; any of Python's own kinds, and tensors."""
         if self.is_alone:
             return [value]
         found: list[Any] = [None] * self.size
