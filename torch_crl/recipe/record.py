@@ -31,7 +31,12 @@ from torch_crl.recipe.settings import (
 FORMAT = 4
 """Format version of recipe.json; increase it with every new field, which earlier files lack."""
 _ADDED: dict[str, dict[str, Any]] = {
-    "system": {"env_timeout": 300.0},
+    "system": {
+        "env_timeout": 300.0,
+        "collectors": 0,
+        "collector_address": "",
+        "collector_policy": "",
+    },
     "algorithm": {
         "initial_temperature": 1.0,
         "average_weights": 0.0,

@@ -204,6 +204,14 @@ class SystemRecipe:
     overlap: Literal["off", "on"] = "off"
     """`on` collects on the CPU while a CUDA device computes updates; the policy that collects is
     then the one from before the last round of updates. `off` does one after the other."""
+    collectors: Annotated[CountOrZero, BY_OURS] = 0
+    """Number of processes of Ray, on this machine or others, that collect for this run, each in its
+    part of the envs and two collections ahead at most; 0 collects in the run's own process."""
+    collector_address: Annotated[str, BY_OURS, Mark.NOT_OF_METHOD] = ""
+    """Address of the Ray cluster of --collectors, or `auto`; empty starts one on this machine."""
+    collector_policy: Annotated[str, BY_OURS] = ""
+    """Run directory or folder of a policy, such as a distilled one, with which --collectors act in
+    place of the run's own, which may be too slow on CPUs; it stays as it is."""
     replay_dtype: Annotated[Literal["float32", "bfloat16"], BY_OURS] = "float32"
     """Data type of the replay buffer; bfloat16 halves it and rounds a position of 20 m to 0.1 m."""
     simulator_threads: Annotated[Threads, Mark.NOT_OF_METHOD] = 0

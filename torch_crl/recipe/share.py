@@ -47,6 +47,8 @@ def share_problems(recipe: Recipe, ranks: Ranks) -> list[str]:
         for name in dict.fromkeys(names)
         if parse_task_name(name).kind == "gymnasium"
     ]
+    if recipe.system.collectors:
+        problems.append("--collectors work for one process; leave them out or start it alone")
     objective = recipe.algorithm.objective
     gathers = recipe.algorithm.algo == "crl" and recipe.algorithm.negatives == "gathered"
     if gathers and objective not in _EXACT:

@@ -191,8 +191,10 @@ def _small(recipe: Recipe) -> Recipe:
         if not is_ppo:
             share = min(1.0, _MOST_FLOP / recipe.update_cost.flop)
             batch = min(batch, max(_FEWEST_ROWS, round(share * batch)))
+    here = {"collectors": 0, "collector_address": "", "collector_policy": ""}
     return with_changes(
         recipe,
+        system=here,
         task={"episode_length": steps} if ends else {},
         algorithm={"batch_size": batch},
         budget={

@@ -24,14 +24,18 @@ from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.experience.collector import Collector
 from torch_crl.experience.labels import Distance
 from torch_crl.experience.overlap import OverlappingCollector
+from torch_crl.experience.remote import RemoteCollector
 from torch_crl.experience.replay import Replay
 from torch_crl.recipe.compute_choice import choose_compute
+from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.share import share
 from torch_crl.system import checkpoint
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from torch_crl.system.devices import resolve_device
 from torch_crl.training.run import Run, make_training_env, stream_seed
+
+AnyCollector = Collector | OverlappingCollector | RemoteCollector
 
 
 class CrlRun(Run):
@@ -45,7 +49,7 @@ class CrlRun(Run):
         *,
         learner: Learner,
         replay: Replay,
-        collector: Collector | OverlappingCollector,
+        collector: AnyCollector,
         sampler: Generator,
         batch_size: int,
     ) -> None:
@@ -229,7 +233,7 @@ def build_run(
     def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
-    env = make_training_env(recipe, device, ranks.stream("starts"))
+    env = make_training_env(_of_this_process(recipe), device, ranks.stream("starts"))
     spec = env.spec
     # The networks are the same everywhere, and all else that is random is not.
     weights, noise = generator("weights"), generator(ranks.stream("actor"), device)
@@ -257,6 +261,8 @@ def build_run(
         sampler=generator(ranks.stream("batches"), device),
         batch_size=recipe.algorithm.batch_size,
     )
+    if isinstance(run.collector, RemoteCollector):
+        run.collector.updates = lambda: run.updates_done
     if compute.cuda_graph:
         averaged = run.average.state_dict() if run.average else {}
         run.update_graph = GraphedFunction(
@@ -266,6 +272,11 @@ def build_run(
         )
         run.collector.use_graphs(lambda generators: make_recorder(device, generators))
     return run
+
+
+def _of_this_process(recipe: Recipe) -> Recipe:
+    """The recipe of the envs here: where others collect, a single one that tells what they are."""
+    return with_changes(recipe, task={"num_envs": 1}) if recipe.system.collectors else recipe
 
 
 def _of_replay(recipe: Recipe, compute: Compute) -> str:
@@ -280,8 +291,15 @@ def _distance(env: VectorEnv) -> Distance:
 
 def _build_collector(
     recipe: Recipe, env: VectorEnv, learner: Learner, replay: Replay, generator: Generator
-) -> Collector | OverlappingCollector:
+) -> AnyCollector:
     actor, chunk = learner.actor, recipe.algorithm.chunk
+    if recipe.system.collectors:
+        # Imported here, since Ray is an extra.
+        import ray
+
+        from torch_crl.training.ray_collectors import ray_hosts
+
+        return RemoteCollector(env, actor, replay, ray_hosts(recipe), share=ray.put)
     if recipe.system.overlap == "on":
         rows = recipe.budget.unroll_length
         return OverlappingCollector(env, actor, replay, rows=rows, generator=generator, chunk=chunk)

@@ -174,6 +174,8 @@ def _restored(run: Run, directory: RunDirectory, ranks: Ranks, *, reshard: bool)
             f"; its envs, of {counters.ranks} ranks, are now those of {ranks.size}, with new "
             "streams of random numbers"
         )
+    if run.recipe.system.collectors:
+        resumed += "; its collectors begin fresh episodes"
     if not run.env.saves_state:
         resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
     return [*skipped, resumed]

@@ -12,6 +12,7 @@ from torch_crl.recipe.share import share_problems
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.weights_and_biases import missing_wandb
 from torch_crl.training.crl_run import build_run
+from torch_crl.training.ray_collectors import collector_problems
 from torch_crl.training.run import Run
 
 
@@ -56,7 +57,8 @@ def find_problems(
                 problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
             recipe = asked
     problems += missing_wandb() if wandb else []
-    checks.check(recipe, run_problems=problems + share_problems(recipe, ranks))
+    problems += share_problems(recipe, ranks) + collector_problems(recipe)
+    checks.check(recipe, run_problems=problems)
     return recipe
 
 

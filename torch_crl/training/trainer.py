@@ -20,6 +20,7 @@ from torch_crl.runs.metrics import RunLog, SilentLog, UpdateMetrics
 from torch_crl.runs.plots import save_learning_curve
 from torch_crl.system.machine import machine
 from torch_crl.system.stopping import StopSignals
+from torch_crl.system.terminal import print_line
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
 from torch_crl.training.clock import Clock
@@ -106,6 +107,8 @@ def train(
             if problems and ranks.is_first:
                 raise checks.RecipeError(problems)
         check_seen_by_all(directory, ranks)
+        if show and recipe.system.collectors:
+            print_line(f"starting {recipe.system.collectors} collectors by Ray", stderr=True)
         with ranks.together():
             run = stack.enter_context(closing(build(recipe, ranks)))
             # Read now, so that a failure to do so cannot end a run that has been trained.

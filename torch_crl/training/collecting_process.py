@@ -1,0 +1,109 @@
+"""What a remote collector is in its own process: its part of the envs, and what acts there."""
+
+import os
+
+import numpy as np
+import torch
+from torch import Generator, nn
+
+from torch_crl.agent.networks import ResidualTower
+from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.experience.collector import Collector
+from torch_crl.experience.overlap import Staging
+from torch_crl.experience.remote import Part, Weights
+from torch_crl.recipe.presets import with_changes
+from torch_crl.recipe.record import Recipe
+from torch_crl.runs.policies import load_policy
+from torch_crl.system.torch_defaults import torch_defaults
+from torch_crl.training.run import make_training_env, stream_seed
+from torch_crl.training.stability import DivergenceMonitor
+
+
+class NotBegunError(RuntimeError):
+    """The process is new, and has not been told which incarnation it is."""
+
+
+class CollectingProcess:
+    """Collects what it is asked for, with the weights that it is sent."""
+
+    def __init__(self, recipe: Recipe, *, number: int) -> None:
+        """Collector `number` of those that the recipe asks for."""
+        system = recipe.system
+        self._recipe = with_changes(
+            recipe,
+            task={"num_envs": recipe.task.num_envs // system.collectors},
+            system={"device": "cpu"},
+        )
+        self._number = number
+        self._actor = _actor(recipe)
+        self._takes_weights = not system.collector_policy
+        self._collector: Collector | None = None
+        self._incarnation = 0
+        self._steps = 0
+
+    @torch_defaults()
+    def begin(self, incarnation: int, trajectory_M: np.ndarray) -> None:
+        """Begin fresh episodes, whose numbers follow those of the columns so far."""
+        if self._collector is not None:
+            self._collector.close()
+        stream = f"collector{self._number}/{incarnation}"
+        env = make_training_env(self._recipe, torch.device("cpu"), f"starts/{stream}")
+        env.trajectory_N += torch.from_numpy(trajectory_M.copy())
+        self._staging = _staging(self._recipe, env)
+        seed = stream_seed(self._recipe.system.seed, f"exploration/{stream}")
+        self._collector = Collector(
+            env,
+            self._actor,
+            self._staging,
+            generator=Generator().manual_seed(seed),
+            chunk=self._recipe.algorithm.chunk,
+        )
+        self._stability = DivergenceMonitor(env)
+        self._incarnation, self._steps = incarnation, 0
+
+    @torch_defaults()
+    @torch.no_grad()
+    def collect(self, weights: Weights, updates: int, rows: int) -> Part:
+        """Take `rows` control steps in every env.
+
+        Raises NotBegunError before `begin`; SimulatorError and NotFiniteError as a run does.
+        """
+        if self._collector is None:
+            raise NotBegunError
+        if self._takes_weights:
+            for name, parameter in self._actor.named_parameters():
+                parameter.copy_(torch.from_numpy(weights[name].copy()))
+        episodes = self._collector.collect(rows)
+        self._steps += rows * self._collector.env.num_envs
+        self._stability.report(self._steps)
+        steps = {name: part.numpy().copy() for name, part in self._staging.state_dict().items()}
+        self._staging.filled = 0
+        return Part(incarnation=self._incarnation, updates=updates, steps=steps, episodes=episodes)
+
+    def process(self) -> int:
+        """The number of this process on its machine."""
+        return os.getpid()
+
+    def close(self) -> None:
+        """Release the envs."""
+        if self._collector is not None:
+            self._collector.close()
+
+
+def _actor(recipe: Recipe) -> ResidualTower:
+    """The network that acts: the run's own, or that of a policy which is smaller or ready-made."""
+    if not recipe.system.collector_policy:
+        return ResidualTower(recipe.network_sizes.actor, generator=None).requires_grad_(False)
+    actor: nn.Module = load_policy(recipe.system.collector_policy).actor
+    assert isinstance(actor, ResidualTower)
+    return actor.requires_grad_(False)
+
+
+def _staging(recipe: Recipe, env: VectorEnv) -> Staging:
+    return Staging(
+        rows=recipe.budget.unroll_length,
+        num_envs=env.num_envs,
+        state_size=env.spec.state_size,
+        goal_size=env.spec.goal_size,
+        action_size=env.spec.action_size,
+    )
