@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from torch_crl.errors import TorchCrlError, UsageError
@@ -239,13 +239,17 @@ def _meet() -> Ranks:
     if on_gpu:
         torch.cuda.set_device(local_rank)
     timeout = timedelta(seconds=float(os.environ.get(TIMEOUT, _TIMEOUT)))
-    store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+    met, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+    # On one machine torchrun keeps what ranks that have died wrote there, such as their addresses.
+    # On several the machines count starts differently, but each start has a store of its own.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if local_size == size else ""
+    store = PrefixStore(f"torch_crl/{attempt}", met)
     dist.init_process_group(
         _backend(on_gpu=on_gpu), store=store, rank=rank, world_size=size, timeout=timeout
     )
     atexit.register(dist.destroy_process_group)
     control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
-    met = Ranks(
+    ranks = Ranks(
         rank=rank,
         size=size,
         local_rank=local_rank,
@@ -253,4 +257,4 @@ def _meet() -> Ranks:
         control=control,
         store=store,
     )
-    return replace(met, places=tuple(met.all_of((platform.node(), os.getpid()))))
+    return replace(ranks, places=tuple(ranks.all_of((platform.node(), os.getpid()))))
