@@ -16,9 +16,11 @@ from tests.helpers.ranks import Stage, environment, stages_on_ranks
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import train
+from torch_crl.cli.main import main
+from torch_crl.cli.output import tell
 from torch_crl.distributed.ranks import ALONE, RankError, Ranks, join
 from torch_crl.envs.simulators import SimulatorError
-from torch_crl.errors import TorchCrlError
+from torch_crl.errors import TorchCrlError, UsageError
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.share import share_problems
@@ -293,3 +295,33 @@ def test_an_error_on_one_rank_alone_is_a_rank_error() -> None:
     with pytest.raises(ValueError, match="mine"), ALONE.together():
         raise ValueError("mine")
     assert issubclass(RankError, TorchCrlError)
+
+
+def test_the_command_that_torchrun_starts_again_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(recipe_of_ranks().to_json())
+    run_dir = str(tmp_path / "run")
+    command = ["train", "--recipe", str(recipe), "--run-dir", run_dir, "--resume-if-any"]
+    assert main(command) == 0
+    assert "resumed from" not in capsys.readouterr().err
+    assert main(command) == 0
+    assert "resumed from" in capsys.readouterr().err
+    assert main(["train", "reacher", "--resume-if-any"]) == 1
+    assert "--resume-if-any needs --run-dir" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 1
+    assert "exclude each other" in capsys.readouterr().err
+    assert main(["train", "reacher", "--reshard"]) == 1
+    assert "needs --resume" in capsys.readouterr().err
+
+
+def test_only_the_first_rank_tells_what_all_have(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", "torch-crl: wrong"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        for error in (UsageError("wrong"), RankError("wrong")):
+            assert tell(error) == 1
+            assert capsys.readouterr().err.strip() == told

@@ -37,7 +37,8 @@ def _rank_0_tells(error: BaseException) -> bool:
         return False
     # Not imported, since torch is not needed to tell of an error.
     ranks = sys.modules.get("torch_crl.distributed.ranks")
-    return ranks is None or not ranks.have_met() or isinstance(error, ranks.RankError)
+    of_all = isinstance(error, UsageError)
+    return of_all or ranks is None or not ranks.have_met() or isinstance(error, ranks.RankError)
 
 
 def wrong_mujoco_gl(error: Exception) -> str:

@@ -70,7 +70,9 @@ def main(arguments: list[str]) -> int:
             asked = _parse(first_look, Options(recipe=nameless))
         if asked.resume_if_any:
             resume = _holds_run(asked)
-            asked = replace(asked, resume=resume)
+            # A run that is there has been begun with the file's settings.
+            file = None if resume else asked.recipe_file
+            asked = replace(asked, resume=resume, recipe_file=file)
         typed = [name for name in (asked.recipe.task.name, asked.recipe.task.eval_name) if name]
         allow_tasks(typed, typed=typed)
         base = _base_recipe(asked)
