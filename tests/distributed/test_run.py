@@ -18,7 +18,8 @@ from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import train
 from torch_crl.cli.main import main
 from torch_crl.cli.output import tell
-from torch_crl.distributed.ranks import ALONE, RankError, Ranks, join
+from torch_crl.distributed import ranks
+from torch_crl.distributed.ranks import ALONE, LostRankError, RankError, Ranks, join
 from torch_crl.envs.simulators import SimulatorError
 from torch_crl.errors import TorchCrlError, UsageError
 from torch_crl.recipe.presets import with_changes
@@ -27,6 +28,7 @@ from torch_crl.recipe.share import share_problems
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system import checkpoint
 from torch_crl.system.checkpoint import CheckpointError
+from torch_crl.system.stopping import StopSignals
 from torch_crl.training import saving
 from torch_crl.training.crl_run import CrlRun, build_run
 from torch_crl.training.evaluation import evaluate
@@ -123,6 +125,16 @@ def incidents(folder: str) -> dict[str, Any]:
     ranks.wait()
     train(recipe, at / "term", resume=True, show=False)
 
+    # A signal to the first rank alone, while it evaluates, and one while they agree.
+    def interrupt(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    found["evaluating"] = raised(
+        lambda: train(recipe, at / "evaluating", callback=interrupt, show=False)
+    )
+    ranks.wait()
+    train(recipe, at / "evaluating", resume=True, show=False)
+
     # A full disk for one rank's part: told, and the run goes on without that checkpoint.
     def full(part: Path, *_: Any) -> bool:
         return (on_second and "update_000000013" in str(part)) or (
@@ -179,6 +191,7 @@ def test_what_happens_on_one_rank_happens_to_all(tmp_path: Path) -> None:
     assert second["nan"].startswith("RankError: ")
     # All stop at the same update.
     assert first["term"] == second["term"] == f"SystemExit: {128 + signal.SIGTERM}"
+    assert first["evaluating"] == second["evaluating"] == first["term"]
     assert first["physics"] == "RankError: rank 1: the floor is lava" == second["physics"]
     for name in ("nan saved", "term saved", "physics saved"):
         assert first[name] == second[name]
@@ -186,13 +199,14 @@ def test_what_happens_on_one_rank_happens_to_all(tmp_path: Path) -> None:
     # The run that a signal stopped, and then went on, is the undisturbed one.
     assert_same_run(tmp_path / "whole", tmp_path / "term")
     assert_same_run(tmp_path / "whole", tmp_path / "full")
+    assert_same_run(tmp_path / "whole", tmp_path / "evaluating")
     assert "rank 1 does not see" in first["places"] and "RankError" in second["places"]
     for found in (first, second):
         assert "--num-envs is the total of all ranks and must be a multiple of" in found["odd"]
     # The one that died is named to the others.
     assert [rank.status for rank in death] == [0, 9, 0]
     for rank in (death[0], death[2]):
-        assert rank.returned.startswith("RankError: rank 1 is gone or does not answer")
+        assert rank.returned.startswith("LostRankError: rank 1 is gone or does not answer")
 
 
 def columns(folder: Path, ranks: int) -> dict[str, torch.Tensor]:
@@ -256,6 +270,14 @@ def test_columns_move_to_other_numbers_of_ranks(tmp_path: Path) -> None:
     at_four = columns(four, 4)
     assert "was written by 4 ranks, and this is 2 ranks" in on_two[0]["refused"]
     _same_columns(at_four, tmp_path / "two_moved", 2)
+    # A part that is missing, of a rank that there is no more: the older checkpoint is taken.
+    newest, older = RunDirectory(four).saved_checkpoints[:2]
+    (newest / checkpoint.part_of_rank(3)).unlink()
+    steps = of_other_ranks().total_env_steps + 160
+    run = build_run(with_changes(of_other_ranks(), budget={"env_steps": steps}))
+    passed, resumed = saving.restore(run, RunDirectory(four), reshard=True)
+    assert str(newest) in passed and f"resumed from {older}" in resumed
+    run.close()
 
 
 def _same_columns(before: dict[str, torch.Tensor], folder: Path, ranks: int) -> None:
@@ -322,6 +344,32 @@ def test_only_the_first_rank_tells_what_all_have(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, told in (("0", "torch-crl: wrong"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
         for error in (UsageError("wrong"), RankError("wrong")):
             assert tell(error) == 1
             assert capsys.readouterr().err.strip() == told
+    # Of those that are left, the first one tells who is lost.
+    monkeypatch.setattr(ranks, "have_met", lambda: True)
+    assert tell(LostRankError("rank 0 is gone", told_by=1)) == 1
+    assert "rank 0 is gone" in capsys.readouterr().err
+    # Before they have met, each machine tells of its own.
+    monkeypatch.setattr(ranks, "have_met", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert tell(UsageError("no such module on this machine")) == 1
+    assert "on this machine" in capsys.readouterr().err
+
+
+def test_a_signal_that_comes_while_processes_agree_counts_the_next_time() -> None:
+    with StopSignals(lambda line: None) as stop:
+
+        def meanwhile(number: int) -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return number
+
+        assert not stop.agree(meanwhile)
+        assert stop.requested
+        assert stop.agree(lambda number: number)
+    with StopSignals(lambda line: None) as stop:
+        assert stop.agree(lambda number: max(number, signal.SIGUSR1))
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGUSR1)):
+            stop.leave()

@@ -214,8 +214,9 @@ def test_matplotlib_says_nothing_of_its_cache(
     monkeypatch.syspath_prepend(tmp_path)
     load_matplotlib()
     assert caplog.records == [] and logging.getLogger("matplotlib").level == logging.NOTSET
+    # Not by monkeypatch, which would put these back.
     for name in ("matplotlib", "matplotlib.font_manager"):
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 def test_a_run_directory_need_not_be_utf_8(tmp_path: Path) -> None:

@@ -25,20 +25,27 @@ def check_folder(flag: str, folder: Path) -> None:
 
 def tell(error: BaseException) -> int:
     """Print what went wrong, once; returns the exit status of the process."""
-    silent = isinstance(error, KeyboardInterrupt | BrokenPipeError) or _rank_0_tells(error)
+    silent = isinstance(error, KeyboardInterrupt | BrokenPipeError) or _another_rank_tells(error)
     if not silent:
         print_line(f"torch-crl: {error}", stderr=True)
     return exit_status(error)
 
 
-def _rank_0_tells(error: BaseException) -> bool:
-    """Whether this is another process than the first of a torchrun, with an error that all have."""
-    if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
+def _another_rank_tells(error: BaseException) -> bool:
+    """Whether this is a process of a torchrun with an error that another one tells the user.
+
+    Before the ranks have met, the first one of each machine tells.
+    """
+    rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return False
     # Not imported, since torch is not needed to tell of an error.
     ranks = sys.modules.get("torch_crl.distributed.ranks")
-    of_all = isinstance(error, UsageError)
-    return of_all or ranks is None or not ranks.have_met() or isinstance(error, ranks.RankError)
+    if ranks is None or not ranks.have_met():
+        return local_rank != "0"
+    if isinstance(error, ranks.RankError):
+        return rank != str(error.told_by)
+    return rank != "0" and isinstance(error, UsageError)
 
 
 def wrong_mujoco_gl(error: Exception) -> str:

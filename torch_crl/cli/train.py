@@ -128,7 +128,7 @@ def _run(options: Options) -> int:
 
     recipe = options.recipe
     named, ranks = options.run_dir != _DEFAULT_RUN_DIR, join()
-    if options.reshard and not options.resume:
+    if options.reshard and not (options.resume or options.resume_if_any):
         raise UsageError("--reshard divides a checkpoint anew and needs --resume")
     directory = RunDirectory(
         options.run_dir if named else ranks.of_first(lambda: default_run_dir(recipe))
@@ -137,7 +137,9 @@ def _run(options: Options) -> int:
     if options.dry_run:
         from torch_crl.training.calibration import estimate, warnings
 
-        recipe = find_problems(recipe, directory, **asked)
+        recipe = find_problems(recipe, directory, ranks=ranks, **asked)
+        if not ranks.is_first:
+            return 0
         (found,) = estimate([recipe])
         if options.resume:
             found = found.rest(_share_done(directory, recipe))

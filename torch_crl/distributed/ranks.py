@@ -37,7 +37,18 @@ T = TypeVar("T")
 
 
 class RankError(TorchCrlError, RuntimeError):
-    """What ended the run on another rank, or a rank that is gone; the message names it."""
+    """What ended the run on another rank; the message names it. The first rank tells the user."""
+
+    told_by = 0
+
+
+class LostRankError(RankError):
+    """A rank is gone or does not answer; the message names it."""
+
+    def __init__(self, message: str, *, told_by: int) -> None:
+        """`told_by` is the rank that tells the user: the first one that is there."""
+        super().__init__(message)
+        self.told_by = told_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +131,24 @@ class Ranks:
             for name, values in zip(named, zip(*every, strict=True), strict=True)
         }
 
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        if self.is_alone:
+            return number
+        shared = torch.tensor([number])
+        most = dist.ReduceOp.MAX
+        self._noticing_losses(lambda: dist.all_reduce(shared, most, group=self.control))
+        return int(shared)
+
+    def lines(self, lines: list[str]) -> list[str]:
+        """The lines of all ranks for the user, those of others with their rank in front."""
+        every = self.all_of(lines)
+        return [
+            f"rank {rank}: {line}" if rank else line
+            for rank, some in enumerate(every)
+            for line in some
+        ]
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """A block that ends on all ranks, or on none: an error of one is raised on each of them.
@@ -151,10 +180,10 @@ class Ranks:
         try:
             collective()
         except RuntimeError as error:
-            raise RankError(self._losses(str(error))) from error
+            raise self._losses(str(error)) from error
 
-    def _losses(self, message: str) -> str:
-        """What to say when a collective failed: which ranks answer no more."""
+    def _losses(self, message: str) -> RankError:
+        """What to raise when a collective failed: it says which ranks answer no more."""
         assert self.store is not None
         signs = [f"alive/{rank}" for rank in range(self.size)]
         try:
@@ -168,13 +197,19 @@ class Ranks:
         # One that waits for another than the lost rank has not noticed yet.
         silent = [rank for rank in silent if not self._is_running(rank)]
         if not silent:
-            return f"a collective operation failed, and all ranks are there: {message}"
+            return RankError(f"a collective operation failed, and all ranks are there: {message}")
         names = ", ".join(map(str, silent))
-        return f"rank {names} is gone or does not answer; its own output says why"
+        return LostRankError(
+            f"rank {names} is gone or does not answer; its own output says why",
+            told_by=min({*range(self.size)} - {*silent}),
+        )
 
     def _is_running(self, rank: int) -> bool:
         """Whether a rank is a process of this machine that has not ended."""
-        machine, process = self.places[rank]
+        if rank == self.rank:
+            return True
+        # Empty while the ranks meet.
+        machine, process = self.places[rank] if self.places else ("", 0)
         if machine != platform.node():
             return False
         with suppress(OSError):
@@ -217,7 +252,7 @@ def group_of_one(device: torch.device) -> Ranks:
 
 
 def _backend(*, on_gpu: bool) -> str:
-    return os.environ.get(BACKEND) or ("nccl" if on_gpu else "gloo")
+    return os.environ.get(BACKEND) or ("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
 
 
 def have_met() -> bool:
@@ -235,7 +270,13 @@ def _meet() -> Ranks:
         )
     local_rank, local_size = (int(os.environ[f"LOCAL_{name}"]) for name in ("RANK", "WORLD_SIZE"))
     os.environ.setdefault(THREADS, str(max(1, usable_cpus() // local_size)))
-    on_gpu = local_rank < torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < local_size:
+        raise UsageError(
+            f"torchrun started {local_size} ranks on a machine with {gpus} GPUs; start as many as "
+            "there are, or hide the GPUs by CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    on_gpu = gpus > 0
     if on_gpu:
         torch.cuda.set_device(local_rank)
     timeout = timedelta(seconds=float(os.environ.get(TIMEOUT, _TIMEOUT)))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch_crl import fields
@@ -30,8 +30,16 @@ class RecipeError(TorchCrlError, ValueError):
         super().__init__(listed(problems))
 
 
-def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
-    """Raise RecipeError if there is any problem; it lists `run_problems` after the recipe's own."""
+def check(
+    recipe: Recipe,
+    *,
+    run_problems: list[str] | None = None,
+    of_device: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+) -> None:
+    """Raise RecipeError if there is any problem; it lists `run_problems` after the recipe's own.
+
+    `of_device` is the part of a recipe that has to fit into the memory of one device.
+    """
     wrong = fields.check(Recipe, dataclasses.asdict(recipe))
     ranges = {
         ".".join(each.where): " ".join([*map(flag_of, each.where[-1:]), each.what])
@@ -55,7 +63,7 @@ def check(recipe: Recipe, *, run_problems: list[str] | None = None) -> None:
         *(baseline_problems(recipe) if recipe.by_library and possible else ()),
         *(
             device_problems(recipe.system.device)
-            or [*compute_problems(recipe), *_memory_problems(recipe)]
+            or [*compute_problems(recipe), *_memory_problems(of_device(recipe))]
         ),
         *_simulator_problems(recipe),
         *_objective_problems(recipe),

@@ -124,11 +124,18 @@ def _written_or_removed(folder: Path) -> Iterator[None]:
 
 
 def load(
-    folder: Path, *, most_bytes: int = _MOST_BYTES, rank: int | None = None
+    folder: Path,
+    *,
+    most_bytes: int = _MOST_BYTES,
+    rank: int | None = None,
+    ranks: int = 1 << 20,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and metadata of a checkpoint folder.
 
-    With a rank, its own tensors are added to those that all ranks share, where there are such.
+    With a rank, its own tensors are added to those that all ranks share, where there are such. Of
+    so many `ranks`, all of which load the folder, each also checks the files of the ranks that were
+    before and are no more.
+
     Raises CheckpointError if a file is missing, truncated or changed since it was written, or has
     more than `most_bytes`.
     """
@@ -136,16 +143,17 @@ def load(
         text = read_bytes(folder / META, most=_MOST_META_BYTES)
         document = fields.read(_Document, text)
         wanted = {TENSORS: document.sha256.tensors}
-        if rank is not None and rank < len(document.sha256.ranks):
-            wanted[part_of_rank(rank)] = document.sha256.ranks[rank]
+        if rank is not None:
+            sums = document.sha256.ranks
+            wanted |= {part_of_rank(at): sums[at] for at in range(rank, len(sums), ranks)}
         for name in wanted:
             check_regular(folder / name, os.stat(folder / name), most=most_bytes)
         found = {name: _file_sum(folder / name) for name in wanted}
         if found != wanted or document.sha256.meta != _json_sum(document.meta):
             raise CheckpointError(f"{folder} is damaged: its checksum does not match")
-        tensors: dict[str, Tensor] = {}
-        for name in wanted:
-            tensors |= _tensors(folder / name)
+        tensors = _tensors(folder / TENSORS)
+        if rank is not None and (own := part_of_rank(rank)) in wanted:
+            tensors |= _tensors(folder / own)
         return tensors, document.meta
     except DamagedFileError as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from error
@@ -184,6 +192,7 @@ def load_newest(
     *,
     most_bytes: int = _MOST_BYTES,
     rank: int | None = None,
+    ranks: int = 1,
     of_all: Callable[[str], list[str]] = lambda failure: [failure],
 ) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]]:
     """Load the first readable one of these checkpoints: folder, tensors, metadata, failures.
@@ -192,7 +201,7 @@ def load_newest(
     none can be read.
 
     Args:
-        rank: see `load`.
+        rank, ranks: see `load`.
         of_all: from a failure of this rank, or "", to those of all ranks: a checkpoint that one of
             them cannot read is passed over by all.
     """
@@ -200,7 +209,7 @@ def load_newest(
     for folder in folders:
         loaded, failure = None, ""
         try:
-            loaded = load(folder, most_bytes=most_bytes, rank=rank)
+            loaded = load(folder, most_bytes=most_bytes, rank=rank, ranks=ranks)
         except CheckpointError as error:
             failure = str(error)
         failed = list(dict.fromkeys(filter(None, of_all(failure))))

@@ -35,12 +35,15 @@ class StopSignals:
         """Whether a signal has come."""
         return self._signal is not None
 
-    def agree(self, signals: Callable[[int], list[int]]) -> None:
-        """Take over the signal that has come to another process, if one has.
+    def agree(self, largest: Callable[[int], int]) -> bool:
+        """Whether a signal has come to any of several processes; it is then this one's too.
 
-        `signals` turns the number of the own signal, or 0, into those of all processes.
+        `largest` turns the number of the own signal, or 0, into the largest of all processes. What
+        comes while it waits counts the next time.
         """
-        self._signal = max(signals(self._signal or 0)) or None
+        found = largest(self._signal or 0)
+        self._signal = found or self._signal
+        return bool(found)
 
     def leave(self) -> NoReturn:
         """Raise KeyboardInterrupt after Ctrl-C, else SystemExit(128 + signal)."""

@@ -69,16 +69,17 @@ def evaluate(
         NotFiniteError: the task or the policy gave NaN or infinity, so that no metric is ever NaN.
         SimulatorError: the simulator cannot run the task here, or its physics is wrong.
     """
-    vector_env = make_vector_env(
-        task_name,
-        num_envs=num_envs,
-        episode_length=episode_length,
-        seed=seed,
-        simulator=simulator,
-        num_threads=num_threads,
-        device=device,
-        env_timeout=env_timeout,
-    )
+    with ranks.together():
+        vector_env = make_vector_env(
+            task_name,
+            num_envs=num_envs,
+            episode_length=episode_length,
+            seed=seed,
+            simulator=simulator,
+            num_threads=num_threads,
+            device=device,
+            env_timeout=env_timeout,
+        )
     with closing(vector_env) as env, ranks.together():
         tally = _Tally(env.goal_NG, episode_length)
         act_and_step = partial(_act_and_step, controller_of(policy, num_envs), env, tally)

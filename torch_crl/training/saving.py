@@ -11,7 +11,7 @@ import torch
 
 from torch_crl import __version__, fields
 from torch_crl.distributed.equality import check_equal
-from torch_crl.distributed.ranks import ALONE, RankError, Ranks
+from torch_crl.distributed.ranks import ALONE, LostRankError, RankError, Ranks
 from torch_crl.fields import Count, PositiveOrZero, StepsOrZero
 from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
 from torch_crl.runs.policies import save_policy
@@ -54,10 +54,12 @@ def commit(run: Run, directory: RunDirectory, ranks: Ranks = ALONE) -> None:
     same policy again. Raises CheckpointError or OSError, and keeps what was saved before;
     RunDirectoryError if the directory is gone; RanksDifferError if the ranks have come apart.
     """
-    if not directory.holds_run:
-        raise RunDirectoryError(
-            f"{directory} was removed or moved while the run went on; nothing can be saved any more"
-        )
+    with ranks.together():
+        if not directory.holds_run:
+            raise RunDirectoryError(
+                f"{directory} was removed or moved while the run went on; nothing can be saved any "
+                "more"
+            )
     moment, meta = moment_of(run), _provenance(run)
     policy, folder = directory.policies / moment.name, directory.checkpoints / moment.name
     if not ranks.is_alone:
@@ -73,28 +75,32 @@ def commit(run: Run, directory: RunDirectory, ranks: Ranks = ALONE) -> None:
 
 def _save_parts(run: Run, policy: Path, folder: Path, ranks: Ranks) -> None:
     """Save the policy and the checkpoint of several ranks, all of it or nothing."""
-    tensors, counters = run.state_dict()
+    with ranks.together():
+        tensors, counters = run.state_dict()
     own = {name: tensor for name, tensor in tensors.items() if is_of_rank(name)}
     shared = {name: tensor for name, tensor in tensors.items() if not is_of_rank(name)}
     check_equal(shared, ranks)
     meta = _provenance(run) | counters | {"ranks": ranks.size}
     try:
         with ranks.together():
+            if ranks.is_first:
+                save_policy(run.policy, policy, _provenance(run))
             intact = folder.exists() and checkpoint.is_intact(folder, ranks.rank)
         if all(ranks.all_of(intact)):
             return
         with ranks.together():
             if ranks.is_first:
-                save_policy(run.policy, policy, _provenance(run))
                 checkpoint.begin(folder)
         with ranks.together():
             name = checkpoint.part_of_rank(ranks.rank)
             of_rank = checkpoint.write_part(folder, name, own)
+        sums = ranks.all_of(of_rank)
         with ranks.together():
-            sums = ranks.all_of(of_rank)
             if ranks.is_first:
                 of_all = checkpoint.write_part(folder, checkpoint.TENSORS, shared)
                 checkpoint.finish(folder, meta, tensors=of_all, ranks=sums)
+    except LostRankError:
+        raise
     except RankError as error:
         raise CheckpointError(str(error)) from error
 
@@ -144,24 +150,25 @@ def _restored(run: Run, directory: RunDirectory, ranks: Ranks, *, reshard: bool)
         return ["no checkpoint was written before; starting from the beginning"]
     most_bytes = 4 * (run.recipe.replay_bytes + run.recipe.update_cost.training_bytes) + (1 << 30)
     folder, tensors, meta, failures = checkpoint.load_newest(
-        saved, most_bytes=most_bytes, rank=ranks.rank, of_all=ranks.all_of
+        saved, most_bytes=most_bytes, rank=ranks.rank, ranks=ranks.size, of_all=ranks.all_of
     )
     if "format" not in meta:
         raise CheckpointError(
             f"{folder} was written by an earlier version of torch_crl and cannot be resumed by "
             "this one; it can be evaluated and compared, and --overwrite starts it again"
         )
-    try:
-        counters = fields.read(CheckpointMeta, json.dumps(meta))
-        if counters.ranks != ranks.size:
-            if not reshard:
-                raise CheckpointError(_of_other_ranks(folder, counters.ranks, ranks))
-            tensors = columns_of_rank(folder, run, ranks, written_by=counters.ranks)
-        _load(run, tensors, counters)
-        if Moment.of(folder) != moment_of(run):
-            raise ValueError(f"it is of {moment_of(run).name}, and its name says otherwise")
-    except (ValueError, KeyError, RuntimeError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{folder} does not fit this run: {error}") from error
+    if not reshard and meta.get("ranks", 1) != ranks.size:
+        raise CheckpointError(_of_other_ranks(folder, meta.get("ranks", 1), ranks))
+    with ranks.together():
+        try:
+            counters = fields.read(CheckpointMeta, json.dumps(meta))
+            if counters.ranks != ranks.size:
+                tensors = columns_of_rank(folder, run, ranks, written_by=counters.ranks)
+            _load(run, tensors, counters)
+            if Moment.of(folder) != moment_of(run):
+                raise ValueError(f"it is of {moment_of(run).name}, and its name says otherwise")
+        except (ValueError, KeyError, RuntimeError, IndexError, TypeError) as error:
+            raise CheckpointError(f"{folder} does not fit this run: {error}") from error
     skipped = [f"passed over: {failure}" for failure in failures]
     resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
     if counters.computed not in ("", run.description):

@@ -104,16 +104,17 @@ class Session:
             env_timeout=recipe.system.env_timeout,
             ranks=ranks,
         )
-        # Wall-clock differs between ranks, and records must not.
-        record = ranks.all_of(self.counters | result)[0]
-        with ranks.together():
-            if ranks.is_first:
-                record |= self._called_back(record)
-                if record[_BEST_BY] > best_so_far(self.directory, _BEST_BY):
-                    with self._only_told("the best policy before is kept"):
-                        save_best(run, self.directory, record)
-                log.evaluation(record)
-        self.evaluations.append(record)
+        # The first rank's, since wall-clock differs, and since only it calls back.
+        self.evaluations.append(ranks.of_first(lambda: self._recorded(self.counters | result)))
+
+    def _recorded(self, record: dict[str, float]) -> dict[str, float]:
+        """The record of an evaluation, written, with what the callback adds."""
+        record |= self._called_back(record)
+        if record[_BEST_BY] > best_so_far(self.directory, _BEST_BY):
+            with self._only_told("the best policy before is kept"):
+                save_best(self.run, self.directory, record)
+        self.log.evaluation(record)
+        return record
 
     def save(self, *, must_succeed: bool) -> None:
         """Write checkpoint and policy; unless it `must_succeed`, a failure is only reported."""

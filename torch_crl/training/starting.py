@@ -8,9 +8,10 @@ from torch_crl.errors import UsageError
 from torch_crl.recipe import checks
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe, differences, extended
-from torch_crl.recipe.share import share_problems
+from torch_crl.recipe.share import share, share_problems
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.weights_and_biases import missing_wandb
+from torch_crl.system.devices import resolve_device
 from torch_crl.training.crl_run import build_run
 from torch_crl.training.ray_collectors import collector_problems
 from torch_crl.training.run import Run
@@ -58,8 +59,16 @@ def find_problems(
             recipe = asked
     problems += missing_wandb() if wandb else []
     problems += share_problems(recipe, ranks) + collector_problems(recipe)
-    checks.check(recipe, run_problems=problems)
+    checks.check(
+        recipe, run_problems=problems, of_device=lambda recipe: _of_one_device(recipe, ranks)
+    )
     return recipe
+
+
+def _of_one_device(recipe: Recipe, ranks: Ranks) -> Recipe:
+    """The part of a recipe on one GPU; on CPUs the ranks of a machine share its memory."""
+    on_gpu = resolve_device(recipe.system.device).type == "cuda"
+    return share(recipe, ranks) if on_gpu else recipe
 
 
 def build(recipe: Recipe, ranks: Ranks = ALONE) -> Run:

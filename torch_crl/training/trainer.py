@@ -30,6 +30,8 @@ from torch_crl.training.session import Callback, Session
 from torch_crl.training.stability import DivergenceMonitor
 from torch_crl.training.starting import build, check_seen_by_all, find_problems
 
+_UPDATES_BETWEEN_STOPS = 50
+"""Of several ranks, which are ended half a minute after a signal."""
 _WARP_NOTE = "physics by MuJoCo Warp, which compiles for up to a minute at the first use of a task"
 _NUMBA_NOTE = "the towers are compiled at the first update, once for this machine, in some seconds"
 
@@ -73,7 +75,8 @@ def train(
         reshard: with `resume`, go on with another number of ranks than before.
         show: show progress on standard error.
         callback: called after every evaluation with an `Evaluated`; it may return a dict from name
-            to number, which is logged with the evaluation's metrics.
+            to number, which is logged with the evaluation's metrics. With several ranks the first
+            one calls it, while the others wait, for ten minutes at most.
         wandb: project of Weights & Biases to which every record is sent too; a failure there does
             not end the run. Needs the extra `wandb`.
 
@@ -103,8 +106,9 @@ def train(
         with ranks.together():
             notes = stack.enter_context(directory.owned()) if ranks.is_first else []
             # Another process may have begun a run here since the check.
-            problems = directory.problems(resume=resume, overwrite=overwrite)
-            if problems and ranks.is_first:
+            if ranks.is_first and (
+                problems := directory.problems(resume=resume, overwrite=overwrite)
+            ):
                 raise checks.RecipeError(problems)
         check_seen_by_all(directory, ranks)
         if show and recipe.system.collectors:
@@ -194,19 +198,18 @@ def _train(session: Session, notes: list[str]) -> None:
                 with clock.collecting():
                     episodes = session.collect()
                 with ranks.together():
-                    log.announce(*stability.report(run.env_steps))
+                    diverged = stability.report(run.env_steps // ranks.size)
+                log.announce(*ranks.lines(diverged))
                 run.collect_ahead()
 
             first_update = run.updates_done
             with clock.updating():
                 while run.updates_done < run.updates_due:
-                    # Ranks stop together, after a collection's updates.
-                    if stop.requested and ranks.is_alone:
+                    if _may_stop(run, ranks) and stop.agree(ranks.largest):
                         break
                     metrics.add(run.update())
                     clock.show("training", log)
                 learned = session.flush(metrics, first_update)
-            stop.agree(ranks.all_of)
 
             if run.updates_done == run.updates_due:
                 log.train(session.counters | clock.rates() | episodes | learned)
@@ -214,13 +217,18 @@ def _train(session: Session, notes: list[str]) -> None:
                     session.evaluate()
                 if _is_due(run, recipe.budget.checkpoints):
                     session.save(must_succeed=run.updates_done == recipe.total_updates)
-            if stop.requested:
+            if stop.agree(ranks.largest):
                 session.save(must_succeed=False)
                 log.announce(session.after_a_stop)
                 stop.leave()
         # In a run that is resumed at its end, the record of the last evaluation may be damaged.
         if not session.evaluations or session.evaluations[-1]["env_steps"] != run.env_steps:
             session.evaluate()
+
+
+def _may_stop(run: Run, ranks: Ranks) -> bool:
+    """Whether a run may stop before its next update; ranks ask each other now and then."""
+    return ranks.is_alone or run.updates_done % _UPDATES_BETWEEN_STOPS == 0
 
 
 def _ranks_told(ranks: Ranks) -> str:
