@@ -1,6 +1,8 @@
 """What happens before a run's first step: it is checked, built, and its directory is found."""
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from torch_crl.distributed.ranks import ALONE, Ranks
@@ -15,6 +17,9 @@ from torch_crl.system.devices import resolve_device
 from torch_crl.training.crl_run import build_run
 from torch_crl.training.ray_collectors import collector_problems
 from torch_crl.training.run import Run
+
+# File systems over a network may show a new file late.
+_SECONDS_UNTIL_SEEN = 5.0
 
 
 def find_problems(
@@ -65,6 +70,18 @@ def find_problems(
     return recipe
 
 
+def _appears(file: Path, text: str) -> bool:
+    """Whether a file has this text, now or as soon as a network's file system shows it."""
+    deadline = time.monotonic() + _SECONDS_UNTIL_SEEN
+    while True:
+        with suppress(OSError):
+            if file.read_text() == text:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+
+
 def _of_one_device(recipe: Recipe, ranks: Ranks) -> Recipe:
     """The part of a recipe on one GPU; on CPUs the ranks of a machine share its memory."""
     on_gpu = resolve_device(recipe.system.device).type == "cuda"
@@ -94,7 +111,7 @@ def check_seen_by_all(directory: RunDirectory, ranks: Ranks) -> None:
 
     token = ranks.of_first(leave_token)
     try:
-        seen = place.exists() and place.read_text() == token
+        seen = _appears(place, token)
         blind = [rank for rank, sees in enumerate(ranks.all_of(seen)) if not sees]
     finally:
         if ranks.is_first:
