@@ -16,7 +16,10 @@ from torch_crl.runs.directory import RunDirectory
 from torch_crl.system import checkpoint
 from torch_crl.training.trainer import train
 
-WALL_CLOCK = {"seconds", "collected_steps_per_second", "updates_per_second"}
+WALL_CLOCK = {"seconds", "collected_steps_per_second", "updates_per_second"} | {
+    "collect_seconds_median",
+    "collect_seconds_slowest",
+}
 
 
 def short_recipe() -> Recipe:

@@ -25,6 +25,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     for name, tensor in tensors.items():
         assert torch.equal(tensor, other_tensors[name]), name
     wall_clock = {"seconds", "collected_steps_per_second", "updates_per_second"}
+    wall_clock |= {"collect_seconds_median", "collect_seconds_slowest"}
     for kind in ("evaluation", "train"):
         records = [
             [

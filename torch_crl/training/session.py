@@ -1,14 +1,16 @@
 """What a process does with a run while it trains: evaluate, save, and tell of both."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import SupportsFloat
 
 from torch_crl.agent.policy import Policy
 from torch_crl.distributed.ranks import ALONE, Ranks
+from torch_crl.distributed.stragglers import Stragglers
 from torch_crl.envs.gymnasium.errors import ForeignEnvError
 from torch_crl.errors import UsageError
 from torch_crl.recipe.record import Recipe
@@ -52,6 +54,7 @@ class Session:
     callback: Callback | None
     ranks: Ranks = ALONE
     """Those that train the run together; only the first one writes."""
+    stragglers: Stragglers = field(default_factory=Stragglers)
 
     @property
     def counters(self) -> dict[str, float]:
@@ -61,9 +64,13 @@ class Session:
 
     def collect(self) -> dict[str, float]:
         """Collect one unroll in every env of all ranks; returns metrics of the episodes."""
+        begin = time.perf_counter()
         with self.ranks.together(), self._saved_if_an_env_fails():
             episodes = self.run.collect()
-        return self.ranks.mean(episodes)
+            seconds = time.perf_counter() - begin
+        pace, lines = self.stragglers.report(self.ranks.all_of(seconds))
+        self.log.announce(*lines)
+        return self.ranks.mean(episodes) | pace
 
     def flush(self, metrics: UpdateMetrics, first_update: int) -> dict[str, float]:
         """Mean losses of the updates since `first_update`, and the size of the last one.
