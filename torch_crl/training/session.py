@@ -137,9 +137,11 @@ class Session:
         """What to tell the user when the run was stopped."""
         run = self.run
         if run.resumable:
-            return (
-                f"stopped; `torch-crl train --resume --run-dir {self.directory}` goes on from here"
-            )
+            again = f"train --resume --run-dir {self.directory}"
+            alone = self.ranks.is_alone
+            command = f"torch-crl {again}" if alone else f"torchrun ... -m torch_crl {again}"
+            ranks = "" if alone else f" with {self.ranks.size} ranks"
+            return f"stopped; `{command}` goes on from here{ranks}"
         return (
             f"stopped; a run of {run.recipe.algorithm.algo} cannot be resumed, only started again"
         )
