@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from tests.helpers.recipes import tiny
@@ -20,7 +21,7 @@ from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.metrics import UpdateMetrics
 from torch_crl.system.devices import available_bytes
-from torch_crl.training import trainer
+from torch_crl.training import collecting_process, ray_collectors, trainer
 from torch_crl.training.crl_run import build_run
 
 
@@ -261,6 +262,13 @@ def test_every_leaf_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for recipe in (ours, baseline):
         recorded: Any = Recording(recipe, "", read)
         trainer.train(recorded, tmp_path / recipe.algorithm.algo, show=False)
+    # What others collect with is read by them.
+    collecting: Any = Recording(with_changes(ours, system={"collectors": 2}), "", read)
+    collecting_process._actor(collecting)
+    for name, fake in (("is_initialized", lambda: False), ("init", lambda **_: None)):
+        monkeypatch.setattr(ray, name, fake)
+    monkeypatch.setattr(ray_collectors, "RayHost", lambda *_, **__: None)
+    ray_collectors.ray_hosts(collecting)
     assert set(ours.leaves()) - read == set()
 
 

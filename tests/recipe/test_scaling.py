@@ -100,47 +100,39 @@ def of_a_thousand() -> dict[str, Any]:
     return {"gathered": gathered, "summed": summed, "columns": columns, "rows": rows}
 
 
-def delayed() -> list[float]:
-    """Seconds of an update of this rank without and with a slow network."""
+def delayed() -> float:
+    """Seconds of an update that this rank waits for a slow network."""
     ranks = join()
     run = build_run(small_recipe(), ranks=ranks)
     run.collect()
     run.collect()
-    link, real = slow_link(), Ranks._exchange
+    link, waited = slow_link(), []
 
-    def slow(self: Ranks, collective: Any) -> None:
+    def ring(nbytes: int, steps: int) -> None:
         # Each step of a ring moves the W-th part: W - 1 of them gather, twice as many sum.
-        def ring(tensor: Tensor, steps: int) -> None:
-            time.sleep(link.latency * math.log2(ranks.size))
-            for _ in range(steps):
-                time.sleep(tensor.nbytes / ranks.size / (1e9 * link.gigabytes_per_second))
-
-        gather, reduce = dist.all_gather, dist.all_reduce
-
-        def slow_gather(parts: list[Tensor], own: Tensor, **options: Any) -> None:
-            gather(parts, own, **options)
-            ring(own.expand(ranks.size, *own.shape), ranks.size - 1)
-
-        def slow_reduce(tensor: Tensor, **options: Any) -> None:
-            reduce(tensor, **options)
-            ring(tensor, 2 * (ranks.size - 1))
-
-        dist.all_gather, dist.all_reduce = slow_gather, slow_reduce
-        try:
-            real(self, collective)
-        finally:
-            dist.all_gather, dist.all_reduce = gather, reduce
-
-    def seconds(updates: int) -> float:
         begin = time.perf_counter()
-        for _ in range(updates):
-            run.update()
-        return (time.perf_counter() - begin) / updates
+        time.sleep(link.latency * math.log2(ranks.size))
+        for _ in range(steps):
+            time.sleep(nbytes / ranks.size / (1e9 * link.gigabytes_per_second))
+        waited.append(time.perf_counter() - begin)
 
-    seconds(2)
-    quick = seconds(8)
-    Ranks._exchange = slow  # type: ignore[method-assign]
-    return [quick, seconds(8)]
+    gather, reduce = dist.all_gather, dist.all_reduce
+
+    def slow_gather(parts: list[Tensor], own: Tensor, **options: Any) -> None:
+        gather(parts, own, **options)
+        ring(sum(part.nbytes for part in parts), ranks.size - 1)
+
+    def slow_reduce(tensor: Tensor, **options: Any) -> None:
+        reduce(tensor, **options)
+        ring(tensor.nbytes, 2 * (ranks.size - 1))
+
+    dist.all_gather, dist.all_reduce = slow_gather, slow_reduce
+    try:
+        for _ in range(8):
+            run.update()
+    finally:
+        dist.all_gather, dist.all_reduce = gather, reduce
+    return sum(waited) / 8
 
 
 def slow_link() -> Link:
@@ -161,8 +153,8 @@ def test_a_thousand_fake_ranks_and_four_on_a_slow_network() -> None:
     exchange = predict(recipe, conditions).exchange
     for rank in four:
         assert rank.status == 0
-        quick, slow = rank.returned
-        assert 0.8 * exchange < slow - quick < 1.5 * exchange
+        # A sleep is never shorter, and on a busy machine longer, than it was asked to be.
+        assert 0.99 * exchange < rank.returned < 2 * exchange
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,10 +65,12 @@ def _run(arguments: list[str]) -> int:
         return 2
     # Print warnings without their position in our source code, and escaped: they may quote a file.
     warnings.showwarning = lambda message, *_: print_line(f"warning: {message}", stderr=True)
-    # Imported here, where Ctrl-C during the import of Gymnasium is already handled.
-    from torch_crl.envs.gymnasium.registration import register_tasks
+    # Flags are explained without Gymnasium, which takes a third of a second to import.
+    if not {"-h", "--help"} & set(rest):
+        # Imported here, where Ctrl-C during the import of Gymnasium is already handled.
+        from torch_crl.envs.gymnasium.registration import register_tasks
 
-    register_tasks()
+        register_tasks()
     status: int = importlib.import_module(f"torch_crl.cli.{command}").main(rest)
     return status
 
