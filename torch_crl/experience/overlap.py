@@ -40,6 +40,17 @@ class Staging:
             failed=torch.zeros(rows, num_envs, dtype=torch.bool),
         )._asdict()
 
+    @classmethod
+    def of(cls, env: VectorEnv, *, rows: int) -> "Staging":
+        """For `rows` steps of these envs."""
+        return cls(
+            rows=rows,
+            num_envs=env.num_envs,
+            state_size=env.spec.state_size,
+            goal_size=env.spec.goal_size,
+            action_size=env.spec.action_size,
+        )
+
     def write(self, step: Transition) -> None:
         """See `Rows`; the host chooses the row, so no CUDA graph can capture the call."""
         for part, row in zip(self._parts.values(), step, strict=True):
@@ -88,13 +99,7 @@ class OverlappingCollector:
         """`rows` is the largest number of steps of a collection; the rest is as for `Collector`."""
         self.env = env
         self._actor, self._acting, self._replay = actor, copy.deepcopy(actor), replay
-        self._staging = Staging(
-            rows=rows,
-            num_envs=env.num_envs,
-            state_size=env.spec.state_size,
-            goal_size=env.spec.goal_size,
-            action_size=env.spec.action_size,
-        )
+        self._staging = Staging.of(env, rows=rows)
         self._collector = Collector(
             env, self._acting, self._staging, generator=generator, chunk=chunk
         )

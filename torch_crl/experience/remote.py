@@ -92,11 +92,9 @@ class RemoteCollector:
         self.updates: Callable[[], int] = lambda: 0
         """Tells the number of updates so far, by which the age of weights is measured."""
         self._asked: list[deque[tuple[object, int, int]]] = [deque() for _ in hosts]
-        columns = replay.num_envs
-        self._trajectory_N = torch.zeros(columns, dtype=torch.int32)
+        self._trajectory_N = torch.zeros(replay.num_envs, dtype=torch.int32)
         """The newest trajectory of each column in the replay."""
         self._incarnation_H = torch.zeros(len(hosts), dtype=torch.int64)
-        self._of_host = [slice(*ends) for ends in _equal_parts(columns, len(hosts))]
         self._begun = False
 
     def use_graphs(self, make_recorder: Callable[[list[Generator]], Recorder]) -> None:
@@ -142,8 +140,8 @@ class RemoteCollector:
                 return part
 
     def _begin(self, number: int) -> None:
-        newest_M = self._trajectory_N[self._of_host[number]].numpy()
-        self._hosts[number].begin(int(self._incarnation_H[number]), newest_M)
+        newest_M = self._trajectory_N.chunk(len(self._hosts))[number]
+        self._hosts[number].begin(int(self._incarnation_H[number]), newest_M.numpy())
 
     def _append(self, parts: list[Part]) -> None:
         joined = {
@@ -180,8 +178,3 @@ def _weights(actor: ResidualTower) -> Weights:
 
 def _means(named: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(each[name] for each in named) / len(named) for name in named[0]}
-
-
-def _equal_parts(total: int, parts: int) -> list[tuple[int, int]]:
-    size = total // parts
-    return [(size * number, size * (number + 1)) for number in range(parts)]

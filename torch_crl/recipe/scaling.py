@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES
-from torch_crl.agent.objectives import OBJECTIVES
-from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.share import CONTRASTS
 
 
 class Link(NamedTuple):
@@ -97,9 +96,8 @@ def traffic(recipe: Recipe) -> Traffic:
     algorithm = recipe.algorithm
     gradients = 4 * (recipe.update_cost.parameters + 1)
     steps = 2 if algorithm.update_order == "critic_first" else 1
-    build = getattr(OBJECTIVES.get(algorithm.objective), "__self__", None)
-    contrasts = isinstance(build, type) and issubclass(build, ContrastiveObjective)
-    if algorithm.algo != "crl" or not contrasts or algorithm.negatives == "local":
+    contrasts = algorithm.algo == "crl" and algorithm.objective in CONTRASTS
+    if not contrasts or algorithm.negatives == "local":
         return Traffic(0, gradients, steps)
     columns = CONTRASTIVE_LOSSES[algorithm.contrastive_loss].columns
     rows = 4 * algorithm.batch_size * recipe.networks.representation_size * (1 + columns)

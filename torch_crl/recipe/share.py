@@ -8,7 +8,9 @@ from torch_crl.system.devices import resolve_device
 
 _DIVIDED = ("task.num_envs", "task.num_eval_envs", "algorithm.batch_size")
 # Losses that are means over rows, or that know how to compare the rows of all ranks.
-_EXACT = ("crl", "safe", "survival")
+CONTRASTS = ("crl", "safe")
+"""The objectives that compare the rows of a batch with each other."""
+_EXACT = (*CONTRASTS, "survival")
 
 
 def share(recipe: Recipe, ranks: Ranks) -> Recipe:

@@ -161,6 +161,11 @@ def load(
         raise CheckpointError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
 
 
+def load_part(folder: Path, rank: int) -> dict[str, Tensor]:
+    """What a rank had alone, of a checkpoint that `load` has checked."""
+    return _tensors(folder / part_of_rank(rank))
+
+
 def load_meta(folder: Path) -> dict[str, Any]:
     """The metadata that `load` returns, without reading the tensors. Raises CheckpointError."""
     try:

@@ -7,7 +7,6 @@ import torch
 from torch import Generator, nn
 
 from torch_crl.agent.networks import ResidualTower
-from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.experience.collector import Collector
 from torch_crl.experience.overlap import Staging
 from torch_crl.experience.remote import Part, Weights
@@ -49,7 +48,7 @@ class CollectingProcess:
         stream = f"collector{self._number}/{incarnation}"
         env = make_training_env(self._recipe, torch.device("cpu"), f"starts/{stream}")
         env.trajectory_N += torch.from_numpy(trajectory_M.copy())
-        self._staging = _staging(self._recipe, env)
+        self._staging = Staging.of(env, rows=self._recipe.budget.unroll_length)
         seed = stream_seed(self._recipe.system.seed, f"exploration/{stream}")
         self._collector = Collector(
             env,
@@ -97,13 +96,3 @@ def _actor(recipe: Recipe) -> ResidualTower:
     actor: nn.Module = load_policy(recipe.system.collector_policy).actor
     assert isinstance(actor, ResidualTower)
     return actor.requires_grad_(False)
-
-
-def _staging(recipe: Recipe, env: VectorEnv) -> Staging:
-    return Staging(
-        rows=recipe.budget.unroll_length,
-        num_envs=env.num_envs,
-        state_size=env.spec.state_size,
-        goal_size=env.spec.goal_size,
-        action_size=env.spec.action_size,
-    )

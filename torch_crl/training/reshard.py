@@ -29,24 +29,33 @@ def is_of_rank(name: str) -> bool:
     return name in _STREAMS or not name.startswith(("learner/", "average/"))
 
 
-def columns_of_rank(folder: Path, run: Run, ranks: Ranks, *, written_by: int) -> dict[str, Tensor]:
+def columns_of_rank(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    run: Run,
+    ranks: Ranks,
+    *,
+    written_by: int,
+    updates: int,
+) -> dict[str, Tensor]:
     """The state that this rank begins with: the columns of a checkpoint that are now its own.
 
-    Every rank reads all files. Raises CheckpointError if one cannot be read.
+    Every rank reads the files of all that wrote it; `tensors` are what it has loaded and checked.
     """
-    parts = [checkpoint.load(folder, rank=rank) for rank in range(written_by)]
-    updates = parts[0][1]["updates_done"]
-    tensors = dict(parts[0][0])
-    for name, first in parts[0][0].items():
+    parts = [tensors]
+    if written_by > 1:
+        parts = [checkpoint.load_part(folder, rank) for rank in range(written_by)]
+    divided = dict(tensors | parts[0])
+    for name, first in parts[0].items():
         if name in _STREAMS:
             stream = f"{ranks.stream(_STREAMS[name])}/reshard{updates}"
             seed = stream_seed(run.recipe.system.seed, stream)
-            tensors[name] = _generator_state(run, name, seed)
+            divided[name] = _generator_state(run, name, seed)
         elif is_of_rank(name) and first.ndim:
             axis = 1 if name.startswith(_SECOND) else 0
-            columns = torch.cat([part[name] for part, _ in parts], dim=axis)
-            tensors[name] = columns.chunk(ranks.size, dim=axis)[ranks.rank].clone()
-    return tensors
+            columns = torch.cat([part[name] for part in parts], dim=axis)
+            divided[name] = columns.chunk(ranks.size, dim=axis)[ranks.rank].clone()
+    return divided
 
 
 def _generator_state(run: Run, name: str, seed: int) -> Tensor:

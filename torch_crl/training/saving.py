@@ -127,10 +127,9 @@ def restore(
     Everything of later moments in the directory is removed: the run will write it again. A
     checkpoint of another number of ranks is refused, or divided anew with `reshard`.
     """
-    notes = _restored(run, directory, ranks, reshard=reshard)
+    moment, notes = _restored(run, directory, ranks, reshard=reshard)
     with ranks.together():
         if ranks.is_first:
-            moment = moment_of(run) if run.collections_done else Moment(-1, -1)
             directory.go_back_to(moment)
             # The previous process may have been killed while it removed old checkpoints.
             directory.prune(checkpoints=_KEPT_CHECKPOINTS)
@@ -138,7 +137,10 @@ def restore(
     return notes
 
 
-def _restored(run: Run, directory: RunDirectory, ranks: Ranks, *, reshard: bool) -> list[str]:
+def _restored(
+    run: Run, directory: RunDirectory, ranks: Ranks, *, reshard: bool
+) -> tuple[Moment, list[str]]:
+    """The moment of the checkpoint that was loaded, or one before all, and lines to show."""
     saved = ranks.of_first(lambda: directory.saved_checkpoints)
     # One policy may have been written before the first checkpoint, but not more than one.
     if not saved and (directory.is_finished or len(directory.saved_policies) > 1):
@@ -147,7 +149,7 @@ def _restored(run: Run, directory: RunDirectory, ranks: Ranks, *, reshard: bool)
             "its policies can be evaluated, and --overwrite starts it again"
         )
     if not saved:
-        return ["no checkpoint was written before; starting from the beginning"]
+        return Moment(-1, -1), ["no checkpoint was written before; starting from the beginning"]
     most_bytes = 4 * (run.recipe.replay_bytes + run.recipe.update_cost.training_bytes) + (1 << 30)
     folder, tensors, meta, failures = checkpoint.load_newest(
         saved, most_bytes=most_bytes, rank=ranks.rank, ranks=ranks.size, of_all=ranks.all_of
@@ -163,7 +165,14 @@ def _restored(run: Run, directory: RunDirectory, ranks: Ranks, *, reshard: bool)
         try:
             counters = fields.read(CheckpointMeta, json.dumps(meta))
             if counters.ranks != ranks.size:
-                tensors = columns_of_rank(folder, run, ranks, written_by=counters.ranks)
+                tensors = columns_of_rank(
+                    folder,
+                    tensors,
+                    run,
+                    ranks,
+                    written_by=counters.ranks,
+                    updates=counters.updates_done,
+                )
             _load(run, tensors, counters)
             if Moment.of(folder) != moment_of(run):
                 raise ValueError(f"it is of {moment_of(run).name}, and its name says otherwise")
@@ -185,7 +194,7 @@ def _restored(run: Run, directory: RunDirectory, ranks: Ranks, *, reshard: bool)
         resumed += "; its collectors begin fresh episodes"
     if not run.env.saves_state:
         resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
-    return [*skipped, resumed]
+    return moment_of(run), [*skipped, resumed]
 
 
 def _of_other_ranks(folder: Path, written_by: int, ranks: Ranks) -> str:

@@ -1,7 +1,7 @@
 """Training from the first step to the evaluated policy; begin reading at `train`."""
 
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch_crl.recipe import checks
 from torch_crl.recipe.compute_choice import choose_compute, thread_count
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.share import share
-from torch_crl.runs.directory import RunDirectory, default_run_dir
+from torch_crl.runs.directory import Moment, RunDirectory, default_run_dir
 from torch_crl.runs.metrics import RunLog, SilentLog, UpdateMetrics
 from torch_crl.runs.plots import save_learning_curve
 from torch_crl.system.machine import machine
@@ -123,21 +123,12 @@ def train(
         if resume:
             notes += restore(run, directory, ranks, reshard=reshard)
         ranks.of_first(lambda: _begin(directory, recipe, described, resume=resume))
-        session = replace(
-            _session(run, directory, ranks, resumed=resume, show=show, wandb=wandb),
-            callback=callback,
-        )
+        resumed_at = moment_of(run) if resume else None
+        log = _log(run, directory, ranks, resumed_at=resumed_at, show=show, wandb=wandb)
+        session = _session(run, directory, log, ranks, callback)
         with session.log, torch_threads(thread_count(share(recipe, ranks))):
             _train(session, notes)
-        (*_, last) = session.evaluations
-        evaluation = {name: value for name, value in last.items() if name != "kind"}
-        learning_curve = None
-        if ranks.is_first:
-            learning_curve = _draw(directory, session.log)
-            directory.finish({"evaluation": evaluation, "machine": described})
-        # No rank leaves before the run is finished.
-        ranks.wait()
-    return Result(run_dir=directory.path, evaluation=evaluation, learning_curve=learning_curve)
+        return _finish(session, described)
 
 
 def _begin(
@@ -152,28 +143,47 @@ def _begin(
         directory.extend(recipe)
 
 
-def _session(
-    run: Run, directory: RunDirectory, ranks: Ranks, *, resumed: bool, show: bool, wandb: str
-) -> Session:
+def _log(
+    run: Run,
+    directory: RunDirectory,
+    ranks: Ranks,
+    *,
+    resumed_at: Moment | None,
+    show: bool,
+    wandb: str,
+) -> RunLog:
     with ranks.together():
-        log: RunLog = SilentLog()
-        if ranks.is_first:
-            log = RunLog(
-                directory,
-                total=run.recipe.total_env_steps,
-                resumed_at=moment_of(run) if resumed else None,
-                show=show,
-                wandb=wandb,
-            )
+        if not ranks.is_first:
+            return SilentLog()
+        total = run.recipe.total_env_steps
+        return RunLog(directory, total=total, resumed_at=resumed_at, show=show, wandb=wandb)
+
+
+def _session(
+    run: Run, directory: RunDirectory, log: RunLog, ranks: Ranks, callback: Callback | None
+) -> Session:
     return Session(
         run=run,
         directory=directory,
         log=log,
         clock=Clock(run),
         evaluations=ranks.of_first(lambda: directory.read_metrics("evaluation")),
-        callback=None,
+        callback=callback,
         ranks=ranks,
     )
+
+
+def _finish(session: Session, described: dict[str, Any]) -> Result:
+    """Draw the learning curve and mark the run as finished; no rank leaves before that."""
+    directory, ranks = session.directory, session.ranks
+    (*_, last) = session.evaluations
+    evaluation = {name: value for name, value in last.items() if name != "kind"}
+    learning_curve = None
+    if ranks.is_first:
+        learning_curve = _draw(directory, session.log)
+        directory.finish({"evaluation": evaluation, "machine": described})
+    ranks.wait()
+    return Result(run_dir=directory.path, evaluation=evaluation, learning_curve=learning_curve)
 
 
 def _train(session: Session, notes: list[str]) -> None:
