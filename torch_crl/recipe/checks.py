@@ -14,6 +14,7 @@ from torch_crl.envs.task_name import parse_task_name
 from torch_crl.errors import TorchCrlError, listed
 from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe.baseline_checks import baseline_problems
+from torch_crl.recipe.collector_checks import collector_problems
 from torch_crl.recipe.compute_choice import compute_problems
 from torch_crl.recipe.marks import Mark, marked, unread
 from torch_crl.recipe.presets import preset
@@ -67,6 +68,7 @@ def check(
         ),
         *_simulator_problems(recipe),
         *_objective_problems(recipe),
+        *collector_problems(recipe),
     ]
     problems += run_problems or []
     if problems:

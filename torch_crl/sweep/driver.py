@@ -18,10 +18,11 @@ from torch_crl.sweep.grid import Trial, check_trials
 from torch_crl.sweep.launch import ONE_MACHINE, Launch
 from torch_crl.sweep.launchers import Job, Launcher, local_launcher
 from torch_crl.sweep.progress import SweepProgress
-from torch_crl.sweep.ray_launcher import missing_ray, ray_launcher
+from torch_crl.sweep.ray_launcher import ray_launcher
 from torch_crl.sweep.results import collect, write
 from torch_crl.sweep.worker import is_finished, log_of, other_run_in
 from torch_crl.system.files import DamagedFileError, read_end
+from torch_crl.system.ray_cluster import missing_ray
 from torch_crl.system.stopping import StopSignals
 
 RESULTS = "results.json"
@@ -123,7 +124,7 @@ def check_plan(trials: Sequence[Trial], folder: Path, *, with_ray: bool) -> None
     check_trials(trials)
     found = [(trial.name, other_run_in(folder / trial.name, trial.recipe)) for trial in trials]
     problems = [f"{name}: {problem}" for name, problem in found if problem]
-    if problems := problems + (missing_ray() if with_ray else []):
+    if problems := problems + (missing_ray("--launcher ray") if with_ray else []):
         raise RecipeError(problems)
 
 

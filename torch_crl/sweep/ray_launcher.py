@@ -1,6 +1,5 @@
 """Starts workers with Ray, on a cluster with a shared file system or on this machine."""
 
-import importlib.util
 import os
 import time
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch_crl.errors import UsageError
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.record import Recipe
 from torch_crl.sweep.launchers import (
@@ -18,6 +18,7 @@ from torch_crl.sweep.launchers import (
     thread_limits,
 )
 from torch_crl.sweep.worker import log_of
+from torch_crl.system.ray_cluster import connect, missing_ray
 from torch_crl.system.threads import usable_cpus
 
 _STOPPED = 143
@@ -108,14 +109,17 @@ def ray_launcher(
 
     Raises RecipeError if Ray is missing, there is no cluster, or no node is large enough.
     """
-    if problems := missing_ray() + certain_gpu_problems(recipes):
+    if problems := missing_ray("--launcher ray") + certain_gpu_problems(recipes):
         raise RecipeError(problems)
     import ray
 
     cpus = cpus_per_run or 1
     connected = ray.is_initialized()
     if not connected:
-        _connect(address)
+        try:
+            connect(address, flag="--address", cpus=usable_cpus())
+        except UsageError as error:
+            raise RecipeError([str(error)]) from None
     largest = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
     if cpus > largest:
         if not connected:
@@ -130,33 +134,6 @@ def ray_launcher(
         worker=worker,
         shut_down=not connected,
     )
-
-
-def missing_ray() -> list[str]:
-    """Why this installation cannot use Ray; empty if it can."""
-    if importlib.util.find_spec("ray") is not None:
-        return []
-    return ["--launcher ray needs Ray: pip install 'torch_crl[study]'"]
-
-
-def _connect(address: str) -> None:
-    import ray
-
-    # Keeps Ray's own messages out of the output of the sweep.
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    if not address:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", num_cpus=usable_cpus(), include_dashboard=False, **quiet)
-        return
-    try:
-        ray.init(address=address, **quiet)
-    except ConnectionError as error:
-        raise RecipeError(
-            [
-                f"--address {address}: no Ray cluster there ({error}); `ray start --head` starts "
-                "one, and without --address one is started on this machine"
-            ]
-        ) from None
 
 
 def _work_in_ray(

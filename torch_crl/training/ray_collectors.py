@@ -1,17 +1,14 @@
 """Remote collectors as Ray actors, which Ray places on machines and starts again when they die."""
 
-import importlib.util
-import os
 from collections import deque
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torch_crl.errors import UsageError
 from torch_crl.experience.remote import CollectorLostError, Part
 from torch_crl.recipe.record import Recipe
+from torch_crl.system.ray_cluster import connect
 from torch_crl.system.threads import usable_cpus
 from torch_crl.training.collecting_process import CollectingProcess, NotBegunError
 
@@ -83,42 +80,8 @@ def ray_hosts(recipe: Recipe) -> list[RayHost]:
     import ray
 
     system = recipe.system
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if system.collector_address:
-            try:
-                ray.init(address=system.collector_address, **quiet)
-            except ConnectionError as error:
-                raise UsageError(
-                    f"--collector-address {system.collector_address}: no Ray cluster there "
-                    f"({error}); `ray start --head` starts one"
-                ) from None
-        else:
-            cpus = max(usable_cpus(), system.collectors)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        enough = max(usable_cpus(), system.collectors)
+        connect(system.collector_address, flag="--collector-address", cpus=enough)
     cpus = system.simulator_threads or 1
     return [RayHost(recipe, number=each, cpus=cpus) for each in range(system.collectors)]
-
-
-def collector_problems(recipe: Recipe) -> list[str]:
-    """The reasons why a recipe's collectors cannot work, each with its cure."""
-    system = recipe.system
-    if not system.collectors:
-        given = [name for name in ("address", "policy") if getattr(system, f"collector_{name}")]
-        return [f"--collector-{name} is for --collectors of at least 1" for name in given]
-    problems = []
-    if importlib.util.find_spec("ray") is None:
-        problems.append("--collectors needs Ray: pip install 'torch_crl[study]'")
-    if recipe.task.num_envs % system.collectors:
-        problems.append(
-            f"--collectors {system.collectors} divide the training envs, and --num-envs "
-            f"{recipe.task.num_envs} is no multiple of them"
-        )
-    if system.overlap == "on":
-        problems.append("--overlap on is what --collectors do anyway; leave it out")
-    if system.simulator != "cpu":
-        problems.append("--collectors have physics on CPUs; leave out --simulator warp")
-    if system.collector_policy and not Path(system.collector_policy).exists():
-        problems.append(f"--collector-policy {system.collector_policy} does not exist")
-    return problems

@@ -15,7 +15,6 @@ from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.weights_and_biases import missing_wandb
 from torch_crl.system.devices import resolve_device
 from torch_crl.training.crl_run import build_run
-from torch_crl.training.ray_collectors import collector_problems
 from torch_crl.training.run import Run
 
 # File systems over a network may show a new file late.
@@ -63,7 +62,7 @@ def find_problems(
                 problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
             recipe = asked
     problems += missing_wandb() if wandb else []
-    problems += share_problems(recipe, ranks) + collector_problems(recipe)
+    problems += share_problems(recipe, ranks)
     checks.check(
         recipe, run_problems=problems, of_device=lambda recipe: _of_one_device(recipe, ranks)
     )
