@@ -4,6 +4,7 @@ import torch
 from torch import Generator
 
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
+from torch_crl.envs.places import at_places
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.task_name import parse_task_name

@@ -5,7 +5,7 @@ N envs, S state, G goal, A action, Q positions (nq), V velocities (nv).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mujoco
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from torch_crl.envs.simulators import DEFAULT_CAPACITY, Capacity, Simulator
 from torch_crl.envs.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from torch_crl.envs.places import Places
 
 
 class Start(NamedTuple):
@@ -103,6 +106,8 @@ class Task:
     """Room for contacts, where the simulator reserves it; too little raises an error there."""
     goal_points: Callable[[Tensor], Tensor] = goal_points
     """Goal [G] to the points [P, 3] at which pictures draw it."""
+    places: "Places | None" = None
+    """Places with phrases, for goals that are commanded by words."""
 
     def achieved_goal(self, state_NS: Tensor) -> Tensor:
         """The slice of the state that is compared with a goal. Any leading shape."""

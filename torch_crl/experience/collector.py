@@ -13,6 +13,7 @@ from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.plans import Plans
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.experience.replay import Transition
+from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.system.checkpoint import flatten, part_of
 from torch_crl.system.cuda_graph import GraphedFunction, Recorder
@@ -43,10 +44,12 @@ class Collector:
         *,
         generator: Generator,
         chunk: int = 1,
+        goals: GoalSpace | None = None,
     ) -> None:
         """The generator must live on the actor's device; it draws the exploration noise.
 
-        `chunk` is the number of actions that the actor decides at once.
+        `chunk` is the number of actions that the actor decides at once, and `goals` what it sees of
+        the commanded goals; by default these goals themselves.
         """
         self.env = env
         self.actor = actor
@@ -54,6 +57,7 @@ class Collector:
         self.act_graph: GraphedFunction | None = None
         self.step_graph: GraphedFunction | None = None
         self._rows = rows
+        self._goals = goals or StateGoals(env.spec.goal_size)
         self._device = device = actor.weight.device
         self._plans = (
             Plans(env.num_envs, chunk, env.spec.action_size, device=device) if chunk > 1 else None
@@ -113,7 +117,8 @@ class Collector:
         first, stop = env.spec.goal_slice
         # Copied, since `env.step` overwrites these tensors with the next state and trajectory.
         state_NS, trajectory_N = env.state_NS.clone(), env.trajectory_N.clone()
-        inputs_NI = torch.cat([state_NS, env.goal_NG], dim=-1).to(self._device)
+        goal_NF = self._goals.commanded(env.goal_NG, trajectory_N)
+        inputs_NI = torch.cat([state_NS, goal_NF], dim=-1).to(self._device)
         action_NA = (self.act_graph or self.act)(inputs_NI)["action"]
         result = env.step(action_NA.to(env.state_NS.device))
         achieved_NG = result.final_state_NS[:, first:stop]

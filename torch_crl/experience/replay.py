@@ -30,6 +30,7 @@ from torch import Generator, Tensor
 
 from torch_crl.agent.objectives.objective import HitLabels
 from torch_crl.envs.task import euclidean_distance
+from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.experience.labels import Distance, hit_labels, other_goals
 from torch_crl.kernels.relabel import Batch, Ring, relabel
 
@@ -84,6 +85,7 @@ class Replay:
         failures: bool = False,
         labels: HitLabels | None = None,
         distance: Distance = euclidean_distance,
+        goals: GoalSpace | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         implementation: str = "reference",
@@ -95,6 +97,7 @@ class Replay:
             failures: keep which trajectories ended by failing, without a window.
             labels: what `sample` tells about arrivals at goals; needs `failures`.
             distance: between achieved goals and goals, for the labels.
+            goals: what a batch has of the goals that were drawn; by default the goals themselves.
             dtype: float32, or bfloat16 for half the bytes.
             implementation: that of `sample`; see `torch_crl.kernels.relabel.relabel`.
         """
@@ -105,6 +108,7 @@ class Replay:
         self.rows, self.num_envs = rows, num_envs
         self.goal_slice, self.window, self.failures = goal_slice, window, failures
         self.labels, self.distance = labels, distance
+        self.goals = goals or StateGoals(goal_slice[1] - goal_slice[0])
         # Made here, since a captured CUDA graph cannot copy them to the device.
         self._edge_P = torch.tensor(labels.edges if labels else [], device=device)
         self.device = torch.device(device)
@@ -175,8 +179,8 @@ class Replay:
         the trajectory, and `whole` [B] is 1 where all of them are in the trajectory, else 0.
 
         Returns:
-            TensorDict of float32 `state` [B, S], `action` [B, H A], `goal` [B, G]; if H > 1,
-            `whole` [B]; with `failures`, `survived` [B]: 1 - discount^L for a step that is L steps
+            TensorDict of float32 `state` [B, S], `action` [B, H A], and what the goal space tells
+            of the goals: `goal` [B, F], and `place` [B] if there are places; if H > 1, `whole` [B]; with `failures`, `survived` [B]: 1 - discount^L for a step that is L steps
             before the one in which its trajectory failed, 1 where it did not fail (so far); with
             `labels`, also what `hit_labels` returns, and goals that need not be of the future.
         """
@@ -207,6 +211,7 @@ class Replay:
             parts["survived"] = survival_mass(steps_B, failed_B, discount=discount)
             if self.labels is not None:
                 parts |= self._labelled(drawn, failed_B, self.labels, generator)
+        parts |= self.goals.of_future(parts["goal"], generator)
         return TensorDict(parts, batch_size=[batch_size])
 
     def _failed(self, drawn: Batch) -> Tensor:

@@ -23,14 +23,16 @@ from torch_crl.recipe.settings import (
     AlgorithmRecipe,
     BaselineRecipe,
     BudgetRecipe,
+    GoalsRecipe,
     NetworksRecipe,
     SystemRecipe,
     TaskRecipe,
 )
 
-FORMAT = 4
+FORMAT = 5
 """Format version of recipe.json; increase it with every new field, which earlier files lack."""
 _ADDED: dict[str, dict[str, Any]] = {
+    "goal_space": {"goals": "state", "encoder": "", "encoder_sha256": "", "goal_features": 16},
     "system": {
         "env_timeout": 300.0,
         "collectors": 0,
@@ -61,6 +63,7 @@ class Recipe:
 
     task: TaskRecipe = field(default_factory=TaskRecipe)
     networks: NetworksRecipe = field(default_factory=NetworksRecipe)
+    goal_space: GoalsRecipe = field(default_factory=GoalsRecipe)
     algorithm: AlgorithmRecipe = field(default_factory=AlgorithmRecipe)
     baseline: BaselineRecipe = field(default_factory=BaselineRecipe)
     budget: BudgetRecipe = field(default_factory=BudgetRecipe)
@@ -149,12 +152,18 @@ class Recipe:
         )
 
     @property
+    def goal_size(self) -> int:
+        """Number of entries of a goal as the networks see it."""
+        state = self.goal_space.goals == "state" or self.by_library
+        return task_spec(self.task.name).goal_size if state else self.goal_space.goal_features
+
+    @property
     def network_sizes(self) -> NetworkSizes:
         """Sizes of the three networks of contrastive RL on this task."""
         spec, networks = task_spec(self.task.name), self.networks
         return network_sizes(
             state_size=spec.state_size,
-            goal_size=spec.goal_size,
+            goal_size=self.goal_size,
             action_size=spec.action_size * self.algorithm.chunk,
             actor_depth=networks.actor_depth,
             critic_depth=encoder_depth(self.algorithm.objective, networks.critic_depth),
@@ -193,6 +202,8 @@ class Recipe:
                 f"must be at most {FORMAT}, got {written!r}: a newer version of torch_crl wrote it"
             )
             raise FieldsError([Problem(("format",), what)])
+        if written < 5:
+            document.setdefault("goal_space", {})
         for part, added in _ADDED.items():
             if isinstance(document.get(part), dict):
                 document[part] = added | document[part]
@@ -217,6 +228,7 @@ class Recipe:
 _PARTS: dict[str, type[Any]] = {
     "task": TaskRecipe,
     "networks": NetworksRecipe,
+    "goal_space": GoalsRecipe,
     "algorithm": AlgorithmRecipe,
     "baseline": BaselineRecipe,
     "budget": BudgetRecipe,

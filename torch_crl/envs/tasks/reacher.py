@@ -32,8 +32,10 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.envs.simulators import Simulator
+from torch_crl.envs.places import named_places
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
+from torch_crl.envs.tasks import place_names
 from torch_crl.envs.tasks.models import gymnasium_model, set_physics
 from torch_crl.envs.tasks.sampling import Constant, at_height, on_circle, uniform
 
@@ -57,6 +59,9 @@ def make(spec: TaskSpec) -> Task:
         substeps=2,
         sample_start=_sample_start,
         state=_state_reader(model),
+        places=named_places(
+            place_names.around({"near": 0.08, "far": 0.16}, height=_TIP_HEIGHT), radius=0.05
+        ),
     )
 
 

@@ -1,0 +1,130 @@
+"""Places that a task names, so that goals can be commanded by sentences. N goals, P places, G goal.
+
+A place is a point of the goal space and what counts as being there. What a robot has achieved in
+hindsight is described by a phrase of the place where it is, or of `elsewhere`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from torch_crl.envs.task import Start, Task
+from torch_crl.envs.tasks.sampling import Constant
+from torch_crl.errors import UsageError
+
+FORMS = (
+    "go to the {}",
+    "move to the {}",
+    "drive to the {}",
+    "reach the {}",
+    "head for the {}",
+    "the {}",
+)
+"""Forms of sentences that policies learn from; the name of a place stands for the braces."""
+UNSEEN_FORMS = (
+    "please bring yourself to the {}",
+    "i want you in the {}",
+    "your target is the {}",
+    "travel over to the {}",
+)
+"""Forms of sentences that no policy learns from, to evaluate with."""
+ELSEWHERE = (
+    "stay between the places",
+    "be nowhere in particular",
+    "remain on the way",
+    "be somewhere else",
+)
+"""What is said of a robot that is at no place. It is never commanded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Named places of a task; `named_places` makes them from names and points."""
+
+    names: tuple[str, ...]
+    """P names, each once."""
+    point_PG: Tensor
+    """float32: the goal that is commanded with a place, by which the task judges success."""
+    place: Callable[[Tensor], Tensor]
+    """Achieved goal [N, G] to the int64 index [N] of the place where it is, or -1 for elsewhere."""
+    phrases: tuple[tuple[str, ...], ...]
+    """For each place its phrases, equally many, from which policies learn."""
+    unseen: tuple[tuple[str, ...], ...]
+    """For each place phrases to evaluate with, equally many, of which policies never learn."""
+    elsewhere: tuple[str, ...] = ELSEWHERE
+    """What is said of the goals that are at no place."""
+
+
+def nearest(point_PG: Tensor, goal_NG: Tensor) -> Tensor:
+    """int64 [N]: the number of the nearest of P points, in Euclidean distance."""
+    squares_NP = (goal_NG[:, None] - point_PG).square().sum(-1)
+    return squares_NP.argmin(1)
+
+
+def named_places(
+    points: Mapping[str, Sequence[float]],
+    *,
+    radius: float = float("inf"),
+    forms: Sequence[str] = FORMS,
+    unseen_forms: Sequence[str] = UNSEEN_FORMS,
+    elsewhere: Sequence[str] = ELSEWHERE,
+) -> Places:
+    """Places by name, such as {"upper left corner": (4.0, 4.0)}, each with all forms of sentences.
+
+    An achieved goal is at the nearest point if that is nearer than `radius`, in the goal's units,
+    and elsewhere if not. The names follow "the" in a sentence.
+
+    Raises UsageError if there are no points, if they differ in length, or if a form has no braces.
+    """
+    rows = [tuple(map(float, point)) for point in points.values()]
+    if len(rows) < 2 or len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise UsageError(
+            f"named_places needs two points or more, all of the length of a goal, got {points}"
+        )
+    for form in (*forms, *unseen_forms):
+        if form.count("{}") != 1:
+            raise UsageError(f"a form of a sentence has {{}} once, for the place; got {form!r}")
+    points_there = Constant(torch.tensor(rows))
+
+    def place(goal_NG: Tensor) -> Tensor:
+        squares_NP = (goal_NG[:, None] - points_there.like(goal_NG)).square().sum(-1)
+        least_N, index_N = squares_NP.min(1)
+        return torch.where(least_N < radius**2, index_N, -1)
+
+    return Places(
+        names=tuple(points),
+        point_PG=torch.tensor(rows),
+        place=place,
+        phrases=tuple(tuple(form.format(name) for form in forms) for name in points),
+        unseen=tuple(tuple(form.format(name) for form in unseen_forms) for name in points),
+        elsewhere=tuple(elsewhere),
+    )
+
+
+def at_places(task: Task) -> Task:
+    """The task with its commanded goals moved to the nearest of its places.
+
+    Raises UsageError if it names no places.
+    """
+    places = task.places
+    if places is None:
+        raise UsageError(without_places(task.spec.name))
+
+    points = Constant(places.point_PG)
+
+    def sample_start(num_envs: int, generator: Generator) -> Start:
+        start = task.sample_start(num_envs, generator)
+        point_PG = points.like(start.goal_NG)
+        return start._replace(goal_NG=point_PG[nearest(point_PG, start.goal_NG)])
+
+    return replace(task, sample_start=sample_start)
+
+
+def without_places(name: str) -> str:
+    """What to tell whoever wants to command a task by words that has none."""
+    return (
+        f"{name} names no places that sentences could be about; point mazes, reacher and arm_reach "
+        "do, and a task of your own does with places=named_places(...), see docs/words.md"
+    )

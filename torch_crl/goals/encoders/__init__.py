@@ -1,0 +1,66 @@
+"""Frozen encoders of sentences and pictures, by name. Nothing is ever downloaded.
+
+| name | what it is | encodes |
+|---|---|---|
+| `minilm` | all-MiniLM-L6-v2, whose weights come with the extra `words` | sentences |
+| `transformers:FOLDER` | a model that `transformers` can load, from a folder on this machine | both |
+| `MODULE:FUNCTION` | what a function of your own returns, an `Encoder` | what it can |
+"""
+
+from functools import cache
+
+from torch_crl.errors import in_one_line
+from torch_crl.goals.encoders.encoder import Encoder as Encoder
+from torch_crl.goals.encoders.encoder import EncoderError as EncoderError
+
+DEFAULTS = {"words": "minilm"}
+"""The encoder of each kind of goals, unless another one is named."""
+PREFIXES = ("transformers",)
+"""Kinds of names that are no Python modules."""
+
+
+def module_of_encoder(name: str) -> str:
+    """The module of the user's own that loading this encoder would import; empty if there is none."""
+    prefix, _, rest = name.partition(":")
+    return prefix if rest and prefix not in PREFIXES else ""
+
+
+@cache
+def load_encoder(name: str) -> Encoder:
+    """The encoder of this name; equal names share one object, and what it has encoded.
+
+    Raises EncoderError, which says how to get it, if there is none.
+    """
+    prefix, _, rest = name.partition(":")
+    if name == "minilm":
+        from torch_crl.goals.encoders.minilm import folder
+        from torch_crl.goals.encoders.pretrained import PretrainedEncoder
+
+        return PretrainedEncoder(name, folder())
+    if prefix == "transformers" and rest:
+        from torch_crl.goals.encoders.pretrained import PretrainedEncoder
+
+        return PretrainedEncoder(name, rest)
+    if module_of_encoder(name):
+        return _own(name)
+    raise EncoderError(
+        f"unknown encoder {name!r}; choose `minilm`, `transformers:FOLDER` with a folder on this "
+        "machine, or `module:function` of your own"
+    )
+
+
+def _own(name: str) -> Encoder:
+    import importlib
+
+    module, _, function = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    # A module of the user's may raise any error.
+    except Exception as error:
+        raise EncoderError(f"encoder {name!r} could not be made: {in_one_line(error)}") from error
+    if not isinstance(made, Encoder):
+        raise EncoderError(
+            f"{name} must return a torch_crl.goals.encoders.Encoder, got {type(made).__name__}"
+        )
+    made.name = name
+    return made

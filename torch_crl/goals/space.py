@@ -1,0 +1,44 @@
+"""What the networks see of a goal, and how hindsight tells of the goals that were achieved.
+
+A task judges success by its own goals, G numbers such as coordinates. A goal space turns these into
+the F numbers that actor and critic read. B batch, N envs, G goal of the task, F features.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import Generator, Tensor
+
+
+class GoalSpace(ABC):
+    """A frozen function from goals of the task to features, with random choices of its own."""
+
+    size: int
+    """F, the number of features."""
+
+    @abstractmethod
+    def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
+        """Batch entries for goals that were achieved: `goal` [B, F], and what else tells of them.
+
+        `place` (int64 [B]) says which of them are the same place, if places have several features.
+        It may be captured in a CUDA graph.
+        """
+
+    @abstractmethod
+    def commanded(self, goal_NG: Tensor, episode_N: Tensor) -> Tensor:
+        """Features [N, F] of commanded goals, the same for all steps of an episode of an env."""
+
+
+class StateGoals(GoalSpace):
+    """The goal as the task has it: a slice of the state."""
+
+    def __init__(self, size: int) -> None:
+        """`size` is G, the length of the task's goals."""
+        self.size = size
+
+    def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:  # noqa: ARG002
+        """The goals themselves."""
+        return {"goal": goal_BG}
+
+    def commanded(self, goal_NG: Tensor, episode_N: Tensor) -> Tensor:  # noqa: ARG002
+        """The goals themselves."""
+        return goal_NG
