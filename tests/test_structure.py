@@ -26,6 +26,7 @@ FLOORS = [
     ["distributed"],
     ["agent"],
     ["envs", "rendering"],
+    ["goals"],
     ["recipe"],
     ["runs"],
     ["experience"],

@@ -133,14 +133,17 @@ def _join(first, second, second_of, out):
 
 @products
 def contrastive_gradients(
-    state, action, goal, whole, masked, noise, own, goal_of, log_alpha, dlog_alpha, target_entropy,
+    state, action, goal, whole, masked, place, placed, noise, own, goal_of,
+    log_alpha, dlog_alpha, target_entropy,
     actor, critic, goals, dactor, dcritic, dgoals, of_actor, of_critic, of_goals,
     kind, rows, columns, softplus, penalty, metrics,
 ):  # fmt: skip
     """Every gradient of the losses together, and their metrics.
 
-    Each of actor, critic (of states and actions) and goals holds the parameters of a tower with its
-    activation and scale, the names with d its gradients, those with of what its passes keep.
+    With `placed`, `place` has the places of the goals, and goals of one place are no negatives of
+    each other. Each of actor, critic (of states and actions) and goals holds the parameters of a
+    tower with its activation and scale, the names with d its gradients, those with of what its
+    passes keep.
     """
     batch, states = state.shape
     dtype = state.dtype
@@ -171,7 +174,7 @@ def contrastive_gradients(
             offset = psi[:, j].mean()
             phi[:, j] -= offset
             psi[:, j] -= offset
-    forward_scores(phi, psi, kind, whole, masked, columns, softplus, energy, scores)
+    forward_scores(phi, psi, kind, whole, masked, place, placed, columns, softplus, energy, scores)
     _critic_loss(scores, whole, masked, rows, columns, softplus, penalty, upstream, metrics)
     backward_scores(
         phi, psi, kind, whole, masked, columns, softplus, energy, scores, upstream,

@@ -24,6 +24,7 @@ def pair_scores(
     columns: bool = False,
     softplus: bool = False,
     row_mask_B: Tensor | None = None,
+    group_C: Tensor | None = None,
     first: int = 0,
     implementation: Literal["reference", "numba", "triton"],
 ) -> PairScores:
@@ -35,6 +36,8 @@ def pair_scores(
         softplus: Also compute row_softplus_B.
         row_mask_B: float32, 1 for the rows that the sums of the columns contain and 0 for others;
             None is all rows. It does not change the scores of rows.
+        group_C: int64, the group of each column and of the row that it belongs to; pairs of one
+            group are in no score but their row's sum, except for the true pairs. None is no groups.
         first: The column to which row 0 belongs; row i belongs to column first + i.
         implementation: "reference" makes the B x C matrix of energies, in any floating dtype;
             "numba" makes it too, on one CPU core, where C is B, and else is the reference; "triton"
@@ -61,7 +64,7 @@ def pair_scores(
     if energy not in ENERGIES:
         raise ValueError(f"energy {energy!r} is unknown; choose one of {', '.join(ENERGIES)}")
     options: dict[str, Any] = {"energy": energy, "columns": columns, "softplus": softplus}
-    options |= {"row_mask_B": row_mask_B, "first": first}
+    options |= {"row_mask_B": row_mask_B, "group_C": group_C, "first": first}
     if implementation == "reference" or (implementation == "numba" and rows != goals):
         return reference.pair_scores(phi_BR, psi_CR, **options)
     # Imported here, so that numba and Triton are needed only if their kernels are requested.

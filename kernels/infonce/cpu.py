@@ -91,8 +91,23 @@ def _reduce_columns(energy, mask, masked, column_logsumexp):
         column_logsumexp[j] = highest[j] + np.log(exponentials[j])
 
 
+@loops
+def _leave_out(energy, group, row_sum):
+    """Sums of the rows, and then no pairs within a group but the true ones."""
+    for i in range(len(energy)):
+        total = energy.dtype.type(0.0)
+        for j in range(len(energy)):
+            total += energy[i, j]
+        row_sum[i] = total
+        own = energy[i, i]
+        for j in range(len(energy)):
+            if group[j] == group[i]:
+                energy[i, j] = LEFT_OUT
+        energy[i, i] = own
+
+
 @products
-def forward_scores(x, y, kind, mask, masked, columns, softplus, energy, scores):
+def forward_scores(x, y, kind, mask, masked, group, grouped, columns, softplus, energy, scores):
     """Energies [B, B] and scores [6, B] of centred representations."""
     product(x, False, y, True, energy)
     if kind:
@@ -100,7 +115,12 @@ def forward_scores(x, y, kind, mask, masked, columns, softplus, energy, scores):
         _squares(x, x_squares)
         _squares(y, y_squares)
         _distances(energy, x_squares, y_squares, kind == 2)
+    row_sum = np.empty(len(x), x.dtype)
+    if grouped:
+        _leave_out(energy, group, row_sum)
     _reduce(energy, mask, masked, columns, softplus, scores)
+    if grouped:
+        scores[5] = row_sum
 
 
 @loops
@@ -165,6 +185,7 @@ class _PairScores(torch.autograd.Function):
         phi_BR: Tensor,
         psi_BR: Tensor,
         row_mask_B: Tensor | None,
+        group_B: Tensor | None,
         energy: str,
         columns: bool,
         softplus: bool,
@@ -178,8 +199,11 @@ class _PairScores(torch.autograd.Function):
         scores_6B = phi_BR.new_empty(6, len(x))
         scores = array(scores_6B)
         mask = scores[0] if row_mask_B is None else array(row_mask_B.contiguous())
-        options = DISTANCES[energy], mask, row_mask_B is not None, columns, softplus
-        forward_scores(x, y, *options, energies, scores)
+        group = np.zeros(0, np.int64) if group_B is None else array(group_B.contiguous())
+        kind, masked = DISTANCES[energy], (mask, row_mask_B is not None)
+        grouped = group, group_B is not None
+        forward_scores(x, y, kind, *masked, *grouped, columns, softplus, energies, scores)
+        options = kind, *masked, columns, softplus
         ctx.kept, ctx.dtype = (x, y, *options, energies, scores), phi_BR.dtype
         diagonal, row, column, softplus_B, rival, total = scores_6B.unbind(0)
         ctx.mark_non_differentiable(rival, total)
@@ -196,7 +220,7 @@ class _PairScores(torch.autograd.Function):
                 row[:] = array(gradient_B)
         dphi_BR, dpsi_BR = torch.empty(2, *x.shape, dtype=ctx.dtype)
         backward_scores(*ctx.kept, upstream_4B, array(dphi_BR), array(dpsi_BR))
-        return dphi_BR, dpsi_BR, None, None, None, None
+        return dphi_BR, dpsi_BR, None, None, None, None, None
 
 
 def pair_scores(
@@ -207,6 +231,7 @@ def pair_scores(
     columns: bool,
     softplus: bool,
     row_mask_B: Tensor | None,
+    group_C: Tensor | None = None,
     first: int = 0,
 ) -> PairScores:
     """All scores, those that were not asked for without meaning, of each energy but `cosine`.
@@ -217,6 +242,6 @@ def pair_scores(
     masks = [] if row_mask_B is None else [row_mask_B]
     require_cpu("pair_scores", phi_BR, psi_CR, *masks)
     apply: Callable[..., tuple[Tensor, ...]] = _PairScores.apply
-    found = apply(phi_BR, psi_CR, row_mask_B, energy, columns, softplus)
+    found = apply(phi_BR, psi_CR, row_mask_B, group_C, energy, columns, softplus)
     diagonal_B, row_B, column_B, softplus_B, rival_B, sum_B = found
     return PairScores(diagonal_B, row_B, column_B, softplus_B, rival_B, sum_B, len(psi_CR))

@@ -104,14 +104,28 @@ def _energy(b_tile, m_pairs, ENERGY: tl.constexpr):
 
 
 @triton.jit
+def _same_group(p_group, o_x, o_y, X, Y, first, IS_ROW: tl.constexpr):
+    # [BM, BN]: pairs of one group that are no true pairs. Rows have the groups of their columns.
+    o_own_x, o_own_y = o_x, o_y
+    if IS_ROW:
+        o_own_x += first
+    else:
+        o_own_y += first
+    b_x = tl.load(p_group + o_own_x, mask=o_x < X, other=-1)
+    b_y = tl.load(p_group + o_own_y, mask=o_y < Y, other=-2)
+    return (b_x[:, None] == b_y[None, :]) & (o_own_x[:, None] != o_own_y[None, :])
+
+
+@triton.jit
 def _reduce_block(
     # inputs
-    p_x, p_y, p_offset, p_row_mask, i_block,
+    p_x, p_y, p_offset, p_row_mask, p_group, i_block,
     # outputs
     p_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
     # sizes
     X, Y, first, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    GROUPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     o_x = i_block * BM + tl.arange(0, BM)
@@ -130,6 +144,11 @@ def _reduce_block(
         if MASKED and not IS_ROW:
             m_counts = tl.load(p_row_mask + o_y, mask=m_y, other=1.0) > 0
             b_energy = tl.where(m_counts[None, :], b_energy, _LEFT_OUT)
+        if IS_ROW:
+            b_sum += tl.sum(tl.where(m_y[None, :], b_energy, 0.0), 1)
+        if GROUPED:
+            m_left_out = _same_group(p_group, o_x, o_y, X, Y, first, IS_ROW) & m_y[None, :]
+            b_energy = tl.where(m_left_out, _LEFT_OUT, b_energy)
         b_new_max = tl.maximum(b_max, tl.max(b_energy, 1))
         b_block_mass = tl.sum(tl.exp(b_energy - b_new_max[:, None]), 1)
         b_mass = b_mass * tl.exp(b_max - b_new_max) + b_block_mass
@@ -138,7 +157,6 @@ def _reduce_block(
             m_own = o_x[:, None] + first == o_y[None, :]
             b_diagonal += tl.sum(tl.where(m_own, b_energy, 0.0), 1)
             b_rival = tl.maximum(b_rival, tl.max(tl.where(m_own, float("-inf"), b_energy), 1))
-            b_sum += tl.sum(tl.where(m_y[None, :], b_energy, 0.0), 1)
             if SOFTPLUS:
                 b_softplus += tl.sum(softplus(b_energy), 1)
     m_x = o_x < X
@@ -155,13 +173,13 @@ def _reduce_block(
 @triton.jit
 def infonce_fwd_kernel(
     # inputs
-    p_phi, p_psi, p_offset, p_row_mask,
+    p_phi, p_psi, p_offset, p_row_mask, p_group,
     # outputs
     p_diagonal, p_row_logsumexp, p_column_logsumexp, p_softplus, p_rival, p_sum,
     # sizes
     B, C, first, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    GROUPED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The scores [splits, B] of the pairs with the y of a chunk. COLUMNS needs B = C.
 
@@ -171,16 +189,16 @@ def infonce_fwd_kernel(
     num_blocks = tl.cdiv(B, BM)
     if i_block < num_blocks:
         _reduce_block(
-            p_phi, p_psi, p_offset, p_row_mask, i_block,
+            p_phi, p_psi, p_offset, p_row_mask, p_group, i_block,
             p_row_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
-            B, C, first, chunk, R, ENERGY, True, SOFTPLUS, MASKED, BM, BN, BK,
+            B, C, first, chunk, R, ENERGY, True, SOFTPLUS, MASKED, GROUPED, BM, BN, BK,
         )  # fmt: skip
     else:
         if COLUMNS:
             _reduce_block(
-                p_psi, p_phi, p_offset, p_row_mask, i_block - num_blocks,
+                p_psi, p_phi, p_offset, p_row_mask, p_group, i_block - num_blocks,
                 p_column_logsumexp, p_diagonal, p_softplus, p_rival, p_sum,
-                C, B, 0, chunk, R, ENERGY, False, False, MASKED, BM, BN, BK,
+                C, B, 0, chunk, R, ENERGY, False, False, MASKED, GROUPED, BM, BN, BK,
             )  # fmt: skip
 
 
@@ -234,10 +252,10 @@ def infonce_join_kernel(
 
 @triton.jit
 def _energy_gradient(
-    b_energy, o_x, o_y, X, Y, first, p_row_mask,
+    b_energy, o_x, o_y, X, Y, first, p_row_mask, p_group,
     p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
     IS_ROW: tl.constexpr, SUM_OF_X: tl.constexpr, SUM_OF_Y: tl.constexpr, SOFTPLUS: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASKED: tl.constexpr, GROUPED: tl.constexpr,
 ):  # fmt: skip
     # d loss / d E_ij, [BM, BN]: one term for each of the scores that E_ij is part of.
     m_x, m_y = o_x < X, o_y < Y
@@ -247,6 +265,9 @@ def _energy_gradient(
     else:
         b_diagonal = tl.load(p_diagonal_grad + o_y, mask=m_y, other=0.0)[None, :]
         b_grad = tl.where(o_x[:, None] == o_y[None, :] + first, b_diagonal, 0.0)
+    if GROUPED:
+        m_left_out = _same_group(p_group, o_x, o_y, X, Y, first, IS_ROW)
+        b_energy = tl.where(m_left_out, float("-inf"), b_energy)
     b_of_x, b_of_y = b_energy, b_energy
     # The sums of columns leave out the rows outside of the mask: exp(-inf) is 0.
     if MASKED and IS_ROW and SUM_OF_Y:
@@ -276,14 +297,14 @@ def _energy_gradient(
 @triton.jit
 def _gradient_block(
     # inputs
-    p_x, p_y, p_offset, p_row_mask, i_block,
+    p_x, p_y, p_offset, p_row_mask, p_group, i_block,
     p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
     # outputs
     p_grad,
     # sizes
     X, Y, first, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, IS_ROW: tl.constexpr, SUM_OF_X: tl.constexpr, SUM_OF_Y: tl.constexpr,
-    SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    SOFTPLUS: tl.constexpr, MASKED: tl.constexpr, GROUPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     DISTANCE: tl.constexpr = ENERGY != "dot"
@@ -297,9 +318,9 @@ def _gradient_block(
         b_tile = _tile(p_x, p_y, p_offset, o_x, o_y, X, Y, R, DISTANCE, BM, BN, BK)
         b_energy = _energy(b_tile, (o_x < X)[:, None] & (o_y < Y)[None, :], ENERGY)
         b_weight = _energy_gradient(
-            b_energy, o_x, o_y, X, Y, first, p_row_mask,
+            b_energy, o_x, o_y, X, Y, first, p_row_mask, p_group,
             p_x_logsumexp, p_x_grad, p_y_logsumexp, p_y_grad, p_diagonal_grad, p_softplus_grad,
-            IS_ROW, SUM_OF_X, SUM_OF_Y, SOFTPLUS, MASKED,
+            IS_ROW, SUM_OF_X, SUM_OF_Y, SOFTPLUS, MASKED, GROUPED,
         )  # fmt: skip
         # dE/dx is factor * (x - y) for distances, zero where the distance is clamped, else y.
         if ENERGY == "norm":
@@ -320,13 +341,14 @@ def _gradient_block(
 @triton.jit
 def infonce_bwd_kernel(
     # inputs
-    p_phi, p_psi, p_offset, p_row_mask, p_row_logsumexp, p_column_logsumexp,
+    p_phi, p_psi, p_offset, p_row_mask, p_group, p_row_logsumexp, p_column_logsumexp,
     p_diagonal_grad, p_row_grad, p_column_grad, p_softplus_grad,
     # outputs
     p_phi_grad, p_psi_grad,
     # sizes
     B, C, first, chunk, R: tl.constexpr,
     ENERGY: tl.constexpr, COLUMNS: tl.constexpr, SOFTPLUS: tl.constexpr, MASKED: tl.constexpr,
+    GROUPED: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """The gradients [splits, B + C, R] through the pairs with the y of a chunk.
@@ -337,15 +359,17 @@ def infonce_bwd_kernel(
     num_blocks = tl.cdiv(B, BM)
     if i_block < num_blocks:
         _gradient_block(
-            p_phi, p_psi, p_offset, p_row_mask, i_block,
+            p_phi, p_psi, p_offset, p_row_mask, p_group, i_block,
             p_row_logsumexp, p_row_grad, p_column_logsumexp, p_column_grad,
             p_diagonal_grad, p_softplus_grad, p_phi_grad,
-            B, C, first, chunk, R, ENERGY, True, True, COLUMNS, SOFTPLUS, MASKED, BM, BN, BK, BR,
+            B, C, first, chunk, R, ENERGY, True, True, COLUMNS, SOFTPLUS, MASKED, GROUPED,
+            BM, BN, BK, BR,
         )  # fmt: skip
     else:
         _gradient_block(
-            p_psi, p_phi, p_offset, p_row_mask, i_block - num_blocks,
+            p_psi, p_phi, p_offset, p_row_mask, p_group, i_block - num_blocks,
             p_column_logsumexp, p_column_grad, p_row_logsumexp, p_row_grad,
             p_diagonal_grad, p_softplus_grad, p_psi_grad,
-            C, B, first, chunk, R, ENERGY, False, COLUMNS, True, SOFTPLUS, MASKED, BM, BN, BK, BR,
+            C, B, first, chunk, R, ENERGY, False, COLUMNS, True, SOFTPLUS, MASKED, GROUPED,
+            BM, BN, BK, BR,
         )  # fmt: skip

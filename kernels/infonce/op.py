@@ -31,6 +31,7 @@ def infonce_fwd(
     phi_BR: Tensor,
     psi_CR: Tensor,
     row_mask_B: Tensor | None,
+    group_C: Tensor | None,
     first: int,
     energy: str,
     columns: bool,
@@ -52,9 +53,11 @@ def infonce_fwd(
     with torch.cuda.device_of(phi_BR):
         infonce_fwd_kernel[(blocks, splits)](
             phi_BR, psi_CR, offset_R, phi_BR if row_mask_B is None else row_mask_B,
+            phi_BR if group_C is None else group_C,
             *parts,
             batch, goals, first, chunk, size,
             ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus, MASKED=row_mask_B is not None,
+            GROUPED=group_C is not None,
             BM=launch.BM, BN=launch.BN, BK=launch.BK,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
             maxnreg=REGISTERS,
@@ -70,7 +73,7 @@ def infonce_fwd(
 
 
 def infonce_bwd(
-    phi_BR: Tensor, psi_CR: Tensor, row_mask_B: Tensor | None,
+    phi_BR: Tensor, psi_CR: Tensor, row_mask_B: Tensor | None, group_C: Tensor | None,
     row_logsumexp_B: Tensor, column_logsumexp_B: Tensor, offset_R: Tensor,
     diagonal_grad_B: Tensor, row_grad_B: Tensor, column_grad_B: Tensor, softplus_grad_B: Tensor,
     first: int, energy: str, columns: bool, softplus: bool,
@@ -87,11 +90,13 @@ def infonce_bwd(
     with torch.cuda.device_of(phi_BR):
         infonce_bwd_kernel[(blocks, slices, splits)](
             phi_BR, psi_CR, offset_R, phi_BR if row_mask_B is None else row_mask_B,
+            phi_BR if group_C is None else group_C,
             row_logsumexp_B, column_logsumexp_B,
             *(grad_B.contiguous() for grad_B in upstream),
             grads_SXR, grads_SXR[:, batch:],
             batch, goals, first, chunk, size,
             ENERGY=energy, COLUMNS=columns, SOFTPLUS=softplus, MASKED=row_mask_B is not None,
+            GROUPED=group_C is not None,
             BM=launch.BM, BN=launch.BN, BK=launch.BK, BR=launch.BR,
             num_warps=launch.num_warps, num_stages=launch.num_stages,
             maxnreg=REGISTERS,
@@ -108,6 +113,7 @@ def _(
     phi_BR: Tensor,
     _psi_CR: Tensor,
     _row_mask_B: Tensor | None,
+    _group_C: Tensor | None,
     _first: int,
     energy: str,
     columns: bool,
@@ -126,14 +132,14 @@ def _(phi_BR: Tensor, psi_CR: Tensor, *_args: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    phi_BR, psi_CR, row_mask_B, ctx.first, ctx.energy, ctx.columns, ctx.softplus = inputs
-    ctx.save_for_backward(phi_BR, psi_CR, row_mask_B, output[1], output[2], output[6])
+    phi_BR, psi_CR, row_mask_B, group_C, ctx.first, ctx.energy, ctx.columns, ctx.softplus = inputs
+    ctx.save_for_backward(phi_BR, psi_CR, row_mask_B, group_C, output[1], output[2], output[6])
     # Otherwise autograd would make tensors of zeros as the gradients of what has none.
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    logsumexp_B, of_columns = ctx.saved_tensors[3:5]
+    logsumexp_B, of_columns = ctx.saved_tensors[4:6]
     asked = (logsumexp_B, logsumexp_B, of_columns, logsumexp_B if ctx.softplus else of_columns[:0])
     grads = [
         torch.zeros_like(score_B) if grad_B is None else grad_B
@@ -142,7 +148,7 @@ def _autograd(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     options = (ctx.first, ctx.energy, ctx.columns, ctx.softplus)
     of_both = _backward(*ctx.saved_tensors, *grads, *options)
     batch = len(logsumexp_B)
-    return (of_both[:batch], of_both[batch:], None, None, None, None, None)
+    return (of_both[:batch], of_both[batch:], None, None, None, None, None, None)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -156,6 +162,7 @@ def pair_scores(
     columns: bool,
     softplus: bool,
     row_mask_B: Tensor | None,
+    group_C: Tensor | None = None,
     first: int = 0,
 ) -> PairScores:
     """All scores, those that were not asked for empty, of each energy but `cosine`.
@@ -184,7 +191,9 @@ def pair_scores(
         )
     if row_mask_B is not None:
         row_mask_B = row_mask_B.contiguous()
-    found = _forward(phi_BR, psi_CR, row_mask_B, first, energy, columns, softplus)
+    if group_C is not None:
+        group_C = group_C.contiguous()
+    found = _forward(phi_BR, psi_CR, row_mask_B, group_C, first, energy, columns, softplus)
     diagonal_B, row_B, column_B, softplus_B, rival_B, sum_B = found[:6]
     constant = rival_B.detach(), sum_B.detach()
     return PairScores(diagonal_B, row_B, column_B, softplus_B, *constant, len(psi_CR))

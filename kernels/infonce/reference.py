@@ -15,7 +15,7 @@ from torch.nn import functional
 # Added under the root of a distance or norm, so that the gradient at zero is zero and not NaN.
 EPSILON = 1e-6
 
-# Energy of the pairs that the columns' sums leave out. Finite, so that a column without any other
+# Energy of the pairs that sums leave out. Finite, so that a column without any other
 # pair has a gradient that is not NaN.
 LEFT_OUT = -1e30
 
@@ -43,7 +43,7 @@ class PairScores(NamedTuple):
     row_rival_B: Tensor
     """max of E_ij over all columns but the true one, -inf when there is no other. No gradient."""
     row_sum_B: Tensor
-    """sum_j E_ij. Carries no gradient."""
+    """sum_j E_ij, also of a row's group. Carries no gradient."""
     goals: int
     """C, the number of goals that each row is compared with."""
 
@@ -89,13 +89,20 @@ def reduce_energies(
     columns: bool,
     softplus: bool,
     row_mask_B: Tensor | None = None,
+    group_C: Tensor | None = None,
     first: int = 0,
 ) -> PairScores:
     """The scores of a given matrix of energies; `columns` needs one that is square."""
     with torch.no_grad():
+        row_sum_B = energies_BC.sum(1)
+    if group_C is not None:
+        energies_BC = energies_BC.masked_fill(
+            same_group(group_C, len(energies_BC), first), LEFT_OUT
+        )
+    with torch.no_grad():
         rivals_BC = energies_BC.clone()
         rivals_BC.diagonal(first).fill_(-torch.inf)
-        row_rival_B, row_sum_B = rivals_BC.amax(1), energies_BC.sum(1)
+        row_rival_B = rivals_BC.amax(1)
     return PairScores(
         # Rows have their columns in order, and there may be more of these than of rows.
         diagonal_B=energies_BC.diagonal(first)[: len(energies_BC)],
@@ -109,8 +116,28 @@ def reduce_energies(
     )
 
 
-def logsumexp_of_columns(energies_BC: Tensor, row_mask_B: Tensor | None) -> Tensor:
-    """log sum_i exp E_ij for each column [C], over the rows where the mask is not 0."""
+def same_group(group_C: Tensor, rows: int, first: int) -> Tensor:
+    """bool [B, C]: the pairs of a row and a column of its group that is not the row's own."""
+    same_BC = group_C[first : first + rows, None] == group_C
+    same_BC.diagonal(first).fill_(False)
+    return same_BC
+
+
+def logsumexp_of_columns(
+    energies_BC: Tensor,
+    row_mask_B: Tensor | None,
+    group_B: Tensor | None = None,
+    *,
+    first: int = 0,
+) -> Tensor:
+    """log sum_i exp E_ij for each column [C], over the rows where the mask is not 0.
+
+    `group_B` are the groups of the rows, of which column j has that of row first + j; see
+    `pair_scores`.
+    """
+    if group_B is not None:
+        same_CB = same_group(group_B, energies_BC.shape[1], first)
+        energies_BC = energies_BC.masked_fill(same_CB.T, LEFT_OUT)
     if row_mask_B is not None:
         energies_BC = energies_BC.masked_fill(row_mask_B[:, None] == 0, LEFT_OUT)
     return energies_BC.logsumexp(0)
@@ -124,10 +151,16 @@ def pair_scores(
     columns: bool,
     softplus: bool,
     row_mask_B: Tensor | None,
+    group_C: Tensor | None = None,
     first: int = 0,
 ) -> PairScores:
     """Scores of all pairs of rows, computed from the B x C matrix of their energies."""
     energies_BC = ENERGIES[energy].pairwise(phi_BR, psi_CR)
     return reduce_energies(
-        energies_BC, columns=columns, softplus=softplus, row_mask_B=row_mask_B, first=first
+        energies_BC,
+        columns=columns,
+        softplus=softplus,
+        row_mask_B=row_mask_B,
+        group_C=group_C,
+        first=first,
     )

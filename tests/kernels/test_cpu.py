@@ -169,10 +169,13 @@ def test_two_passes_before_their_backward_do_not_share_memory() -> None:
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @pytest.mark.parametrize("energy", ENERGIES)
-def test_scores_are_as_exact_as_plain_torch(energy: str, batch: int, masked: bool) -> None:
+def test_scores_are_as_exact_as_plain_torch(
+    energy: str, batch: int, masked: bool, grouped: bool
+) -> None:
     def run(tower: Tower, dtype: torch.dtype) -> Results:
         phi, psi = (normal(batch, 7, seed=seed).to(dtype).requires_grad_() for seed in (0, 1))
         mask = (torch.arange(batch) % 3 != 1).to(dtype)
@@ -183,6 +186,7 @@ def test_scores_are_as_exact_as_plain_torch(energy: str, batch: int, masked: boo
             columns=True,
             softplus=True,
             row_mask_B=mask if masked else None,
+            group_C=torch.arange(batch) % 5 if grouped else None,
             implementation=Compute(tower=tower).other_kernels,
         )
         found = {name: x for name, x in scores._asdict().items() if isinstance(x, Tensor)}

@@ -63,6 +63,7 @@ def run(
     columns: bool = True,
     softplus: bool = True,
     row_mask_B: Tensor | None = None,
+    group_C: Tensor | None = None,
     first: int = 0,
 ) -> dict[str, Tensor]:
     """All scores, and the gradients of their sum with random weights, in fp64."""
@@ -74,6 +75,7 @@ def run(
         columns=columns,
         softplus=softplus,
         row_mask_B=row_mask_B,
+        group_C=group_C,
         first=first,
         implementation=implementation,  # type: ignore[arg-type]
     )
@@ -228,6 +230,63 @@ def test_columns_leave_out_the_rows_outside_of_a_mask(kept: int, energy: str) ->
         )
 
 
+def groups(goals: int, count: int) -> Tensor:
+    return torch.randint(count, (goals,), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+
+
+@pytest.mark.parametrize("count", [1, 3, 1000])
+@pytest.mark.parametrize(("rows", "goals", "first"), [(40, 40, 0), (140, 140, 0), (20, 300, 137)])
+@pytest.mark.parametrize("energy", ["norm", "dot"])
+def test_scores_and_gradients_with_groups(
+    energy: str, rows: int, goals: int, first: int, count: int
+) -> None:
+    phi, psi = draw(goals, 12)
+    mask = (torch.arange(rows) % 4 != 1).float().to(DEVICE)
+    square = rows == goals
+    assert_as_good_as_fp32(
+        phi[:rows],
+        psi,
+        energy=energy,
+        columns=square,
+        row_mask_B=mask if square else None,
+        group_C=groups(goals, count),
+        first=first,
+    )
+
+
+@pytest.mark.parametrize("energy", ENERGIES)
+@pytest.mark.parametrize("first", [0, 5])
+def test_goals_of_a_group_are_no_negatives_of_each_other(first: int, energy: str) -> None:
+    phi, psi = (points.double() for points in draw(20, 6))
+    rows, group = phi[first : first + 9], groups(20, 3)
+    columns = first == 0
+    rows = phi if columns else rows
+    scores = pair_scores(
+        rows,
+        psi,
+        energy=energy,
+        columns=columns,
+        softplus=True,
+        group_C=group,
+        first=first,
+        implementation="reference",
+    )
+    energies = ENERGIES[energy].pairwise(rows, psi)
+    for i in range(len(rows)):
+        own = first + i
+        rivals = [j for j in range(20) if group[j] != group[own]]
+        kept = energies[i, [own, *rivals]]
+        assert torch.isclose(scores.row_logsumexp_B[i], kept.logsumexp(0))
+        assert torch.isclose(scores.row_rival_B[i], kept[1:].max())
+        assert scores.row_softplus_B is not None
+        assert torch.isclose(scores.row_softplus_B[i], torch.nn.functional.softplus(kept).sum())
+        assert torch.isclose(scores.row_sum_B[i], energies[i].sum())
+        if columns:
+            assert scores.column_logsumexp_B is not None
+            of_column = energies[[own, *rivals], i].logsumexp(0)
+            assert torch.isclose(scores.column_logsumexp_B[i], of_column)
+
+
 @pytest.mark.parametrize("energy", ENERGIES)
 def test_equal_rows(energy: str) -> None:
     phi, _ = draw(20, 8)
@@ -331,9 +390,9 @@ def test_no_matrix_of_pairs_is_made(monkeypatch: pytest.MonkeyPatch, allocated: 
     phi, psi = draw(batch, size)
     with LargestTensor() as watch:
         # The launchers themselves: inside an op, nothing can be watched.
-        scores = op.infonce_fwd(phi, psi, None, 0, "norm", True, True)
+        scores = op.infonce_fwd(phi, psi, None, None, 0, "norm", True, True)
         kept = scores[1], scores[2], scores[6]
-        op.infonce_bwd(phi, psi, None, *kept, *scores[:4], 0, "norm", True, True)
+        op.infonce_bwd(phi, psi, None, None, *kept, *scores[:4], 0, "norm", True, True)
         run(phi, psi, energy="cosine", implementation="triton")
     # Under the interpreter, the largest is its copy of both gradients, counted in bytes.
     assert batch * size <= max(watch.numel, *allocated) <= 8 * batch * size < batch * batch
@@ -398,18 +457,19 @@ def test_triton_is_imported_only_where_it_is_asked_for() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def jobs_of(size: int, energy: str, arch: int) -> list[Job]:
+def jobs_of(size: int, energy: str, arch: int, *, grouped: bool) -> list[Job]:
     launch = kernel.choose_launch(size)
     options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
     options["maxnreg"] = kernel.REGISTERS
     constants = {"R": size, "ENERGY": energy, "COLUMNS": True, "SOFTPLUS": True}
+    constants |= {"MASKED": grouped, "GROUPED": grouped}
     constants |= {name: getattr(launch, name) for name in ("BM", "BN", "BK", "BR")}
     jobs = []
     for name in ("infonce_fwd_kernel", "infonce_bwd_kernel"):
         arguments = getattr(kernel, name).arg_names
         of_kernel = {key: value for key, value in constants.items() if key in arguments}
         types = {argument: "*fp32" for argument in arguments if argument not in of_kernel}
-        types |= dict.fromkeys(("B", "C", "first", "chunk"), "i32")
+        types |= dict.fromkeys(("B", "C", "first", "chunk"), "i32") | {"p_group": "*i64"}
         jobs.append(Job(kernel.__name__, name, types, of_kernel, options, arch))
     return jobs
 
@@ -428,8 +488,8 @@ def test_compiles_without_spills() -> None:
         job
         for arch in SHARED_MEMORY
         for size in (32, 64, 512)
-        for energy in ("norm", "dot")
-        for job in jobs_of(size, energy, arch)
+        for energy, grouped in (("norm", False), ("dot", False), ("norm", True))
+        for job in jobs_of(size, energy, arch, grouped=grouped)
     ]
     jobs.append(join_job())
     for job, used in zip(jobs, compile_all(jobs), strict=True):

@@ -49,6 +49,7 @@ class CompiledUpdate:
         self._batch_size = size = len(goal_of_B)
         # Of the type of a mask, since every other type of an argument is compiled anew.
         self._no_mask = array(torch.zeros(size, dtype=log_alpha.dtype))
+        self._no_place = np.zeros(size, np.int64)
         self._steps = Steps(optimizer)
         # They must be kept, since a space whose owner is gone is used again by others.
         self._spaces = [
@@ -92,11 +93,14 @@ class CompiledUpdate:
         """The metrics of `ActorCritic.update` with these standard normal numbers."""
         parts = (batch[name].contiguous() for name in ("state", "action", "goal"))
         state, action, goal = map(array, parts)
-        whole = batch.get("whole")
+        whole, place = batch.get("whole"), batch.get("place")
         metrics = torch.empty(len(METRICS), dtype=noise_BA.dtype)
         contrastive_gradients(
             *(state, action, goal, self._no_mask if whole is None else array(whole)),
-            *(whole is not None, array(noise_BA), *self._arguments, array(metrics)),
+            whole is not None,
+            self._no_place if place is None else array(place),
+            place is not None,
+            *(array(noise_BA), *self._arguments, array(metrics)),
         )
         self._steps.take()
         return dict(zip(METRICS, metrics.unbind(), strict=True))

@@ -37,6 +37,21 @@ concat(mean, raw log-std), and the action is tanh of the mean. tanh: the action 
 output. clip: the action is the whole output, clipped to [-1, 1]."""
 
 
+class ReadsGoals(Protocol):
+    """What turns the goals that a policy is given into the numbers that its actor takes."""
+
+    size: int
+    """F, the number of these numbers."""
+    point_PG: Tensor
+    """The goals of the task that it can tell apart."""
+
+    def __call__(self, goal: Any) -> Tensor:
+        """Features [..., F] of a sentence, of a list of them, or of goals [..., G] of the task."""
+
+    def phrases_of(self, goal_NG: Tensor) -> list[str]:
+        """The sentences that stand for goals of the task."""
+
+
 class Policy:
     """The deterministic policy, which evaluation and robots run: a function without memory."""
 
@@ -48,12 +63,15 @@ class Policy:
         goal_size: int,
         head: str = "squashed_gaussian",
         chunk: int = 1,
+        reader: ReadsGoals | None = None,
     ) -> None:
         """`actor`, a ResidualTower or an `mlp`, maps concat(state, goal) to the head's input.
 
-        `chunk` is the number of consecutive actions that the actor decides at once.
+        `chunk` is the number of consecutive actions that the actor decides at once. With a `reader`
+        goals may be sentences, and the actor takes what the reader makes of them.
         """
         self.actor = actor
+        self.reader = reader
         self.head = head
         self.chunk = chunk
         self.state_size, self.goal_size = state_size, goal_size
@@ -100,7 +118,19 @@ class Policy:
             goal_size=self.goal_size,
             head=self.head,
             chunk=self.chunk,
+            reader=self.reader,
         )
+
+    def with_reader(self, reader: ReadsGoals) -> "Policy":
+        """The policy with another way of reading goals, of equal size."""
+        changed = self.with_actor(self.actor)
+        changed.reader = reader
+        return changed
+
+    @property
+    def places(self) -> Tensor | None:
+        """The points [P, G] at which it can be commanded to be; None if these are all goals."""
+        return None if self.reader is None else self.reader.point_PG
 
     def controller(self, num_envs: int = 1) -> "Controller":
         """What carries out this policy in `num_envs` episodes, one action a control step."""
@@ -118,7 +148,8 @@ class Policy:
         for that device; NaN gives a NaN action there.
         """
         device = next(self.actor.parameters()).device
-        state_tensor, goal_tensor = map(as_tensor, (state, goal))
+        state_tensor = as_tensor(state)
+        goal_tensor = self._read(goal)
         leading = self._leading(state_tensor, goal_tensor)
         for name, part in (("state", state_tensor), ("goal", goal_tensor)):
             _require_finite(name, part)
@@ -134,10 +165,22 @@ class Policy:
             return plan.to(state.device)
         return plan.cpu().numpy()
 
+    def _read(self, goal: Any) -> Tensor:
+        """The goal as the actor takes it."""
+        if self.reader is not None:
+            return self.reader(goal)
+        if isinstance(goal, str):
+            raise UsageError(
+                f"this policy takes goals as {self.goal_size} numbers and reads no sentences, got "
+                f"{goal[:60]!r}; train with --goals words for one that does"
+            )
+        return as_tensor(goal)
+
     def _leading(self, state: Tensor, goal: Tensor) -> torch.Size:
         """The batch axes of the action. Raises ValueError for sizes that do not fit."""
         shapes = f"got shapes {list(state.shape)} and {list(goal.shape)}"
-        if (state.shape[-1:], goal.shape[-1:]) != ((self.state_size,), (self.goal_size,)):
+        goal_size = self.goal_size if self.reader is None else self.reader.size
+        if (state.shape[-1:], goal.shape[-1:]) != ((self.state_size,), (goal_size,)):
             raise ValueError(
                 f"this policy takes states of {self.state_size} and goals of {self.goal_size} "
                 f"numbers, along the last axis; {shapes}"

@@ -11,7 +11,15 @@ from annotated_types import Le
 from torch_crl.cli.flags import read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.cli.progress import Stages
-from torch_crl.cli.runs import Trained, TrainedOptions, film_env, load_trained, trained_run
+from torch_crl.cli.runs import (
+    Trained,
+    TrainedOptions,
+    film_env,
+    load_trained,
+    reader_of,
+    told,
+    trained_run,
+)
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Positive
 from torch_crl.system.terminal import print_line
@@ -34,6 +42,11 @@ class Options(TrainedOptions):
     a planner that `torch-crl plan` has written."""
     controller: Path | None = None
     """With a planner: run or policy folder that acts in place of the run's own policy."""
+    say: str = ""
+    """With a policy of --goals words: the sentence that commands all episodes, such as "go to the
+    upper left corner"; by default each has one of the phrases that the policy learned from."""
+    unseen: bool = False
+    """With a policy of --goals words: command by sentences of forms that it has not learned."""
     report: Path | None = None
     """Folder for a page, report.html, with the metrics and the picture of `torch-crl heatmap`;
     without the run's critic the picture has no distances."""
@@ -56,6 +69,7 @@ def main(arguments: list[str]) -> int:
     if options.report is not None:
         check_folder("--report", options.report)
     trained = load_trained(options)
+    trained = _commanded(trained, options)
     policy = _acting(trained, options)
     result = _evaluate(policy, trained, options)
     if options.json:
@@ -75,6 +89,18 @@ def main(arguments: list[str]) -> int:
     if options.video is not None:
         _film(policy, trained, options, options.video)
     return 0
+
+
+def _commanded(trained: Trained, options: Options) -> Trained:
+    """The policy that follows the sentences that were asked for."""
+    if options.say and options.unseen:
+        raise UsageError("--say and --unseen exclude each other")
+    if options.say:
+        return told(trained, options.say)
+    if options.unseen:
+        reader = reader_of(trained).with_unseen()
+        return trained._replace(policy=trained.policy.with_reader(reader))
+    return trained
 
 
 def _check_video(options: Options) -> None:

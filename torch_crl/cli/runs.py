@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch_crl.agent.policy import Policy
     from torch_crl.envs.task_vector_env import TaskVectorEnv
     from torch_crl.envs.vector_env import VectorEnv
+    from torch_crl.goals.words import Reader
     from torch_crl.planning.goal_value import TrainedRun
 
 
@@ -146,6 +147,30 @@ def allow_tasks_of(
             ) from error
 
 
+def reader_of(trained: Trained) -> "Reader":
+    """What reads the sentences of a policy. Raises UsageError if it takes goals as numbers."""
+    from torch_crl.goals.words import Reader
+
+    if not isinstance(trained.policy.reader, Reader):
+        raise UsageError(
+            "this policy takes goals as numbers and reads no sentences; "
+            "`torch-crl train TASK --goals words` trains one that does"
+        )
+    return trained.policy.reader
+
+
+def told(trained: Trained, sentence: str) -> Trained:
+    """The policy that follows a sentence; prints which place it is about.
+
+    Raises SentenceError with the nearest places, if it is about none of them.
+    """
+    reader = reader_of(trained)
+    policy = trained.policy.with_reader(reader.saying(sentence))
+    name, similarity = reader.nearest_place(sentence)
+    print_line(f"{sentence!r}: the {name} (similarity {similarity:.2f})", stderr=True)
+    return trained._replace(policy=policy)
+
+
 def task_env(trained: Trained, *, num_envs: int, seed: int) -> "TaskVectorEnv":
     """Envs of one of our tasks. Raises UsageError for a Gymnasium env."""
     from torch_crl.envs.make import make_task_vector_env
@@ -156,7 +181,11 @@ def task_env(trained: Trained, *, num_envs: int, seed: int) -> "TaskVectorEnv":
             "--video out.mp4` films it with its own render()"
         )
     return make_task_vector_env(
-        trained.task, num_envs=num_envs, episode_length=trained.episode_length, seed=seed
+        trained.task,
+        num_envs=num_envs,
+        episode_length=trained.episode_length,
+        seed=seed,
+        places=trained.policy.places,
     )
 
 

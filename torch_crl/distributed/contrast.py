@@ -24,6 +24,8 @@ class Gathered(NamedTuple):
     """None unless the sums over rows need them."""
     whole_N: Tensor | None
     """Which rows count, of all ranks; None if all do."""
+    place_N: Tensor | None
+    """int64: the place of each goal, of all ranks; None if goals have none."""
     own: slice
     """The place of this rank's rows among all."""
 
@@ -32,6 +34,7 @@ def loss_over_all_ranks(
     phi_BR: Tensor,
     psi_BR: Tensor,
     whole_B: Tensor | None,
+    place_B: Tensor | None,
     loss_of: Callable[[Gathered], tuple[Tensor, dict[str, Tensor]]],
     *,
     columns: bool,
@@ -45,21 +48,26 @@ def loss_over_all_ranks(
     batch, size = phi_BR.shape
     own = slice(ranks.rank * batch, (ranks.rank + 1) * batch)
     parts = [psi_BR, *([phi_BR] if columns else [])]
-    if whole_B is not None:
-        parts.append(whole_B[:, None].to(phi_BR.dtype))
+    parts += [
+        each_B[:, None].to(phi_BR.dtype) for each_B in (whole_B, place_B) if each_B is not None
+    ]
     all_NX = ranks.gather(torch.cat([part.detach() for part in parts], dim=1))
     leaves = [phi_BR.detach().requires_grad_()]
     leaves += [
         all_NX[:, size * k : size * (k + 1)].contiguous().requires_grad_()
         for k in range(1 + columns)
     ]
+    whole_N = all_NX[:, size * (1 + columns)] if whole_B is not None else None
+    # Numbers of places are exact in every floating type.
+    place_N = all_NX[:, -1].long() if place_B is not None else None
     with torch.enable_grad():
         loss, metrics = loss_of(
             Gathered(
                 phi_BR=leaves[0],
                 psi_NR=leaves[1],
                 phi_NR=leaves[2] if columns else None,
-                whole_N=all_NX[:, -1] if whole_B is not None else None,
+                whole_N=whole_N,
+                place_N=place_N,
                 own=own,
             )
         )

@@ -1,10 +1,10 @@
 """Makes the vector env of a task from its name, whichever kind of task it is."""
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
-from torch_crl.envs.places import at_places
+from torch_crl.envs.places import at_places, without_places
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.task_name import parse_task_name
@@ -26,6 +26,7 @@ def make_vector_env(
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
     goal_redraw: float = 0.0,
+    places: Tensor | None = None,
     env_timeout: float = 300.0,
 ) -> VectorEnv:
     """Make `num_envs` parallel episodes of a task; call `close` on the result at the end.
@@ -42,6 +43,7 @@ def make_vector_env(
             Gymnasium envs.
         goal_redraw: probability, at every control step, that the commanded goal of an episode is
             drawn anew. Gymnasium envs keep their own goal for distance and success.
+        places: command goals at the task's places only, which must be at these points [P, G].
         env_timeout: seconds that a Gymnasium env may take for a step or a reset, 0 for no limit.
 
     Raises:
@@ -51,6 +53,8 @@ def make_vector_env(
     """
     if parse_task_name(name).kind == "gymnasium":
         _require_positive(num_envs=num_envs, episode_length=episode_length)
+        if places is not None:
+            raise UsageError(without_places(name))
         return GymnasiumVectorEnv(
             name,
             num_envs=num_envs,
@@ -70,6 +74,7 @@ def make_vector_env(
         device=device,
         cached_starts=cached_starts,
         goal_redraw=goal_redraw,
+        places=places,
     )
 
 
@@ -85,10 +90,13 @@ def make_task_vector_env(
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
     goal_redraw: float = 0.0,
+    places: Tensor | None = None,
 ) -> TaskVectorEnv:
     """Like `make_vector_env`, but only for tasks with a model: registered or `module:function`."""
     _require_positive(num_envs=num_envs, episode_length=episode_length)
     task = make_task(name)
+    if places is not None:
+        task = at_places(task, places)
     physics = make_simulator(
         simulator,
         task.model,

@@ -103,16 +103,22 @@ def named_places(
     )
 
 
-def at_places(task: Task) -> Task:
+def at_places(task: Task, point_PG: Tensor | None = None) -> Task:
     """The task with its commanded goals moved to the nearest of its places.
 
-    Raises UsageError if it names no places.
+    With points [P, G], these are the places that may be commanded. Raises UsageError if the task
+    names no places, or none at one of the points.
     """
     places = task.places
     if places is None:
         raise UsageError(without_places(task.spec.name))
-
-    points = Constant(places.point_PG)
+    known = {tuple(point) for point in places.point_PG.tolist()}
+    if point_PG is not None and not {tuple(point) for point in point_PG.tolist()} <= known:
+        raise UsageError(
+            f"the policy knows other places than those of {task.spec.name}, which are "
+            f"{', '.join(places.names[:4])} and so on"
+        )
+    points = Constant(places.point_PG if point_PG is None else point_PG)
 
     def sample_start(num_envs: int, generator: Generator) -> Start:
         start = task.sample_start(num_envs, generator)

@@ -19,6 +19,7 @@ from torch_crl.agent.networks import ResidualTower
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.experience.collector import Collector
 from torch_crl.experience.replay import Replay, Transition
+from torch_crl.goals.space import GoalSpace
 from torch_crl.system.checkpoint import flatten, part_of
 from torch_crl.system.cuda_graph import Recorder
 
@@ -95,13 +96,14 @@ class OverlappingCollector:
         rows: int,
         generator: Generator,
         chunk: int = 1,
+        goals: GoalSpace | None = None,
     ) -> None:
         """`rows` is the largest number of steps of a collection; the rest is as for `Collector`."""
         self.env = env
         self._actor, self._acting, self._replay = actor, copy.deepcopy(actor), replay
         self._staging = Staging.of(env, rows=rows)
         self._collector = Collector(
-            env, self._acting, self._staging, generator=generator, chunk=chunk
+            *(env, self._acting, self._staging), generator=generator, chunk=chunk, goals=goals
         )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collect")
         self._under_way: Future[None] | None = None

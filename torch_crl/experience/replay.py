@@ -30,8 +30,8 @@ from torch import Generator, Tensor
 
 from torch_crl.agent.objectives.objective import HitLabels
 from torch_crl.envs.task import euclidean_distance
-from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.experience.labels import Distance, hit_labels, other_goals
+from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.kernels.relabel import Batch, Ring, relabel
 
 
@@ -180,9 +180,10 @@ class Replay:
 
         Returns:
             TensorDict of float32 `state` [B, S], `action` [B, H A], and what the goal space tells
-            of the goals: `goal` [B, F], and `place` [B] if there are places; if H > 1, `whole` [B]; with `failures`, `survived` [B]: 1 - discount^L for a step that is L steps
-            before the one in which its trajectory failed, 1 where it did not fail (so far); with
-            `labels`, also what `hit_labels` returns, and goals that need not be of the future.
+            of the goals: `goal` [B, F], and `place` [B] if there are places; if H > 1, `whole` [B];
+            with `failures`, `survived` [B]: 1 - discount^L for a step that is L steps before the
+            one in which its trajectory failed, 1 where it did not fail (so far); with `labels`,
+            also what `hit_labels` returns, and goals that need not be of the future.
         """
         needed = 2 if self.window else 1
         if self.filled < needed:

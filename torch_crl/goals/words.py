@@ -70,17 +70,30 @@ class _Tables:
     basis_EF: Tensor
 
 
+@dataclass(frozen=True)
+class _Commands:
+    """The places that goals of the task may stand for, and the phrases that command them."""
+
+    point_PG: Tensor
+    phrases: tuple[tuple[str, ...], ...]
+    phrases_PKF: Tensor
+
+
 class Reader:
     """Reads goals of a policy: sentences, or coordinates as the nearest place's phrases."""
 
-    def __init__(self, vocabulary: Vocabulary, tables: _Tables, *, unseen: bool = False) -> None:
-        """With `unseen`, coordinates become phrases of which the policy has not learned."""
-        self.vocabulary = vocabulary
+    def __init__(
+        self, vocabulary: Vocabulary, tables: _Tables, commands: "_Commands | None" = None
+    ) -> None:
+        """Without `commands`, these are all places by the phrases that the policy learned from."""
+        self.vocabulary, self._tables = vocabulary, tables
         self.size, self.goal_size = vocabulary.size, vocabulary.goal_size
-        self._tables, self._unseen = tables, unseen
-        self.point_PG = tables.point_PG
-        self._points = Constant(tables.point_PG)
-        self._phrases = Constant(tables.unseen_PKF if unseen else tables.phrases_PKF)
+        self._commands = commands or _Commands(
+            tables.point_PG, vocabulary.phrases, tables.phrases_PKF
+        )
+        self.point_PG = self._commands.point_PG
+        self._points = Constant(self.point_PG)
+        self._phrases = Constant(self._commands.phrases_PKF)
         self._known = {
             _plain(phrase): tables.phrases_PKF[place, number]
             for place, phrases in enumerate(vocabulary.phrases)
@@ -89,7 +102,24 @@ class Reader:
 
     def with_unseen(self) -> "Reader":
         """The reader that commands places by phrases of which the policy has not learned."""
-        return Reader(self.vocabulary, self._tables, unseen=True)
+        commands = _Commands(self._tables.point_PG, self.vocabulary.unseen, self._tables.unseen_PKF)
+        return Reader(self.vocabulary, self._tables, commands)
+
+    def saying(self, sentence: str) -> "Reader":
+        """The reader that commands one place, the most similar one, by this very sentence.
+
+        Raises SentenceError, EncoderError.
+        """
+        place = self.vocabulary.names.index(self.nearest_place(sentence)[0])
+        said_11F = self.read([sentence])[None]
+        point_1G = self._tables.point_PG[place : place + 1]
+        return Reader(self.vocabulary, self._tables, _Commands(point_1G, ((sentence,),), said_11F))
+
+    def phrases_of(self, goal_NG: Tensor) -> list[str]:
+        """The sentence by which each of these goals is commanded, row by row."""
+        place_N = nearest(self._points.on(goal_NG.device), goal_NG).tolist()
+        phrases = self._commands.phrases
+        return [phrases[place][row % len(phrases[place])] for row, place in enumerate(place_N)]
 
     def __call__(self, goal: Any) -> Tensor:
         """Features [..., F] of a sentence, of a list of sentences, or of coordinates [..., G].
@@ -151,9 +181,9 @@ class Reader:
             for similarity, place in zip(best.tolist(), places.tolist(), strict=True)
         )
         return (
-            f"{_shortly(text)} is not like any sentence that this policy knows; the nearest places "
-            f"are {near}, and a similarity of {LEAST_SIMILARITY} is needed. It knows sentences such "
-            f"as {self.vocabulary.phrases[int(places[0])][0]!r}"
+            f"{_shortly(text)} is not like any sentence that this policy knows; the nearest "
+            f"places are {near}, and a similarity of {LEAST_SIMILARITY} is needed. It knows "
+            f"sentences such as {self.vocabulary.phrases[int(places[0])][0]!r}"
         )
 
     def nearest_place(self, sentence: str) -> tuple[str, float]:
@@ -181,7 +211,7 @@ class Reader:
 
     @classmethod
     def rebuild(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Reader":
-        """What `description` and `tensors` were taken from. Raises ValueError if they do not fit."""
+        """What `description` and `tensors` are of. Raises ValueError if they do not fit."""
         vocabulary = fields.read(Vocabulary, json.dumps(description))
         places, size = len(vocabulary.names), vocabulary.size
         wanted = {

@@ -16,6 +16,7 @@ from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe.baseline_checks import baseline_problems
 from torch_crl.recipe.collector_checks import collector_problems
 from torch_crl.recipe.compute_choice import compute_problems
+from torch_crl.recipe.goal_checks import goal_problems
 from torch_crl.recipe.marks import Mark, marked, unread
 from torch_crl.recipe.presets import preset
 from torch_crl.recipe.record import Recipe, flag_of, with_defaults
@@ -69,6 +70,7 @@ def check(
         *_simulator_problems(recipe),
         *_objective_problems(recipe),
         *collector_problems(recipe),
+        *goal_problems(recipe),
     ]
     problems += run_problems or []
     if problems:

@@ -117,7 +117,7 @@ class Renderer:
         self._canvas.gl.make_current()
         picture = np.full((self.height, self.width, 3), 255, np.uint8)
         drawn = np.empty_like(picture)
-        tiles = [self._corner(index) for index in range(len(goals))]
+        tiles = self.corners(len(goals))
         width, height = self._tile
         for (left, top), qpos_Q, goal_MG, reached in zip(
             tiles, qpos_NQ, goals, reached_N.tolist(), strict=True
@@ -134,10 +134,11 @@ class Renderer:
             picture[part] = drawn[part]
         return picture
 
-    def _corner(self, index: int) -> tuple[int, int]:
-        """Left and top of a tile, in pixels."""
-        row, column = divmod(index, self._grid[0])
-        return column * (self._tile[0] + _GAP), row * (self._tile[1] + _GAP)
+    def corners(self, count: int) -> list[tuple[int, int]]:
+        """Left and top of the first tiles, in pixels."""
+        sides = [side + _GAP for side in self._tile]
+        places = [divmod(index, self._grid[0]) for index in range(count)]
+        return [(column * sides[0], row * sides[1]) for row, column in places]
 
     def draw_envs(
         self,

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_crl.agent.policy import Acts, controller_of
+from torch_crl.agent.policy import Acts, Policy, controller_of
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.rendering.captions import with_captions
 from torch_crl.rendering.gl import RenderError
 from torch_crl.rendering.renderer import Image, Renderer, grid_of
 from torch_crl.system.threads import torch_threads
@@ -48,6 +49,8 @@ def record(
 ) -> str:
     """Write a video of `steps` control steps of the policy in all envs, in real time.
 
+    The sentence that a policy follows stands in the picture of its env.
+
     Args:
         policy: (state [N, S], goal [N, G]) to action [N, A].
         env: at the beginning of its episodes; where one ends, the next one begins.
@@ -61,7 +64,7 @@ def record(
     seconds = env.seconds_per_step
     stride = math.ceil(1.0 / (seconds * _MAX_FPS))
     with (
-        _pictures(env) as (draw, goals, backend),
+        _pictures(env, policy) as (draw, goals, backend),
         _writer(path, seconds_per_frame=seconds * stride, goals=goals) as write,
     ):
         for step in range(1, steps + 1):
@@ -76,7 +79,7 @@ def record(
 
 @contextmanager
 def _pictures(
-    env: VectorEnv,
+    env: VectorEnv, policy: Acts
 ) -> Iterator[tuple[Callable[[], Image], tuple[Image, Image], str]]:
     """Yields a function that draws all envs, two pictures for the palette, the backend's name."""
     columns, rows = grid_of(env.num_envs)
@@ -89,7 +92,17 @@ def _pictures(
         task_env = env
         with Renderer(env.task, columns=columns, rows=rows, tile=_TILES[columns]) as renderer:
             goals = _both_ways(renderer, task_env)
-            yield lambda: renderer.draw_envs(task_env), goals, renderer.backend
+            reader = policy.reader if isinstance(policy, Policy) else None
+
+            def draw() -> Image:
+                picture = renderer.draw_envs(task_env)
+                if reader is None:
+                    return picture
+                corners = renderer.corners(task_env.num_envs)
+                said = reader.phrases_of(task_env.goal_NG)
+                return with_captions(picture, said, corners, _TILES[columns][0])
+
+            yield draw, goals, renderer.backend
 
 
 def _side_by_side(pictures: list[Any], columns: int) -> Image:

@@ -5,11 +5,12 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 
 import mujoco
 import torch
 
-from torch_crl.agent.policy import Acts, controller_of
+from torch_crl.agent.policy import Acts, Policy, controller_of
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import stage
 from torch_crl.rendering.gl import RenderError, load_triton_first
@@ -17,8 +18,13 @@ from torch_crl.rendering.renderer import add_spheres
 
 
 @torch.no_grad()
-def watch(policy: Acts, env: TaskVectorEnv) -> None:
+def watch(
+    policy: Acts, env: TaskVectorEnv, *, told: Callable[[], Policy | None] = lambda: None
+) -> None:
     """Run the policy in the first env of `env` in real time until the window is closed.
+
+    `told` is asked at every step for a policy that takes over, one that follows another sentence.
+    A policy that can be commanded to one place only is commanded to it in every episode.
 
     The goal is a sphere of the success radius, green while reached. Raises RenderError where no
     window can be opened.
@@ -49,6 +55,11 @@ def watch(policy: Acts, env: TaskVectorEnv) -> None:
                 viewer.cam.trackbodyid = root
             while viewer.is_running():
                 begin = time.perf_counter()
+                if (new := told()) is not None:
+                    policy, controller = new, controller_of(new, env.num_envs)
+                places = policy.places if isinstance(policy, Policy) else None
+                if places is not None and len(places) == 1:
+                    env.goal_NG.copy_(places.expand_as(env.goal_NG))
                 result = env.step(controller(env.state_NS, env.goal_NG))
                 controller.reset(result.terminated_N | result.truncated_N)
                 data.qpos[:] = env.simulator.data["qpos"][0].cpu().numpy()

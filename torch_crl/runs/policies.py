@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,10 +14,14 @@ from torch_crl.agent.networks import ResidualTower, mlp, mlp_sizes
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.fields import STRICT, Count
+from torch_crl.goals.words import Reader
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import located
 from torch_crl.system import checkpoint
 from torch_crl.system.torch_defaults import torch_defaults
+
+_GOALS = "goals/"
+"""Prefix of the tensors of what reads goals."""
 
 
 def save_policy(policy: Policy, folder: Path, meta: dict[str, Any]) -> None:
@@ -25,13 +29,23 @@ def save_policy(policy: Policy, folder: Path, meta: dict[str, Any]) -> None:
 
     Raises CheckpointError.
     """
-    checkpoint.save(folder, policy.actor.state_dict(), meta | description_of(policy))
+    checkpoint.save(folder, tensors_of(policy), meta | description_of(policy))
+
+
+def tensors_of(policy: Policy) -> dict[str, Tensor]:
+    """The actor's weights, and the numbers of what reads goals."""
+    reader = policy.reader
+    read = reader.tensors() if isinstance(reader, Reader) else {}
+    return policy.actor.state_dict() | {_GOALS + name: tensor for name, tensor in read.items()}
 
 
 def description_of(policy: Policy) -> dict[str, Any]:
     """The metadata that `policy_in` needs, beside the actor's weights."""
+    reader = policy.reader
+    goals = {"goals": reader.description()} if isinstance(reader, Reader) else {}
     return {
-        "policy": {
+        "policy": goals
+        | {
             "state_size": policy.state_size,
             "goal_size": policy.goal_size,
             "head": policy.head,
@@ -124,6 +138,8 @@ class _Description:
     head: Literal["squashed_gaussian", "tanh", "clip"]
     chunk: Count = 1
     """Number of actions that the actor decides at once; files of before chunks lack it."""
+    goals: dict[str, Any] = field(default_factory=dict)
+    """What `Reader.rebuild` takes; empty for a policy whose goals are numbers of the state."""
     network: dict[str, Any]
     """`kind` is `tower` or `mlp`; all else are the fields of `TowerSizes` or `MlpSizes`."""
 
@@ -140,12 +156,15 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
     # On the meta device, without memory: a description may ask for more than the machine has.
     with torch.device("meta"):
         actor, input_size = _build(described.network)
+    read = checkpoint.part_of(tensors, _GOALS.removesuffix("/")) if described.goals else {}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_GOALS)}
+    reader = Reader.rebuild(described.goals, read) if described.goals else None
     checkpoint.check_tensors(tensors, actor.state_dict())
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite")
     actor.load_state_dict(tensors, assign=True)
-    inputs = described.state_size + described.goal_size
+    inputs = described.state_size + (reader.size if reader else described.goal_size)
     if input_size != inputs:
         raise ValueError(f"its network takes {input_size} numbers, a state and a goal {inputs}")
     outputs = tensors[next(reversed(actor.state_dict()))].shape[0]
@@ -160,6 +179,7 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
         goal_size=described.goal_size,
         head=described.head,
         chunk=described.chunk,
+        reader=reader,
     )
 
 

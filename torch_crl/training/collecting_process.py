@@ -14,6 +14,7 @@ from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import load_policy
 from torch_crl.system.torch_defaults import torch_defaults
+from torch_crl.training.goal_spaces import build_goal_space, reader_of
 from torch_crl.training.run import make_training_env, stream_seed
 from torch_crl.training.stability import DivergenceMonitor
 
@@ -35,6 +36,7 @@ class CollectingProcess:
         )
         self._number = number
         self._actor = _actor(recipe)
+        self._goals = build_goal_space(self._recipe, torch.device("cpu"))
         self._takes_weights = not system.collector_policy
         self._collector: Collector | None = None
         self._incarnation = 0
@@ -46,7 +48,13 @@ class CollectingProcess:
         if self._collector is not None:
             self._collector.close()
         stream = f"collector{self._number}/{incarnation}"
-        env = make_training_env(self._recipe, torch.device("cpu"), f"starts/{stream}")
+        reader = reader_of(self._goals)
+        env = make_training_env(
+            self._recipe,
+            torch.device("cpu"),
+            f"starts/{stream}",
+            places=reader.point_PG if reader else None,
+        )
         env.trajectory_N += torch.from_numpy(trajectory_M.copy())
         self._staging = Staging.of(env, rows=self._recipe.budget.unroll_length)
         seed = stream_seed(self._recipe.system.seed, f"exploration/{stream}")
@@ -56,6 +64,7 @@ class CollectingProcess:
             self._staging,
             generator=Generator().manual_seed(seed),
             chunk=self._recipe.algorithm.chunk,
+            goals=self._goals,
         )
         self._stability = DivergenceMonitor(env)
         self._incarnation, self._steps = incarnation, 0

@@ -33,6 +33,7 @@ from torch_crl.recipe.share import share
 from torch_crl.system import checkpoint
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from torch_crl.system.devices import resolve_device
+from torch_crl.training.goal_spaces import build_goal_space, reader_of
 from torch_crl.training.run import Run, make_training_env, stream_seed
 
 AnyCollector = Collector | OverlappingCollector | RemoteCollector
@@ -92,6 +93,7 @@ class CrlRun(Run):
             state_size=spec.state_size,
             goal_size=spec.goal_size,
             chunk=self.recipe.algorithm.chunk,
+            reader=reader_of(self.replay.goals),
         )
 
     def collect(self) -> dict[str, float]:
@@ -233,7 +235,14 @@ def build_run(
     def generator(stream: str, where: torch.device | str = "cpu") -> Generator:
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
-    env = make_training_env(_of_this_process(recipe), device, ranks.stream("starts"))
+    goals = build_goal_space(recipe, device)
+    reader = reader_of(goals)
+    env = make_training_env(
+        _of_this_process(recipe),
+        device,
+        ranks.stream("starts"),
+        places=reader.point_PG if reader else None,
+    )
     spec = env.spec
     # The networks are the same everywhere, and all else that is random is not.
     weights, noise = generator("weights"), generator(ranks.stream("actor"), device)
@@ -248,6 +257,7 @@ def build_run(
         failures=learner.objective.failures if isinstance(learner, ActorCritic) else False,
         labels=learner.objective.labels if isinstance(learner, ActorCritic) else None,
         distance=_distance(env),
+        goals=goals,
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
         implementation=_of_replay(recipe, compute),
@@ -302,8 +312,14 @@ def _build_collector(
         return RemoteCollector(env, actor, replay, ray_hosts(recipe), share=ray.put)
     if recipe.system.overlap == "on":
         rows = recipe.budget.unroll_length
-        return OverlappingCollector(env, actor, replay, rows=rows, generator=generator, chunk=chunk)
-    return Collector(env, actor, replay, generator=generator, chunk=chunk)
+        return OverlappingCollector(
+            *(env, actor, replay),
+            rows=rows,
+            generator=generator,
+            chunk=chunk,
+            goals=replay.goals,
+        )
+    return Collector(env, actor, replay, generator=generator, chunk=chunk, goals=replay.goals)
 
 
 def _build_learner(

@@ -78,6 +78,7 @@ def evaluate(
             simulator=simulator,
             num_threads=num_threads,
             device=device,
+            places=policy.places if isinstance(policy, Policy) else None,
             env_timeout=env_timeout,
         )
     with closing(vector_env) as env, ranks.together():

@@ -109,8 +109,17 @@ class Run(ABC):
         """Release the resources of the envs."""
 
 
-def make_training_env(recipe: Recipe, device: torch.device, stream: str = "starts") -> VectorEnv:
-    """The training envs; Warp's physics runs on `device`, and `stream` draws starts and goals."""
+def make_training_env(
+    recipe: Recipe,
+    device: torch.device,
+    stream: str = "starts",
+    *,
+    places: Tensor | None = None,
+) -> VectorEnv:
+    """The training envs; Warp's physics runs on `device`, and `stream` draws starts and goals.
+
+    `places` are the points [P, G] at which goals are commanded, if not at those of the task.
+    """
     return make_vector_env(
         recipe.task.name,
         num_envs=recipe.task.num_envs,
@@ -121,6 +130,7 @@ def make_training_env(recipe: Recipe, device: torch.device, stream: str = "start
         device=device,
         cached_starts=recipe.algorithm.parity == "reference",
         goal_redraw=recipe.algorithm.goal_redraw,
+        places=places,
         env_timeout=recipe.system.env_timeout,
     )
 

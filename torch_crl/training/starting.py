@@ -8,6 +8,7 @@ from pathlib import Path
 from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.errors import UsageError
 from torch_crl.recipe import checks
+from torch_crl.recipe.goal_checks import with_encoder
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe, differences, extended
 from torch_crl.recipe.share import share, share_problems
@@ -66,7 +67,7 @@ def find_problems(
     checks.check(
         recipe, run_problems=problems, of_device=lambda recipe: _of_one_device(recipe, ranks)
     )
-    return recipe
+    return with_encoder(recipe)
 
 
 def _appears(file: Path, text: str) -> bool:

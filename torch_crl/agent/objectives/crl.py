@@ -97,27 +97,40 @@ class ContrastiveObjective(Objective):
         """The contrastive loss of representations [B, R], and its metrics."""
         # 1 where a chunk of actions lies within its trajectory; single actions always do.
         whole_B, weight_B = batch.get("whole"), batch.get("survived")
+        # Goals of one place are no negatives of each other, although their phrases differ.
+        place_B = batch.get("place")
         if self.ranks.is_alone:
-            return self._loss_of(self._scores(phi_BR, psi_BR, whole_B), whole_B, weight_B)
+            scores = self._scores(phi_BR, psi_BR, whole_B, place_B)
+            return self._loss_of(scores, whole_B, weight_B)
         kind = CONTRASTIVE_LOSSES[self.contrastive_loss]
 
         def loss_of(every: Gathered) -> tuple[Tensor, Aux]:
-            scores = self._scores(every.phi_BR, every.psi_NR, whole_B, first=every.own.start)
+            scores = self._scores(
+                *(every.phi_BR, every.psi_NR, whole_B, every.place_N), first=every.own.start
+            )
             if every.phi_NR is not None:
                 own_BR = every.psi_NR[every.own]
                 energies_NB = ENERGIES[self.energy].pairwise(every.phi_NR, own_BR)
-                of_columns_B = logsumexp_of_columns(energies_NB, every.whole_N)
+                of_columns_B = logsumexp_of_columns(
+                    energies_NB, every.whole_N, every.place_N, first=every.own.start
+                )
                 scores = scores._replace(column_logsumexp_B=of_columns_B)
             of_all = every.whole_N
             count = None if of_all is None else of_all.sum().clamp_min(1.0) / self.ranks.size
             return self._loss_of(scores, whole_B, weight_B, count)
 
         return loss_over_all_ranks(
-            phi_BR, psi_BR, whole_B, loss_of, columns=kind.columns, ranks=self.ranks
+            phi_BR, psi_BR, whole_B, place_B, loss_of, columns=kind.columns, ranks=self.ranks
         )
 
     def _scores(
-        self, phi_BR: Tensor, psi_CR: Tensor, whole_B: Tensor | None, *, first: int = 0
+        self,
+        phi_BR: Tensor,
+        psi_CR: Tensor,
+        whole_B: Tensor | None,
+        place_C: Tensor | None,
+        *,
+        first: int = 0,
     ) -> PairScores:
         kind = CONTRASTIVE_LOSSES[self.contrastive_loss]
         return pair_scores(
@@ -127,6 +140,7 @@ class ContrastiveObjective(Objective):
             columns=kind.columns and self.ranks.is_alone,
             softplus=kind.softplus,
             row_mask_B=whole_B,
+            group_C=place_C,
             first=first,
             implementation=self._implementation,
         )

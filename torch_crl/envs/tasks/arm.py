@@ -73,10 +73,11 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.envs.places import named_places
 from torch_crl.envs.simulators import Capacity, Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
-from torch_crl.envs.tasks import panda
+from torch_crl.envs.tasks import panda, place_names
 from torch_crl.envs.tasks.panda_control import (
     FLANGE_FIELDS,
     finger_distance,
@@ -149,6 +150,7 @@ def make_reach(spec: TaskSpec, *, servo: str = "exact") -> Task:
         state=state,
         fields=FLANGE_FIELDS,
         control=joint_control(fingers=False),
+        places=named_places(place_names.corners((0.0, 0.5, 0.3), 0.13), radius=0.1),
     )
 
 

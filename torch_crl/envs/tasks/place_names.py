@@ -43,7 +43,7 @@ def _in_rows(i: int, j: int) -> str:
     return f"cell in row {_NUMBERS[i]} and column {_NUMBERS[j]}"
 
 
-def around(distances: Mapping[str, float], *, height: float) -> dict[str, tuple[float, ...]]:
+def around(distances: Mapping[str, float], *, height: float) -> Mapping[str, tuple[float, ...]]:
     """Name to point (x, y, height) for eight directions from the origin, in each of the distances
     (name to metres).
     """
@@ -58,7 +58,7 @@ def around(distances: Mapping[str, float], *, height: float) -> dict[str, tuple[
     }
 
 
-def corners(centre: tuple[float, float, float], reach: float) -> dict[str, tuple[float, ...]]:
+def corners(centre: tuple[float, float, float], reach: float) -> Mapping[str, tuple[float, ...]]:
     """Name to point for the centre of a box and eight points at `reach` along x, y and z from it.
 
     As a robot at the origin that looks along y sees them: right is +x, far is +y.

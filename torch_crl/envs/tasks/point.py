@@ -29,12 +29,12 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.places import named_places
+from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
-from torch_crl.envs.tasks.layouts import LAYOUTS
 from torch_crl.envs.tasks import place_names
+from torch_crl.envs.tasks.layouts import LAYOUTS
 from torch_crl.envs.tasks.models import add_walls, set_physics
 from torch_crl.envs.tasks.sampling import cell_centres, normal, one_of
 

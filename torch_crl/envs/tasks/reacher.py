@@ -31,8 +31,8 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.places import named_places
+from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
 from torch_crl.envs.tasks import place_names

@@ -3,7 +3,7 @@
 | name | what it is | encodes |
 |---|---|---|
 | `minilm` | all-MiniLM-L6-v2, whose weights come with the extra `words` | sentences |
-| `transformers:FOLDER` | a model that `transformers` can load, from a folder on this machine | both |
+| `transformers:FOLDER` | a model that `transformers` can load, from a local folder | both |
 | `MODULE:FUNCTION` | what a function of your own returns, an `Encoder` | what it can |
 """
 
@@ -20,7 +20,7 @@ PREFIXES = ("transformers",)
 
 
 def module_of_encoder(name: str) -> str:
-    """The module of the user's own that loading this encoder would import; empty if there is none."""
+    """The module of the user's own that loading an encoder would import; empty if there is none."""
     prefix, _, rest = name.partition(":")
     return prefix if rest and prefix not in PREFIXES else ""
 

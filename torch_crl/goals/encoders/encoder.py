@@ -14,7 +14,7 @@ from torch_crl.errors import TorchCrlError
 
 
 class EncoderError(TorchCrlError, ValueError):
-    """An encoder is missing, has other weights than expected, or cannot encode what it was given."""
+    """An encoder is missing, has other weights than expected, or cannot encode what it is given."""
 
 
 class Encoder(ABC):

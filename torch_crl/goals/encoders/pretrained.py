@@ -4,8 +4,8 @@ N sentences or pictures, T tokens, D units, E embedding.
 """
 
 import importlib.util
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ class PretrainedEncoder(Encoder):
             return _tensor(self._model.get_text_features(**tokens))
         output_NTD = self._model(**tokens).last_hidden_state
         mask_NT1 = tokens["attention_mask"][..., None].to(output_NTD.dtype)
-        return (output_NTD * mask_NT1).sum(1) / mask_NT1.sum(1)
+        mean_ND: Tensor = (output_NTD * mask_NT1).sum(1) / mask_NT1.sum(1)
+        return mean_ND
 
     @torch_threads(1)
     @torch.no_grad()
@@ -113,8 +114,9 @@ def _tensor(output: Any) -> Tensor:
 @contextmanager
 def _without_progress() -> Iterator[None]:
     """Inside, the library shows no bars and no advice on standard error."""
-    from transformers.utils import logging
+    from transformers.utils import logging as logs
 
+    logging: Any = logs
     level = logging.get_verbosity()
     shown = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

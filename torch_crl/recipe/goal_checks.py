@@ -1,0 +1,68 @@
+"""Checks of what the networks of a run are to see of its goals."""
+
+from dataclasses import replace
+
+from torch_crl.envs.places import without_places
+from torch_crl.envs.registry import UnknownTaskError, make_task
+from torch_crl.envs.task_name import parse_task_name
+from torch_crl.goals.encoders import DEFAULTS, EncoderError, load_encoder
+from torch_crl.recipe.record import Recipe
+
+_OBJECTIVES = ("crl", "safe")
+
+
+def goal_problems(recipe: Recipe) -> list[str]:
+    """Problems of a recipe's goals with its task, its objective, or what is installed."""
+    chosen = recipe.goal_space
+    if chosen.goals == "state":
+        named = [name for name in ("encoder", "encoder_sha256") if getattr(chosen, name)]
+        return [
+            f"--{name.replace('_', '-')} takes effect with --goals words only" for name in named
+        ]
+    given = f"--goals {chosen.goals}"
+    problems = []
+    for name in dict.fromkeys((recipe.task.name, recipe.task.eval_name)):
+        try:
+            foreign = parse_task_name(name).kind == "gymnasium"
+            if foreign or make_task(name).places is None:
+                problems.append(f"{given}: {without_places(name)}")
+        except UnknownTaskError:
+            continue  # Reported by the checks of the task.
+    if recipe.algorithm.objective not in _OBJECTIVES:
+        problems.append(
+            f"--objective {recipe.algorithm.objective} measures distances to goals, which {given} "
+            f"does not have; choose one of {', '.join(_OBJECTIVES)}"
+        )
+    if recipe.algorithm.parity == "reference":
+        problems.append(f"--parity reference has goals of the state only; leave it or {given} out")
+    return problems + _encoder_problems(recipe, given)
+
+
+def _encoder_problems(recipe: Recipe, given: str) -> list[str]:
+    chosen = recipe.goal_space
+    try:
+        encoder = load_encoder(chosen.encoder or DEFAULTS[chosen.goals])
+    except EncoderError as error:
+        return [f"{given}: {error}"]
+    problems = []
+    if chosen.encoder_sha256 not in ("", encoder.sha256):
+        problems.append(
+            f"{given}: the encoder {encoder.name} has other weights here ({encoder.sha256[:12]}) "
+            f"than the recipe says ({chosen.encoder_sha256[:12]}); install the version of then"
+        )
+    if chosen.goal_features > encoder.size:
+        problems.append(
+            f"--goal-features must be at most {encoder.size}, the size of embeddings of "
+            f"{encoder.name}, got {chosen.goal_features}"
+        )
+    return problems
+
+
+def with_encoder(recipe: Recipe) -> Recipe:
+    """The recipe with name and checksum of its encoder, where it has one. It must be checked."""
+    chosen = recipe.goal_space
+    if chosen.goals == "state":
+        return recipe
+    name = chosen.encoder or DEFAULTS[chosen.goals]
+    known = replace(chosen, encoder=name, encoder_sha256=load_encoder(name).sha256)
+    return replace(recipe, goal_space=known)

@@ -1,0 +1,34 @@
+"""The goal space of a run, from its recipe."""
+
+import torch
+
+from torch_crl.envs.registry import make_task
+from torch_crl.goals.encoders import EncoderError
+from torch_crl.goals.space import GoalSpace, StateGoals
+from torch_crl.goals.words import Reader, WordGoals
+from torch_crl.recipe.record import Recipe
+
+
+def build_goal_space(recipe: Recipe, device: torch.device) -> GoalSpace:
+    """What the networks of a run see of its goals. The recipe must have passed `checks.check`.
+
+    Raises EncoderError if the encoder has other weights than the recipe says.
+    """
+    chosen = recipe.goal_space
+    if chosen.goals == "state":
+        return StateGoals(recipe.goal_size)
+    places = make_task(recipe.task.name).places
+    assert places is not None
+    space = WordGoals(places, chosen.encoder, chosen.goal_features, device=device)
+    found = space.reader.vocabulary.sha256
+    if chosen.encoder_sha256 != found:
+        raise EncoderError(
+            f"the encoder {chosen.encoder} has other weights here ({found[:12]}) than the recipe "
+            f"says ({chosen.encoder_sha256[:12]}); install the version of then"
+        )
+    return space
+
+
+def reader_of(space: GoalSpace) -> Reader | None:
+    """What reads the goals of a policy; None where these are numbers of the state."""
+    return space.reader if isinstance(space, WordGoals) else None
