@@ -65,7 +65,9 @@ def made_learner(
     return learner
 
 
-def updated(learner: ActorCritic, *, chunks: bool = False) -> dict[str, Tensor]:
+def updated(
+    learner: ActorCritic, *, chunks: bool = False, places: bool = False
+) -> dict[str, Tensor]:
     """Metrics, gradients, moments and parameters after each of two updates."""
     found = {}
     for seed in range(2):
@@ -73,6 +75,8 @@ def updated(learner: ActorCritic, *, chunks: bool = False) -> dict[str, Tensor]:
         if chunks:
             batch["whole"] = (torch.arange(BATCH) % 3 != 1).float()
         batch = batch.to(learner.actor.weight.dtype)
+        if places:
+            batch["place"] = torch.arange(BATCH) % 5
         metrics = learner.update(batch)
         state = {name: x for name, x in learner.state_dict().items() if name != "generator"}
         gradients = {f"d{name}": x.grad for name, x in learner.named_parameters().items()}
@@ -84,20 +88,21 @@ def updated(learner: ActorCritic, *, chunks: bool = False) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("goals", ["own", "mixed"])
 @pytest.mark.parametrize(
-    ("energy", "contrastive_loss", "chunks"),
+    ("energy", "contrastive_loss", "chunks", "places"),
     [
-        *product(["norm", "l2", "dot"], CONTRASTIVE_LOSSES, [False]),
-        *product(["norm"], CONTRASTIVE_LOSSES, [True]),
+        *product(["norm", "l2", "dot"], CONTRASTIVE_LOSSES, [False], [False]),
+        *product(["norm"], CONTRASTIVE_LOSSES, [True], [False]),
+        ("norm", "symmetric_info_nce", True, True),
     ],
 )
 def test_it_is_as_exact_as_plain_torch(
-    energy: str, contrastive_loss: str, chunks: bool, goals: str
+    energy: str, contrastive_loss: str, chunks: bool, places: bool, goals: str
 ) -> None:
     def run(tower: Tower, dtype: torch.dtype) -> dict[str, Tensor]:
         learner = made_learner(
             tower, dtype, energy=energy, contrastive_loss=contrastive_loss, actor_goals=goals
         )
-        found = updated(learner, chunks=chunks)
+        found = updated(learner, chunks=chunks, places=places)
         assert (learner._compiled is not None) == (tower == "numba")
         return found
 

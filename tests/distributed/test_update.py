@@ -113,6 +113,8 @@ def error_of(ranks: Ranks, *, chunks: bool, **options: Any) -> float:
     """
     dtype = options.get("dtype", torch.float64)
     batch, noise = whole_batch(dtype, chunks=chunks)
+    if options.pop("places", False):
+        batch["place"] = torch.arange(ROWS) % 5
     whole = gradients(make_learner(ALONE, **options), batch, noise)
     rows = ROWS // ranks.size
     own = slice(ranks.rank * rows, (ranks.rank + 1) * rows)
@@ -182,6 +184,8 @@ def _kinds(*, every_energy: bool) -> Iterator[tuple[dict[str, Any], bool]]:
         yield {"energy": energy, "contrastive_loss": loss}, energy == "dot"
     for loss in CONTRASTIVE_LOSSES:
         yield {"contrastive_loss": loss, "update_order": "critic_first"}, True
+    for loss in CONTRASTIVE_LOSSES:
+        yield {"contrastive_loss": loss, "places": True}, True
     yield {"objective": "safe"}, True
     yield {"objective": "survival"}, False
     yield {"objective": "survival"}, True

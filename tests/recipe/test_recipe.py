@@ -17,6 +17,7 @@ from torch_crl.errors import UsageError
 from torch_crl.fields import Problem, whole_number
 from torch_crl.recipe import checks
 from torch_crl.recipe.dry_run import plan_rows
+from torch_crl.recipe.goal_checks import with_encoder
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.metrics import UpdateMetrics
@@ -259,9 +260,10 @@ def test_every_leaf_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     baseline = with_changes(
         ours, algorithm={"algo": "ppo", "batch_size": 10}, budget={"prefill_rows": 0}
     )
-    for recipe in (ours, baseline):
+    words = with_encoder(tiny("point_u_maze", goal_space={"goals": "words"}))
+    for number, recipe in enumerate((ours, baseline, words)):
         recorded: Any = Recording(recipe, "", read)
-        trainer.train(recorded, tmp_path / recipe.algorithm.algo, show=False)
+        trainer.train(recorded, tmp_path / str(number), show=False)
     # What others collect with is read by them.
     collecting: Any = Recording(with_changes(ours, system={"collectors": 2}), "", read)
     collecting_process._actor(collecting)

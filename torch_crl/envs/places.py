@@ -47,8 +47,9 @@ class Places:
     """P names, each once."""
     point_PG: Tensor
     """float32: the goal that is commanded with a place, by which the task judges success."""
-    place: Callable[[Tensor], Tensor]
-    """Achieved goal [N, G] to the int64 index [N] of the place where it is, or -1 for elsewhere."""
+    place: Callable[[Tensor, Tensor], Tensor]
+    """(achieved goal [N, G], draws [N] from U[0, 1)) to the int64 index [N] of the place where it
+    is, or -1 for elsewhere. The draws are for places with soft borders."""
     phrases: tuple[tuple[str, ...], ...]
     """For each place its phrases, equally many, from which policies learn."""
     unseen: tuple[tuple[str, ...], ...]
@@ -66,15 +67,18 @@ def nearest(point_PG: Tensor, goal_NG: Tensor) -> Tensor:
 def named_places(
     points: Mapping[str, Sequence[float]],
     *,
-    radius: float = float("inf"),
+    radius: float,
     forms: Sequence[str] = FORMS,
     unseen_forms: Sequence[str] = UNSEEN_FORMS,
     elsewhere: Sequence[str] = ELSEWHERE,
 ) -> Places:
     """Places by name, such as {"upper left corner": (4.0, 4.0)}, each with all forms of sentences.
 
-    An achieved goal is at the nearest point if that is nearer than `radius`, in the goal's units,
-    and elsewhere if not. The names follow "the" in a sentence.
+    The borders of a place are soft: an achieved goal at a distance d from the nearest point is said
+    to be at that place with probability exp(-(d / radius)^2), else elsewhere. The most likely way
+    to be there is then to be at the point. Borders at a fixed distance do not do: within a large
+    one policies do not go on to the point, and within a small one there is hardly anything to learn
+    from in the beginning. The names follow "the" in a sentence.
 
     Raises UsageError if there are no points, if they differ in length, or if a form has no braces.
     """
@@ -88,10 +92,11 @@ def named_places(
             raise UsageError(f"a form of a sentence has {{}} once, for the place; got {form!r}")
     points_there = Constant(torch.tensor(rows))
 
-    def place(goal_NG: Tensor) -> Tensor:
+    def place(goal_NG: Tensor, uniform_N: Tensor) -> Tensor:
         squares_NP = (goal_NG[:, None] - points_there.like(goal_NG)).square().sum(-1)
         least_N, index_N = squares_NP.min(1)
-        return torch.where(least_N < radius**2, index_N, -1)
+        there_N = uniform_N < torch.exp(-least_N / radius**2)
+        return torch.where(there_N, index_N, -1)
 
     return Places(
         names=tuple(points),

@@ -281,10 +281,10 @@ class WordGoals(GoalSpace):
 
     def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
         """A phrase of the place where each goal is, and the number of that place (P: elsewhere)."""
-        place_B = self._places.place(goal_BG)
+        uniform_2B = torch.rand(2, len(goal_BG), generator=generator, device=goal_BG.device)
+        place_B = self._places.place(goal_BG, uniform_2B[0])
         place_B = torch.where(place_B < 0, len(self._places.names), place_B)
-        uniform_B = torch.rand(len(goal_BG), generator=generator, device=goal_BG.device)
-        return {"goal": self._phrase(place_B, uniform_B), "place": place_B}
+        return {"goal": self._phrase(place_B, uniform_2B[1]), "place": place_B}
 
     def commanded(self, goal_NG: Tensor, episode_N: Tensor) -> Tensor:
         """A phrase of the nearest place, chosen by the numbers of env, episode and place."""

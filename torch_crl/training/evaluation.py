@@ -60,9 +60,8 @@ def evaluate(
         goals, such as the cells of a maze, `success_at_12_4` is the share of successes among the
         episodes that began with the goal (12, 4).
 
-        The time limit of an episode is `episode_length`, or the step at which a Gymnasium env
-        truncates it earlier. An episode that terminates loses the rest of its time, so if an env
-        terminates at the goal, `success_any` tells more than `time_at_goal_share`.
+        A Gymnasium env may truncate an episode earlier. One that terminates loses the rest of its
+        time, so where goals end episodes, `success_any` tells more than `time_at_goal_share`.
 
     Raises:
         UsageError: `num_envs` or `episode_length` is below 1, or `policy` returns no [N, A] tensor.

@@ -57,6 +57,11 @@ def find_problems(
                     for name in ("evaluations", "checkpoints")
                     if getattr(recipe.budget, name) == getattr(saved.budget, name)
                 },
+                # Nothing given is what the run has filled in.
+                goal_space={
+                    name: getattr(recipe.goal_space, name) or getattr(saved.goal_space, name)
+                    for name in ("encoder", "encoder_sha256")
+                },
             )
             changed = "; ".join(differences(longer, asked))
             if changed:
