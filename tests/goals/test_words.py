@@ -37,7 +37,7 @@ def places_of(task: str) -> Places:
 
 @pytest.fixture(scope="module")
 def maze() -> WordGoals:
-    return WordGoals(places_of("point_u_maze"), "minilm", 16, device=CPU)
+    return WordGoals(places_of("point_u_maze"), "minilm", 16, device=CPU, tells_places=True)
 
 
 def recipe_of(**parts: dict[str, Any]) -> Recipe:

@@ -127,6 +127,14 @@ class Policy:
         changed.reader = reader
         return changed
 
+    def require_numbers(self, what: str) -> None:
+        """Raise UsageError if the policy reads sentences, which `what` cannot do."""
+        if self.reader is not None:
+            raise UsageError(
+                f"{what} takes policies whose goals are numbers, and this one reads sentences "
+                "(--goals words)"
+            )
+
     @property
     def places(self) -> Tensor | None:
         """The points [P, G] at which it can be commanded to be; None if these are all goals."""

@@ -60,6 +60,8 @@ def load_trained(options: TrainedOptions) -> Trained:
     if it is one of ours or with `--trust`. Raises UsageError, UnknownTaskError or CheckpointError.
     """
     from torch_crl.envs.registry import task_spec
+    from torch_crl.goals.encoders import trust_encoder
+    from torch_crl.goals.words import Reader
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
@@ -74,6 +76,8 @@ def load_trained(options: TrainedOptions) -> Trained:
             f"the policy was trained on {recipe.task.name}; {task} has states, goals or actions of "
             "other sizes"
         )
+    if options.trust and isinstance(reader := policy.reader, Reader):
+        trust_encoder(reader.vocabulary.encoder)
     length = options.episode_length or recipe.task.episode_length
     return Trained(policy, task, length, recipe.system.env_timeout)
 
@@ -169,6 +173,16 @@ def told(trained: Trained, sentence: str) -> Trained:
     name, similarity = reader.nearest_place(sentence)
     print_line(f"{sentence!r}: the {name} (similarity {similarity:.2f})", stderr=True)
     return trained._replace(policy=policy)
+
+
+def allow_encoder(name: str, *, typed: str, trust: bool, source: object) -> None:
+    """Raise UsageError for an encoder that is Python code and that only a file names."""
+    prefix, _, rest = name.partition(":")
+    if rest and prefix != "transformers" and name != typed and not trust:
+        raise UsageError(
+            f"{source} names an encoder that is Python code, and would import {prefix}; give "
+            "--trust if you trust who made it, or type --encoder yourself"
+        )
 
 
 def task_env(trained: Trained, *, num_envs: int, seed: int) -> "TaskVectorEnv":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.runs import allow_tasks_of
+from torch_crl.cli.runs import allow_encoder, allow_tasks_of
 from torch_crl.envs.registry import TASKS, module_of
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
     first_look = [argument for argument in arguments if argument not in ("-h", "--help")]
     nameless = with_changes(Recipe(), task={"name": "", "eval_name": ""})
     typed: list[str] = []
+    typed_encoder = ""
     resume = False
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -75,11 +76,16 @@ def main(arguments: list[str]) -> int:
             asked = replace(asked, resume=resume, recipe_file=file)
         typed = [name for name in (asked.recipe.task.name, asked.recipe.task.eval_name) if name]
         allow_tasks(typed, typed=typed)
+        typed_encoder = asked.recipe.goal_space.encoder
         base = _base_recipe(asked)
     except SystemExit:
         # The second pass reports what is wrong, with the defaults of the task that is recognised.
         base = _guessed_preset(arguments)
     options = _parse(arguments, Options(recipe=base, resume=resume))
+    source = RunDirectory(options.run_dir) if options.resume else options.recipe_file
+    if source is not None:
+        encoder = options.recipe.goal_space.encoder
+        allow_encoder(encoder, typed=typed_encoder, trust=options.trust, source=source)
     names = (options.recipe.task.name, options.recipe.task.eval_name)
     if options.resume:
         allow_tasks_of(RunDirectory(options.run_dir), names, typed=typed, trust=options.trust)

@@ -74,6 +74,7 @@ def actor_of(policy: Policy) -> ExportedActor:
             "this policy has the network of a library, which has exports of its own; `torch-crl "
             "export` takes residual towers, which baselines trained with --depth have"
         )
+    policy.require_numbers("export")
     sizes = actor.sizes
     if sizes.block not in _BLOCKS:
         raise UsageError(

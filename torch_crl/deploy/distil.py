@@ -77,6 +77,7 @@ class Distillation:
                 "only policies with a mean and a log-std can be distilled, which those of "
                 "contrastive RL and behaviour cloning have"
             )
+        teacher.require_numbers("distil")
         self.teacher, self.settings = teacher, settings
         self.generator = Generator().manual_seed(settings.seed)
         outputs = 2 * teacher.chunk * teacher.action_size

@@ -35,6 +35,7 @@ class Blocks:
 
         Raises UsageError for actors whose blocks cannot be removed one by one.
         """
+        policy.require_numbers("prune")
         actor = policy.actor
         if not isinstance(actor, ResidualTower) or actor.sizes.block != "published":
             kind = (

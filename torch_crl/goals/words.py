@@ -236,8 +236,20 @@ class Reader:
 class WordGoals(GoalSpace):
     """The goal space of a run: hindsight describes the place where the robot got to."""
 
-    def __init__(self, places: Places, encoder: str, size: int, *, device: torch.device) -> None:
-        """Encodes all phrases. Raises EncoderError, and ValueError for an impossible size."""
+    def __init__(
+        self,
+        places: Places,
+        encoder: str,
+        size: int,
+        *,
+        device: torch.device,
+        tells_places: bool = False,
+    ) -> None:
+        """Encodes all phrases. With `tells_places` a batch has the number of each goal's place.
+
+        Raises EncoderError, and ValueError for an impossible size.
+        """
+        self._tells_places = tells_places
         loaded = load_encoder(encoder)
         count, each = len(places.names), len(places.phrases[0])
         said_ME = loaded.encode_text([_plain(text) for some in places.phrases for text in some])
@@ -280,11 +292,12 @@ class WordGoals(GoalSpace):
         self._features.on(device), self._first.on(device), self._count.on(device)
 
     def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
-        """A phrase of the place where each goal is, and the number of that place (P: elsewhere)."""
+        """A phrase of the place where each goal is; the number of that place (P: elsewhere)."""
         uniform_2B = torch.rand(2, len(goal_BG), generator=generator, device=goal_BG.device)
         place_B = self._places.place(goal_BG, uniform_2B[0])
         place_B = torch.where(place_B < 0, len(self._places.names), place_B)
-        return {"goal": self._phrase(place_B, uniform_2B[1]), "place": place_B}
+        told = {"place": place_B} if self._tells_places else {}
+        return {"goal": self._phrase(place_B, uniform_2B[1])} | told
 
     def commanded(self, goal_NG: Tensor, episode_N: Tensor) -> Tensor:
         """A phrase of the nearest place, chosen by the numbers of env, episode and place."""

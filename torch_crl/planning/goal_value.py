@@ -122,6 +122,11 @@ def load_trained_run(directory: RunDirectory, *, states: int) -> TrainedRun:
             f"this run was trained with --algo {recipe.algorithm.algo}, whose critic tells no "
             "distances to goals; those of --algo crl do"
         )
+    if recipe.goal_space.goals != "state":
+        raise UsageError(
+            f"this run was trained with --goals {recipe.goal_space.goals}, and distances are told "
+            "between goals of the state only"
+        )
     if is_in_zoo(directory):
         raise UsageError(
             "the policies of the zoo come without critic and replay; a run of your own has them: "

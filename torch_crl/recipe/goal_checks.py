@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch_crl.envs.places import without_places
 from torch_crl.envs.registry import UnknownTaskError, make_task
 from torch_crl.envs.task_name import parse_task_name
-from torch_crl.goals.encoders import DEFAULTS, EncoderError, load_encoder
+from torch_crl.goals.encoders import DEFAULTS, EncoderError, load_encoder, trust_encoder
 from torch_crl.recipe.record import Recipe
 
 _OBJECTIVES = ("crl", "safe")
@@ -40,6 +40,8 @@ def goal_problems(recipe: Recipe) -> list[str]:
 
 def _encoder_problems(recipe: Recipe, given: str) -> list[str]:
     chosen = recipe.goal_space
+    # Commands have asked for --trust where only a file names it.
+    trust_encoder(chosen.encoder)
     try:
         encoder = load_encoder(chosen.encoder or DEFAULTS[chosen.goals])
     except EncoderError as error:

@@ -32,7 +32,13 @@ from torch_crl.recipe.settings import (
 FORMAT = 5
 """Format version of recipe.json; increase it with every new field, which earlier files lack."""
 _ADDED: dict[str, dict[str, Any]] = {
-    "goal_space": {"goals": "state", "encoder": "", "encoder_sha256": "", "goal_features": 16},
+    "goal_space": {
+        "goals": "state",
+        "encoder": "",
+        "encoder_sha256": "",
+        "same_place": "kept",
+        "goal_features": 16,
+    },
     "system": {
         "env_timeout": 300.0,
         "collectors": 0,

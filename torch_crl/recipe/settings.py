@@ -91,6 +91,10 @@ class GoalsRecipe:
     of your own. Nothing is downloaded."""
     encoder_sha256: Annotated[str, BY_OURS] = ""
     """Checksum that the encoder's weights must have; filled in where a run begins."""
+    same_place: Annotated[Literal["kept", "masked"], BY_CRL] = "kept"
+    """Whether goals of the same place in a batch are negatives of each other with --goals words.
+    `kept` has the right optimum, since how often a place comes counts; `masked` leaves these pairs
+    out, and then knows of a place that is more likely than not only that it is."""
     goal_features: Annotated[Count, BY_OURS] = 16
     """Number of principal components of the embeddings that the networks see with --goals words."""
 

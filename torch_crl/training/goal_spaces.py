@@ -3,7 +3,7 @@
 import torch
 
 from torch_crl.envs.registry import make_task
-from torch_crl.goals.encoders import EncoderError
+from torch_crl.goals.encoders import EncoderError, trust_encoder
 from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.goals.words import Reader, WordGoals
 from torch_crl.recipe.record import Recipe
@@ -19,7 +19,15 @@ def build_goal_space(recipe: Recipe, device: torch.device) -> GoalSpace:
         return StateGoals(recipe.goal_size)
     places = make_task(recipe.task.name).places
     assert places is not None
-    space = WordGoals(places, chosen.encoder, chosen.goal_features, device=device)
+    # A collecting process of Ray has checked nothing.
+    trust_encoder(chosen.encoder)
+    space = WordGoals(
+        places,
+        chosen.encoder,
+        chosen.goal_features,
+        device=device,
+        tells_places=chosen.same_place == "masked",
+    )
     found = space.reader.vocabulary.sha256
     if chosen.encoder_sha256 != found:
         raise EncoderError(

@@ -97,7 +97,7 @@ class ContrastiveObjective(Objective):
         """The contrastive loss of representations [B, R], and its metrics."""
         # 1 where a chunk of actions lies within its trajectory; single actions always do.
         whole_B, weight_B = batch.get("whole"), batch.get("survived")
-        # Goals of one place are no negatives of each other, although their phrases differ.
+        # With places, goals of one place are no negatives of each other.
         place_B = batch.get("place")
         if self.ranks.is_alone:
             scores = self._scores(phi_BR, psi_BR, whole_B, place_B)

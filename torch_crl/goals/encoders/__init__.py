@@ -7,6 +7,8 @@
 | `MODULE:FUNCTION` | what a function of your own returns, an `Encoder` | what it can |
 """
 
+import os
+import sys
 from functools import cache
 
 from torch_crl.errors import in_one_line
@@ -25,12 +27,34 @@ def module_of_encoder(name: str) -> str:
     return prefix if rest and prefix not in PREFIXES else ""
 
 
-@cache
+_trusted: set[str] = set()
+
+
+def trust_encoder(name: str) -> None:
+    """Allow `load_encoder` to import and run the code of `module:function`, also from here."""
+    _trusted.add(name)
+    # Last, so that no file in the working directory is imported in place of a library.
+    if module_of_encoder(name) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def load_encoder(name: str) -> Encoder:
     """The encoder of this name; equal names share one object, and what it has encoded.
 
-    Raises EncoderError, which says how to get it, if there is none.
+    Raises EncoderError, which says how to get it, if there is none, or if it is Python code that
+    only a file names.
     """
+    if (module := module_of_encoder(name)) and name not in _trusted:
+        raise EncoderError(
+            f"the encoder {name} is Python code, and would import {module}; give --trust if you "
+            "trust who made the file that names it (in Python: "
+            "torch_crl.goals.encoders.trust_encoder)"
+        )
+    return _load(name)
+
+
+@cache
+def _load(name: str) -> Encoder:
     prefix, _, rest = name.partition(":")
     if name == "minilm":
         from torch_crl.goals.encoders.minilm import folder
