@@ -3,8 +3,8 @@
 A step leads to place p with probability q_p. The critic has one number f_p for each place, and its
 row is compared with its own goal and with others, whose places are drawn from m. If others of the
 same place are negatives too, the optimum of InfoNCE is f = log(q / m) up to a constant. If they are
-left out, the shares w_p of m_p exp f_p satisfy w (1 - w) ~ q in large batches. There is no such w if
-a place is more likely than all others together: its share goes to 1, whatever its probability.
+left out, the shares w_p of m_p exp f_p satisfy w (1 - w) ~ q in large batches. There is no such w
+if a place is more likely than all others together: its share goes to 1, whatever its probability.
 """
 
 from collections.abc import Sequence

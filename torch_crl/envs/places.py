@@ -1,11 +1,12 @@
 """Places that a task names, so that goals can be commanded by sentences. N goals, P places, G goal.
 
 A place is a point of the goal space and what counts as being there. What a robot has achieved in
-hindsight is described by a phrase of the place where it is, or of `elsewhere`.
+hindsight is described by a phrase of the place where it is, or near which it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -30,13 +31,13 @@ UNSEEN_FORMS = (
     "travel over to the {}",
 )
 """Forms of sentences that no policy learns from, to evaluate with."""
-ELSEWHERE = (
-    "stay between the places",
-    "be nowhere in particular",
-    "remain on the way",
-    "be somewhere else",
+NEAR_FORMS = (
+    "stay near the {}",
+    "be around the {}",
+    "keep close to the {}",
+    "remain beside the {}",
 )
-"""What is said of a robot that is at no place. It is never commanded."""
+"""What is said of a robot that is near a place and not at it. It is never commanded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +48,15 @@ class Places:
     """P names, each once."""
     point_PG: Tensor
     """float32: the goal that is commanded with a place, by which the task judges success."""
-    place: Callable[[Tensor, Tensor], Tensor]
-    """(achieved goal [N, G], draws [N] from U[0, 1)) to the int64 index [N] of the place where it
-    is, or -1 for elsewhere. The draws are for places with soft borders."""
+    place: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """(achieved goal [N, G], draws [N] from U[0, 1)) to the int64 index [N] of a place, and whether
+    it is there (bool [N]) or only near. The draws are for places with soft borders."""
     phrases: tuple[tuple[str, ...], ...]
     """For each place its phrases, equally many, from which policies learn."""
     unseen: tuple[tuple[str, ...], ...]
     """For each place phrases to evaluate with, equally many, of which policies never learn."""
-    elsewhere: tuple[str, ...] = ELSEWHERE
-    """What is said of the goals that are at no place."""
+    near: tuple[tuple[str, ...], ...]
+    """For each place what is said of goals that are near it and not there, equally many phrases."""
 
 
 def nearest(point_PG: Tensor, goal_NG: Tensor) -> Tensor:
@@ -70,14 +71,14 @@ def named_places(
     radius: float,
     forms: Sequence[str] = FORMS,
     unseen_forms: Sequence[str] = UNSEEN_FORMS,
-    elsewhere: Sequence[str] = ELSEWHERE,
+    near_forms: Sequence[str] = NEAR_FORMS,
 ) -> Places:
     """Places by name, such as {"upper left corner": (4.0, 4.0)}, each with all forms of sentences.
 
     The borders of a place are soft: an achieved goal at a distance d from the nearest point is said
-    to be at that place with probability exp(-(d / radius)^2), else elsewhere. The most likely way
-    to be there is then to be at the point. Borders at a fixed distance do not do: within a large
-    one policies do not go on to the point, and within a small one there is hardly anything to learn
+    to be at that place with probability exp(-(d / radius)^2), else near it. The most likely way to
+    be there is then to be at the point. Borders at a fixed distance do not do: within a large one
+    policies do not go on to the point, and within a small one there is hardly anything to learn
     from in the beginning. The names follow "the" in a sentence.
 
     Raises UsageError if there are no points, if they differ in length, or if a form has no braces.
@@ -87,25 +88,47 @@ def named_places(
         raise UsageError(
             f"named_places needs two points or more, all of the length of a goal, got {points}"
         )
-    for form in (*forms, *unseen_forms):
+    for form in (*forms, *unseen_forms, *near_forms):
         if form.count("{}") != 1:
             raise UsageError(f"a form of a sentence has {{}} once, for the place; got {form!r}")
     points_there = Constant(torch.tensor(rows))
 
-    def place(goal_NG: Tensor, uniform_N: Tensor) -> Tensor:
+    def place(goal_NG: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
         squares_NP = (goal_NG[:, None] - points_there.like(goal_NG)).square().sum(-1)
         least_N, index_N = squares_NP.min(1)
-        there_N = uniform_N < torch.exp(-least_N / radius**2)
-        return torch.where(there_N, index_N, -1)
+        return index_N, uniform_N < torch.exp(-least_N / radius**2)
+
+    def said(forms: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(form.format(name) for form in forms) for name in points)
 
     return Places(
         names=tuple(points),
         point_PG=torch.tensor(rows),
         place=place,
-        phrases=tuple(tuple(form.format(name) for form in forms) for name in points),
-        unseen=tuple(tuple(form.format(name) for form in unseen_forms) for name in points),
-        elsewhere=tuple(elsewhere),
+        phrases=said(forms),
+        unseen=said(unseen_forms),
+        near=said(near_forms),
     )
+
+
+def place_problems(places: Any, goal_size: int) -> list[str]:
+    """Problems of the places of a task with goals of that size; 0 if the size is not known."""
+    if not isinstance(places, Places):
+        return [
+            "places must be what torch_crl.envs.places.named_places returns, got "
+            f"{type(places).__name__}"
+        ]
+    count, problems = len(places.names), []
+    if goal_size and list(places.point_PG.shape) != [count, goal_size]:
+        problems.append(
+            f"places must have points of {goal_size} numbers, as goals have, got "
+            f"{list(places.point_PG.shape)} for {count} places"
+        )
+    for kind in ("phrases", "unseen", "near"):
+        each = {len(phrases) for phrases in getattr(places, kind)}
+        if len(getattr(places, kind)) != count or len(each) != 1 or 0 in each:
+            problems.append(f"places.{kind} must have equally many phrases for each of {count}")
+    return problems
 
 
 def at_places(task: Task, point_PG: Tensor | None = None) -> Task:

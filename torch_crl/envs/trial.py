@@ -10,6 +10,7 @@ import mujoco
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.envs.places import Places, place_problems
 from torch_crl.envs.simulators import Simulator, SimulatorError
 from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.simulators.fields import field_problem
@@ -44,6 +45,8 @@ def task_problems(task: Any) -> list[str]:
         function = getattr(task, name)
         if not callable(function) and (name in required or function is not None):
             problems.append(f"{name} must be a function, got {_shortly(function)}")
+    if task.places is not None:
+        problems += place_problems(task.places, spec.goal_size if not problems else 0)
     # If any of these is wrong, nothing can be tried.
     return problems or [*_radius_problems(task.spec.success_radius), *_Trial(task).problems]
 
@@ -141,6 +144,8 @@ class _Trial:
         achieved_NG = goal_NG if state_NS is None else task.achieved_goal(state_NS)
         distance = self._call("distance", task.distance, achieved_NG, goal_NG)
         self._numbers("distance", distance, ())
+        if task.places is not None:
+            self._places(task.places, achieved_NG)
         if task.reached is not None:
             reached = self._call("reached", task.reached, achieved_NG, goal_NG)
             if reached is not None and not (isinstance(reached, Mapping) and "success" in reached):
@@ -155,6 +160,20 @@ class _Trial:
         if task.moved_goal is not None:
             goal = self._call("moved_goal", task.moved_goal, goal_NG, state_NS)
             self._numbers("moved_goal", goal, (task.spec.goal_size,), dtypes=(torch.float32,))
+
+    def _places(self, places: Places, achieved_NG: Tensor) -> None:
+        found = self._call("places.place", places.place, achieved_NG, torch.rand(_NUM_ENVS))
+        if found is None:
+            return
+        if not isinstance(found, tuple) or len(found) != 2:
+            what = "an index and whether it is there"
+            self._tell("places.place", f"must return {what}, got {_shortly(found)}")
+            return
+        index_N, there_N = found
+        index = self._numbers("places.place's index", index_N, (), dtypes=(torch.int64,))
+        self._numbers("places.place's second part", there_N, (), dtypes=(torch.bool,))
+        if index is not None and not 0 <= int(index.min()) <= int(index.max()) < len(places.names):
+            self._tell("places.place", f"must return 0 to {len(places.names) - 1}, got {index}")
 
     def _state(self, what: str, simulator: Simulator) -> Tensor | None:
         state = self._call(what, self._task.state, simulator)

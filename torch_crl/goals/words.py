@@ -282,20 +282,24 @@ class WordGoals(GoalSpace):
             ),
         )
         self._places = places
-        known_PKF, (elsewhere_KF,) = table(places.phrases), table([places.elsewhere])
-        # One table for all: the places one after the other, and elsewhere at the end.
-        self._features = Constant(torch.cat([known_PKF.flatten(0, 1), elsewhere_KF]))
-        self._first = Constant(torch.arange(count + 1) * each)
-        self._count = Constant(torch.tensor([each] * count + [len(elsewhere_KF)]))
+        phrases_PKF, near_PKF = table(places.phrases), table(places.near)
+        # One table for all: the places one after the other, and then what is near them.
+        self._features = Constant(torch.cat([phrases_PKF.flatten(0, 1), near_PKF.flatten(0, 1)]))
+        first_P, near = torch.arange(count) * each, near_PKF.shape[1]
+        self._first = Constant(torch.cat([first_P, count * each + torch.arange(count) * near]))
+        self._count = Constant(torch.tensor([each] * count + [near] * count))
         self._points = Constant(places.point_PG)
         self._device = device
         self._features.on(device), self._first.on(device), self._count.on(device)
 
     def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
-        """A phrase of the place where each goal is; the number of that place (P: elsewhere)."""
+        """A phrase of the place where each goal is, or of what is near it.
+
+        `place` is the number of the place, or P more for near it.
+        """
         uniform_2B = torch.rand(2, len(goal_BG), generator=generator, device=goal_BG.device)
-        place_B = self._places.place(goal_BG, uniform_2B[0])
-        place_B = torch.where(place_B < 0, len(self._places.names), place_B)
+        index_B, there_B = self._places.place(goal_BG, uniform_2B[0])
+        place_B = torch.where(there_B, index_B, index_B + len(self._places.names))
         told = {"place": place_B} if self._tells_places else {}
         return {"goal": self._phrase(place_B, uniform_2B[1])} | told
 
