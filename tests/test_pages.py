@@ -98,6 +98,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("runs/NAME", "sweeps/mine/one", "runs/comparison/one")):
         run = ["--run-dir", str(folder / name), "--seed", str(seed), "--actor-depth", "8"]
         assert main(["train", "reacher", *SMALL_FLAGS, *run]) == 0
+    words = ["--goals", "words", "--run-dir", str(folder / "runs" / "words")]
+    assert main(["train", "reacher", *SMALL_FLAGS, *words]) == 0
     trained = folder / "runs" / "NAME"
     # Stands for a student, which pages evaluate and export; no command here waits for another one.
     shutil.copytree(trained, folder / "student")

@@ -20,6 +20,7 @@ from torch_crl.goals.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.system.threads import torch_threads
 
 _WEIGHTS = ("*.safetensors", "*.bin")
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 _AT_ONCE = 64
 
 
@@ -53,11 +54,21 @@ class PretrainedEncoder(Encoder):
 
     @cached_property
     def _tokenizer(self) -> Any:
+        self._require("tokenizer", "reads no sentences", _VOCABULARIES)
         return self._loaded("AutoTokenizer")
 
     @cached_property
     def _processor(self) -> Any:
+        self._require("preprocessor", "reads no pictures", ("*processor_config.json",))
         return self._loaded("AutoImageProcessor")
+
+    def _require(self, what: str, so: str, files: tuple[str, ...]) -> None:
+        """Raise EncoderError without these files: the library would make up what is not there."""
+        if not any(path for kind in files for path in self._folder.glob(kind)):
+            raise EncoderError(
+                f"encoder {self.name}: {self._folder} has no {what} ({' or '.join(files)}), so it "
+                f"{so}"
+            )
 
     def _loaded(self, kind: str) -> Any:
         import transformers

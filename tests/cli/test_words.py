@@ -1,0 +1,98 @@
+"""Sentences on the command line."""
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.commands import SMALL_FLAGS
+from torch_crl.cli.main import main
+from torch_crl.cli.runs import TrainedOptions, load_trained
+from torch_crl.cli.watch import sentences
+from torch_crl.rendering.captions import with_captions
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words") / "run"
+    flags = ["--goals", "words", "--run-dir", str(folder)]
+    assert main(["train", "reacher", *SMALL_FLAGS, *flags]) == 0
+    return folder
+
+
+SHORT = ["--num-envs", "2", "--episode-length", "5"]
+
+
+def test_eval_says_what_it_understood(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "please visit the far point in the north west"
+    assert main(["eval", str(run), "--say", said, *SHORT]) == 0
+    assert f"{said!r}: the far point in the north west (similarity 0." in capsys.readouterr().err
+    assert main(["eval", str(run), "--unseen", *SHORT]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--say", "sing a song"], "the nearest places are"),
+        (["--say", "go", "--unseen"], "exclude each other"),
+        (["--say", "x" * 10_000], "10,000 characters"),
+    ],
+)
+def test_eval_tells_what_it_does_not_understand(
+    run: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(run), *flags, *SHORT]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["export", "--to", "numpy"], ["distil"], ["prune", "--blocks", "1"], ["plan"]]
+)
+def test_commands_that_take_numbers_only_say_so(
+    run: Path, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command[0], str(run), *command[1:]]) == 1
+    error = capsys.readouterr().err
+    assert "reads sentences" in error or "--goals words" in error
+
+
+def test_lines_that_are_typed_become_policies(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = load_trained(TrainedOptions(run=run))
+    lines = io.StringIO(
+        "go to the near point in the east\nbake bread\nthe far point in the south\n"
+    )
+    newest = sentences(trained, lines)
+    time.sleep(0.2)
+    policy = newest()
+    assert policy is not None and policy.places is not None
+    np.testing.assert_allclose(policy.places, [[0.0, -0.16, 0.01]], atol=1e-6)
+    assert newest() is None
+    wrong = sentences(trained, io.StringIO("bake bread\n"))
+    time.sleep(0.2)
+    assert wrong() is None
+    assert "the nearest places are" in capsys.readouterr().err
+
+
+def test_an_encoder_that_only_a_file_names_needs_trust(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = (run / "recipe.json").read_text().replace('"minilm"', '"evil_module:make"')
+    (tmp_path / "recipe.json").write_text(recipe)
+    file = ["--recipe", str(tmp_path / "recipe.json"), "--run-dir", str(tmp_path / "new")]
+    assert main(["train", *file]) == 1
+    assert "would import evil_module; give --trust" in capsys.readouterr().err
+
+
+def test_captions_are_within_their_tiles() -> None:
+    picture = np.full((100, 410, 3), 200, np.uint8)
+    corners = [(0, 0), (210, 0)]
+    texts = ["go to the left", "a sentence that is longer than a line of its own tile can be " * 3]
+    drawn = with_captions(picture, texts, corners, 200)
+    changed = (drawn != picture).any(-1)
+    assert changed[:, :200].any() and changed[:, 210:].any()
+    assert not changed[:, 200:210].any()
+    assert not (picture != 200).any()
