@@ -22,6 +22,14 @@ FORMS = (
     "reach the {}",
     "head for the {}",
     "the {}",
+    "get to the {}",
+    "make your way towards the {}",
+    "could you drive over to the {}",
+    "position yourself at the {}",
+    "the destination is the {}",
+    "i would like you to be at the {}",
+    "now the {}",
+    "robot, go and stop at the {}",
 )
 """Forms of sentences that policies learn from; the name of a place stands for the braces."""
 UNSEEN_FORMS = (

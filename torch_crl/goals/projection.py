@@ -1,9 +1,9 @@
 """A frozen affine map from an encoder's embedding to the few numbers that the networks read.
 
-What sentences about places have in common, and the form in which they are said, fills most of the
-hundreds of numbers of an embedding. The first principal components of the known ones keep what
-tells these apart, and networks on them understand more of the sentences that they have not seen
-(benchmarks/LOG.md). M known embeddings, E embedding, F features.
+Most of a sentence's embedding says in which form it is worded. The directions in which all places
+differ between the forms are taken out, and of what is left the first principal components are kept.
+Networks on these understand more of the sentences that they have not seen (benchmarks/LOG.md).
+P places, K forms, E embedding, F features.
 """
 
 from typing import NamedTuple
@@ -23,19 +23,25 @@ class Projection(NamedTuple):
         return (embedding - self.mean_E) @ self.basis_EF
 
 
-def fit_projection(known_ME: Tensor, size: int) -> Projection:
-    """The projection on the first `size` principal components of these embeddings.
+def fit_projection(known_PKE: Tensor, size: int) -> Projection:
+    """The projection for embeddings of K forms of sentences about each of P places.
 
-    With fewer embeddings than components, the others are some directions at right angles to them.
-    Raises ValueError if `size` is above E, or if all embeddings are the same.
+    With fewer places than components, the others are some directions at right angles to them.
+    Raises ValueError if `size` is above E - K + 1, or if all places are the same.
     """
-    known = known_ME.double()
-    mean_E = known.mean(0)
-    if not 1 <= size <= known.shape[1]:
-        raise ValueError(f"features must be 1 to {known.shape[1]}, got {size}")
-    _, values, vectors = torch.linalg.svd(known - mean_E, full_matrices=True)
+    known = known_PKE.double()
+    forms, width = known.shape[1:]
+    mean_E = known.mean((0, 1))
+    if not 1 <= size <= width - forms + 1:
+        raise ValueError(f"features must be 1 to {width - forms + 1}, got {size}")
+    # The forms' means differ in K - 1 directions at most.
+    _, _, of_forms = torch.linalg.svd(known.mean(0) - mean_E, full_matrices=True)
+    rest_EX = of_forms[forms - 1 :].T
+    _, values, vectors = torch.linalg.svd(
+        (known - mean_E).flatten(0, 1) @ rest_EX, full_matrices=True
+    )
     if not values[0] > 1e-6:
-        raise ValueError("all embeddings are the same, so nothing tells the goals apart")
-    basis_EF = vectors[:size].T
+        raise ValueError("all embeddings are the same, so nothing tells the places apart")
+    basis_EF = rest_EX @ vectors[:size].T
     scale = ((known - mean_E) @ basis_EF).square().mean().sqrt()
     return Projection(mean_E.float(), (basis_EF / scale).float())

@@ -253,13 +253,14 @@ class WordGoals(GoalSpace):
         loaded = load_encoder(encoder)
         count, each = len(places.names), len(places.phrases[0])
         said_ME = loaded.encode_text([_plain(text) for some in places.phrases for text in some])
-        projection = fit_projection(said_ME, size)
+        said_PKE = said_ME.view(count, each, -1)
+        projection = fit_projection(said_PKE, size)
 
         def table(texts: Sequence[Sequence[str]]) -> Tensor:
             flat = [_plain(text) for some in texts for text in some]
             return projection(loaded.encode_text(flat)).view(len(texts), -1, size)
 
-        centre_PE = said_ME.view(count, each, -1).mean(1)
+        centre_PE = said_PKE.mean(1)
         self.size = size
         self.reader = Reader(
             Vocabulary(

@@ -20,12 +20,15 @@ def goal_problems(recipe: Recipe) -> list[str]:
             f"--{name.replace('_', '-')} takes effect with --goals words only" for name in named
         ]
     given = f"--goals {chosen.goals}"
-    problems = []
+    problems, forms = [], 1
     for name in dict.fromkeys((recipe.task.name, recipe.task.eval_name)):
         try:
             foreign = parse_task_name(name).kind == "gymnasium"
-            if foreign or make_task(name).places is None:
+            places = None if foreign else make_task(name).places
+            if places is None:
                 problems.append(f"{given}: {without_places(name)}")
+            elif name == recipe.task.name:
+                forms = len(places.phrases[0])
         except UnknownTaskError:
             continue  # Reported by the checks of the task.
     if recipe.algorithm.objective not in _OBJECTIVES:
@@ -35,10 +38,10 @@ def goal_problems(recipe: Recipe) -> list[str]:
         )
     if recipe.algorithm.parity == "reference":
         problems.append(f"--parity reference has goals of the state only; leave it or {given} out")
-    return problems + _encoder_problems(recipe, given)
+    return problems + _encoder_problems(recipe, given, forms)
 
 
-def _encoder_problems(recipe: Recipe, given: str) -> list[str]:
+def _encoder_problems(recipe: Recipe, given: str, forms: int) -> list[str]:
     chosen = recipe.goal_space
     # Commands have asked for --trust where only a file names it.
     trust_encoder(chosen.encoder)
@@ -52,10 +55,11 @@ def _encoder_problems(recipe: Recipe, given: str) -> list[str]:
             f"{given}: the encoder {encoder.name} has other weights here ({encoder.sha256[:12]}) "
             f"than the recipe says ({chosen.encoder_sha256[:12]}); install the version of then"
         )
-    if chosen.goal_features > encoder.size:
+    if chosen.goal_features > (most := encoder.size - forms + 1):
         problems.append(
-            f"--goal-features must be at most {encoder.size}, the size of embeddings of "
-            f"{encoder.name}, got {chosen.goal_features}"
+            f"--goal-features must be at most {most}: embeddings of {encoder.name} have "
+            f"{encoder.size} numbers, and {forms} forms of sentences take out {forms - 1}; got "
+            f"{chosen.goal_features}"
         )
     return problems
 

@@ -40,7 +40,7 @@ from torch_crl.envs.tasks.sampling import cell_centres, normal, one_of
 
 _SCALE = 4.0
 _HEIGHT = 0.75
-_PLACE_RADIUS = 1.5
+_PLACE_RADIUS = 1.0
 
 
 def make_maze(spec: TaskSpec, *, layout: str) -> Task:
