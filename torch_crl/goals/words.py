@@ -28,6 +28,9 @@ MOST_CHARACTERS = 500
 LEAST_SIMILARITY = 0.5
 """Cosine between a sentence and the mean of the known ones of a place, below which the sentence
 counts as one about something else."""
+NOISE = 0.25
+"""Standard deviation of the noise on the features that networks learn from, whose own mean square
+is 1: sentences of other forms are about as far from the known ones."""
 _SHOWN = 3
 
 
@@ -294,7 +297,7 @@ class WordGoals(GoalSpace):
         self._features.on(device), self._first.on(device), self._count.on(device)
 
     def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
-        """A phrase of the place where each goal is, or of what is near it.
+        """A phrase of the place where each goal is, or of what is near it, with noise.
 
         `place` is the number of the place, or P more for near it.
         """
@@ -302,7 +305,9 @@ class WordGoals(GoalSpace):
         index_B, there_B = self._places.place(goal_BG, uniform_2B[0])
         place_B = torch.where(there_B, index_B, index_B + len(self._places.names))
         told = {"place": place_B} if self._tells_places else {}
-        return {"goal": self._phrase(place_B, uniform_2B[1])} | told
+        phrase_BF = self._phrase(place_B, uniform_2B[1])
+        noise_BF = torch.randn(phrase_BF.shape, generator=generator, device=phrase_BF.device)
+        return {"goal": phrase_BF + NOISE * noise_BF} | told
 
     def commanded(self, goal_NG: Tensor, episode_N: Tensor) -> Tensor:
         """A phrase of the nearest place, chosen by the numbers of env, episode and place."""
