@@ -59,12 +59,17 @@ def add(run_dir: Path, name: str, *, origin: str) -> Path:
 def film(name: str, path: Path, *, seconds: float) -> None:
     """Film the policy of an entry in four episodes."""
     task = RunDirectory(zoo_folder() / name).read_recipe().task
+    policy = load_policy(zoo_folder() / name)
     made = make_task_vector_env(
-        task.eval_name, num_envs=4, episode_length=task.episode_length, seed=SEED
+        task.eval_name,
+        num_envs=4,
+        episode_length=task.episode_length,
+        seed=SEED,
+        places=policy.places,
     )
     with closing(made) as env:
         steps = round(seconds / env.seconds_per_step)
-        record(load_policy(zoo_folder() / name), env, path, steps=steps)
+        record(policy, env, path, steps=steps)
 
 
 def main() -> None:

@@ -58,8 +58,15 @@ def phrases_in(space: WordGoals, features_NF: Tensor) -> list[tuple[int, int]]:
     ]
 
 
-def test_hindsight_tells_places_by_the_law_of_soft_borders(maze: WordGoals) -> None:
+def test_hindsight_tells_places_by_the_law_of_soft_borders(
+    maze: WordGoals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = Generator().manual_seed(0)
+    point_BG = places_of("point_u_maze").point_PG[torch.zeros(4000, dtype=torch.int64)]
+    noisy = maze.of_future(point_BG, generator)["goal"]
+    monkeypatch.setattr(words, "NOISE", 0.0)
+    apart = noisy - maze._features.on(CPU)[torch.cdist(noisy, maze._features.on(CPU)).argmin(1)]
+    assert float(apart.square().mean().sqrt()) == pytest.approx(0.25, rel=0.1)
     point = places_of("point_u_maze").point_PG[4]
     for distance in (0.0, 0.5, 1.0, 1.6):
         goal_BG = (point + torch.tensor([distance, 0.0])).expand(4000, 2)

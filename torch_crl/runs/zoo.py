@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch_crl import fields
 from torch_crl.fields import STRICT, Count
+from torch_crl.goals.encoders import DEFAULTS
 from torch_crl.recipe.presets import preset
 from torch_crl.recipe.record import Recipe, flag_of
 from torch_crl.runs.directory import RunDirectory
@@ -61,6 +62,10 @@ def command_of(recipe: Recipe) -> str:
     """The shortest `torch-crl train` with these settings: what differs from the preset."""
     task, algorithm = recipe.task.name, recipe.algorithm.algo
     usual = preset(task, algo=algorithm).leaves()
+    # What a run fills in by itself.
+    usual["goal_space.encoder_sha256"] = recipe.goal_space.encoder_sha256
+    if recipe.goal_space.encoder in DEFAULTS.values():
+        usual["goal_space.encoder"] = recipe.goal_space.encoder
     words = ["torch-crl", "train", task]
     if algorithm != "crl":
         words += ["--algo", algorithm]
