@@ -21,7 +21,7 @@ from torch_crl.goals.encoders import EncoderError
 from torch_crl.goals.projection import fit_projection
 from torch_crl.goals.words import Reader, SentenceError, WordGoals
 from torch_crl.recipe.checks import RecipeError, check
-from torch_crl.recipe.goal_checks import with_encoder
+from torch_crl.recipe.goal_checks import filled_from, with_encoder
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import find_policy, save_policy
 from torch_crl.system.checkpoint import CheckpointError
@@ -239,9 +239,46 @@ def test_goals_of_words_are_points_of_places() -> None:
     assert len(goal_NG.unique(dim=0)) == 16
 
 
+def test_a_resumed_run_keeps_the_features_that_it_was_trained_on(maze: WordGoals) -> None:
+    other = WordGoals(places_of("point_u_maze"), "minilm", 16, device=CPU)
+    # As another machine might find them.
+    changed = {name: -x if name != "point_PG" else x for name, x in maze.state_dict().items()}
+    other.load_state_dict(changed)
+    point_NG = places_of("point_u_maze").point_PG
+    episode_N = torch.ones(7, dtype=torch.int32)
+    assert torch.equal(other.commanded(point_NG, episode_N), -maze.commanded(point_NG, episode_N))
+    assert torch.equal(other.reader(point_NG), -maze.reader(point_NG))
+
+
+def test_the_sign_of_a_component_is_fixed() -> None:
+    known = torch.randn(9, 3, 30, generator=Generator().manual_seed(0))
+    basis_EF = fit_projection(known, 6).basis_EF
+    largest_1F = basis_EF.gather(0, basis_EF.abs().argmax(0)[None])
+    assert (largest_1F > 0).all()
+
+
+def test_what_is_filled_in_is_no_other_recipe() -> None:
+    asked = recipe_of()
+    saved = with_encoder(asked)
+    assert filled_from(asked, saved) == saved
+    # Python code has to be named, since the saved recipe may be a stranger's.
+    evil = recipe_of(goal_space={"encoder": "evil:make", "encoder_sha256": "0" * 64})
+    assert filled_from(asked, evil) == asked
+    assert filled_from(tiny("point_u_maze"), saved) == tiny("point_u_maze")
+
+
+@pytest.mark.parametrize("kind", ["phrases", "unseen", "names"])
+def test_a_damaged_vocabulary_is_told(maze: WordGoals, kind: str) -> None:
+    description = maze.reader.description()
+    description[kind] = [] if kind == "names" else [[] for _ in description[kind]]
+    with pytest.raises(ValueError, match="its places have"):
+        Reader.rebuild(description, maze.reader.tensors())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"task": {"eval_name": "point_big_maze"}}, "point_big_maze has other places than"),
         ({"task": {"name": "ant", "eval_name": "ant"}}, "ant names no places"),
         ({"goal_space": {"encoder": "no"}}, "unknown encoder 'no'"),
         ({"goal_space": {"encoder": "transformers:/no/such"}}, "/no/such holds no model"),
@@ -257,8 +294,10 @@ def test_recipes_that_words_do_not_allow(changes: dict[str, Any], message: str) 
 
 
 def test_an_encoder_without_words_takes_no_effect() -> None:
-    with pytest.raises(RecipeError, match="--encoder takes effect with --goals words only"):
-        check(tiny("point_u_maze", goal_space={"encoder": "minilm"}))
+    for name, value in (("encoder", "minilm"), ("goal_features", 8), ("same_place", "masked")):
+        flag = name.replace("_", "-")
+        with pytest.raises(RecipeError, match=f"--{flag} takes effect with --goals words only"):
+            check(tiny("point_u_maze", goal_space={name: value}))
 
 
 def test_places_need_points_and_forms() -> None:

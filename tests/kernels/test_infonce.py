@@ -407,10 +407,12 @@ def test_registration(
     monkeypatch.undo()
     phi, psi = (x.requires_grad_() for x in draw(5, 3))
     mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0], device=DEVICE) if columns else None
-    args = (phi, psi, mask, 0, energy, columns, not columns)
+    group = groups(5, 3) if columns else None
+    args = (phi, psi, mask, group, 0, energy, columns, not columns)
     torch.library.opcheck(torch.ops.torch_crl.pair_scores, args)
     upstream = torch.ones(5, device=DEVICE)
-    rest = (mask, upstream, upstream, phi.detach().mean(0), *[upstream] * 4, *args[3:])
+    offset = phi.detach().mean(0)
+    rest = (mask, group, upstream, upstream, offset, *[upstream] * 4, *args[4:])
     backward = torch.ops.torch_crl.pair_scores_backward
     torch.library.opcheck(backward, (phi.detach(), psi.detach(), *rest))
 

@@ -95,6 +95,8 @@ def _commanded(trained: Trained, options: Options) -> Trained:
     """The policy that follows the sentences that were asked for."""
     if options.say and options.unseen:
         raise UsageError("--say and --unseen exclude each other")
+    if options.planner != "none" and (options.say or options.unseen):
+        raise UsageError("--planner goes by coordinates; leave out --say and --unseen")
     if options.say:
         return told(trained, options.say)
     if options.unseen:

@@ -58,7 +58,7 @@ def loss_over_all_ranks(
         for k in range(1 + columns)
     ]
     whole_N = all_NX[:, size * (1 + columns)] if whole_B is not None else None
-    # Numbers of places are exact in every floating type.
+    # Whole numbers below 2^24 are exact in fp32.
     place_N = all_NX[:, -1].long() if place_B is not None else None
     with torch.enable_grad():
         loss, metrics = loss_of(

@@ -148,8 +148,7 @@ def at_places(task: Task, point_PG: Tensor | None = None) -> Task:
     places = task.places
     if places is None:
         raise UsageError(without_places(task.spec.name))
-    known = {tuple(point) for point in places.point_PG.tolist()}
-    if point_PG is not None and not {tuple(point) for point in point_PG.tolist()} <= known:
+    if point_PG is not None and not has_points(places, point_PG):
         raise UsageError(
             f"the policy knows other places than those of {task.spec.name}, which are "
             f"{', '.join(places.names[:4])} and so on"
@@ -162,6 +161,12 @@ def at_places(task: Task, point_PG: Tensor | None = None) -> Task:
         return start._replace(goal_NG=point_PG[nearest(point_PG, start.goal_NG)])
 
     return replace(task, sample_start=sample_start)
+
+
+def has_points(places: Places, point_PG: Tensor) -> bool:
+    """Whether each of these points is that of a place."""
+    known = {tuple(point) for point in places.point_PG.tolist()}
+    return {tuple(point) for point in point_PG.tolist()} <= known
 
 
 def without_places(name: str) -> str:

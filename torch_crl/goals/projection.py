@@ -43,5 +43,8 @@ def fit_projection(known_PKE: Tensor, size: int) -> Projection:
     if not values[0] > 1e-6:
         raise ValueError("all embeddings are the same, so nothing tells the places apart")
     basis_EF = rest_EX @ vectors[:size].T
+    # A component and its opposite are as good, and libraries differ in which they give.
+    largest_F = basis_EF.abs().argmax(0)
+    basis_EF = basis_EF * basis_EF.gather(0, largest_F[None]).sign()
     scale = ((known - mean_E) @ basis_EF).square().mean().sqrt()
     return Projection(mean_E.float(), (basis_EF / scale).float())

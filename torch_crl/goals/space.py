@@ -23,6 +23,13 @@ class GoalSpace(ABC):
         It may be captured in a CUDA graph.
         """
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold; nothing for goals of the state."""
+        return {}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027
+        """Restore what `state_dict` returned."""
+
     @abstractmethod
     def commanded(self, goal_NG: Tensor, episode_N: Tensor) -> Tensor:
         """Features [N, F] of commanded goals, the same for all steps of an episode of an env."""

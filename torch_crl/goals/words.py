@@ -216,6 +216,10 @@ class Reader:
     def rebuild(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Reader":
         """What `description` and `tensors` are of. Raises ValueError if they do not fit."""
         vocabulary = fields.read(Vocabulary, json.dumps(description))
+        for phrases in (vocabulary.phrases, vocabulary.unseen):
+            counts = {len(each) for each in phrases}
+            if len(counts) != 1 or 0 in counts or len(phrases) != len(vocabulary.names):
+                raise ValueError("its places have no phrases, or different numbers of them")
         places, size = len(vocabulary.names), vocabulary.size
         wanted = {
             "point_PG": (places, vocabulary.goal_size),
@@ -228,11 +232,9 @@ class Reader:
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != wanted:
             raise ValueError(f"its goals have tensors of shapes {found}, and need {wanted}")
-        for phrases in (vocabulary.phrases, vocabulary.unseen):
-            if {len(each) for each in phrases} != {len(phrases[0])} or len(phrases) != places:
-                raise ValueError("its places have different numbers of phrases")
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError("its goals have numbers that are not finite")
+        for tensor in tensors.values():
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise ValueError("its goals have numbers that are not finite, or not float32")
         return cls(vocabulary, _Tables(**tensors))
 
 
@@ -295,6 +297,17 @@ class WordGoals(GoalSpace):
         self._points = Constant(places.point_PG)
         self._device = device
         self._features.on(device), self._first.on(device), self._count.on(device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What networks were trained on: another machine may find other components."""
+        return self.reader.tensors() | {"features": self._features.on(torch.device("cpu"))}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        rest = dict(tensors)
+        self._features = Constant(rest.pop("features"))
+        self._features.on(self._device)
+        self.reader = Reader(self.reader.vocabulary, _Tables(**rest))
 
     def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
         """A phrase of the place where each goal is, or of what is near it, with noise.

@@ -288,6 +288,8 @@ class PlanningPolicy:
         """
         self.planner = planner
         self.policy = policy or planner.value.policy
+        if isinstance(self.policy, Policy):
+            self.policy.require_numbers("a planner")
         self.plans = plans
 
     def controller(self, num_envs: int = 1) -> PlanningController:

@@ -2,11 +2,18 @@
 
 from dataclasses import replace
 
-from torch_crl.envs.places import without_places
+from torch_crl.envs.places import Places, has_points, without_places
 from torch_crl.envs.registry import UnknownTaskError, make_task
 from torch_crl.envs.task_name import parse_task_name
-from torch_crl.goals.encoders import DEFAULTS, EncoderError, load_encoder, trust_encoder
+from torch_crl.goals.encoders import (
+    DEFAULTS,
+    EncoderError,
+    load_encoder,
+    module_of_encoder,
+    trust_encoder,
+)
 from torch_crl.recipe.record import Recipe
+from torch_crl.recipe.settings import GoalsRecipe
 
 _OBJECTIVES = ("crl", "safe")
 
@@ -15,12 +22,18 @@ def goal_problems(recipe: Recipe) -> list[str]:
     """Problems of a recipe's goals with its task, its objective, or what is installed."""
     chosen = recipe.goal_space
     if chosen.goals == "state":
-        named = [name for name in ("encoder", "encoder_sha256") if getattr(chosen, name)]
+        usual = GoalsRecipe()
+        named = [
+            name
+            for name in ("encoder", "encoder_sha256", "same_place", "goal_features")
+            if getattr(chosen, name) != getattr(usual, name)
+        ]
         return [
             f"--{name.replace('_', '-')} takes effect with --goals words only" for name in named
         ]
     given = f"--goals {chosen.goals}"
     problems, forms = [], 1
+    known: Places | None = None
     for name in dict.fromkeys((recipe.task.name, recipe.task.eval_name)):
         try:
             foreign = parse_task_name(name).kind == "gymnasium"
@@ -28,7 +41,11 @@ def goal_problems(recipe: Recipe) -> list[str]:
             if places is None:
                 problems.append(f"{given}: {without_places(name)}")
             elif name == recipe.task.name:
-                forms = len(places.phrases[0])
+                forms, known = len(places.phrases[0]), places
+            elif known is not None and not has_points(places, known.point_PG):
+                problems.append(
+                    f"{given}: --eval-name {name} has other places than {recipe.task.name}"
+                )
         except UnknownTaskError:
             continue  # Reported by the checks of the task.
     if recipe.algorithm.objective not in _OBJECTIVES:
@@ -62,6 +79,19 @@ def _encoder_problems(recipe: Recipe, given: str, forms: int) -> list[str]:
             f"{chosen.goal_features}"
         )
     return problems
+
+
+def filled_from(recipe: Recipe, saved: Recipe) -> Recipe:
+    """The recipe with the encoder of the saved one where it names none itself.
+
+    An encoder that is Python code has to be named, since the saved recipe may be a stranger's.
+    """
+    ours, theirs = recipe.goal_space, saved.goal_space
+    if module_of_encoder(theirs.encoder) or ours.encoder not in ("", theirs.encoder):
+        return recipe
+    sha256 = ours.encoder_sha256 or theirs.encoder_sha256
+    filled = replace(ours, encoder=theirs.encoder, encoder_sha256=sha256)
+    return replace(recipe, goal_space=filled) if ours.goals == theirs.goals else recipe
 
 
 def with_encoder(recipe: Recipe) -> Recipe:

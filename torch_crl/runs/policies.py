@@ -159,6 +159,8 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
     read = checkpoint.part_of(tensors, _GOALS.removesuffix("/")) if described.goals else {}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_GOALS)}
     reader = Reader.rebuild(described.goals, read) if described.goals else None
+    if reader is not None and reader.goal_size != described.goal_size:
+        raise ValueError(f"its places have {reader.goal_size} numbers, not {described.goal_size}")
     checkpoint.check_tensors(tensors, actor.state_dict())
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():

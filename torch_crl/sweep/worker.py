@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import TorchCrlError, exit_status
+from torch_crl.recipe.goal_checks import filled_from
 from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
 from torch_crl.system.files import DamagedFileError
@@ -34,7 +35,8 @@ def other_run_in(run_dir: Path, recipe: Recipe) -> str:
         strange = directory.is_occupied
         return f"{run_dir} holds something that is not a run; it is left alone" if strange else ""
     try:
-        changed = differences(directory.read_recipe(), recipe)
+        saved = directory.read_recipe()
+        changed = differences(saved, filled_from(recipe, saved))
     except DamagedFileError as error:
         return str(error)
     return f"{run_dir} holds a run of another recipe: {'; '.join(changed)}" if changed else ""

@@ -156,6 +156,8 @@ class CrlRun(Run):
         }
         if self.average is not None:
             parts["average"] = self.average.state_dict()
+        if goals := self.replay.goals.state_dict():
+            parts["goals"] = goals
         tensors = checkpoint.flatten(parts)
         counters = {
             "collections_done": self.collections_done,
@@ -207,6 +209,7 @@ class CrlRun(Run):
         self.learner.load_state_dict(checkpoint.part_of(tensors, "learner"))
         self.replay.load_state_dict(checkpoint.part_of(tensors, "replay"))
         self.collector.load_state_dict(checkpoint.part_of(tensors, "collector"))
+        self.replay.goals.load_state_dict(checkpoint.part_of(tensors, "goals"))
         self.sampler.set_state(tensors["sampler/generator"])
         if self.average is not None:
             self.average.load_state_dict(checkpoint.part_of(tensors, "average"))

@@ -6,6 +6,7 @@ from torch_crl.envs.registry import make_task
 from torch_crl.goals.encoders import EncoderError, trust_encoder
 from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.goals.words import Reader, WordGoals
+from torch_crl.recipe.goal_checks import with_encoder
 from torch_crl.recipe.record import Recipe
 
 
@@ -14,7 +15,7 @@ def build_goal_space(recipe: Recipe, device: torch.device) -> GoalSpace:
 
     Raises EncoderError if the encoder has other weights than the recipe says.
     """
-    chosen = recipe.goal_space
+    chosen = with_encoder(recipe).goal_space
     if chosen.goals == "state":
         return StateGoals(recipe.goal_size)
     places = make_task(recipe.task.name).places

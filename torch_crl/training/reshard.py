@@ -26,7 +26,7 @@ _STREAMS = {
 
 def is_of_rank(name: str) -> bool:
     """Whether a tensor of a checkpoint is of one rank alone: its envs, its replay, its streams."""
-    return name in _STREAMS or not name.startswith(("learner/", "average/"))
+    return name in _STREAMS or not name.startswith(("learner/", "average/", "goals/"))
 
 
 def columns_of_rank(

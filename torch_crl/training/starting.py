@@ -8,7 +8,7 @@ from pathlib import Path
 from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.errors import UsageError
 from torch_crl.recipe import checks
-from torch_crl.recipe.goal_checks import with_encoder
+from torch_crl.recipe.goal_checks import filled_from, with_encoder
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe, differences, extended
 from torch_crl.recipe.share import share, share_problems
@@ -49,6 +49,7 @@ def find_problems(
                 f"{saved.budget.env_steps}, got {recipe.budget.env_steps}"
             ]
         else:
+            recipe = filled_from(recipe, saved)
             longer = extended(saved, recipe.budget.env_steps)
             asked = with_changes(
                 recipe,
@@ -56,11 +57,6 @@ def find_problems(
                     name: getattr(longer.budget, name)
                     for name in ("evaluations", "checkpoints")
                     if getattr(recipe.budget, name) == getattr(saved.budget, name)
-                },
-                # Nothing given is what the run has filled in.
-                goal_space={
-                    name: getattr(recipe.goal_space, name) or getattr(saved.goal_space, name)
-                    for name in ("encoder", "encoder_sha256")
                 },
             )
             changed = "; ".join(differences(longer, asked))

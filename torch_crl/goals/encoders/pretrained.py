@@ -76,7 +76,7 @@ class PretrainedEncoder(Encoder):
         try:
             with _without_progress():
                 return getattr(transformers, kind).from_pretrained(
-                    str(self._folder), local_files_only=True
+                    str(self._folder), local_files_only=True, trust_remote_code=False
                 )
         # The library raises many kinds of errors for what is not in the folder.
         except Exception as error:
