@@ -3,10 +3,9 @@
 import torch
 
 from torch_crl.envs.registry import make_task
-from torch_crl.goals.encoders import EncoderError, trust_encoder
+from torch_crl.goals.encoders import DEFAULTS, EncoderError, trust_encoder
 from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.goals.words import Reader, WordGoals
-from torch_crl.recipe.goal_checks import with_encoder
 from torch_crl.recipe.record import Recipe
 
 
@@ -15,22 +14,23 @@ def build_goal_space(recipe: Recipe, device: torch.device) -> GoalSpace:
 
     Raises EncoderError if the encoder has other weights than the recipe says.
     """
-    chosen = with_encoder(recipe).goal_space
+    chosen = recipe.goal_space
     if chosen.goals == "state":
         return StateGoals(recipe.goal_size)
     places = make_task(recipe.task.name).places
     assert places is not None
     # A collecting process of Ray has checked nothing.
-    trust_encoder(chosen.encoder)
+    encoder = chosen.encoder or DEFAULTS[chosen.goals]
+    trust_encoder(encoder)
     space = WordGoals(
         places,
-        chosen.encoder,
+        encoder,
         chosen.goal_features,
         device=device,
         tells_places=chosen.same_place == "masked",
     )
     found = space.reader.vocabulary.sha256
-    if chosen.encoder_sha256 != found:
+    if chosen.encoder_sha256 not in ("", found):
         raise EncoderError(
             f"the encoder {chosen.encoder} has other weights here ({found[:12]}) than the recipe "
             f"says ({chosen.encoder_sha256[:12]}); install the version of then"
