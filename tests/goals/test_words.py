@@ -105,7 +105,7 @@ def test_sentences_that_were_not_learned_are_near_those_that_were(maze: WordGoal
 
 
 def test_known_sentences_need_no_encoder(maze: WordGoals, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
+    def missing(name: str, _: str) -> None:
         raise EncoderError(f"{name} is not installed; pip install 'torch-crl[words]'")
 
     expected = maze.reader("go to the upper left corner")

@@ -271,6 +271,11 @@ def controller_of(policy: Acts, num_envs: int) -> Controls:
     return made
 
 
+def places_of(policy: Acts) -> Tensor | None:
+    """The points [P, G] at which a policy can be commanded to be; None if these are all goals."""
+    return policy.places if isinstance(policy, Policy) else None
+
+
 def as_tensor(part: Any) -> Tensor:
     """A state or goal, as float32; what is no tensor is copied."""
     if isinstance(part, Tensor):

@@ -177,10 +177,13 @@ def told(trained: Trained, sentence: str) -> Trained:
 
 def allow_encoder(name: str, *, typed: str, trust: bool, source: object) -> None:
     """Raise UsageError for an encoder that is Python code and that only a file names."""
-    prefix, _, rest = name.partition(":")
-    if rest and prefix != "transformers" and name != typed and not trust:
+    if not name:
+        return
+    from torch_crl.goals.encoders import module_of_encoder
+
+    if (module := module_of_encoder(name)) and name != typed and not trust:
         raise UsageError(
-            f"{source} names an encoder that is Python code, and would import {prefix}; give "
+            f"{source} names an encoder that is Python code, and would import {module}; give "
             "--trust if you trust who made it, or type --encoder yourself"
         )
 

@@ -15,6 +15,11 @@ class GoalSpace(ABC):
     size: int
     """F, the number of features."""
 
+    @property
+    def places(self) -> Tensor | None:
+        """The points [P, G] at which goals are commanded; None for those of the task."""
+        return None
+
     @abstractmethod
     def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
         """Batch entries for goals that were achieved: `goal` [B, F], and what else tells of them.

@@ -19,7 +19,7 @@ from torch_crl.envs.places import Places, nearest
 from torch_crl.envs.tasks.sampling import Constant
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.fields import STRICT, Count
-from torch_crl.goals.encoders import load_encoder
+from torch_crl.goals.encoders import Encoder, load_encoder
 from torch_crl.goals.projection import Projection, fit_projection
 from torch_crl.goals.space import GoalSpace
 
@@ -167,8 +167,12 @@ class Reader:
             features |= zip(new, self._encoded(new), strict=True)
         return torch.stack([features[text] for text in sentences])  # type: ignore[misc]
 
+    @property
+    def _encoder(self) -> Encoder:
+        return load_encoder(self.vocabulary.encoder, self.vocabulary.sha256)
+
     def _encoded(self, sentences: list[str]) -> Tensor:
-        embedding_NE = checked_encoder(self.vocabulary).encode_text([*map(_plain, sentences)])
+        embedding_NE = self._encoder.encode_text([*map(_plain, sentences)])
         for text, similarity_P in zip(
             sentences, embedding_NE @ self._tables.centre_PE.T, strict=True
         ):
@@ -198,7 +202,7 @@ class Reader:
         for name, phrases in zip(self.vocabulary.names, self.vocabulary.phrases, strict=True):
             if _plain(sentence) in map(_plain, phrases):
                 return name, 1.0
-        (embedding_E,) = checked_encoder(self.vocabulary).encode_text([_plain(sentence)])
+        (embedding_E,) = self._encoder.encode_text([_plain(sentence)])
         similarity, place = (self._tables.centre_PE @ embedding_E).max(0)
         return self.vocabulary.names[int(place)], float(similarity)
 
@@ -288,7 +292,7 @@ class WordGoals(GoalSpace):
             ),
         )
         self._places = places
-        phrases_PKF, near_PKF = table(places.phrases), table(places.near)
+        phrases_PKF, near_PKF = self.reader.tensors()["phrases_PKF"], table(places.near)
         # One table for all: the places one after the other, and then what is near them.
         self._features = Constant(torch.cat([phrases_PKF.flatten(0, 1), near_PKF.flatten(0, 1)]))
         first_P, near = torch.arange(count) * each, near_PKF.shape[1]
@@ -297,6 +301,11 @@ class WordGoals(GoalSpace):
         self._points = Constant(places.point_PG)
         self._device = device
         self._features.on(device), self._first.on(device), self._count.on(device)
+
+    @property
+    def places(self) -> Tensor:
+        """The points of all places."""
+        return self.reader.point_PG
 
     def state_dict(self) -> dict[str, Tensor]:
         """What networks were trained on: another machine may find other components."""
@@ -336,19 +345,6 @@ class WordGoals(GoalSpace):
         count_N = self._count.on(device)[place_N]
         number_N = (uniform_N * count_N).long().clamp(max=count_N - 1)
         return self._features.on(device)[self._first.on(device)[place_N] + number_N]
-
-
-def checked_encoder(vocabulary: Vocabulary) -> Any:
-    """The encoder of a vocabulary. Raises EncoderError if its weights are not those of then."""
-    from torch_crl.goals.encoders import EncoderError
-
-    encoder = load_encoder(vocabulary.encoder)
-    if encoder.sha256 != vocabulary.sha256:
-        raise EncoderError(
-            f"the encoder {vocabulary.encoder} has other weights here ({encoder.sha256[:12]}) than "
-            f"in the training ({vocabulary.sha256[:12]}); install the version of then"
-        )
-    return encoder
 
 
 def _mixed(x_N: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_crl.agent.policy import Acts, Policy, controller_of
+from torch_crl.agent.policy import Acts, controller_of, places_of
 from torch_crl.envs.make import make_vector_env
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
@@ -43,7 +43,7 @@ def record_episodes(
         num_envs=num_envs,
         episode_length=episode_length,
         seed=seed,
-        places=policy.places if isinstance(policy, Policy) else None,
+        places=places_of(policy),
         env_timeout=env_timeout,
     )
     with closing(made) as env:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import mujoco
 import torch
 
-from torch_crl.agent.policy import Acts, Policy, controller_of
+from torch_crl.agent.policy import Acts, Policy, controller_of, places_of
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import stage
 from torch_crl.rendering.gl import RenderError, load_triton_first
@@ -57,7 +57,7 @@ def watch(
                 begin = time.perf_counter()
                 if (new := told()) is not None:
                     policy, controller = new, controller_of(new, env.num_envs)
-                places = policy.places if isinstance(policy, Policy) else None
+                places = places_of(policy)
                 if places is not None and len(places) == 1:
                     env.goal_NG.copy_(places.expand_as(env.goal_NG))
                 result = env.step(controller(env.state_NS, env.goal_NG))

@@ -14,7 +14,7 @@ from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import load_policy
 from torch_crl.system.torch_defaults import torch_defaults
-from torch_crl.training.goal_spaces import build_goal_space, reader_of
+from torch_crl.training.goal_spaces import build_goal_space
 from torch_crl.training.run import make_training_env, stream_seed
 from torch_crl.training.stability import DivergenceMonitor
 
@@ -48,12 +48,11 @@ class CollectingProcess:
         if self._collector is not None:
             self._collector.close()
         stream = f"collector{self._number}/{incarnation}"
-        reader = reader_of(self._goals)
         env = make_training_env(
             self._recipe,
             torch.device("cpu"),
             f"starts/{stream}",
-            places=reader.point_PG if reader else None,
+            places=self._goals.places,
         )
         env.trajectory_N += torch.from_numpy(trajectory_M.copy())
         self._staging = Staging.of(env, rows=self._recipe.budget.unroll_length)

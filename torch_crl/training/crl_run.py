@@ -239,12 +239,11 @@ def build_run(
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
     goals = build_goal_space(recipe, device)
-    reader = reader_of(goals)
     env = make_training_env(
         _of_this_process(recipe),
         device,
         ranks.stream("starts"),
-        places=reader.point_PG if reader else None,
+        places=goals.places,
     )
     spec = env.spec
     # The networks are the same everywhere, and all else that is random is not.

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_crl.agent.policy import Acts, Controls, Policy, controller_of
+from torch_crl.agent.policy import Acts, Controls, Policy, controller_of, places_of
 from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.vector_env import StepResult, VectorEnv
@@ -77,7 +77,7 @@ def evaluate(
             simulator=simulator,
             num_threads=num_threads,
             device=device,
-            places=policy.places if isinstance(policy, Policy) else None,
+            places=places_of(policy),
             env_timeout=env_timeout,
         )
     with closing(vector_env) as env, ranks.together():

@@ -38,11 +38,11 @@ def trust_encoder(name: str) -> None:
         sys.path.append(os.getcwd())
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, sha256: str = "") -> Encoder:
     """The encoder of this name; equal names share one object, and what it has encoded.
 
-    Raises EncoderError, which says how to get it, if there is none, or if it is Python code that
-    only a file names.
+    Raises EncoderError, which says how to get it, if there is none, if it is Python code that only
+    a file names, or if its weights have another checksum than the one that is given.
     """
     if (module := module_of_encoder(name)) and name not in _trusted:
         raise EncoderError(
@@ -50,7 +50,13 @@ def load_encoder(name: str) -> Encoder:
             "trust who made the file that names it (in Python: "
             "torch_crl.goals.encoders.trust_encoder)"
         )
-    return _load(name)
+    encoder = _load(name)
+    if sha256 not in ("", encoder.sha256):
+        raise EncoderError(
+            f"the encoder {name} has other weights here ({encoder.sha256[:12]}) than in the "
+            f"training ({sha256[:12]}); install the version of then"
+        )
+    return encoder
 
 
 @cache
