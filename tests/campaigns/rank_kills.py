@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.campaigns.runs import bring_to_an_end, difference, outcome, short_recipe
-from tests.helpers.ranks import Stage, fork_rank, free_port
+from tests.helpers.ranks import Stage, free_port, start_ranks
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 
@@ -39,12 +39,12 @@ def of_forks(folder: Path, kills: int, *, seed: int = 0) -> str:
     draw = random.Random(seed)
     stage = Stage(RANKS, f"{__name__}:train_or_resume", {"folder": str(folder)})
     for kill in range(kills + 1):
-        port = free_port()
-        ranks = [fork_rank(stage, rank, port, folder.with_name("answer")) for rank in range(RANKS)]
+        ranks, store = start_ranks(stage, [folder.with_name("answer")] * RANKS)
         if kill < kills:
             time.sleep(draw.uniform(0.1, 1.5))
             os.kill(draw.choice(ranks), signal.SIGKILL)
         ended = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+        del store
     return "" if ended == [0] * RANKS else f"the ranks ended with {ended}"
 
 

@@ -2,10 +2,10 @@
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,9 +43,11 @@ def torch_crl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
 def test_help_answers_in_under_a_second_and_imports_nothing_heavy(arguments: list[str]) -> None:
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
+        # Time of the processor: the clock on the wall also tells what else the machine is doing.
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = torch_crl(*arguments)
-        times.append(time.perf_counter() - begin)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
         assert result.returncode == 0, result.stderr
     assert min(times) < 1.0
     program = (

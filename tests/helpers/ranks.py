@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.helpers.paths import ROOT
 from torch_crl.distributed.ranks import Ranks
@@ -64,7 +65,8 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """What torchrun tells the process of a rank, on one machine."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     named = {name: str(number) for name, number in numbers.items()}
-    return named | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    store = {"TORCHELASTIC_USE_AGENT_STORE": str(size > 1)}
+    return named | store | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def free_port() -> int:
@@ -100,7 +102,17 @@ def on_ranks(size: int, function: str, **arguments: Any) -> list[Any]:
     return [rank.returned for rank in ranks]
 
 
-def fork_rank(stage: Stage, rank: int, port: int, answer: Path) -> int:
+def start_ranks(stage: Stage, answers: list[Path]) -> tuple[list[int], TCPStore]:
+    """The processes of all ranks, and the store in which they meet.
+
+    This process keeps the store, as torchrun does: ranks can read it when the first one has ended.
+    """
+    port = free_port()
+    children = [_fork_rank(stage, rank, port, answer) for rank, answer in enumerate(answers)]
+    return children, TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+
+
+def _fork_rank(stage: Stage, rank: int, port: int, answer: Path) -> int:
     """The process of one rank; its answer is in the file, if it ends well."""
     child = os.fork()
     if child:
@@ -125,12 +137,12 @@ def _function(name: str) -> Any:
 
 
 def _run(stage: Stage, folder: Path) -> list[Ended]:
-    port = free_port()
     answers = [folder / f"answer_{rank}" for rank in range(stage.size)]
     for answer in answers:
         answer.unlink(missing_ok=True)
-    children = [fork_rank(stage, rank, port, answer) for rank, answer in enumerate(answers)]
+    children, store = start_ranks(stage, answers)
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    del store
     return [
         Ended(status, json.loads(answer.read_text()) if answer.exists() else None)
         for status, answer in zip(statuses, answers, strict=True)

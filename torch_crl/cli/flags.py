@@ -54,9 +54,12 @@ def read_flags(
     *,
     command: str,
     config: tuple[Any, ...] = (),
+    check: bool = True,
     **tyro_options: Any,
 ) -> Options:
     """Read the options of `torch-crl COMMAND`; `tyro_options` are passed on to `tyro.cli`.
+
+    Without `check`, values are not checked, which takes a while.
 
     Raises UsageError for a flag in place of a positional argument, and for all values that the
     dataclass does not allow. Raises SystemExit, after printing what is wrong, for anything else
@@ -71,7 +74,7 @@ def read_flags(
             config=(tyro.conf.FlagCreatePairsOff, *config),
             **tyro_options,
         )
-    if problems := _problems(read):
+    if check and (problems := _problems(read)):
         raise UsageError(problems[0] if len(problems) == 1 else listed(problems))
     return read
 

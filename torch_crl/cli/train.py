@@ -68,7 +68,8 @@ def main(arguments: list[str]) -> int:
     resume = False
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            asked = _parse(first_look, Options(recipe=nameless))
+            helps = len(first_look) < len(arguments)
+            asked = _parse(first_look, Options(recipe=nameless), check=not helps)
         if asked.resume_if_any:
             resume = _holds_run(asked)
             # A run that is there has been begun with the file's settings.
@@ -116,12 +117,13 @@ def _guessed_preset(arguments: list[str]) -> Recipe:
     return preset(task, algo=next((word for word in words if word in get_args(Algo)), "crl"))
 
 
-def _parse(arguments: list[str], defaults: Options) -> Options:
+def _parse(arguments: list[str], defaults: Options, *, check: bool = True) -> Options:
     return read_flags(
         Options,
         arguments,
         command="train",
         default=defaults,
+        check=check,
         config=(tyro.conf.OmitArgPrefixes,),
     )
 

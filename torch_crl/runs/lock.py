@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
-
 from torch_crl.errors import TorchCrlError
 from torch_crl.system.files import DamagedFileError, read_bytes
 
@@ -29,6 +27,9 @@ def locked(path: Path, what: str, *, wait: Callable[[str], object] | None = None
         wait: called once with a line that names the holder, before waiting for it; without `wait`,
             a lock that is held raises DirectoryInUseError.
     """
+    # It loads asyncio, which `--help` can do without.
+    from filelock import FileLock, SoftFileLock, Timeout
+
     lock = FileLock(path)
     note = ""
     with warnings.catch_warnings(record=True) as caught:
@@ -71,6 +72,8 @@ def is_locked(path: Path) -> bool:
     """Whether a process holds the lock file now."""
     if not path.exists():
         return False
+    from filelock import FileLock, Timeout
+
     try:
         with FileLock(path).acquire(blocking=False):
             return False
