@@ -39,6 +39,7 @@ _ADDED: dict[str, dict[str, Any]] = {
         "same_place": "kept",
         "goal_features": 16,
     },
+    "networks": {"actor_block": "same", "experts": 4},
     "system": {
         "env_timeout": 300.0,
         "collectors": 0,
@@ -56,6 +57,7 @@ _ADDED: dict[str, dict[str, Any]] = {
         "update_order": "together",
         "goal_redraw": 0.0,
         "negatives": "gathered",
+        "load_balance": 0.01,
     },
 }
 """Fields that files of an earlier format lack, with values that behave as the runs of then did."""
@@ -178,6 +180,8 @@ class Recipe:
             activation=networks.activation,
             branch=networks.branch,
             block=networks.block,
+            actor_block=networks.actor_block,
+            experts=networks.experts,
         )
 
     @property
