@@ -14,6 +14,7 @@ matrices for all blocks, with the weights of their experts, is then a layer.
 B rows, D width, L layers, E experts, S slots in K blocks of R, N residual blocks.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,53 +76,53 @@ def mixture(
 
     def walk(h_BD: Tensor, stack: Stack, gate_NED: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         layers = [Stack(*each) for each in zip(*(p.unbind(0) for p in stack), strict=True)]
-        chosen, probabilities = [], []
+        expert_NB, probability_NBE = [], []
         for number, gate_ED in enumerate(gate_NED.unbind(0)):
             probability_BE = functional.linear(h_BD, gate_ED).softmax(-1)
             expert_B = probability_BE.argmax(-1)
-            slots = slots_of(expert_B, sizes.experts)
-            inner_SD = h_BD.new_zeros(len(slots.expert_K) * slots.rows, h_BD.shape[1])
-            inner_KRD = inner_SD.index_copy(0, slots.slot_B, h_BD).unflatten(0, (-1, slots.rows))
-            for layer in layers[BLOCK * number : BLOCK * (number + 1)]:
-                inner_KRD = _layer(inner_KRD, layer, slots.expert_K, sizes, compute, scale)
+            four = layers[BLOCK * number : BLOCK * (number + 1)]
+            branch_BD = _branch(h_BD, expert_B, four, sizes, compute, scale)
             share_B1 = probability_BE.gather(1, expert_B[:, None])
-            branch_BD = inner_KRD.flatten(0, 1).index_select(0, slots.slot_B)
             h_BD = torch.addcmul(h_BD, share_B1, branch_BD, value=sizes.branch_scale)
-            chosen.append(expert_B)
-            probabilities.append(probability_BE)
-        return h_BD, torch.stack(chosen), torch.stack(probabilities)
+            expert_NB.append(expert_B)
+            probability_NBE.append(probability_BE)
+        return h_BD, torch.stack(expert_NB), torch.stack(probability_NBE)
 
-    at_once = compute.recompute or sizes.depth
-    chosen, probabilities = [], []
-    parts = zip(*(parameter.split(at_once) for parameter in stack), strict=True)
-    for part, gate in zip(parts, gate_NED.split(at_once // BLOCK), strict=True):
-        if compute.recompute:
-            found = checkpoint(
-                *(walk, h_BD, Stack(*part), gate), use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            found = walk(h_BD, Stack(*part), gate)
-        h_BD = found[0]
-        chosen.append(found[1])
-        probabilities.append(found[2])
-    return h_BD, Routes(torch.cat(chosen), torch.cat(probabilities))
+    if not compute.recompute:
+        h_BD, *routes = walk(h_BD, stack, gate_NED)
+        return h_BD, Routes(*routes)
+    parts = zip(*(parameter.split(compute.recompute) for parameter in stack), strict=True)
+    ways = []
+    for part, gate in zip(parts, gate_NED.split(compute.recompute // BLOCK), strict=True):
+        h_BD, *routes = checkpoint(
+            *(walk, h_BD, Stack(*part), gate), use_reentrant=False, preserve_rng_state=False
+        )
+        ways.append(routes)
+    return h_BD, Routes(*(torch.cat(each) for each in zip(*ways, strict=True)))
 
 
-def _layer(
-    x_KRD: Tensor,
-    layer: Stack,
-    expert_K: Tensor,
+def _branch(
+    h_BD: Tensor,
+    expert_B: Tensor,
+    layers: Sequence[Stack],
     sizes: TowerSizes,
     compute: Compute,
     gradient_scale: float,
 ) -> Tensor:
-    """act LN W x of one layer, for each block with the parameters of its expert."""
-    weight_EDD, bias_ED, gain_ED, shift_ED = layer
-    x_KRD = expert_dense(
-        *(x_KRD, weight_EDD, bias_ED, expert_K),
-        precision=compute.precision,
-        gradient_scale=gradient_scale,
-    )
-    x_KRD = functional.layer_norm(x_KRD, x_KRD.shape[-1:], eps=EPSILON)
-    gain_KD, shift_KD = (each.index_select(0, expert_K) for each in (gain_ED, shift_ED))
-    return ACTIVATIONS[sizes.activation](torch.addcmul(shift_KD[:, None], x_KRD, gain_KD[:, None]))
+    """The output [B, D] of each row's expert, which has a place in each of these layers."""
+    slots = slots_of(expert_B, sizes.experts)
+    empty_SD = h_BD.new_zeros(len(slots.expert_K) * slots.rows, h_BD.shape[1])
+    x_KRD = empty_SD.index_copy(0, slots.slot_B, h_BD).unflatten(0, (-1, slots.rows))
+    for weight_EDD, bias_ED, gain_ED, shift_ED in layers:
+        x_KRD = expert_dense(
+            *(x_KRD, weight_EDD, bias_ED, slots.expert_K),
+            precision=compute.precision,
+            gradient_scale=gradient_scale,
+        )
+        x_KRD = functional.layer_norm(x_KRD, x_KRD.shape[-1:], eps=EPSILON)
+        gain_K1D, shift_K1D = (
+            p.index_select(0, slots.expert_K)[:, None] for p in (gain_ED, shift_ED)
+        )
+        x_KRD = ACTIVATIONS[sizes.activation](torch.addcmul(shift_K1D, x_KRD, gain_K1D))
+    rows_BD: Tensor = x_KRD.flatten(0, 1).index_select(0, slots.slot_B)
+    return rows_BD

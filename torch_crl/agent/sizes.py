@@ -36,7 +36,7 @@ class TowerSizes:
     """Factor on the output of a block before it is added to the residual sum."""
     block: BlockName | Literal["moe"] = "published"
     """Name of the residual block; see `torch_crl.agent.blocks`, and for `moe` `agent.mixture`."""
-    experts: Annotated[int, Ge(1), Le(2**10)] = 1
+    experts: Size = 1
     """Number of branches of each block, of which a row passes one; above 1 for `moe` only."""
 
     @property
@@ -147,8 +147,8 @@ def network_sizes(
         )
 
     actor = tower(state_size + goal_size, 2 * action_size, actor_depth)
-    if actor_block == MOE:
-        actor = replace(actor, block=MOE, experts=experts)
+    if actor_block == "moe":
+        actor = replace(actor, block="moe", experts=experts)
     return NetworkSizes(
         actor=actor,
         state_action_encoder=tower(state_size + action_size, representation_size, critic_depth),

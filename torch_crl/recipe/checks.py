@@ -179,7 +179,7 @@ def _block_problems(recipe: Recipe) -> list[str]:
 
 def _mixture_problems(recipe: Recipe) -> list[str]:
     """Settings of a mixture of experts without one."""
-    if recipe.networks.actor_block == MOE:
+    if recipe.networks.actor_block == MOE or recipe.by_library:
         return []
     given, usual = recipe.leaves(), Recipe().leaves()
     return [
