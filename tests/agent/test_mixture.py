@@ -261,7 +261,7 @@ def test_the_balance_is_a_loss_of_the_actor_and_a_metric() -> None:
     ends = []
     for load_balance in (0.0, 100.0):
         learner = learner_of("moe", load_balance)
-        metrics = [learner.update(batch) for _ in range(60)]
+        metrics = [learner.update(batch) for _ in range(40)]
         ends.append(float(metrics[-1]["load_balance_loss"]))
         assert float(metrics[-1]["critic_loss"]) < 0.9 * float(metrics[0]["critic_loss"])
     assert ends[1] < 1.05 and ends[1] < ends[0]
@@ -325,7 +325,7 @@ def test_experts_need_a_mixture() -> None:
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (actor_of, "trained with --actor-block moe; the exported runtimes know --block published"),
+        (actor_of, "trained with --actor-block moe; the exported runtimes know published"),
         (lambda policy: Blocks(policy, some_rows().float()), "network of --actor-block moe"),
         (lambda policy: policy.at_depth(16), "with --actor-block moe is fixed at 8"),
     ],
