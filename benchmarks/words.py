@@ -2,8 +2,8 @@
 
 Each run is evaluated with the sentences that it has learned from and with sentences of other forms,
 and an update of it is timed beside one with goals of the state, or that of a mixture of experts
-beside one of a dense actor. Rows are added to benchmarks/results/words.json, and the tables are
-part of docs/words.md.
+beside one of a dense actor. Rows are added to words.json or mixture.json in benchmarks/results, and
+the tables are part of docs/words.md.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.benchmarks.table_parts import RESULTS, machine_line, read_result
@@ -50,8 +51,8 @@ def row_of(run_dir: Path) -> dict[str, Any]:
     if not isinstance(policy.reader, Reader):
         raise ValueError(f"{run_dir} was not trained with --goals words")
     unseen = policy.with_reader(policy.reader.with_unseen())
-    mixed = isinstance(policy.actor, ResidualTower) and policy.actor.is_mixture
-    use = ExpertUse(policy) if mixed else None
+    assert isinstance(policy.actor, ResidualTower)
+    use = ExpertUse(policy) if policy.actor.is_mixture else None
     scores = {
         kind: evaluate(
             acting,
@@ -72,7 +73,7 @@ def row_of(run_dir: Path) -> dict[str, Any]:
         "seconds": directory.read_metrics("evaluation")[-1]["seconds"],
         "places": len(policy.reader.vocabulary.names),
         "episodes": EPISODES,
-        "experts": recipe.networks.experts if mixed else 1,
+        "experts": policy.actor.sizes.experts,
         "used": use.shares() if use else {},
     } | {
         f"{kind}_{metric}": found[metric]
@@ -128,11 +129,8 @@ def words_table() -> str:
         f"{row['unseen_success_any']:.3f} | {row['known_time_at_goal_share']:.3f} | "
         f"{row['unseen_time_at_goal_share']:.3f} |"
         for row in document["rows"]
-        if row["task"] != MIXTURE_TASK
     ]
-    costs = ", ".join(
-        f"{ratio:.2f} ({task})" for task, ratio in document["cost"].items() if task != MIXTURE_TASK
-    )
+    costs = ", ".join(f"{ratio:.2f} ({task})" for task, ratio in document["cost"].items())
     (episodes,) = {row["episodes"] for row in document["rows"]}
     return "\n".join(
         [
@@ -147,21 +145,30 @@ def words_table() -> str:
 
 def mixture_table() -> str:
     """Dense actors and mixtures of experts at equal operations, and which experts are used."""
-    document = read_result("words.json")
-    rows = [row for row in document["rows"] if row["task"] == MIXTURE_TASK]
+    document = read_result("mixture.json")
+    rows = document["rows"]
     lines = [
         "| actor | seed | minutes | known sentences | unseen | time at the goal, known | unseen |",
         "|---|---|---|---|---|---|---|",
     ]
-    for experts in sorted({row["experts"] for row in rows}):
-        ours = [row for row in rows if row["experts"] == experts]
-        name = f"{experts} experts" if experts > 1 else "dense"
-        lines += [
-            f"| {name} | {row['seed']} | {row['seconds'] / 60:.1f} | {_scores(row)} |"
-            for row in ours
-        ]
-        means = [_with_interval([row[score] for row in ours]) for score in _SUCCESS]
-        lines.append(f"| {name} | all | | {' | '.join(means)} | | |")
+    kinds = {
+        "dense": [row for row in rows if row["experts"] == 1],
+        "mixture": [row for row in rows if row["experts"] > 1],
+    }
+    lines += [
+        f"| {name} | {row['seed']} | {row['seconds'] / 60:.1f} | "
+        f"{' | '.join(f'{row[score]:.3f}' for score in (*_SUCCESS, *_TIME))} |"
+        for name, ours in kinds.items()
+        for row in ours
+    ]
+    drawn = {name: [_drawn(ours, score) for score in _SUCCESS] for name, ours in kinds.items()}
+    drawn["mixture less dense"] = [
+        ours_B - theirs_B for theirs_B, ours_B in zip(*drawn.values(), strict=True)
+    ]
+    lines += [
+        f"| {name} | all | | {' | '.join(map(_with_interval, means))} | | |"
+        for name, means in drawn.items()
+    ]
     (steps,) = {row["env_steps"] for row in rows}
     return "\n".join(
         [
@@ -181,17 +188,18 @@ _SUCCESS = ("known_success_any", "unseen_success_any")
 _TIME = ("known_time_at_goal_share", "unseen_time_at_goal_share")
 
 
-def _scores(row: dict[str, Any]) -> str:
-    return " | ".join(f"{row[score]:.3f}" for score in (*_SUCCESS, *_TIME))
-
-
-def _with_interval(share_R: list[float]) -> str:
-    """The mean of the shares of R seeds, with its interval."""
-    draw = np.random.default_rng(0)
+def _drawn(rows: list[dict[str, Any]], score: str) -> NDArray[np.float64]:
+    """Means of a score over seeds and episodes: the true one, and B of a bootstrap."""
+    share_R, draw = [row[score] for row in rows], np.random.default_rng(len(rows[0]["used"]))
     drawn_BR = draw.choice(share_R, size=(_RESAMPLES, len(share_R)))
     mean_B = (draw.binomial(EPISODES, drawn_BR) / EPISODES).mean(1)
-    low, high = np.percentile(mean_B, (2.5, 97.5))
-    return f"{statistics.mean(share_R):.3f} [{low:.3f}, {high:.3f}]"
+    return np.concatenate([[np.mean(share_R)], mean_B])
+
+
+def _with_interval(mean_B: NDArray[np.float64]) -> str:
+    """The first one of these means, and where 95 % of the others are."""
+    low, high = np.percentile(mean_B[1:], (2.5, 97.5))
+    return f"{mean_B[0]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _use_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -203,7 +211,7 @@ def _use_table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         mazes: dict[str, list[list[float]]] = {}
         for name, blocks in row["used"].items():
-            mazes.setdefault(name.partition(" of the ")[2], []).append(blocks[0])
+            mazes.setdefault(name.rpartition(" of the ")[2], []).append(blocks[0])
         lines += [
             f"| the {maze} | {row['seed']} | "
             f"{', '.join(f'{share:.2f}' for share in np.mean(shares, axis=0))} |"
@@ -212,20 +220,25 @@ def _use_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _kind(row: dict[str, Any]) -> list[Any]:
+    """What differs between the rows of a file; rows of before mixtures have no experts."""
+    names = ("task", "seed", "same_place", "env_steps")
+    return [row.get("experts", 1), *(row[name] for name in names)]
+
+
 def main(arguments: list[str]) -> int:
     """Evaluate the runs, and replace their rows and the costs. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
     runs = parser.parse_args(arguments).runs
-    path = RESULTS / "words.json"
-    document = json.loads(path.read_text()) if path.exists() else {"rows": [], "cost": {}}
-    document["machine"] = machine(torch.device("cpu"))
     for run_dir in runs:
         row = row_of(run_dir)
         print(row, flush=True)
-        same = ("task", "experts", "seed", "same_place", "env_steps")
-        rows = [each for each in document["rows"] if any(each[key] != row[key] for key in same)]
-        document["rows"] = sorted([*rows, row], key=lambda each: [each[key] for key in same])
+        path = RESULTS / ("mixture.json" if row["task"] == MIXTURE_TASK else "words.json")
+        document = json.loads(path.read_text()) if path.exists() else {"rows": [], "cost": {}}
+        document["machine"] = machine(torch.device("cpu"))
+        others = [each for each in document["rows"] if _kind(each) != _kind(row)]
+        document["rows"] = sorted([*others, row], key=_kind)
         if row["task"] not in document["cost"]:
             document["cost"][row["task"]] = cost_of(RunDirectory(run_dir).read_recipe())
         path.write_text(json.dumps(document, indent=2) + "\n")
