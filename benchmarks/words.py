@@ -161,7 +161,11 @@ def mixture_table() -> str:
         for name, ours in kinds.items()
         for row in ours
     ]
-    drawn = {name: [_drawn(ours, score) for score in _SUCCESS] for name, ours in kinds.items()}
+    draw = np.random.default_rng(0)
+    drawn = {
+        name: [_drawn([row[score] for row in ours], draw) for score in _SUCCESS]
+        for name, ours in kinds.items()
+    }
     drawn["mixture less dense"] = [
         ours_B - theirs_B for theirs_B, ours_B in zip(*drawn.values(), strict=True)
     ]
@@ -188,9 +192,8 @@ _SUCCESS = ("known_success_any", "unseen_success_any")
 _TIME = ("known_time_at_goal_share", "unseen_time_at_goal_share")
 
 
-def _drawn(rows: list[dict[str, Any]], score: str) -> NDArray[np.float64]:
-    """Means of a score over seeds and episodes: the true one, and B of a bootstrap."""
-    share_R, draw = [row[score] for row in rows], np.random.default_rng(len(rows[0]["used"]))
+def _drawn(share_R: list[float], draw: np.random.Generator) -> NDArray[np.float64]:
+    """Means of R seeds' shares of episodes: the measured one, and B of a bootstrap over both."""
     drawn_BR = draw.choice(share_R, size=(_RESAMPLES, len(share_R)))
     mean_B = (draw.binomial(EPISODES, drawn_BR) / EPISODES).mean(1)
     return np.concatenate([[np.mean(share_R)], mean_B])
