@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from tests.helpers.batches import make_batch
 from tests.helpers.graph_stand_in import StandIn
 from tests.helpers.learners import contrastive_learner
-from tests.helpers.recipes import tiny
+from tests.helpers.recipes import tiny, tiny_baseline
 from tests.helpers.same_run import assert_resumes
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.losses import load_balance_loss
@@ -351,6 +351,12 @@ def test_what_takes_no_mixture_says_so(use: Callable[[Policy], Any], message: st
 def test_wrong_settings_are_told(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(checks.RecipeError, match=re.escape(message)):
         checks.check(tiny(**parts))
+
+
+def test_baselines_have_no_mixture() -> None:
+    recipe = tiny_baseline("sac", depth=4, networks=MOE)
+    with pytest.raises(checks.RecipeError, match="--actor-block is not read by --algo sac"):
+        checks.check(recipe)
 
 
 def test_several_ranks_are_refused() -> None:
