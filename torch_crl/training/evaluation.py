@@ -18,6 +18,9 @@ from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
 
+Observe = Callable[[Tensor, Tensor, Tensor], object]
+"""Takes the states [N, S], the goals [N, G] and which first episodes are not over, bool [N]."""
+
 # With more goals than this, success is not listed for each of them.
 _MOST_GOALS = 16
 
@@ -37,7 +40,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     env_timeout: float = 300.0,
     on_step: Callable[[int], object] | None = None,
-    observe: Callable[[Tensor, Tensor, Tensor], object] | None = None,
+    observe: Observe | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Metrics of one episode of `policy` in each of `num_envs` fresh envs.
@@ -50,8 +53,7 @@ def evaluate(
         seed: of the random starts and goals.
         simulator, num_threads, device, env_timeout: see `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
-        observe: called before each control step with the states [N, S], the goals [N, G] and which
-            first episodes are not over (bool [N]).
+        observe: called before each control step.
         ranks: those that evaluate this policy together, each in `num_envs` envs of its own.
 
     Returns:
@@ -85,18 +87,12 @@ def evaluate(
         )
     with closing(vector_env) as env, ranks.together():
         tally = _Tally(env.goal_NG, episode_length)
-        act_and_step = partial(_act_and_step, controller_of(policy, num_envs), env, tally)
+        act_and_step = partial(_act_and_step, controller_of(policy, num_envs), env, tally, observe)
         advance: Callable[[], object] = act_and_step
-        graphs = env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy)
-        if graphs and observe is None:
-            advance = GraphedFunction(
-                act_and_step,
-                make_recorder=lambda: CudaRecorder(env.state_NS.device, [*env.generators]),
-                fixed=env.live_tensors,
-            )
+        capturable = env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy)
+        if capturable and observe is None:
+            advance = _captured(act_and_step, env)
         for step in range(1, episode_length + 1):
-            if observe is not None:
-                observe(env.state_NS, env.goal_NG, tally.alive_N)
             try:
                 advance()
             except NotFiniteError as error:
@@ -113,8 +109,20 @@ def evaluate(
     return metrics
 
 
-def _act_and_step(controller: Controls, env: VectorEnv, tally: "_Tally") -> dict[str, Tensor]:
+def _captured(act_and_step: Callable[[], dict[str, Tensor]], env: VectorEnv) -> GraphedFunction:
+    return GraphedFunction(
+        act_and_step,
+        make_recorder=lambda: CudaRecorder(env.state_NS.device, [*env.generators]),
+        fixed=env.live_tensors,
+    )
+
+
+def _act_and_step(
+    controller: Controls, env: VectorEnv, tally: "_Tally", observe: Observe | None
+) -> dict[str, Tensor]:
     """One control step of all envs; returns an empty dict, as captured functions return one."""
+    if observe is not None:
+        observe(env.state_NS, env.goal_NG, tally.alive_N)
     result = env.step(_checked(controller(env.state_NS, env.goal_NG), env))
     tally.add(result)
     controller.reset(result.terminated_N | result.truncated_N)
