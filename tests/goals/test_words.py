@@ -13,7 +13,7 @@ from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_resumes
 from torch_crl import evaluate, load_policy, train
 from torch_crl.agent.policy import Policy
-from torch_crl.envs.places import Places, at_places, named_places
+from torch_crl.envs.places import GoalPoints, Places, at_places, named_places
 from torch_crl.envs.registry import make_task
 from torch_crl.errors import UsageError
 from torch_crl.goals import words
@@ -223,7 +223,7 @@ def test_numbers_are_no_sentences(tmp_path: Path) -> None:
 def test_one_sentence_commands_all_episodes(maze: WordGoals) -> None:
     reader = maze.reader.saying("please, the corner in the lower left")
     assert torch.equal(reader.point_PG, torch.tensor([[12.0, 4.0]]))
-    task = at_places(make_task("point_u_maze"), reader.point_PG)
+    task = at_places(make_task("point_u_maze"), reader.places)
     goal_NG = task.sample_start(5, Generator().manual_seed(0)).goal_NG
     assert torch.equal(goal_NG, torch.tensor([[12.0, 4.0]]).expand(5, 2))
     assert reader.phrases_of(goal_NG) == ["please, the corner in the lower left"] * 5
@@ -232,7 +232,7 @@ def test_one_sentence_commands_all_episodes(maze: WordGoals) -> None:
 
 def test_goals_of_words_are_points_of_places() -> None:
     places = places_of("reacher")
-    task = at_places(make_task("reacher"))
+    task = at_places(make_task("reacher"), GoalPoints(places.point_PG))
     goal_NG = task.sample_start(200, Generator().manual_seed(0)).goal_NG
     distance = torch.cdist(goal_NG, places.point_PG).min(1).values
     assert distance.max() == 0.0

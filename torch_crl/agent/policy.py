@@ -5,16 +5,20 @@ N envs, S state, G goal, H chunk, A action.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torch_crl.agent.networks import ResidualTower, action_distribution
 from torch_crl.agent.plans import Plans
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.system.torch_defaults import torch_defaults
+
+if TYPE_CHECKING:
+    from torch_crl.envs.places import GoalPoints
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -42,14 +46,27 @@ class ReadsGoals(Protocol):
 
     size: int
     """F, the number of these numbers."""
-    point_PG: Tensor
-    """The goals of the task that it can tell apart."""
+    goal_size: int
+    """G, the length of the task's goals."""
+
+    @property
+    def places(self) -> "GoalPoints | None":
+        """The goals of the task that it can tell apart; None for all."""
 
     def __call__(self, goal: Any) -> Tensor:
-        """Features [..., F] of a sentence, of a list of them, or of goals [..., G] of the task."""
+        """Features [..., F] of goals [..., G] of the task, or of what it reads beside these."""
 
-    def phrases_of(self, goal_NG: Tensor) -> list[str]:
-        """The sentences that stand for goals of the task."""
+    def phrases_of(self, goal_NG: Tensor) -> list[str] | None:
+        """The sentences that stand for goals of the task, if it reads sentences."""
+
+    def pictures_of(self, goal_NG: Tensor) -> "NDArray[np.uint8] | None":
+        """The pictures that stand for goals of the task, uint8 [N, H, W, 3], if it reads such."""
+
+    def description(self) -> dict[str, Any]:
+        """All that is saved of it, but for its numbers."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by name."""
 
 
 class Policy:
@@ -68,7 +85,7 @@ class Policy:
         """`actor`, a ResidualTower or an `mlp`, maps concat(state, goal) to the head's input.
 
         `chunk` is the number of consecutive actions that the actor decides at once. With a `reader`
-        goals may be sentences, and the actor takes what the reader makes of them.
+        goals may be sentences or pictures, and the actor takes what the reader makes of them.
         """
         self.actor = actor
         self.reader = reader
@@ -128,17 +145,17 @@ class Policy:
         return changed
 
     def require_numbers(self, what: str) -> None:
-        """Raise UsageError if the policy reads sentences, which `what` cannot do."""
+        """Raise UsageError if the policy reads sentences or pictures, which `what` cannot do."""
         if self.reader is not None:
             raise UsageError(
-                f"{what} takes policies whose goals are numbers, and this one reads sentences "
-                "(--goals words)"
+                f"{what} takes policies whose goals are numbers, and this one was trained with "
+                "--goals words or pictures"
             )
 
     @property
-    def places(self) -> Tensor | None:
-        """The points [P, G] at which it can be commanded to be; None if these are all goals."""
-        return None if self.reader is None else self.reader.point_PG
+    def places(self) -> "GoalPoints | None":
+        """The points at which it can be commanded to be; None if these are all goals."""
+        return None if self.reader is None else self.reader.places
 
     def controller(self, num_envs: int = 1) -> "Controller":
         """What carries out this policy in `num_envs` episodes, one action a control step."""
@@ -271,8 +288,8 @@ def controller_of(policy: Acts, num_envs: int) -> Controls:
     return made
 
 
-def places_of(policy: Acts) -> Tensor | None:
-    """The points [P, G] at which a policy can be commanded to be; None if these are all goals."""
+def places_of(policy: Acts) -> "GoalPoints | None":
+    """The points at which a policy can be commanded to be; None if these are all goals."""
     return policy.places if isinstance(policy, Policy) else None
 
 

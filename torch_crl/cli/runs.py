@@ -61,7 +61,6 @@ def load_trained(options: TrainedOptions) -> Trained:
     """
     from torch_crl.envs.registry import task_spec
     from torch_crl.goals.encoders import trust_encoder
-    from torch_crl.goals.words import Reader
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
@@ -76,8 +75,8 @@ def load_trained(options: TrainedOptions) -> Trained:
             f"the policy was trained on {recipe.task.name}; {task} has states, goals or actions of "
             "other sizes"
         )
-    if options.trust and isinstance(reader := policy.reader, Reader):
-        trust_encoder(reader.vocabulary.encoder)
+    if options.trust and policy.reader is not None:
+        trust_encoder(policy.reader.description()["encoder"])
     length = options.episode_length or recipe.task.episode_length
     return Trained(policy, task, length, recipe.system.env_timeout)
 
@@ -161,6 +160,24 @@ def reader_of(trained: Trained) -> "Reader":
             "`torch-crl train TASK --goals words` trains one that does"
         )
     return trained.policy.reader
+
+
+def shown(trained: Trained, picture: Path) -> Trained:
+    """The policy that follows the picture in a file; prints which known goal is most like it.
+
+    Raises UsageError if it takes no pictures, PictureError if it shows none of its goals.
+    """
+    from torch_crl.goals.pictures import PictureReader
+
+    reader = trained.policy.reader
+    if not isinstance(reader, PictureReader):
+        raise UsageError(
+            "this policy takes no pictures; `torch-crl train TASK --goals pictures` trains one "
+            "that does"
+        )
+    goal = ", ".join(f"{number:.3g}" for number in reader.nearest_goal(picture).tolist())
+    print_line(f"{picture}: judged by the known goal that is most like it, ({goal})", stderr=True)
+    return trained._replace(policy=trained.policy.with_reader(reader.showing(picture)))
 
 
 def told(trained: Trained, sentence: str) -> Trained:

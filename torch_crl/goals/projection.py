@@ -1,8 +1,9 @@
 """A frozen affine map from an encoder's embedding to the few numbers that the networks read.
 
-Most of a sentence's embedding says in which form it is worded. The directions in which all places
-differ between the forms are taken out, and of what is left the first principal components are kept.
-Networks on these understand more of the sentences that they have not seen (benchmarks/LOG.md).
+Of pictures, the first principal components are kept. Most of a sentence's embedding says in which
+form it is worded. The directions in which all places differ between the forms are taken out, and of
+what is left the first principal components are kept. Networks on these understand more of the
+sentences that they have not seen (benchmarks/LOG.md).
 P places, K forms, E embedding, F features.
 """
 
@@ -42,9 +43,27 @@ def fit_projection(known_PKE: Tensor, size: int) -> Projection:
     )
     if not values[0] > 1e-6:
         raise ValueError("all embeddings are the same, so nothing tells the places apart")
-    basis_EF = rest_EX @ vectors[:size].T
-    # A component and its opposite are as good, and libraries differ in which they give.
-    largest_F = basis_EF.abs().argmax(0)
-    basis_EF = basis_EF * basis_EF.gather(0, largest_F[None]).sign()
+    basis_EF = _signed(rest_EX @ vectors[:size].T)
     scale = ((known - mean_E) @ basis_EF).square().mean().sqrt()
     return Projection(mean_E.float(), (basis_EF / scale).float())
+
+
+def fit_components(known_PE: Tensor, size: int) -> Projection:
+    """The first principal components of embeddings, each of mean square 1 over them.
+
+    Raises ValueError for more components than the embeddings have.
+    """
+    known = known_PE.double()
+    mean_E = known.mean(0)
+    _, values, vectors = torch.linalg.svd(known - mean_E, full_matrices=False)
+    different = int((values > 1e-6 * max(float(values[0]), 1e-6)).sum())
+    if not 1 <= size <= different:
+        raise ValueError(f"features must be 1 to {different}, got {size}")
+    basis_EF = _signed(vectors[:size].T)
+    return Projection(mean_E.float(), (basis_EF / values[:size] * len(known) ** 0.5).float())
+
+
+def _signed(basis_EF: Tensor) -> Tensor:
+    """The components with fixed signs: one and its opposite are as good, and libraries differ."""
+    largest_F = basis_EF.abs().argmax(0)
+    return basis_EF * basis_EF.gather(0, largest_F[None]).sign()

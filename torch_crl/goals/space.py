@@ -5,8 +5,13 @@ the F numbers that actor and critic read. B batch, N envs, G goal of the task, F
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
+import torch
 from torch import Generator, Tensor
+
+from torch_crl.envs.places import GoalPoints
+from torch_crl.kernels.relabel import Batch
 
 
 class GoalSpace(ABC):
@@ -16,16 +21,22 @@ class GoalSpace(ABC):
     """F, the number of features."""
 
     @property
-    def places(self) -> Tensor | None:
-        """The points [P, G] at which goals are commanded; None for those of the task."""
+    def places(self) -> GoalPoints | None:
+        """The points at which goals are commanded; None for those of the task."""
         return None
 
     @abstractmethod
-    def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
+    def of_future(self, goal_BG: Tensor, drawn: Batch, generator: Generator) -> dict[str, Tensor]:
         """Batch entries for goals that were achieved: `goal` [B, F], and what else tells of them.
 
-        `place` (int64 [B]) says which of them are the same place, if places have several features.
-        It may be captured in a CUDA graph.
+        `place` (int64 [B]) says which of them are the same place, if places have several features;
+        `whole` (float32 [B]) is 0 where nothing is known of the future, else 1. It may be captured
+        in a CUDA graph.
+
+        Args:
+            goal_BG: the goals that were achieved later in the trajectories of some steps.
+            drawn: these steps.
+            generator: draws what is random; it is on the goals' device.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -47,10 +58,25 @@ class StateGoals(GoalSpace):
         """`size` is G, the length of the task's goals."""
         self.size = size
 
-    def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:  # noqa: ARG002
+    def of_future(
+        self,
+        goal_BG: Tensor,
+        drawn: Batch,  # noqa: ARG002
+        generator: Generator,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """The goals themselves."""
         return {"goal": goal_BG}
 
     def commanded(self, goal_NG: Tensor, episode_N: Tensor) -> Tensor:  # noqa: ARG002
         """The goals themselves."""
         return goal_NG
+
+
+def check_tables(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless a reader's numbers have these shapes, are float32 and finite."""
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != dict(wanted):
+        raise ValueError(f"its goals have tensors of shapes {found}, and need {wanted}")
+    for tensor in tensors.values():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise ValueError("its goals have numbers that are not finite, or not float32")

@@ -58,8 +58,8 @@ def watch(
                 if (new := told()) is not None:
                     policy, controller = new, controller_of(new, env.num_envs)
                 places = places_of(policy)
-                if places is not None and len(places) == 1:
-                    env.goal_NG.copy_(places.expand_as(env.goal_NG))
+                if places is not None and len(places.point_PG) == 1:
+                    env.goal_NG.copy_(places.point_PG.expand_as(env.goal_NG))
                 result = env.step(controller(env.state_NS, env.goal_NG))
                 controller.reset(result.terminated_N | result.truncated_N)
                 data.qpos[:] = env.simulator.data["qpos"][0].cpu().numpy()

@@ -14,7 +14,7 @@ from torch_crl.agent.networks import ResidualTower, mlp, mlp_sizes
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.fields import STRICT, Count
-from torch_crl.goals.words import Reader
+from torch_crl.goals.readers import rebuild_reader
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import located
 from torch_crl.system import checkpoint
@@ -35,14 +35,14 @@ def save_policy(policy: Policy, folder: Path, meta: dict[str, Any]) -> None:
 def tensors_of(policy: Policy) -> dict[str, Tensor]:
     """The actor's weights, and the numbers of what reads goals."""
     reader = policy.reader
-    read = reader.tensors() if isinstance(reader, Reader) else {}
+    read = reader.tensors() if reader is not None else {}
     return policy.actor.state_dict() | {_GOALS + name: tensor for name, tensor in read.items()}
 
 
 def description_of(policy: Policy) -> dict[str, Any]:
     """The metadata that `policy_in` needs, beside the actor's weights."""
     reader = policy.reader
-    goals = {"goals": reader.description()} if isinstance(reader, Reader) else {}
+    goals = {"goals": reader.description()} if reader is not None else {}
     return {
         "policy": goals
         | {
@@ -139,7 +139,7 @@ class _Description:
     chunk: Count = 1
     """Number of actions that the actor decides at once; files of before chunks lack it."""
     goals: dict[str, Any] = field(default_factory=dict)
-    """What `Reader.rebuild` takes; empty for a policy whose goals are numbers of the state."""
+    """What `rebuild_reader` takes; empty for a policy whose goals are numbers of the state."""
     network: dict[str, Any]
     """`kind` is `tower` or `mlp`; all else are the fields of `TowerSizes` or `MlpSizes`."""
 
@@ -158,9 +158,9 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
         actor, input_size = _build(described.network)
     read = checkpoint.part_of(tensors, _GOALS.removesuffix("/")) if described.goals else {}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_GOALS)}
-    reader = Reader.rebuild(described.goals, read) if described.goals else None
+    reader = rebuild_reader(described.goals, read) if described.goals else None
     if reader is not None and reader.goal_size != described.goal_size:
-        raise ValueError(f"its places have {reader.goal_size} numbers, not {described.goal_size}")
+        raise ValueError(f"its goals have {reader.goal_size} numbers, not {described.goal_size}")
     checkpoint.check_tensors(tensors, actor.state_dict())
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():

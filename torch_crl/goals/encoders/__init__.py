@@ -3,6 +3,7 @@
 | name | what it is | encodes |
 |---|---|---|
 | `minilm` | all-MiniLM-L6-v2, whose weights come with the extra `words` | sentences |
+| `efficientnet_lite0` | EfficientNet-Lite0, with the extra `pictures` | pictures |
 | `transformers:FOLDER` | a model that `transformers` can load, from a local folder | both |
 | `MODULE:FUNCTION` | what a function of your own returns, an `Encoder` | what it can |
 """
@@ -15,7 +16,7 @@ from torch_crl.errors import in_one_line
 from torch_crl.goals.encoders.encoder import Encoder as Encoder
 from torch_crl.goals.encoders.encoder import EncoderError as EncoderError
 
-DEFAULTS = {"words": "minilm"}
+DEFAULTS = {"words": "minilm", "pictures": "efficientnet_lite0"}
 """The encoder of each kind of goals, unless another one is named."""
 PREFIXES = ("transformers",)
 """Kinds of names that are no Python modules."""
@@ -67,6 +68,10 @@ def _load(name: str) -> Encoder:
         from torch_crl.goals.encoders.pretrained import PretrainedEncoder
 
         return PretrainedEncoder(name, folder())
+    if name == "efficientnet_lite0":
+        from torch_crl.goals.encoders.efficientnet import EfficientNetLite0
+
+        return EfficientNetLite0()
     if prefix == "transformers" and rest:
         from torch_crl.goals.encoders.pretrained import PretrainedEncoder
 
@@ -74,8 +79,8 @@ def _load(name: str) -> Encoder:
     if module_of_encoder(name):
         return _own(name)
     raise EncoderError(
-        f"unknown encoder {name!r}; choose `minilm`, `transformers:FOLDER` with a folder on this "
-        "machine, or `module:function` of your own"
+        f"unknown encoder {name!r}; choose `minilm`, `efficientnet_lite0`, `transformers:FOLDER` "
+        "with a folder on this machine, or `module:function` of your own"
     )
 
 
