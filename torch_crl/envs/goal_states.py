@@ -61,8 +61,12 @@ def _solved(
     goal_MG = goal_NG.repeat_interleave(_TRIED, 0)
     qpos_MQ = _moved(task, candidate_DQ[near_ND.flatten()], goal_MG.double())
     distance_M = task.distance(_achieved(task, qpos_MQ).to(goal_MG.dtype), goal_MG)
-    distance_N, best_N = distance_M.view(-1, _TRIED).min(1)
-    return qpos_MQ.view(len(goal_NG), _TRIED, -1)[torch.arange(len(goal_NG)), best_N], distance_N
+    distance_NT = distance_M.view(-1, _TRIED)
+    # The first of those that are as good: which of them is better by rounding depends on the batch.
+    close = task.spec.success_radius["success"] / 50
+    best_N = (distance_NT <= distance_NT.amin(1, keepdim=True) + close).int().argmax(1)
+    row_N = torch.arange(len(goal_NG))
+    return qpos_MQ.view(len(goal_NG), _TRIED, -1)[row_N, best_N], distance_NT[row_N, best_N]
 
 
 def _candidates(task: Task, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -90,16 +94,20 @@ def _achieved(task: Task, qpos_NQ: Tensor) -> Tensor:
 
 
 def _moved(task: Task, qpos_NQ: Tensor, goal_NG: Tensor) -> Tensor:
-    """The positions [N, Q] moved towards the goals."""
+    """The positions [N, Q] moved towards the goals; of all on the way, the nearest to them."""
     count, size = qpos_NQ.shape
     offset_XQ = torch.cat([torch.zeros(1, size), _DIFFERENCE * torch.eye(size)]).double()
     damping_GG = _DAMPING * torch.eye(goal_NG.shape[1], dtype=torch.float64)
     low_Q, high_Q = _limits(task.model)
+    best_NQ, least_N = qpos_NQ, torch.full((count,), torch.inf, dtype=torch.float64)
     for _ in range(_ITERATIONS):
         around_NXQ = qpos_NQ[:, None] + offset_XQ
         achieved_NXG = _achieved(task, around_NXQ.flatten(0, 1)).view(count, size + 1, -1)
         missing_NG = goal_NG - achieved_NXG[:, 0]
-        if missing_NG.abs().max() < 1e-4:
+        missing_N = missing_NG.norm(dim=-1)
+        best_NQ = torch.where((missing_N < least_N)[:, None], qpos_NQ, best_NQ)
+        least_N = torch.minimum(missing_N, least_N)
+        if missing_N.max() < 1e-4:
             break
         slope_NQG = (achieved_NXG[:, 1:] - achieved_NXG[:, :1]) / _DIFFERENCE
         square_NGG = slope_NQG.mT @ slope_NQG + damping_GG
@@ -108,7 +116,7 @@ def _moved(task: Task, qpos_NQ: Tensor, goal_NG: Tensor) -> Tensor:
         turn_NQ = torch.where(_turns(task.model), step_NQ.abs(), 0.0)
         shrink_N1 = (_LARGEST_STEP / turn_NQ.amax(1, keepdim=True)).clamp(max=1.0)
         qpos_NQ = (qpos_NQ + shrink_N1 * step_NQ).clamp(low_Q, high_Q)
-    return qpos_NQ
+    return best_NQ
 
 
 def _limits(model: mujoco.MjModel) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch_crl.envs.places import GoalPoints, nearest
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.tasks.sampling import Constant
 from torch_crl.errors import NotFiniteError, UsageError, in_one_line
-from torch_crl.fields import STRICT, Count
+from torch_crl.fields import STRICT, Count, Positive
 from torch_crl.goals.encoders import Encoder, load_encoder
 from torch_crl.goals.projection import Projection, fit_components
 from torch_crl.goals.space import GoalSpace, check_tables
@@ -32,6 +32,9 @@ KNOWN = 128
 """P, the number of goals that are filmed before training, and commanded in it."""
 MOST_FEATURES = KNOWN
 """The largest number of features that so few goals can tell apart."""
+MOST_UNLIKE = 3.0
+"""A picture of which more is left over than of the known ones, by this factor, shows something
+else."""
 _MOST_KEPT = 100_000
 
 
@@ -58,6 +61,8 @@ class Album:
     """G, the length of the task's goals."""
     embedding_size: Count
     """E, the length of the encoder's embeddings."""
+    left_over: Positive
+    """Length of what the features leave out of an embedding, the largest over the known goals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,20 +118,17 @@ class PictureReader:
 
     def nearest_goal(self, picture: "Image | str | Path") -> Tensor:
         """The known goal [G] whose picture is most like this one. Raises as `showing` does."""
-        shown_F = self.of_pictures(self._checked(picture))[0]
-        known_PF = self._tables.known_PF
-        between_PP = torch.cdist(known_PF, known_PF)
-        between_PP.fill_diagonal_(torch.inf)
-        usual = float(between_PP.amin(1).max())
-        distance, place = (known_PF - shown_F).norm(dim=-1).min(0)
-        if not distance <= 2 * usual:
+        embedding_1E = self._encoder.encode_image(self._checked(picture)[:1])
+        unlike = float(self._projection.left_over(embedding_1E))
+        if not unlike <= MOST_UNLIKE * self.album.left_over:
             raise PictureError(
-                "the picture is not like any picture of a goal that this policy knows: its "
-                f"features are {distance:.1f} from the nearest, and at most {2 * usual:.1f} is "
-                "taken. "
-                f"policy.reader.film(goals) takes pictures of {self.album.task}"
+                f"the picture is not like those of {self.album.task}: of its features, "
+                f"{unlike:.2g} are none that this policy knows, and at most "
+                f"{MOST_UNLIKE * self.album.left_over:.2g} is taken. policy.reader.film(goals) "
+                "takes pictures that it knows"
             )
-        return self._tables.known_PG[int(place)]
+        distance_P = (self._tables.known_PF - self._projection(embedding_1E)).norm(dim=-1)
+        return self._tables.known_PG[int(distance_P.argmin())]
 
     def _checked(self, picture: Any) -> Image:
         """One or more pictures, or one in a file, as [N, side, side, 3]."""
@@ -268,6 +270,7 @@ class PictureGoals(GoalSpace):
             size=size,
             goal_size=goal_PG.shape[1],
             embedding_size=embedding_ME.shape[1],
+            left_over=float(projection.left_over(embedding_ME).max()),
         )
         self._device = device
         self._pictures = torch.zeros(
@@ -336,7 +339,7 @@ def _read(path: Path) -> Image:
 
     try:
         with Pillow.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.array(picture.convert("RGB"))
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise PictureError(
             f"{path} is no picture that can be read: {in_one_line(error)}"

@@ -23,6 +23,13 @@ class Projection(NamedTuple):
         """Features [..., F] of embeddings [..., E]."""
         return (embedding - self.mean_E) @ self.basis_EF
 
+    def left_over(self, embedding: Tensor) -> Tensor:
+        """Length [...] of the part of embeddings [..., E] on which the features do not depend."""
+        orthonormal_EF, _ = torch.linalg.qr(self.basis_EF.double())
+        centred = (embedding - self.mean_E).double()
+        length: Tensor = (centred - centred @ orthonormal_EF @ orthonormal_EF.T).norm(dim=-1)
+        return length
+
 
 def fit_projection(known_PKE: Tensor, size: int) -> Projection:
     """The projection for embeddings of K forms of sentences about each of P places.

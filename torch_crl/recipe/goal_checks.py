@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 from torch import Generator
 
 from torch_crl.envs.places import Places, has_points, without_places
@@ -117,6 +118,12 @@ def _encoder_problems(recipe: Recipe, given: str, forms: int) -> list[str]:
     trust_encoder(chosen.encoder)
     try:
         encoder = load_encoder(chosen.encoder or DEFAULTS[chosen.goals], chosen.encoder_sha256)
+        if chosen.goals == "pictures":
+            encoder.encode_image(
+                np.zeros((1, chosen.picture_size, chosen.picture_size, 3), np.uint8)
+            )
+        else:
+            encoder.encode_text(["go"])
     except EncoderError as error:
         return [f"{given}: {error}"]
     most = encoder.size - forms + 1

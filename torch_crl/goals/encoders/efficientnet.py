@@ -62,7 +62,7 @@ class EfficientNetLite0(Encoder):
     def _of_images(self, images: NDArray[np.uint8]) -> Tensor:
         found = [torch.empty(0, self.size)]
         for start in range(0, len(images), _AT_ONCE):
-            pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + _AT_ONCE]))
+            pixels = torch.from_numpy(np.array(images[start : start + _AT_ONCE]))
             x_NCHW = (pixels.permute(0, 3, 1, 2).float() - _MEAN) / _SPREAD
             if x_NCHW.shape[-2:] != (_SIDE, _SIDE):
                 x_NCHW = functional.interpolate(
