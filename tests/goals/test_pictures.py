@@ -13,12 +13,12 @@ from tests.helpers.drawing import draws
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_resumes
 from torch_crl import evaluate, load_policy
+from torch_crl.encoders import EncoderError, load_encoder
+from torch_crl.encoders.projection import fit_components
 from torch_crl.envs.registry import make_task
 from torch_crl.experience.replay import Replay, Transition
 from torch_crl.goals import pictures
-from torch_crl.goals.encoders import load_encoder
-from torch_crl.goals.pictures import PictureError, PictureGoals, PictureReader
-from torch_crl.goals.projection import fit_components
+from torch_crl.goals.pictures import PictureGoals, PictureReader
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import load_policy as load_saved
@@ -124,7 +124,8 @@ def test_pictures_are_taken_of_every_kth_row(few: None) -> None:
     for row in (20, 26):
         space.film(qpos_NQ + row / 20, row)
     assert not space.state_dict()["pictures"][1:].any()
-    expected = space.reader.of_pictures(space._snapshots(qpos_NQ + 1.0))
+    camera = space.reader.camera
+    expected = camera.of_pictures(camera.film(qpos_NQ + 1.0))
     assert torch.equal(space.state_dict()["pictures"][0], expected.half())
 
 
@@ -154,12 +155,14 @@ def test_a_picture_is_read_from_a_file_and_others_are_refused(few: None, tmp_pat
     assert torch.equal(reader(tmp_path / "goal.png"), reader(picture))
     assert torch.equal(reader(str(tmp_path / "goal.png")), reader(picture[None])[0])
     torch.testing.assert_close(reader(goal_NG[0].numpy()), reader(picture), atol=1e-5, rtol=0)
-    with pytest.raises(PictureError, match=r"64 x 64 pixels .* got uint8 of shape \[64, 32, 3\]"):
+    with pytest.raises(
+        EncoderError, match=r"64 x 64 pixels .* got uint8 of shape \[1, 64, 32, 3\]"
+    ):
         reader(picture[:, :32])
-    with pytest.raises(PictureError, match=r"nothing\.png is no picture that can be read"):
+    with pytest.raises(EncoderError, match=r"nothing\.png is no picture that can be read"):
         reader(tmp_path / "nothing.png")
     noise = np.random.default_rng(0).integers(0, 256, picture.shape, np.uint8)
-    with pytest.raises(PictureError, match="is not like those of reacher"):
+    with pytest.raises(EncoderError, match="is not like those of reacher"):
         reader.showing(noise)
     with pytest.raises(ValueError, match="a picture, or a goal of 3 numbers"):
         reader(np.zeros(2))

@@ -13,12 +13,12 @@ from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_resumes
 from torch_crl import evaluate, load_policy, train
 from torch_crl.agent.policy import Policy
+from torch_crl.encoders import EncoderError
+from torch_crl.encoders.projection import fit_projection
 from torch_crl.envs.places import GoalPoints, Places, at_places, named_places
 from torch_crl.envs.registry import make_task
 from torch_crl.errors import UsageError
 from torch_crl.goals import words
-from torch_crl.goals.encoders import EncoderError
-from torch_crl.goals.projection import fit_projection
 from torch_crl.goals.words import Reader, SentenceError, WordGoals
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.goal_checks import filled_from, with_encoder

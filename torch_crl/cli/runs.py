@@ -59,8 +59,8 @@ def load_trained(options: TrainedOptions) -> Trained:
     Prints on standard error which policy it is. A task that only the run's recipe names is loaded
     if it is one of ours or with `--trust`. Raises UsageError, UnknownTaskError or CheckpointError.
     """
+    from torch_crl.encoders import trust_encoder
     from torch_crl.envs.registry import task_spec
-    from torch_crl.goals.encoders import trust_encoder
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
@@ -165,7 +165,7 @@ def reader_of(trained: Trained) -> "Reader":
 def shown(trained: Trained, picture: Path) -> Trained:
     """The policy that follows the picture in a file; prints which known goal is most like it.
 
-    Raises UsageError if it takes no pictures, PictureError if it shows none of its goals.
+    Raises UsageError if it takes no pictures, EncoderError if it shows something else.
     """
     from torch_crl.goals.pictures import PictureReader
 
@@ -196,7 +196,7 @@ def allow_encoder(name: str, *, typed: str, trust: bool, source: object) -> None
     """Raise UsageError for an encoder that is Python code and that only a file names."""
     if not name:
         return
-    from torch_crl.goals.encoders import module_of_encoder
+    from torch_crl.encoders import module_of_encoder
 
     if (module := module_of_encoder(name)) and name != typed and not trust:
         raise UsageError(

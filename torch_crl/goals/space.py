@@ -5,9 +5,7 @@ the F numbers that actor and critic read. B batch, N envs, G goal of the task, F
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
-import torch
 from torch import Generator, Tensor
 
 from torch_crl.envs.places import GoalPoints
@@ -70,13 +68,3 @@ class StateGoals(GoalSpace):
     def commanded(self, goal_NG: Tensor, episode_N: Tensor) -> Tensor:  # noqa: ARG002
         """The goals themselves."""
         return goal_NG
-
-
-def check_tables(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless a reader's numbers have these shapes, are float32 and finite."""
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != dict(wanted):
-        raise ValueError(f"its goals have tensors of shapes {found}, and need {wanted}")
-    for tensor in tensors.values():
-        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-            raise ValueError("its goals have numbers that are not finite, or not float32")

@@ -15,13 +15,13 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl import fields
+from torch_crl.encoders import Encoder, load_encoder
+from torch_crl.encoders.projection import Projection, check_tables, fit_projection
 from torch_crl.envs.places import GoalPoints, Places, nearest
 from torch_crl.envs.tasks.sampling import Constant
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.fields import STRICT, Count
-from torch_crl.goals.encoders import Encoder, load_encoder
-from torch_crl.goals.projection import Projection, fit_projection
-from torch_crl.goals.space import GoalSpace, check_tables
+from torch_crl.goals.space import GoalSpace
 from torch_crl.kernels.relabel import Batch
 
 MOST_CHARACTERS = 500

@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 from torch import Generator
 
-from torch_crl.envs.places import Places, has_points, without_places
-from torch_crl.envs.registry import UnknownTaskError, make_task
-from torch_crl.envs.task_name import parse_task_name
-from torch_crl.goals.encoders import (
+from torch_crl.encoders import (
     DEFAULTS,
     EncoderError,
     load_encoder,
     module_of_encoder,
     trust_encoder,
 )
+from torch_crl.envs.places import Places, has_points, without_places
+from torch_crl.envs.registry import UnknownTaskError, make_task
+from torch_crl.envs.task_name import parse_task_name
 from torch_crl.goals.pictures import MOST_FEATURES
 from torch_crl.recipe.record import Recipe, flag_of
 from torch_crl.recipe.settings import GoalsRecipe

@@ -2,8 +2,8 @@
 
 import torch
 
+from torch_crl.encoders import DEFAULTS, load_encoder, trust_encoder
 from torch_crl.envs.registry import make_task
-from torch_crl.goals.encoders import DEFAULTS, load_encoder, trust_encoder
 from torch_crl.goals.pictures import PictureGoals
 from torch_crl.goals.readers import AnyReader
 from torch_crl.goals.space import GoalSpace, StateGoals

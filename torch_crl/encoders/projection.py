@@ -7,6 +7,7 @@ sentences that they have not seen (benchmarks/LOG.md).
 P places, K forms, E embedding, F features.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -74,3 +75,13 @@ def _signed(basis_EF: Tensor) -> Tensor:
     """The components with fixed signs: one and its opposite are as good, and libraries differ."""
     largest_F = basis_EF.abs().argmax(0)
     return basis_EF * basis_EF.gather(0, largest_F[None]).sign()
+
+
+def check_tables(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless saved numbers have these names and shapes, are float32 and finite."""
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != dict(wanted):
+        raise ValueError(f"there are tensors of shapes {found}, and needed are {wanted}")
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite, or not float32")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from torch_crl.goals.encoders.encoder import Encoder, EncoderError, checksum
+from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.system.threads import torch_threads
 
 _AT_ONCE = 32

@@ -12,9 +12,9 @@ import os
 import sys
 from functools import cache
 
+from torch_crl.encoders.encoder import Encoder as Encoder
+from torch_crl.encoders.encoder import EncoderError as EncoderError
 from torch_crl.errors import in_one_line
-from torch_crl.goals.encoders.encoder import Encoder as Encoder
-from torch_crl.goals.encoders.encoder import EncoderError as EncoderError
 
 DEFAULTS = {"words": "minilm", "pictures": "efficientnet_lite0"}
 """The encoder of each kind of goals, unless another one is named."""
@@ -49,7 +49,7 @@ def load_encoder(name: str, sha256: str = "") -> Encoder:
         raise EncoderError(
             f"the encoder {name} is Python code, and would import {module}; give --trust if you "
             "trust who made the file that names it (in Python: "
-            "torch_crl.goals.encoders.trust_encoder)"
+            "torch_crl.encoders.trust_encoder)"
         )
     encoder = _load(name)
     if sha256 not in ("", encoder.sha256):
@@ -64,16 +64,16 @@ def load_encoder(name: str, sha256: str = "") -> Encoder:
 def _load(name: str) -> Encoder:
     prefix, _, rest = name.partition(":")
     if name == "minilm":
-        from torch_crl.goals.encoders.minilm import folder
-        from torch_crl.goals.encoders.pretrained import PretrainedEncoder
+        from torch_crl.encoders.minilm import folder
+        from torch_crl.encoders.pretrained import PretrainedEncoder
 
         return PretrainedEncoder(name, folder())
     if name == "efficientnet_lite0":
-        from torch_crl.goals.encoders.efficientnet import EfficientNetLite0
+        from torch_crl.encoders.efficientnet import EfficientNetLite0
 
         return EfficientNetLite0()
     if prefix == "transformers" and rest:
-        from torch_crl.goals.encoders.pretrained import PretrainedEncoder
+        from torch_crl.encoders.pretrained import PretrainedEncoder
 
         return PretrainedEncoder(name, rest)
     if module_of_encoder(name):
@@ -95,7 +95,7 @@ def _own(name: str) -> Encoder:
         raise EncoderError(f"encoder {name!r} could not be made: {in_one_line(error)}") from error
     if not isinstance(made, Encoder):
         raise EncoderError(
-            f"{name} must return a torch_crl.goals.encoders.Encoder, got {type(made).__name__}"
+            f"{name} must return a torch_crl.encoders.Encoder, got {type(made).__name__}"
         )
     made.name = name
     return made

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from torch_crl.goals.encoders import EncoderError, load_encoder, minilm, trust_encoder
-from torch_crl.goals.encoders.encoder import Encoder, checksum
-from torch_crl.goals.encoders.pretrained import PretrainedEncoder
+from torch_crl.encoders import EncoderError, load_encoder, minilm, trust_encoder
+from torch_crl.encoders.encoder import Encoder, checksum
+from torch_crl.encoders.pretrained import PretrainedEncoder
 
 OWN = """
 import torch
-from torch_crl.goals.encoders import Encoder
+from torch_crl.encoders import Encoder
 
 class Letters(Encoder):
     size, sha256 = 26, "of letters"
@@ -63,7 +63,7 @@ def test_an_encoder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # Each text is encoded once.
     assert type(made).calls == 2  # type: ignore[attr-defined]
     trust_encoder("own_letters:wrong")
-    with pytest.raises(EncoderError, match=r"must return a torch_crl\.goals\.encoders\.Encoder"):
+    with pytest.raises(EncoderError, match=r"must return a torch_crl\.encoders\.Encoder"):
         load_encoder("own_letters:wrong")
 
 
