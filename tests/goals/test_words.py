@@ -300,9 +300,7 @@ def test_recipes_that_words_do_not_allow(changes: dict[str, Any], message: str) 
 def test_an_encoder_without_words_takes_no_effect() -> None:
     for name, value in (("encoder", "minilm"), ("goal_features", 8), ("same_place", "masked")):
         flag = name.replace("_", "-")
-        with pytest.raises(
-            RecipeError, match=f"--{flag} takes effect with --goals words or pictures only"
-        ):
+        with pytest.raises(RecipeError, match=f"--{flag} takes effect with --goals words"):
             check(tiny("point_u_maze", goal_space={name: value}))
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from torch_crl.agent.frames import Frames, SeesPictures
 from torch_crl.agent.networks import ResidualTower, action_distribution
 from torch_crl.agent.plans import Plans
 from torch_crl.errors import NotFiniteError, UsageError
@@ -39,6 +40,14 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {
 """How the deterministic action is made from an actor's output. squashed_gaussian: the output is
 concat(mean, raw log-std), and the action is tanh of the mean. tanh: the action is tanh of the whole
 output. clip: the action is the whole output, clipped to [-1, 1]."""
+
+
+class Simulated(Protocol):
+    """Envs that can be filmed."""
+
+    @property
+    def simulator(self) -> Any:
+        """Has the positions [N, Q] as `data["qpos"]`."""
 
 
 class ReadsGoals(Protocol):
@@ -81,14 +90,17 @@ class Policy:
         head: str = "squashed_gaussian",
         chunk: int = 1,
         reader: ReadsGoals | None = None,
+        camera: SeesPictures | None = None,
     ) -> None:
         """`actor`, a ResidualTower or an `mlp`, maps concat(state, goal) to the head's input.
 
         `chunk` is the number of consecutive actions that the actor decides at once. With a `reader`
-        goals may be sentences or pictures, and the actor takes what the reader makes of them.
+        goals may be sentences or pictures, and the actor takes what the reader makes of them. With
+        a `camera` the state is what `Frames` makes of pictures; `controller` takes the pictures.
         """
         self.actor = actor
         self.reader = reader
+        self.camera = camera
         self.head = head
         self.chunk = chunk
         self.state_size, self.goal_size = state_size, goal_size
@@ -105,6 +117,12 @@ class Policy:
 
         Otherwise like `plan`. Raises UsageError for a policy that decides several actions at once.
         """
+        if self.camera is not None:
+            raise UsageError(
+                "this policy sees pictures, and remembers the one before: call "
+                "policy.controller(n) for n episodes, and then the controller as "
+                "controller(pictures, goal) at every control step"
+            )
         if self.chunk > 1:
             raise UsageError(
                 f"this policy decides {self.chunk} actions at once, to be carried out one after "
@@ -136,6 +154,7 @@ class Policy:
             head=self.head,
             chunk=self.chunk,
             reader=self.reader,
+            camera=self.camera,
         )
 
     def with_reader(self, reader: ReadsGoals) -> "Policy":
@@ -146,10 +165,10 @@ class Policy:
 
     def require_numbers(self, what: str) -> None:
         """Raise UsageError if the policy reads sentences or pictures, which `what` cannot do."""
-        if self.reader is not None:
+        if self.reader is not None or self.camera is not None:
+            seen = "was trained with --goals words or pictures" if self.reader else "sees pictures"
             raise UsageError(
-                f"{what} takes policies whose goals are numbers, and this one was trained with "
-                "--goals words or pictures"
+                f"{what} takes policies whose states and goals are numbers, and this one {seen}"
             )
 
     @property
@@ -157,9 +176,12 @@ class Policy:
         """The points at which it can be commanded to be; None if these are all goals."""
         return None if self.reader is None else self.reader.places
 
-    def controller(self, num_envs: int = 1) -> "Controller":
-        """What carries out this policy in `num_envs` episodes, one action a control step."""
-        return Controller(self, num_envs)
+    def controller(self, num_envs: int = 1, env: "Simulated | None" = None) -> "Controller":
+        """What carries out this policy in `num_envs` episodes, one action a control step.
+
+        With a camera it films these envs, or is called with pictures in place of states.
+        """
+        return Controller(self, num_envs, env)
 
     @torch_defaults()
     @torch.no_grad()
@@ -222,22 +244,57 @@ class Policy:
 class Controller:
     """Carries out a policy in N episodes: makes a plan of H actions, follows it, and so on."""
 
-    def __init__(self, policy: "Policy | Callable[[Any, Any], Any]", num_envs: int) -> None:
-        """At the beginning of `num_envs` episodes. Any function of state and goal is a policy."""
+    def __init__(
+        self,
+        policy: "Policy | Callable[[Any, Any], Any]",
+        num_envs: int,
+        env: "Simulated | None" = None,
+    ) -> None:
+        """At the beginning of `num_envs` episodes. Any function of state and goal is a policy.
+
+        A policy with a camera films `env`; without one it is given pictures.
+        """
         self.policy = policy
         self.num_envs = num_envs
+        self._env = env
         self._plans: Plans | None = None
+        camera = policy.camera if isinstance(policy, Policy) else None
+        self._frames = Frames(camera, num_envs) if camera is not None else None
 
     @torch.no_grad()
     def __call__(self, state: Array, goal: Array) -> Array:
         """The action [N, A] of this control step, for states [N, S] and goals [N, G].
 
         With one episode, state, goal and action may also be [S], [G] and [A]. Types, devices and
-        errors are those of the policy.
+        errors are those of the policy. With a camera, states are pictures [N, side, side, 3] or
+        [side, side, 3], which are not read if it films its envs.
         """
         policy = self.policy
+        if self._frames is not None:
+            return self._seeing(self._frames, state, goal)
         if not isinstance(policy, Policy) or policy.chunk == 1:
             action: Array = policy(state, goal)
+            return action
+        return self._next(policy, state, goal)
+
+    def _seeing(self, frames: Frames, state: Array, goal: Any) -> Array:
+        """The action after one more picture of every episode."""
+        assert isinstance(self.policy, Policy)
+        if self._env is not None:
+            pictures = frames.camera.film(self._env.simulator.data["qpos"])
+        else:
+            given = np.asarray(state)
+            pictures = given[None] if given.ndim == 3 else given
+        seen_NS = frames.see(pictures)
+        action_NA: Tensor = self._next(self.policy, seen_NS, goal)
+        if self._env is None and np.ndim(state) == 3:
+            action_NA = action_NA[0]
+        return action_NA.to(state.device) if isinstance(state, Tensor) else action_NA.numpy()
+
+    def _next(self, policy: Policy, state: Array, goal: Any) -> Array:
+        """The next action of each plan."""
+        if policy.chunk == 1:
+            action: Array = policy.plan(state, goal)[..., 0, :]
             return action
         given = as_tensor(state)
         if given.shape[:-1].numel() != self.num_envs:
@@ -255,9 +312,10 @@ class Controller:
 
     def reset(self, ended_N: Tensor | None = None) -> None:
         """Call where episodes have ended: all of them, or those in this bool mask [N]."""
-        if self._plans is not None:
-            every_N = torch.ones(self.num_envs, dtype=torch.bool)
-            self._plans.drop(every_N if ended_N is None else ended_N)
+        every_N = torch.ones(self.num_envs, dtype=torch.bool)
+        for memory in (self._plans, self._frames):
+            if memory is not None:
+                memory.drop(every_N if ended_N is None else ended_N)
 
 
 class Controls(Protocol):
@@ -281,8 +339,10 @@ Acts = MakesController | Callable[[Tensor, Tensor], Tensor]
 """What can be evaluated: a policy, or any function of state [N, S] and goal [N, G]."""
 
 
-def controller_of(policy: Acts, num_envs: int) -> Controls:
-    """What carries out a policy in `num_envs` episodes."""
+def controller_of(policy: Acts, num_envs: int, env: Any = None) -> Controls:
+    """What carries out a policy in `num_envs` episodes, those of `env` for one with a camera."""
+    if isinstance(policy, Policy) and policy.camera is not None:
+        return policy.controller(num_envs, env)
     make = getattr(policy, "controller", None)
     made: Controls = make(num_envs) if make else Controller(policy, num_envs)  # type: ignore[arg-type]
     return made

@@ -70,7 +70,8 @@ def load_trained(options: TrainedOptions) -> Trained:
     allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
     spec = task_spec(task)
     sizes = (policy.state_size, policy.goal_size, policy.action_size)
-    if (spec.state_size, spec.goal_size, spec.action_size) != sizes:
+    state_size = policy.state_size if policy.camera is not None else spec.state_size
+    if (state_size, spec.goal_size, spec.action_size) != sizes:
         raise UsageError(
             f"the policy was trained on {recipe.task.name}; {task} has states, goals or actions of "
             "other sizes"

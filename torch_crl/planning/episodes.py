@@ -47,7 +47,7 @@ def record_episodes(
         env_timeout=env_timeout,
     )
     with closing(made) as env:
-        controller = controller_of(policy, num_envs)
+        controller = controller_of(policy, num_envs, env)
         goal_NG = env.goal_NG.clone()
         alive_N = torch.ones(num_envs, dtype=torch.bool)
         reached_N = torch.zeros(num_envs, dtype=torch.bool)

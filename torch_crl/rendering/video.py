@@ -60,7 +60,7 @@ def record(
     Returns the name of what drew the pictures. Raises RenderError.
     """
     check_ending(path)
-    controller = controller_of(policy, env.num_envs)
+    controller = controller_of(policy, env.num_envs, env)
     seconds = env.seconds_per_step
     stride = math.ceil(1.0 / (seconds * _MAX_FPS))
     with (

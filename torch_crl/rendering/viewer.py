@@ -34,7 +34,7 @@ def watch(
     # Imported here, because the import needs GLFW's library.
     import mujoco.viewer
 
-    controller = controller_of(policy, env.num_envs)
+    controller = controller_of(policy, env.num_envs, env)
     task = env.task
     # A copy also because the window's controls change the model that it shows.
     model = _coloured(task.model)
@@ -56,7 +56,7 @@ def watch(
             while viewer.is_running():
                 begin = time.perf_counter()
                 if (new := told()) is not None:
-                    policy, controller = new, controller_of(new, env.num_envs)
+                    policy, controller = new, controller_of(new, env.num_envs, env)
                 places = places_of(policy)
                 if places is not None and len(places.point_PG) == 1:
                     env.goal_NG.copy_(places.point_PG.expand_as(env.goal_NG))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_crl.agent.policy import Acts, Controls, Policy, controller_of, places_of
 from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.places import GoalPoints
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction
@@ -38,6 +39,7 @@ def evaluate(
     env_timeout: float = 300.0,
     on_step: Callable[[int], object] | None = None,
     ranks: Ranks = ALONE,
+    places: GoalPoints | None = None,
 ) -> dict[str, float]:
     """Metrics of one episode of `policy` in each of `num_envs` fresh envs.
 
@@ -50,6 +52,7 @@ def evaluate(
         simulator, num_threads, device, env_timeout: see `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
         ranks: those that evaluate this policy together, each in `num_envs` envs of its own.
+        places: points that goals are moved to; by default those that the policy knows.
 
     Returns:
         Means over the first episode of each env. `time_at_goal` is the number of control steps
@@ -77,12 +80,12 @@ def evaluate(
             simulator=simulator,
             num_threads=num_threads,
             device=device,
-            places=places_of(policy),
+            places=places or places_of(policy),
             env_timeout=env_timeout,
         )
     with closing(vector_env) as env, ranks.together():
         tally = _Tally(env.goal_NG, episode_length)
-        act_and_step = partial(_act_and_step, controller_of(policy, num_envs), env, tally)
+        act_and_step = partial(_act_and_step, controller_of(policy, num_envs, env), env, tally)
         advance: Callable[[], object] = act_and_step
         if env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy):
             advance = GraphedFunction(
