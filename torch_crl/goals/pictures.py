@@ -33,6 +33,8 @@ _MOST_KEPT = 100_000
 class PictureReader:
     """Reads goals of a policy: pictures, or coordinates, which are filmed."""
 
+    films = True
+
     def __init__(
         self, camera: Camera, known_PG: Tensor, known_PF: Tensor, shown: Pictures | None = None
     ) -> None:

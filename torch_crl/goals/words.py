@@ -86,6 +86,8 @@ class _Commands:
 class Reader:
     """Reads goals of a policy: sentences, or coordinates as the nearest place's phrases."""
 
+    films = False
+
     def __init__(
         self, vocabulary: Vocabulary, tables: _Tables, commands: "_Commands | None" = None
     ) -> None:

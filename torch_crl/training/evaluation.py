@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_crl.agent.policy import Acts, Controls, Policy, controller_of, places_of
+from torch_crl.agent.controller import Acts, Controls, controller_of, places_of
+from torch_crl.agent.policy import Policy
 from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.places import GoalPoints
@@ -87,7 +88,12 @@ def evaluate(
         tally = _Tally(env.goal_NG, episode_length)
         act_and_step = partial(_act_and_step, controller_of(policy, num_envs, env), env, tally)
         advance: Callable[[], object] = act_and_step
-        if env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy):
+        if (
+            env.capturable
+            and env.state_NS.is_cuda
+            and isinstance(policy, Policy)
+            and not policy.films
+        ):
             advance = GraphedFunction(
                 act_and_step,
                 make_recorder=lambda: CudaRecorder(env.state_NS.device, [*env.generators]),
