@@ -13,6 +13,7 @@ from tests.helpers.drawing import draws
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_resumes
 from torch_crl import evaluate, load_policy
+from torch_crl.cli.main import main
 from torch_crl.encoders import EncoderError, load_encoder
 from torch_crl.encoders.projection import fit_components
 from torch_crl.envs.registry import make_task
@@ -169,7 +170,9 @@ def test_a_picture_is_read_from_a_file_and_others_are_refused(few: None, tmp_pat
 
 
 @draws
-def test_a_run_by_pictures_resumes_to_the_bit(few: None, tmp_path: Path) -> None:
+def test_a_run_by_pictures_resumes_to_the_bit(
+    few: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert_resumes(recipe_of(), tmp_path)
     policy = load_policy(tmp_path / "whole")
     assert isinstance(policy.reader, PictureReader)
@@ -181,6 +184,12 @@ def test_a_run_by_pictures_resumes_to_the_bit(few: None, tmp_path: Path) -> None
     assert 0.0 <= result["success_any"] <= 1.0
     # Its own goal is commanded, not the nearest of those in training.
     assert policy.places is None
+    Pillow.fromarray(picture).save(tmp_path / "goal.png")
+    short = ["--num-envs", "2", "--episode-length", "3"]
+    video = ["--video", str(tmp_path / "film.gif"), "--video-seconds", "0.1"]
+    commanded = ["--picture", str(tmp_path / "goal.png")]
+    assert main(["eval", str(tmp_path / "whole"), *short, *video, *commanded]) == 0
+    assert "judged by the known goal that is most like it" in capsys.readouterr().err
     again = load_saved(tmp_path / "whole")
     assert torch.equal(
         again(torch.zeros(10), torch.tensor(goal)), policy(torch.zeros(10), torch.tensor(goal))
