@@ -5,6 +5,7 @@
 | `minilm` | all-MiniLM-L6-v2, whose weights come with the extra `words` | sentences |
 | `efficientnet_lite0` | EfficientNet-Lite0, with the extra `pictures` | pictures |
 | `transformers:FOLDER` | a model that `transformers` can load, from a local folder | both |
+| `open_clip:FOLDER` | a CLIP of the library open_clip, from a local folder | both |
 | `MODULE:FUNCTION` | what a function of your own returns, an `Encoder` | what it can |
 """
 
@@ -18,7 +19,7 @@ from torch_crl.errors import in_one_line
 
 DEFAULTS = {"words": "minilm", "pictures": "efficientnet_lite0"}
 """The encoder of each kind of goals, unless another one is named."""
-PREFIXES = ("transformers",)
+PREFIXES = ("transformers", "open_clip")
 """Kinds of names that are no Python modules."""
 
 
@@ -76,11 +77,15 @@ def _load(name: str) -> Encoder:
         from torch_crl.encoders.pretrained import PretrainedEncoder
 
         return PretrainedEncoder(name, rest)
+    if prefix == "open_clip" and rest:
+        from torch_crl.encoders.open_clip_folder import OpenClipEncoder
+
+        return OpenClipEncoder(name, rest)
     if module_of_encoder(name):
         return _own(name)
     raise EncoderError(
         f"unknown encoder {name!r}; choose `minilm`, `efficientnet_lite0`, `transformers:FOLDER` "
-        "with a folder on this machine, or `module:function` of your own"
+        "or `open_clip:FOLDER` with a folder on this machine, or `module:function` of your own"
     )
 
 

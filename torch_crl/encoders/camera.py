@@ -5,7 +5,7 @@ N pictures, Q positions, E embedding, F features.
 
 import json
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,14 @@ class CameraSettings:
     """Length of what the features leave out of an embedding, the largest over known pictures."""
 
 
+@lru_cache(maxsize=4)
+def snapshots_of(task: str, side: int) -> Snapshots:
+    """What films a task in pictures of `side` x `side` pixels; shared, since each takes a second
+    to set up and memory of the graphics card.
+    """
+    return Snapshots(make_task(task), side)
+
+
 class Camera:
     """Takes pictures of simulations of a task, and turns pictures into features."""
 
@@ -64,8 +72,7 @@ class Camera:
         Raises EncoderError, RenderError, and ValueError for more features than they have.
         """
         loaded = load_encoder(encoder)
-        snapshots = Snapshots(make_task(task), side)
-        embedding_ME = loaded.encode_image(snapshots(qpos_MQ))
+        embedding_ME = loaded.encode_image(snapshots_of(task, side)(qpos_MQ))
         projection = fit_components(embedding_ME, size)
         settings = CameraSettings(
             encoder=encoder,
@@ -76,13 +83,7 @@ class Camera:
             embedding_size=embedding_ME.shape[1],
             left_over=float(projection.left_over(embedding_ME).max()),
         )
-        made = cls(settings, projection)
-        made._snapshots = snapshots
-        return made, projection(embedding_ME)
-
-    @cached_property
-    def _snapshots(self) -> Snapshots:
-        return Snapshots(make_task(self.settings.task), self.settings.side)
+        return cls(settings, projection), projection(embedding_ME)
 
     @property
     def _encoder(self) -> Encoder:
@@ -90,7 +91,7 @@ class Camera:
 
     def film(self, qpos_NQ: Tensor) -> Pictures:
         """Pictures [N, side, side, 3] of simulations at these positions. Raises RenderError."""
-        return self._snapshots(qpos_NQ)
+        return snapshots_of(self.settings.task, self.settings.side)(qpos_NQ)
 
     def of_pictures(self, pictures: Pictures) -> Tensor:
         """Features [N, F] of pictures [N, side, side, 3]. Raises EncoderError for other shapes."""

@@ -12,6 +12,7 @@ from torch_crl.encoders import (
     module_of_encoder,
     trust_encoder,
 )
+from torch_crl.encoders.camera import snapshots_of
 from torch_crl.envs.places import Places, has_points, without_places
 from torch_crl.envs.registry import UnknownTaskError, make_task
 from torch_crl.envs.task_name import parse_task_name
@@ -19,7 +20,6 @@ from torch_crl.goals.pictures import MOST_FEATURES
 from torch_crl.recipe.record import Recipe, flag_of
 from torch_crl.recipe.settings import GoalsRecipe
 from torch_crl.rendering.gl import RenderError
-from torch_crl.rendering.snapshots import Snapshots
 
 _OBJECTIVES = ("crl", "safe")
 _OF_WORDS, _OF_PICTURES = ("same_place",), ("picture_every", "picture_size")
@@ -83,7 +83,8 @@ def _picture_problems(recipe: Recipe) -> list[str]:
         task = make_task(name)
         if task.moved_goal is not None:
             problems.append(f"--goals pictures: the goals of {name} move, and cannot be filmed")
-        Snapshots(task, 16)(task.sample_start(1, Generator().manual_seed(0)).qpos_NQ)
+        films = snapshots_of(name, recipe.goal_space.picture_size)
+        films(task.sample_start(1, Generator().manual_seed(0)).qpos_NQ)
     except UnknownTaskError:
         pass  # Reported by the checks of the task.
     except RenderError as error:

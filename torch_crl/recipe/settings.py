@@ -89,7 +89,8 @@ class GoalsRecipe:
     'torch-crl[pictures]'). Success stays the task's own test on coordinates."""
     encoder: Annotated[str, BY_OURS] = ""
     """Encoder of the goals: `minilm` for words and `efficientnet_lite0` for pictures by default,
-    else `transformers:FOLDER`, or `module:function` of your own. Nothing is downloaded."""
+    else `transformers:FOLDER`, `open_clip:FOLDER`, or `module:function` of your own. Nothing is
+    downloaded."""
     encoder_sha256: Annotated[str, BY_OURS] = ""
     """Checksum that the encoder's weights must have; filled in where a run begins."""
     same_place: Annotated[Literal["kept", "masked"], BY_CRL] = "kept"
