@@ -21,7 +21,7 @@ from torch_crl.benchmarks.deploy_tables import (
 from torch_crl.benchmarks.gpu_tables import gpu_changes_table, gpu_table
 from torch_crl.benchmarks.scale_tables import links_table
 from torch_crl.benchmarks.table_parts import RESULTS, ROOT, machine_line, read_result
-from torch_crl.benchmarks.words import words_table
+from torch_crl.benchmarks.words import mixture_table, words_table
 from torch_crl.kernels.tower import PERSISTENT_WIDTHS
 from torch_crl.recipe.presets import preset, with_changes
 
@@ -305,6 +305,7 @@ PARTS = {
     "pruned": pruned_table,
     "zoo": zoo_table,
     "words": words_table,
+    "mixture": mixture_table,
     "precision": precision_table,
     "gpu": gpu_table,
     "gpu changes": gpu_changes_table,

@@ -1,6 +1,8 @@
 """Sentences on the command line."""
 
 import io
+import json
+import re
 import time
 from pathlib import Path
 
@@ -85,6 +87,25 @@ def test_an_encoder_that_only_a_file_names_needs_trust(
     file = ["--recipe", str(tmp_path / "recipe.json"), "--run-dir", str(tmp_path / "new")]
     assert main(["train", *file]) == 1
     assert "would import evil_module; give --trust" in capsys.readouterr().err
+
+
+def test_eval_tells_which_experts_act_on_the_way_to_which_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    mixture = ["--actor-block", "moe", "--experts", "3", "--actor-depth", "8"]
+    flags = [*mixture, "--goals", "words", "--run-dir", run]
+    assert main(["train", "reacher", *SMALL_FLAGS, *flags]) == 0
+    capsys.readouterr()
+    assert main(["eval", run, *SHORT]) == 0
+    table = capsys.readouterr().out.partition("share of the steps that pass each expert")[2]
+    (row, *_) = re.findall(r"  (?:near|far) point in the [a-z ]+ (.*)\n", table)
+    # Two blocks of three experts; the shares of a block add up to 1.
+    blocks = [sum(map(float, block.split())) for block in row.split("|")]
+    assert blocks == pytest.approx([1.0, 1.0], abs=0.02)
+    assert "residual blocks 1, 2" in table
+    assert main(["eval", run, "--json", *SHORT]) == 0
+    assert len(json.loads(capsys.readouterr().out)["experts"]) <= 2
 
 
 def test_captions_are_within_their_tiles() -> None:

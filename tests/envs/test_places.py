@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_crl.envs.places import Places, named_places
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.envs.tasks import place_names
-from torch_crl.envs.tasks.layouts import LAYOUTS
+from torch_crl.envs.tasks.layouts import LAYOUTS, THREE_MAZES, side_by_side
 from torch_crl.envs.trial import task_problems
 
 GOOD = named_places({"left": (-1.0, 0.0), "right": (1.0, 0.0)}, radius=0.5)
@@ -55,6 +55,24 @@ def test_names_are_where_pictures_show_them() -> None:
     around = place_names.around({"far": 1.0}, height=0.0)
     assert around["far point in the north"] == pytest.approx((0.0, 1.0, 0.0))
     assert around["far point in the east"] == pytest.approx((1.0, 0.0, 0.0))
+
+
+def test_an_episode_of_three_mazes_is_in_one_of_them() -> None:
+    task = make_task("point_three_mazes")
+    start = task.sample_start(2000, torch.Generator().manual_seed(0))
+    # A maze has three columns of free cells, 4 m each, and a wall before each of them.
+    maze_N, goal_maze_N = start.qpos_NQ[:, 1] // 16, start.goal_NG[:, 1] // 16
+    assert torch.equal(maze_N, goal_maze_N.double())
+    assert maze_N.unique().tolist() == [0, 1, 2]
+    assert (start.qpos_NQ.float() != start.goal_NG).any(1).all()
+    assert task.places is not None and len(start.goal_NG.unique(dim=0)) == 21
+    names = dict(zip(task.places.names, task.places.point_PG.tolist(), strict=True))
+    assert names["upper left corner of the first maze"] == [4.0, 4.0]
+    assert names["middle of the left side of the second maze"] == [8.0, 20.0]
+    assert names["centre of the third maze"] == [8.0, 40.0]
+    # No way leads from one to another: all cells between them are walls.
+    grid = side_by_side(THREE_MAZES)
+    assert {row[column] for row in grid for column in (0, 4, 8, 12)} == {"#"}
 
 
 def wrong_index(goal_NG: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:

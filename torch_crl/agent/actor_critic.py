@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from torch_crl.agent.learner import Learner
-from torch_crl.agent.losses import policy_losses
+from torch_crl.agent.losses import Balance, load_balance, policy_losses
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.objectives.objective import Objective, PolicyRows
 from torch_crl.agent.optimizer import Descent, adam, load_optimizer_state, optimizer_state
@@ -37,6 +37,7 @@ class ActorCritic(Learner):
         initial_temperature: float = 1.0,
         actor_goals: Literal["own", "mixed"] = "own",
         update_order: Literal["together", "critic_first"] = "together",
+        load_balance: float = 0.0,
         generator: Generator,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -54,6 +55,7 @@ class ActorCritic(Learner):
         self.target_entropy = target_entropy
         self.actor_goals = actor_goals
         self.update_order = update_order
+        self.load_balance = load_balance
         self.device = device = actor.weight.device
         self.log_alpha = torch.tensor(
             math.log(initial_temperature),
@@ -98,11 +100,11 @@ class ActorCritic(Learner):
         if self._critic_descent is not None:
             critic, metrics = self.objective.loss(batch)
             self._critic_descent.step(critic)
-            policy, log_prob_B = self._act(batch)
+            policy, log_prob_B, balance = self._act(batch)
             score_B = self.objective.score(batch, policy)
             trained_later: list[Tensor] = []
         else:
-            policy, log_prob_B = self._act(batch)
+            policy, log_prob_B, balance = self._act(batch)
             critic, score_B, metrics = self.objective.judge(batch, policy)
             trained_later = [critic]
         of_policy, policy_metrics = policy_losses(
@@ -112,13 +114,13 @@ class ActorCritic(Learner):
             target_entropy=self.target_entropy,
             implementation=self.actor.compute.other_kernels,
         )
-        self._descent.step(of_policy, *trained_later)
-        return {"critic_loss": critic.detach()} | policy_metrics | metrics
+        self._descent.step(of_policy, *trained_later, *balance.losses)
+        return {"critic_loss": critic.detach()} | policy_metrics | metrics | balance.metrics
 
     def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
         """The whole update as one function for a CPU core, where there is one."""
         whole = self._is_alone and self.critic_optimizer is None
-        if self.actor.compute.tower != "numba" or not whole:
+        if self.actor.compute.tower != "numba" or self.actor.is_mixture or not whole:
             return None
         if self._compiled is not None and self._compiled.is_for(batch):
             return self._compiled
@@ -138,15 +140,18 @@ class ActorCritic(Learner):
             )
         return self._compiled
 
-    def _act(self, batch: TensorDict) -> tuple[PolicyRows, Tensor]:
-        """Sampled actions for the goals of the actor's loss, and their log-densities [B]."""
+    def _act(self, batch: TensorDict) -> tuple[PolicyRows, Tensor, Balance]:
+        """Sampled actions for the goals of the actor's loss, their log-densities [B], and how even
+        the use of the actor's experts is.
+        """
         actor = self.actor
         goal_BG = self._goals_of_actor(batch["goal"])
-        output_B2A = actor(torch.cat([batch["state"], goal_BG], dim=-1))
+        output_B2A, routes = actor.with_routes(torch.cat([batch["state"], goal_BG], dim=-1))
         action_BA, log_prob_B = squashed_gaussian(
             output_B2A, self._noise(batch), implementation=actor.compute.other_kernels
         )
-        return PolicyRows(action_BA, self._goals_of_actor), log_prob_B
+        policy = PolicyRows(action_BA, self._goals_of_actor)
+        return policy, log_prob_B, load_balance(routes, self.load_balance)
 
     def _noise(self, batch: TensorDict) -> Tensor:
         """Standard normal numbers [B, A], from which an update makes the policy's actions."""

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from torch_crl.agent.learner import Learner
-from torch_crl.agent.losses import cloning_loss
+from torch_crl.agent.losses import cloning_loss, load_balance
 from torch_crl.agent.networks import ResidualTower, action_distribution
 from torch_crl.agent.optimizer import Descent, adam, load_optimizer_state, optimizer_state
 from torch_crl.distributed.ranks import ALONE, Ranks
@@ -18,9 +18,17 @@ from torch_crl.distributed.ranks import ALONE, Ranks
 class BehaviourCloning(Learner):
     """An actor and its optimiser, changed in place by `update` (online, as in arXiv 1912.06088)."""
 
-    def __init__(self, actor: ResidualTower, *, learning_rate: float, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        actor: ResidualTower,
+        *,
+        learning_rate: float,
+        load_balance: float = 0.0,
+        ranks: Ranks = ALONE,
+    ) -> None:
         """`actor` maps concat(state, goal) [B, S + G] to concat(mean, raw log-std) [B, 2 A]."""
         self.actor = actor
+        self.load_balance = load_balance
         self.device = actor.weight.device
         parameters: dict[float, list[Tensor]] = {learning_rate: list(actor.parameters())}
         self.optimizer = adam(parameters, self.device, actor.compute.other_kernels)
@@ -33,11 +41,13 @@ class BehaviourCloning(Learner):
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """Make the batch's actions likelier, given its goals; returns 0-D metrics on the device."""
-        output_B2A = self.actor(torch.cat([batch["state"], batch["goal"]], dim=-1))
+        inputs = torch.cat([batch["state"], batch["goal"]], dim=-1)
+        output_B2A, routes = self.actor.with_routes(inputs)
         mean_BA, log_std_BA = action_distribution(output_B2A)
         loss, aux = cloning_loss(mean_BA, log_std_BA, batch["action"])
-        self._descent.step(loss)
-        return {"actor_loss": loss.detach()} | aux
+        balance = load_balance(routes, self.load_balance)
+        self._descent.step(loss, *balance.losses)
+        return {"actor_loss": loss.detach()} | aux | balance.metrics
 
     @property
     def trained(self) -> dict[str, list[Tensor]]:

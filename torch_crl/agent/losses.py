@@ -4,7 +4,8 @@ f(s, a, g) = energy(phi(s, a), psi(g)) is high where g lies in the future of (s,
 the i-th (state, action) and the j-th goal; the diagonal holds the true pairs. The critic's losses
 read only the PairScores of E, so the matrix itself need not be stored.
 
-B batch. Sources: arXiv 2503.14858 (InfoNCE, actor), arXiv 2408.11052 (energies).
+B batch, N blocks, E experts. Sources: arXiv 2503.14858 (InfoNCE, actor), arXiv 2408.11052
+(energies).
 """
 
 import math
@@ -164,6 +165,35 @@ def temperature_loss(
     alpha = log_alpha.exp()
     loss = alpha * (-log_prob_B.detach() - target_entropy).mean()
     return loss, {"alpha": alpha.detach()}
+
+
+class Balance(NamedTuple):
+    """How evenly a mixture of experts is used; nothing for a dense actor."""
+
+    losses: tuple[Tensor, ...] = ()
+    """The loss, with its coefficient, if that is not 0."""
+    metrics: Aux = {}
+
+
+def load_balance(routes: tuple[Tensor, Tensor] | None, coefficient: float) -> Balance:
+    """`load_balance_loss` of the ways of a batch, as one of the actor's losses and as a metric."""
+    if routes is None:
+        return Balance()
+    loss = load_balance_loss(*routes)
+    losses = (coefficient * loss,) if coefficient else ()
+    return Balance(losses, {"load_balance_loss": loss.detach()})
+
+
+def load_balance_loss(expert_NB: Tensor, probability_NBE: Tensor) -> Tensor:
+    """E * sum_e f_e P_e of each block, mean over the blocks (arXiv 2101.03961, section 2.2).
+
+    f_e is the share of the batch's rows whose expert is e, which has no gradient, and P_e the mean
+    probability that the gate gives it. The loss is 1 where both are uniform, and E at most.
+    """
+    experts = probability_NBE.shape[-1]
+    numbers_E = torch.arange(experts, device=expert_NB.device)
+    share_NE = (expert_NB[..., None] == numbers_E).to(probability_NBE.dtype).mean(1)
+    return experts * (share_NE * probability_NBE.mean(1)).sum(-1).mean()
 
 
 def policy_losses(

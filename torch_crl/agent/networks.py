@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from torch_crl.agent.blocks import BLOCKS, Layer, unrolled
 from torch_crl.agent.compute import PLAIN, Compute
-from torch_crl.agent.sizes import SHARING_BLOCKS, MlpSizes, NetworkSizes, TowerSizes
+from torch_crl.agent.mixture import Routes, mixture
+from torch_crl.agent.sizes import MOE, SHARING_BLOCKS, MlpSizes, NetworkSizes, TowerSizes
 from torch_crl.kernels.squashed_gaussian import action_distribution as action_distribution
 from torch_crl.kernels.squashed_gaussian import squashed_sample as squashed_sample
 from torch_crl.kernels.tower import BLOCK, Parts, Stack, default_gradient_scale
@@ -31,7 +32,8 @@ class ResidualTower(nn.Module):
     A block multiplies its last activation by `branch_scale` and adds it to its input; the sum is
     not normalised again. `torch_crl.agent.blocks` has other blocks. The parameters of all L inner
     layers are stacked: `weight` [L, D, D], `bias`, `ln_weight` and `ln_bias` [L, D], so that an
-    optimiser or a kernel sees one tensor for all of them.
+    optimiser or a kernel sees one tensor for all of them. With a mixture of experts the experts are
+    their second axis, and `gate_weight` [L / 4, E, D] has the gates.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class ResidualTower(nn.Module):
 
         | parameter   | initial value                                        |
         |-------------|------------------------------------------------------|
-        | dense       | uniform on +-sqrt(1 / fan_in), heads included        |
+        | dense       | uniform on +-sqrt(1 / fan_in), heads, gates included |
         | bias        | 0                                                    |
         | LayerNorm   | weight 1, bias 0                                     |
         """
@@ -49,10 +51,13 @@ class ResidualTower(nn.Module):
         depth, width = sizes.depth, sizes.width
         if depth <= 0 or depth % BLOCK:
             raise ValueError(f"depth must be a positive multiple of {BLOCK}, got {depth}")
+        if sizes.experts > 1 and sizes.block != MOE:
+            raise ValueError(f"{sizes.experts} experts need the block {MOE}, got {sizes.block}")
         self.sizes = sizes
         self.compute = compute
         self._held: Parameters | None = None
-        self._block = BLOCKS[sizes.block]
+        # What a mixture of experts has besides its blocks is the published tower's.
+        self._block = BLOCKS["published" if sizes.block == MOE else sizes.block]
 
         def dense(*shape: int) -> nn.Parameter:
             bound = math.sqrt(1.0 / shape[-1])
@@ -62,11 +67,13 @@ class ResidualTower(nn.Module):
         self.input_bias = nn.Parameter(torch.zeros(width))
         self.input_ln_weight = nn.Parameter(torch.ones(width))
         self.input_ln_bias = nn.Parameter(torch.zeros(width))
-        layers = sizes.own_layers
-        self.weight = dense(layers, width, width)
-        self.bias = nn.Parameter(torch.zeros(layers, width))
-        self.ln_weight = nn.Parameter(torch.ones(layers, width))
-        self.ln_bias = nn.Parameter(torch.zeros(layers, width))
+        layers = (sizes.own_layers, sizes.experts) if self.is_mixture else (sizes.own_layers,)
+        self.weight = dense(*layers, width, width)
+        self.bias = nn.Parameter(torch.zeros(*layers, width))
+        self.ln_weight = nn.Parameter(torch.ones(*layers, width))
+        self.ln_bias = nn.Parameter(torch.zeros(*layers, width))
+        if self.is_mixture:
+            self.gate_weight = dense(depth // BLOCK, sizes.experts, width)
         self.output_weight = dense(sizes.output_size, width)
         self.output_bias = nn.Parameter(torch.zeros(sizes.output_size))
 
@@ -77,7 +84,7 @@ class ResidualTower(nn.Module):
         """
         if self.sizes.block not in SHARING_BLOCKS and depth != self.sizes.depth:
             raise ValueError(
-                f"the depth of a tower with --block {self.sizes.block} is fixed at "
+                f"the depth of a tower with {self.sizes.flag} is fixed at "
                 f"{self.sizes.depth}; those of {' and '.join(SHARING_BLOCKS)} may be chosen"
             )
         if depth <= 0 or depth % BLOCK:
@@ -85,6 +92,11 @@ class ResidualTower(nn.Module):
         other = copy.copy(self)
         other.sizes = replace(self.sizes, depth=depth)
         return other
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether its blocks are mixtures of experts, which are computed in plain torch."""
+        return self.sizes.block == MOE
 
     @property
     def stack(self) -> Stack:
@@ -108,6 +120,8 @@ class ResidualTower(nn.Module):
 
     def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """Map [..., input] to [..., output]. `frozen`: no gradient for the parameters."""
+        if self.is_mixture:
+            return self.with_routes(x, frozen=frozen)[0]
         rows = x.reshape(-1, x.shape[-1])
         if self.compute.tower == "numba":
             rows = self.on_one_core(rows, live=0 if frozen else len(rows))
@@ -119,6 +133,16 @@ class ResidualTower(nn.Module):
             (inner,) = self._block.inner([rows], [stack], None, self.sizes, self.compute)
             rows = self.head(inner, frozen=frozen)
         return rows.view(*x.shape[:-1], -1)
+
+    def with_routes(self, x: Tensor, *, frozen: bool = False) -> tuple[Tensor, Routes | None]:
+        """`forward`, with the experts that each row passed; None for all but a mixture of them."""
+        if not self.is_mixture:
+            return self(x, frozen=frozen), None
+        rows = self.embed(x.reshape(-1, x.shape[-1]), frozen=frozen)
+        stack = self.stack.detached() if frozen else self.stack
+        gate = read(self.gate_weight, frozen=frozen)
+        inner, routes = mixture(rows, stack, gate, self.sizes, self.compute)
+        return self.head(inner, frozen=frozen).view(*x.shape[:-1], -1), routes
 
     @property
     def is_on_triton(self) -> bool:

@@ -195,14 +195,8 @@ class Policy:
         inputs on the CPU. Inputs on another device are not checked, since reading them would wait
         for that device; NaN gives a NaN action there.
         """
-        device = next(self.actor.parameters()).device
-        state_tensor = as_tensor(state)
-        goal_tensor = self._read(goal)
-        leading = self._leading(state_tensor, goal_tensor)
-        for name, part in (("state", state_tensor), ("goal", goal_tensor)):
-            _require_finite(name, part)
-        parts = [part.to(device).expand(*leading, -1) for part in (state_tensor, goal_tensor)]
-        inputs = torch.cat(parts, dim=-1)
+        inputs = self._inputs(state, goal)
+        leading = inputs.shape[:-1]
         # The actor needs at least one row, so an empty batch is replaced by a row of zeros.
         output = self.actor(inputs if inputs.numel() else inputs.new_zeros(1, inputs.shape[-1]))
         actions = HEADS[self.head](output)
@@ -212,6 +206,31 @@ class Policy:
         if isinstance(state, Tensor):
             return plan.to(state.device)
         return plan.cpu().numpy()
+
+    @torch_defaults()
+    @torch.no_grad()
+    def experts(self, state: Array, goal: Array) -> Tensor:
+        """int64 [blocks, N]: the expert that N states and goals pass in each of the actor's blocks.
+
+        Raises UsageError unless the actor is a mixture of experts; otherwise like `plan`.
+        """
+        actor = self.actor
+        if not isinstance(actor, ResidualTower) or not actor.is_mixture:
+            raise UsageError("only a policy that was trained with --actor-block moe has experts")
+        routes = actor.with_routes(self._inputs(state, goal))[1]
+        assert routes is not None
+        return routes.expert_NB
+
+    def _inputs(self, state: Array, goal: Array) -> Tensor:
+        """What the actor takes, on its device. Raises ValueError for what does not fit."""
+        device = next(self.actor.parameters()).device
+        state_tensor = as_tensor(state)
+        goal_tensor = self._read(goal)
+        leading = self._leading(state_tensor, goal_tensor)
+        for name, part in (("state", state_tensor), ("goal", goal_tensor)):
+            _require_finite(name, part)
+        parts = [part.to(device).expand(*leading, -1) for part in (state_tensor, goal_tensor)]
+        return torch.cat(parts, dim=-1)
 
     def _read(self, goal: Any) -> Tensor:
         """The goal as the actor takes it."""

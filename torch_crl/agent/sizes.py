@@ -10,6 +10,8 @@ from torch_crl.agent.branch_scale import branch_scale
 BlockName: TypeAlias = Literal[
     "published", "no_skip", "no_norm", "hyperspherical", "pre_norm", "shared", "gated"
 ]
+MOE = "moe"
+"""Name of the block that is a mixture of experts, which only actors have."""
 SHARING_BLOCKS = ("shared", "gated")
 """Blocks of which a tower has one, and applies it again and again."""
 HAZARD_RANK = 64
@@ -32,25 +34,42 @@ class TowerSizes:
     activation: Literal["swish", "relu"] = "swish"
     branch_scale: Annotated[float, Gt(0.0)] = 1.0
     """Factor on the output of a block before it is added to the residual sum."""
-    block: BlockName = "published"
-    """Name of the residual block; see `torch_crl.agent.blocks`."""
+    block: BlockName | Literal["moe"] = "published"
+    """Name of the residual block; see `torch_crl.agent.blocks`, and for `moe` `agent.mixture`."""
+    experts: Size = 1
+    """Number of branches of each block, of which a row passes one; above 1 for `moe` only."""
+
+    @property
+    def flag(self) -> str:
+        """The flag that chooses the block, with its value."""
+        return f"--actor-block {MOE}" if self.block == MOE else f"--block {self.block}"
 
     @property
     def own_layers(self) -> int:
-        """Number of inner layers with parameters of their own."""
+        """Number of inner layers with parameters of their own, those of one expert."""
         return BLOCK_LAYERS if self.block in SHARING_BLOCKS else self.depth
+
+    @property
+    def _gate_outputs(self) -> int:
+        """Number of outputs of the gates of all blocks together."""
+        return self.experts * self.depth // BLOCK_LAYERS if self.block == MOE else 0
 
     @property
     def parameters(self) -> int:
         """Number of parameters: weights, biases and those of the LayerNorms."""
-        layers = 1 + self.own_layers
-        dense = self.width * (self.input_size + self.own_layers * self.width + self.output_size)
-        return dense + 3 * layers * self.width + self.output_size
+        inner = self.own_layers * self.experts
+        outputs = inner * self.width + self._gate_outputs + self.output_size
+        return self.width * (self.input_size + outputs + 3 * (1 + inner)) + self.output_size
 
     @property
     def dense_flop(self) -> int:
-        """Multiplications and additions of the dense layers in the forward pass of one row."""
-        return 2 * self.width * (self.input_size + self.depth * self.width + self.output_size)
+        """Multiplications and additions of the dense layers in the forward pass of one row.
+
+        With a mixture of experts these are the gates and the branches that the row passes. It is
+        computed with empty rows between those of the experts, at most a quarter more.
+        """
+        outputs = self.depth * self.width + self._gate_outputs + self.output_size
+        return 2 * self.width * (self.input_size + outputs)
 
     def saved_bytes(self, *, trained: bool, fused: bool, recompute: int) -> int:
         """Bytes per row that a forward pass keeps for the backward pass.
@@ -63,7 +82,8 @@ class TowerSizes:
         `fused` stands for the persistent kernel, whose inner layers keep 16-bit numbers: the
         normalised values and, if the weights are trained, the input of the dense layer and as much
         again for the gradient of its output. `recompute` keeps the fp32 residual sum once in that
-        many layers, and everything else for that many layers only.
+        many layers, and everything else for that many layers only. A mixture of experts keeps at
+        most a quarter more rows.
         """
         kept_layers = min(recompute, self.depth) if recompute else self.depth
         sums = 4 * self.width * (self.depth // recompute if recompute else 0)
@@ -72,6 +92,8 @@ class TowerSizes:
         else:
             inner = 4 * (self.width * (3 if trained else 2) + 2)
         ends = 4 * (self.width * (3 if trained else 2) + 2)
+        if self.block == MOE:
+            inner += inner // 4
         return kept_layers * inner + sums + ends
 
 
@@ -108,6 +130,8 @@ def network_sizes(
     activation: Literal["swish", "relu"] = "swish",
     branch: str = "auto",
     block: BlockName = "published",
+    actor_block: Literal["same", "moe"] = "same",
+    experts: int = 1,
 ) -> NetworkSizes:
     """Sizes of the three towers, for a task of sizes S, G and A and representations of size R."""
 
@@ -122,8 +146,11 @@ def network_sizes(
             block=block,
         )
 
+    actor = tower(state_size + goal_size, 2 * action_size, actor_depth)
+    if actor_block == "moe":
+        actor = replace(actor, block="moe", experts=experts)
     return NetworkSizes(
-        actor=tower(state_size + goal_size, 2 * action_size, actor_depth),
+        actor=actor,
         state_action_encoder=tower(state_size + action_size, representation_size, critic_depth),
         goal_encoder=tower(goal_size, representation_size, critic_depth),
     )

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from torch_crl.planning.goal_value import TrainedRun
 
 
+Shares = dict[str, list[list[float]]]
+"""Place to the share of the steps in which each expert of each block was used."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainedOptions):
     """Evaluate a trained policy over fresh episodes."""
@@ -75,11 +79,12 @@ def main(arguments: list[str]) -> int:
     trained = load_trained(options)
     trained = _commanded(trained, options)
     policy = _acting(trained, options)
-    result = _evaluate(policy, trained, options)
+    result, used = _evaluate(policy, trained, options)
     if options.json:
         named = {"planner": options.planner} if options.planner != "none" else {}
         named |= {"controller": str(options.controller)} if options.controller else {}
-        print_line(json.dumps({"task": trained.task, **named, **result}))
+        experts = {"experts": used} if used else {}
+        print_line(json.dumps({"task": trained.task, **named, **result, **experts}))
     else:
         plans = f", with the planner {options.planner}" if options.planner != "none" else ""
         acting = f", {options.controller} acts" if options.controller else ""
@@ -87,6 +92,8 @@ def main(arguments: list[str]) -> int:
         width = max(20, *map(len, result))
         for name, value in result.items():
             print_line(f"  {name:<{width}} {value:10.3f}")
+        if used:
+            _print_experts(used)
     if options.report is not None:
         command = shlex.join(["torch-crl", "eval", *arguments])
         _report(result, policy, trained, options, options.report, command)
@@ -185,12 +192,21 @@ def _with_critic(options: Options, trained: Trained) -> "TrainedRun | None":
         return None
 
 
-def _evaluate(policy: "Acts", trained: Trained, options: Options) -> dict[str, float]:
+def _evaluate(
+    policy: "Acts", trained: Trained, options: Options
+) -> tuple[dict[str, float], Shares]:
+    """The metrics, and the use of experts by place, if a mixture of them acts."""
+    from torch_crl.agent.networks import ResidualTower
+    from torch_crl.agent.policy import Policy
     from torch_crl.training.evaluation import evaluate
+    from torch_crl.training.expert_use import ExpertUse
 
+    actor = policy.actor if isinstance(policy, Policy) else None
+    mixed = isinstance(actor, ResidualTower) and actor.is_mixture
+    use = ExpertUse(trained.policy) if mixed else None
     with Stages() as stages:
         stages.begin(f"{options.num_envs} episodes", trained.episode_length)
-        return evaluate(
+        result = evaluate(
             policy,
             trained.task,
             num_envs=options.num_envs,
@@ -198,7 +214,23 @@ def _evaluate(policy: "Acts", trained: Trained, options: Options) -> dict[str, f
             seed=options.seed,
             env_timeout=trained.env_timeout,
             on_step=stages.done,
+            observe=use,
         )
+    return result, use.shares() if use else {}
+
+
+def _print_experts(used: Shares) -> None:
+    """One line for each place, with all experts of some blocks."""
+    blocks = len(next(iter(used.values())))
+    # At most four of them, from the first to the last.
+    shown = sorted({round(number * (blocks - 1) / 3) for number in range(4)})
+    width = max(map(len, used))
+    print_line("share of the steps that pass each expert, by the commanded place")
+    for name, shares in used.items():
+        texts = [" ".join(f"{share:5.2f}" for share in shares[block]) for block in shown]
+        print_line(f"  {name:<{width}} {'  |'.join(texts)}")
+    if blocks > 1:
+        print_line(f"  (residual blocks {', '.join(str(block + 1) for block in shown)})")
 
 
 def _film(policy: "Acts", trained: Trained, options: Options, path: Path) -> None:

@@ -78,7 +78,7 @@ def actor_of(policy: Policy) -> ExportedActor:
     sizes = actor.sizes
     if sizes.block not in _BLOCKS:
         raise UsageError(
-            f"this policy was trained with --block {sizes.block}; the exported runtimes know "
+            f"this policy was trained with {sizes.flag}; the exported runtimes know "
             f"{' and '.join(_BLOCKS)}"
         )
     tensors = {

@@ -38,9 +38,7 @@ class Blocks:
         policy.require_numbers("prune")
         actor = policy.actor
         if not isinstance(actor, ResidualTower) or actor.sizes.block != "published":
-            kind = (
-                f"--block {actor.sizes.block}" if isinstance(actor, ResidualTower) else "a library"
-            )
+            kind = actor.sizes.flag if isinstance(actor, ResidualTower) else "a library"
             raise UsageError(
                 f"this policy has the network of {kind}; blocks can be removed from those of "
                 "contrastive RL and behaviour cloning with --block published"

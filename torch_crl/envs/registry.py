@@ -92,6 +92,7 @@ def _builtin_specs() -> list[TaskSpec]:
             _spec(f"point_{name}", "point:make_maze", _POINT, _WALKING, layout=layout)
             for name, layout in _with_ten_goals(_MAZES)
         ),
+        _spec("point_three_mazes", "point:make_three_mazes", _POINT, _WALKING),
         _spec("half_cheetah", "half_cheetah:make", _HALF_CHEETAH, _WALKING),
         _spec("pusher_easy", "pusher:make", _PUSHER, _PUSHING, scene="easy"),
         _spec("pusher_hard", "pusher:make", _PUSHER, _PUSHING, scene="hard"),

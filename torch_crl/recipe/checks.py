@@ -8,6 +8,7 @@ from typing import Any
 from torch_crl import fields
 from torch_crl.agent.blocks import BLOCKS
 from torch_crl.agent.objectives import OBJECTIVES
+from torch_crl.agent.sizes import MOE
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
 from torch_crl.envs.task import never_failed
 from torch_crl.envs.task_name import parse_task_name
@@ -173,7 +174,19 @@ def _block_problems(recipe: Recipe) -> list[str]:
             f"--activation {networks.activation} is not read by --block {networks.block}, whose "
             "functions are fixed; leave it out"
         )
-    return problems
+    return problems + _mixture_problems(recipe)
+
+
+def _mixture_problems(recipe: Recipe) -> list[str]:
+    """Settings of a mixture of experts without one."""
+    if recipe.networks.actor_block == MOE or recipe.by_library:
+        return []
+    given, usual = recipe.leaves(), Recipe().leaves()
+    return [
+        f"{flag_of(leaf)} is read with --actor-block {MOE} only; leave it out, got {given[leaf]}"
+        for leaf in ("networks.experts", "algorithm.load_balance")
+        if given[leaf] != usual[leaf]
+    ]
 
 
 def _budget_problems(recipe: Recipe) -> list[str]:

@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from torch_crl.agent.sizes import MOE
 from torch_crl.recipe.compute_choice import choose_compute
 from torch_crl.recipe.record import Recipe
 from torch_crl.system.terminal import console, plain
@@ -12,7 +13,10 @@ def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
     task, networks, budget = recipe.task, recipe.networks, recipe.budget
     algo = recipe.algorithm.algo
     depths = f"{networks.actor_depth} / {networks.critic_depth}"
-    kind = f"actor / critic, width {networks.width}, {networks.block} blocks"
+    blocks = f"{networks.block} blocks"
+    if networks.actor_block == MOE:
+        blocks += f", the actor's of {networks.experts} experts"
+    kind = f"actor / critic, width {networks.width}, {blocks}"
     if recipe.by_library and not (networks.actor_depth or networks.critic_depth):
         depths, kind = "0", "the library's own networks"
     by = f"Stable-Baselines3, {recipe.baseline.reward} reward" if recipe.by_library else "torch_crl"

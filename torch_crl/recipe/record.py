@@ -41,6 +41,7 @@ _ADDED: dict[str, dict[str, Any]] = {
         "picture_every": 10,
         "picture_size": 128,
     },
+    "networks": {"actor_block": "same", "experts": 4},
     "system": {
         "env_timeout": 300.0,
         "collectors": 0,
@@ -58,6 +59,7 @@ _ADDED: dict[str, dict[str, Any]] = {
         "update_order": "together",
         "goal_redraw": 0.0,
         "negatives": "gathered",
+        "load_balance": 0.01,
     },
 }
 """Fields that files of an earlier format lack, with values that behave as the runs of then did."""
@@ -180,6 +182,8 @@ class Recipe:
             activation=networks.activation,
             branch=networks.branch,
             block=networks.block,
+            actor_block=networks.actor_block,
+            experts=networks.experts,
         )
 
     @property

@@ -70,6 +70,12 @@ class NetworksRecipe:
     numbers of parameters. `shared` applies one published block depth / 4 times, and `gated` one
     gated cell (IRU); policies of both can run at other depths. Triton kernels are for `published`
     and `shared`; all others run in plain PyTorch."""
+    actor_block: Annotated[Literal["same", "moe"], BY_OURS] = "same"
+    """Residual block of the actor: `same` is that of --block; `moe` is a mixture of experts, in
+    which a gate sends each state and goal through one of several published blocks (Switch
+    Transformer). The critic has --block. A mixture runs in plain PyTorch."""
+    experts: Annotated[TwoOrMore, BY_OURS] = 4
+    """Number of experts in each block of --actor-block moe; an action costs the same for any."""
     branch: Annotated[Literal["auto", "published", "scaled"], Mark.OF_TOWERS] = "auto"
     """Factor on a block's output before the skip connection is added: `published` is 1; `scaled` is
     min(1, 16 / depth), so that the effect of a gradient update does not grow with depth; `auto` is
@@ -167,6 +173,9 @@ class AlgorithmRecipe:
     goal_redraw: Annotated[Decay, BY_OURS] = 0.0
     """Probability, at each control step of a training env, that the commanded goal is drawn anew in
     the middle of the episode; it is then that of a new start, or another env's for Gymnasium."""
+    load_balance: Annotated[PositiveOrZero, BY_OURS] = 0.01
+    """With --actor-block moe, coefficient in the actor's loss of the load-balancing loss of Switch
+    Transformer, which is 1 where all experts of a block are used alike; 0 leaves it out."""
     average_weights: Annotated[Decay, BY_OURS] = 0.0
     """Decay per update of an exponential moving average of the actor's weights, less in the first
     updates. Evaluations and saved policies use the average, collection the newest weights; 0 keeps

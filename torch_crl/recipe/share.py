@@ -1,5 +1,6 @@
 """The share of a run that each rank has: the recipe states totals, and all shares are equal."""
 
+from torch_crl.agent.sizes import MOE
 from torch_crl.distributed.ranks import Ranks
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.recipe.presets import with_changes
@@ -51,6 +52,11 @@ def share_problems(recipe: Recipe, ranks: Ranks) -> list[str]:
     ]
     if recipe.system.collectors:
         problems.append("--collectors work for one process; leave them out or start it alone")
+    if recipe.networks.actor_block == MOE:
+        problems.append(
+            f"--actor-block {MOE} balances its experts over the rows of one process, and torchrun "
+            f"started {ranks.size}; start it without torchrun"
+        )
     objective = recipe.algorithm.objective
     gathers = recipe.algorithm.algo == "crl" and recipe.algorithm.negatives == "gathered"
     if gathers and objective not in _EXACT:

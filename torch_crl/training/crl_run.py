@@ -345,7 +345,9 @@ def _build_learner(
     if algorithm.algo == "gcbc":
         networks.to(device)
         rate = algorithm.actor_learning_rate
-        return BehaviourCloning(networks.actor, learning_rate=rate, ranks=ranks)
+        return BehaviourCloning(
+            networks.actor, learning_rate=rate, load_balance=algorithm.load_balance, ranks=ranks
+        )
     compared = ranks if algorithm.negatives == "gathered" else ALONE
     objective = build_objective(recipe, networks, spec, weights, compared).to(device)
     return ActorCritic(
@@ -358,6 +360,7 @@ def _build_learner(
         initial_temperature=algorithm.initial_temperature,
         actor_goals=algorithm.actor_goals,
         update_order=algorithm.update_order,
+        load_balance=algorithm.load_balance,
         generator=noise,
         ranks=ranks,
     )

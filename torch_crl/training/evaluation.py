@@ -39,6 +39,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     env_timeout: float = 300.0,
     on_step: Callable[[int], object] | None = None,
+    observe: Callable[[Tensor, Tensor, Tensor], object] | None = None,
     ranks: Ranks = ALONE,
     places: GoalPoints | None = None,
 ) -> dict[str, float]:
@@ -52,6 +53,8 @@ def evaluate(
         seed: of the random starts and goals.
         simulator, num_threads, device, env_timeout: see `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
+        observe: called before each control step with the states [N, S], the goals [N, G] and which
+            first episodes are not over (bool [N]).
         ranks: those that evaluate this policy together, each in `num_envs` envs of its own.
         places: points that goals are moved to; by default those that the policy knows.
 
@@ -88,18 +91,16 @@ def evaluate(
         tally = _Tally(env.goal_NG, episode_length)
         act_and_step = partial(_act_and_step, controller_of(policy, num_envs, env), env, tally)
         advance: Callable[[], object] = act_and_step
-        if (
-            env.capturable
-            and env.state_NS.is_cuda
-            and isinstance(policy, Policy)
-            and not policy.films
-        ):
+        captures = isinstance(policy, Policy) and not policy.films and observe is None
+        if captures and env.capturable and env.state_NS.is_cuda:
             advance = GraphedFunction(
                 act_and_step,
                 make_recorder=lambda: CudaRecorder(env.state_NS.device, [*env.generators]),
                 fixed=env.live_tensors,
             )
         for step in range(1, episode_length + 1):
+            if observe is not None:
+                observe(env.state_NS, env.goal_NG, tally.alive_N)
             try:
                 advance()
             except NotFiniteError as error:

@@ -170,7 +170,7 @@ def test_loss_and_score_are_the_same_together_and_apart(objective: str, chunk: i
     batch = run.replay.sample(16, discount=0.9, generator=run.sampler, chunk=chunk)
     # Some of a batch must have failed, for the occupancy to count.
     batch["failed"][:4] = True
-    policy, _ = run.learner._act(batch)
+    policy, *_ = run.learner._act(batch)
     judged = critic.judge(batch, policy)
     loss, _ = critic.loss(batch)
     score = critic.score(batch, policy)
@@ -199,7 +199,7 @@ def test_chrono_without_its_additions_is_survival_on_the_same_networks() -> None
     # Without the LayerNorms that chrono does not have.
     survival.norms = {}
     assert isinstance(run.learner, ActorCritic)
-    policy, _ = run.learner._act(batch)
+    policy, *_ = run.learner._act(batch)
     ours, theirs = chrono.judge(batch, policy), survival.judge(batch, policy)
     torch.testing.assert_close(ours.score_B, theirs.score_B)
     more = sum(ours.metrics[f"{name}_loss"] for name in ("time", "separation", "occupancy"))

@@ -8,6 +8,8 @@ An `_eval` layout has the walls and the start of its plain layout and fewer goal
 Layouts are those of the reference implementation of arXiv 2503.14858.
 """
 
+from collections.abc import Sequence
+
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "u_maze": ("#####", "#RGG#", "###G#", "#GGG#", "#####"),
     "u_maze_eval": ("#####", "#R..#", "###.#", "#GGG#", "#####"),
@@ -114,6 +116,13 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+THREE_MAZES: tuple[tuple[str, ...], ...] = (
+    ("#####", "#...#", "###.#", "#...#", "#####"),
+    ("#####", "#...#", "#.###", "#...#", "#####"),
+    ("#####", "#.#.#", "#...#", "#.#.#", "#####"),
+)
+"""`u_maze`, its mirror image and one with the shape of an H; each episode is in one of them."""
+
 BALL_LAYOUTS: dict[str, tuple[str, ...]] = {
     "u_maze": ("#####", "#RGB#", "###G#", "#GGG#", "#####"),
     "big_maze": (
@@ -134,6 +143,18 @@ def cells(layout: tuple[str, ...], kinds: str) -> list[tuple[int, int]]:
     return [
         (i, j) for i, row in enumerate(layout) for j, letter in enumerate(row) if letter in kinds
     ]
+
+
+def side_by_side(layouts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """One layout of several with equal numbers of rows, from left to right with a wall between."""
+    first, *others = layouts
+    return tuple(row + "".join(other[i][1:] for other in others) for i, row in enumerate(first))
+
+
+def first_columns(layouts: Sequence[tuple[str, ...]]) -> list[int]:
+    """The column in `side_by_side` at which each layout begins."""
+    widths = [len(layout[0]) - 1 for layout in layouts]
+    return [sum(widths[:number]) for number in range(len(layouts))]
 
 
 def corridor(layout: tuple[str, ...]) -> list[tuple[int, int]]:

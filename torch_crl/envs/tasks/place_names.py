@@ -1,11 +1,12 @@
 """Names of places in our tasks: the cells of a maze, and points around a robot."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from torch_crl.envs.tasks.layouts import cells
+from torch_crl.envs.tasks.layouts import cells, first_columns
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_ORDINALS = ("first", "second", "third")
 _COMPASS = {
     "east": 0,
     "north east": 45,
@@ -26,6 +27,15 @@ def of_cells(layout: tuple[str, ...], *, scale: float) -> dict[str, tuple[float,
     small = len(layout) == len(layout[0]) == 5
     name = _in_three_rows if small else _in_rows
     return {name(i, j): (scale * i, scale * j) for i, j in cells(layout, ".RGB")}
+
+
+def of_mazes(layouts: Sequence[tuple[str, ...]], *, scale: float) -> dict[str, tuple[float, float]]:
+    """Name of cell and maze to the centre of each free cell of mazes that stand side by side."""
+    return {
+        f"{name} of the {_ORDINALS[number]} maze": (x, y + scale * column)
+        for number, column in enumerate(first_columns(layouts))
+        for name, (x, y) in of_cells(layouts[number], scale=scale).items()
+    }
 
 
 def _in_three_rows(i: int, j: int) -> str:

@@ -3,11 +3,14 @@
 Task: in `point_<maze>` bring the sphere to the goal, the centre of one of the cells `G` of a layout
 (see `layouts`). Cells are 4 m wide, walls 2 m high. Control step 0.05 s (5 x 0.01 s).
 `big_maze_eval` has ten goals.
+`point_three_mazes` has three small mazes side by side with walls between them: that of `u_maze`,
+its mirror image and one with the shape of an H. Start and goal are two cells of one of them.
 
 State, 4 numbers: 0:2 position (x, y), 2:4 velocity. Action: the force along x and y, 5 N at full
 action. The goal is compared with state 0:2.
 
-Start: the centre of the cell `R`, with a velocity of N(0, 0.1).
+Start: the centre of the cell `R`, with a velocity of N(0, 0.1); in `point_three_mazes` the centre
+of any cell of a maze that is drawn.
 
 Success within 0.5 m, easy success within 2 m. Episodes end at the time limit only.
 
@@ -22,21 +25,24 @@ Differences from the reference (JaxGCRL's `simple_u_maze`, `simple_big_maze` and
 - The goal is not part of the model. In the reference it is a body of 1 kg on slides.
 - Start and goal are drawn for every episode. In the reference they are drawn once for a whole run.
 - There is no reward, and no failure by height, since the height cannot change.
-- Every layout has a point task. The reference has the three above.
+- Every layout has a point task. The reference has the three above, and no `point_three_mazes`.
 """
+
+import itertools
+from collections.abc import Callable
 
 import mujoco
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.envs.places import named_places
+from torch_crl.envs.places import Places, named_places
 from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
 from torch_crl.envs.tasks import place_names
-from torch_crl.envs.tasks.layouts import LAYOUTS
+from torch_crl.envs.tasks.layouts import LAYOUTS, THREE_MAZES, cells, first_columns, side_by_side
 from torch_crl.envs.tasks.models import add_walls, set_physics
-from torch_crl.envs.tasks.sampling import cell_centres, normal, one_of
+from torch_crl.envs.tasks.sampling import Constant, cell_centres, normal, one_of
 
 _SCALE = 4.0
 _HEIGHT = 0.75
@@ -46,11 +52,6 @@ _PLACE_RADIUS = 1.0
 def make_maze(spec: TaskSpec, *, layout: str) -> Task:
     """A sphere of radius 0.25 m on two slides, 5 N at full action, control step 0.05 s."""
     grid = LAYOUTS[layout]
-    model_spec = mujoco.MjSpec()
-    set_physics(model_spec, timestep=0.01)
-    add_walls(model_spec, grid, scale=_SCALE, height=2.0, contype=1)
-    _add_floor(model_spec, grid)
-    _add_point(model_spec)
     starts, goals = (cell_centres(grid, kind, scale=_SCALE) for kind in "RG")
 
     def sample_start(num_envs: int, generator: Generator) -> Start:
@@ -61,13 +62,56 @@ def make_maze(spec: TaskSpec, *, layout: str) -> Task:
             goal_NG=one_of(goals, num_envs, generator).float(),
         )
 
+    names = place_names.of_cells(grid, scale=_SCALE)
+    return _task(spec, grid, sample_start, named_places(names, radius=_PLACE_RADIUS))
+
+
+def make_three_mazes(spec: TaskSpec) -> Task:
+    """Three mazes side by side; an episode stays in the one where it starts."""
+    names = place_names.of_mazes(THREE_MAZES, scale=_SCALE)
+    pairs = Constant(torch.tensor(_ways(), dtype=torch.float64))
+
+    def sample_start(num_envs: int, generator: Generator) -> Start:
+        """Two cells of a maze: the start, almost at rest, and the goal."""
+        way_N4 = one_of(pairs, num_envs, generator)
+        return Start(
+            qpos_NQ=way_N4[:, :2],
+            qvel_NV=normal(0.1, (num_envs, 2), generator),
+            goal_NG=way_N4[:, 2:].float(),
+        )
+
+    places = named_places(names, radius=_PLACE_RADIUS)
+    return _task(spec, side_by_side(THREE_MAZES), sample_start, places)
+
+
+def _ways() -> list[tuple[float, ...]]:
+    """The centres of any two cells of the same maze, in `point_three_mazes`."""
+    ways: list[tuple[float, ...]] = []
+    for layout, column in zip(THREE_MAZES, first_columns(THREE_MAZES), strict=True):
+        centres = [(_SCALE * i, _SCALE * (j + column)) for i, j in cells(layout, ".")]
+        ways += [(*start, *goal) for start, goal in itertools.permutations(centres, 2)]
+    return ways
+
+
+def _task(
+    spec: TaskSpec,
+    grid: tuple[str, ...],
+    sample_start: Callable[[int, Generator], Start],
+    places: Places,
+) -> Task:
+    """A point in a maze of these cells."""
+    model_spec = mujoco.MjSpec()
+    set_physics(model_spec, timestep=0.01)
+    add_walls(model_spec, grid, scale=_SCALE, height=2.0, contype=1)
+    _add_floor(model_spec, grid)
+    _add_point(model_spec)
     return Task(
         spec=spec,
         model=model_spec.compile(),
         substeps=5,
         sample_start=sample_start,
         state=_state,
-        places=named_places(place_names.of_cells(grid, scale=_SCALE), radius=_PLACE_RADIUS),
+        places=places,
     )
 
 
