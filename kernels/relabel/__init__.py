@@ -8,6 +8,7 @@ from torch import Tensor
 from torch_crl.kernels.relabel import reference
 from torch_crl.kernels.relabel.reference import Batch as Batch
 from torch_crl.kernels.relabel.reference import Ring as Ring
+from torch_crl.kernels.relabel.reference import multiple_ahead as multiple_ahead
 from torch_crl.kernels.relabel.reference import truncated_geometric as truncated_geometric
 
 IMPLEMENTATIONS = ("reference", "numba", "triton")

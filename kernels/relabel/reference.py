@@ -66,6 +66,25 @@ def truncated_geometric(uniform_B: Tensor, horizon_B: Tensor, *, discount: float
     return torch.minimum(steps_B, horizon_B)
 
 
+def multiple_ahead(
+    uniform_B: Tensor, row_B: Tensor, last_B: Tensor, *, every: int, discount: float
+) -> tuple[Tensor, Tensor]:
+    """A row ahead of each step among those whose number is a multiple of `every`.
+
+    The law is that of all rows, P(row + k) proportional to discount**k, given that the row is such
+    a multiple, is above `row_B` and is no later than `last_B`. As consecutive multiples differ by
+    `every`, it is a truncated geometric law again, in closed form.
+
+    Returns:
+        int64 [B], and bool [B]: whether there is such a row. Where there is none, the row is the
+        last multiple that is not above `row_B`.
+    """
+    before_B = row_B // every
+    count_B = (last_B // every - before_B).clamp(min=0)
+    steps_B = truncated_geometric(uniform_B, count_B, discount=discount**every)
+    return (before_B + steps_B) * every, count_B > 0
+
+
 def relabel(
     uniform_4B: Tensor,
     position: Tensor,

@@ -71,7 +71,7 @@ def test_lines_that_are_typed_become_policies(
     time.sleep(0.2)
     policy = newest()
     assert policy is not None and policy.places is not None
-    np.testing.assert_allclose(policy.places, [[0.0, -0.16, 0.01]], atol=1e-6)
+    np.testing.assert_allclose(policy.places.point_PG, [[0.0, -0.16, 0.01]], atol=1e-6)
     assert newest() is None
     wrong = sentences(trained, io.StringIO("bake bread\n"))
     time.sleep(0.2)

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from tests.kernels.check import DEVICE, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
 from torch_crl.experience.replay import Replay, Transition
-from torch_crl.kernels.relabel import Batch, Ring, relabel, truncated_geometric
+from torch_crl.kernels.relabel import Batch, Ring, multiple_ahead, relabel, truncated_geometric
 
 NEXT_TO_ONE = 1.0 - 2.0**-53
 
@@ -324,3 +324,29 @@ def test_compiles_without_spills() -> None:
     for job, used in zip(jobs, compile_all(jobs), strict=True):
         assert used.stack_bytes == 0, (job, used)
         assert used.shared_bytes <= SHARED_MEMORY[job.arch], (job, used)
+
+
+@pytest.mark.parametrize("every", [1, 3, 7])
+@pytest.mark.parametrize(("row", "last"), [(0, 40), (5, 23), (6, 6), (10, 11), (13, 13), (20, 19)])
+def test_every_kth_row_ahead_has_the_law_of_all_rows_given_that_it_is_one(
+    every: int, row: int, last: int
+) -> None:
+    draws, discount = 20_000, 0.9
+    uniform = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    found, is_ahead = multiple_ahead(
+        uniform,
+        torch.full((draws,), row),
+        torch.full((draws,), last),
+        every=every,
+        discount=discount,
+    )
+    weights = {later: discount**later for later in range(row + 1, last + 1) if later % every == 0}
+    assert bool(is_ahead.all()) == bool(is_ahead.any()) == bool(weights)
+    if not weights:
+        assert (found == row // every * every).all()
+        return
+    total = sum(weights.values())
+    shares = {int(later): float((found == later).double().mean()) for later in found.unique()}
+    assert shares.keys() <= weights.keys()
+    for later, weight in weights.items():
+        assert shares.get(later, 0.0) == pytest.approx(weight / total, abs=2 / draws)

@@ -12,26 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.helpers.drawing import draws
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
 from torch_crl.rendering import camera
-from torch_crl.rendering.gl import RenderError
 from torch_crl.rendering.renderer import Renderer
 
 TILE = (160, 120)
-
-
-def missing_gl() -> str:
-    """Why nothing can be drawn here; empty if it can."""
-    try:
-        Renderer(make_task("reacher"), tile=TILE).close()
-    except RenderError as error:
-        return str(error)
-    return ""
-
-
-MISSING_GL = missing_gl()
-draws = pytest.mark.skipif(bool(MISSING_GL), reason=MISSING_GL or "there is OpenGL")
 
 
 def reddish(image: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ import platform
 import shutil
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 
@@ -20,7 +21,6 @@ from torch_crl.errors import UsageError
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
-from torch_crl.runs import lock
 from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
 from torch_crl.runs.finding import find_run_directories
 from torch_crl.runs.lock import DirectoryInUseError
@@ -76,7 +76,7 @@ def test_a_file_system_without_locks_is_told_and_the_run_goes_on(
     def no_locks(*_: object, **__: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.FileLock, "acquire", no_locks)
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
     run = RunDirectory(tmp_path / "run")
     with run.owned() as notes:
         (note,) = notes
@@ -88,14 +88,14 @@ def test_a_file_system_without_locks_is_told_and_the_run_goes_on(
 def test_waiting_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, told = RunDirectory(tmp_path / "run"), []
     with RunDirectory(run.path).owned():
-        real = lock.FileLock.acquire
+        real = filelock.FileLock.acquire
 
-        def impatient(self: lock.FileLock, **options: bool) -> object:
+        def impatient(self: filelock.FileLock, **options: bool) -> object:
             if not options:
                 raise KeyboardInterrupt
             return real(self, **options)
 
-        monkeypatch.setattr(lock.FileLock, "acquire", impatient)
+        monkeypatch.setattr(filelock.FileLock, "acquire", impatient)
         with pytest.raises(KeyboardInterrupt), run.owned(wait=told.append):
             pass
     (line,) = told

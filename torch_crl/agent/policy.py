@@ -5,16 +5,21 @@ N envs, S state, G goal, H chunk, A action.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from torch_crl.agent.frames import SeesPictures
 from torch_crl.agent.networks import ResidualTower, action_distribution
-from torch_crl.agent.plans import Plans
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.system.torch_defaults import torch_defaults
+
+if TYPE_CHECKING:
+    from torch_crl.agent.controller import Controller, Simulated
+    from torch_crl.envs.places import GoalPoints
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
@@ -42,14 +47,29 @@ class ReadsGoals(Protocol):
 
     size: int
     """F, the number of these numbers."""
-    point_PG: Tensor
-    """The goals of the task that it can tell apart."""
+    goal_size: int
+    """G, the length of the task's goals."""
+    films: bool
+    """Whether it takes pictures of goals that it has not seen."""
+
+    @property
+    def places(self) -> "GoalPoints | None":
+        """The goals of the task that it can tell apart; None for all."""
 
     def __call__(self, goal: Any) -> Tensor:
-        """Features [..., F] of a sentence, of a list of them, or of goals [..., G] of the task."""
+        """Features [..., F] of goals [..., G] of the task, or of what it reads beside these."""
 
-    def phrases_of(self, goal_NG: Tensor) -> list[str]:
-        """The sentences that stand for goals of the task."""
+    def phrases_of(self, goal_NG: Tensor) -> list[str] | None:
+        """The sentences that stand for goals of the task, if it reads sentences."""
+
+    def pictures_of(self, goal_NG: Tensor) -> "NDArray[np.uint8] | None":
+        """The pictures that stand for goals of the task, uint8 [N, H, W, 3], if it reads such."""
+
+    def description(self) -> dict[str, Any]:
+        """All that is saved of it, but for its numbers."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by name."""
 
 
 class Policy:
@@ -64,14 +84,17 @@ class Policy:
         head: str = "squashed_gaussian",
         chunk: int = 1,
         reader: ReadsGoals | None = None,
+        camera: SeesPictures | None = None,
     ) -> None:
         """`actor`, a ResidualTower or an `mlp`, maps concat(state, goal) to the head's input.
 
         `chunk` is the number of consecutive actions that the actor decides at once. With a `reader`
-        goals may be sentences, and the actor takes what the reader makes of them.
+        goals may be sentences or pictures, and the actor takes what the reader makes of them. With
+        a `camera` the state is what `Frames` makes of pictures; `controller` takes the pictures.
         """
         self.actor = actor
         self.reader = reader
+        self.camera = camera
         self.head = head
         self.chunk = chunk
         self.state_size, self.goal_size = state_size, goal_size
@@ -88,6 +111,12 @@ class Policy:
 
         Otherwise like `plan`. Raises UsageError for a policy that decides several actions at once.
         """
+        if self.camera is not None:
+            raise UsageError(
+                "this policy sees pictures, and remembers the one before: call "
+                "policy.controller(n) for n episodes, and then the controller as "
+                "controller(pictures, goal) at every control step"
+            )
         if self.chunk > 1:
             raise UsageError(
                 f"this policy decides {self.chunk} actions at once, to be carried out one after "
@@ -119,6 +148,7 @@ class Policy:
             head=self.head,
             chunk=self.chunk,
             reader=self.reader,
+            camera=self.camera,
         )
 
     def with_reader(self, reader: ReadsGoals) -> "Policy":
@@ -128,21 +158,31 @@ class Policy:
         return changed
 
     def require_numbers(self, what: str) -> None:
-        """Raise UsageError if the policy reads sentences, which `what` cannot do."""
-        if self.reader is not None:
+        """Raise UsageError if the policy reads sentences or pictures, which `what` cannot do."""
+        if self.reader is not None or self.camera is not None:
+            seen = "was trained with --goals words or pictures" if self.reader else "sees pictures"
             raise UsageError(
-                f"{what} takes policies whose goals are numbers, and this one reads sentences "
-                "(--goals words)"
+                f"{what} takes policies whose states and goals are numbers, and this one {seen}"
             )
 
     @property
-    def places(self) -> Tensor | None:
-        """The points [P, G] at which it can be commanded to be; None if these are all goals."""
-        return None if self.reader is None else self.reader.point_PG
+    def places(self) -> "GoalPoints | None":
+        """The points at which it can be commanded to be; None if these are all goals."""
+        return None if self.reader is None else self.reader.places
 
-    def controller(self, num_envs: int = 1) -> "Controller":
-        """What carries out this policy in `num_envs` episodes, one action a control step."""
-        return Controller(self, num_envs)
+    @property
+    def films(self) -> bool:
+        """Whether it takes pictures while it acts, which no CUDA graph can capture."""
+        return self.camera is not None or (self.reader is not None and self.reader.films)
+
+    def controller(self, num_envs: int = 1, env: "Simulated | None" = None) -> "Controller":
+        """What carries out this policy in `num_envs` episodes, one action a control step.
+
+        With a camera it films these envs, or is called with pictures in place of states.
+        """
+        from torch_crl.agent.controller import Controller
+
+        return Controller(self, num_envs, env)
 
     @torch_defaults()
     @torch.no_grad()
@@ -219,80 +259,6 @@ class Policy:
                 f"give as many states as goals, or one state or one goal; {shapes}"
             ) from None
         return leading
-
-
-class Controller:
-    """Carries out a policy in N episodes: makes a plan of H actions, follows it, and so on."""
-
-    def __init__(self, policy: "Policy | Callable[[Any, Any], Any]", num_envs: int) -> None:
-        """At the beginning of `num_envs` episodes. Any function of state and goal is a policy."""
-        self.policy = policy
-        self.num_envs = num_envs
-        self._plans: Plans | None = None
-
-    @torch.no_grad()
-    def __call__(self, state: Array, goal: Array) -> Array:
-        """The action [N, A] of this control step, for states [N, S] and goals [N, G].
-
-        With one episode, state, goal and action may also be [S], [G] and [A]. Types, devices and
-        errors are those of the policy.
-        """
-        policy = self.policy
-        if not isinstance(policy, Policy) or policy.chunk == 1:
-            action: Array = policy(state, goal)
-            return action
-        given = as_tensor(state)
-        if given.shape[:-1].numel() != self.num_envs:
-            raise ValueError(
-                f"this controller runs {self.num_envs} episodes; got states of shape "
-                f"{list(given.shape)}"
-            )
-        if self._plans is None:
-            self._plans = Plans(
-                self.num_envs, policy.chunk, policy.action_size, device=given.device
-            )
-        chosen = self._plans.next_action(lambda: as_tensor(policy.plan(state, goal)))
-        chosen = chosen.view(*given.shape[:-1], policy.action_size)
-        return chosen if isinstance(state, Tensor) else chosen.numpy()
-
-    def reset(self, ended_N: Tensor | None = None) -> None:
-        """Call where episodes have ended: all of them, or those in this bool mask [N]."""
-        if self._plans is not None:
-            every_N = torch.ones(self.num_envs, dtype=torch.bool)
-            self._plans.drop(every_N if ended_N is None else ended_N)
-
-
-class Controls(Protocol):
-    """Anything that acts in N running episodes, one control step after the other."""
-
-    def __call__(self, state: Array, goal: Array, /) -> Array:
-        """The action [N, A] of this control step, for states [N, S] and goals [N, G]."""
-
-    def reset(self, ended_N: Tensor | None = None) -> None:
-        """Is called where episodes have ended: all of them, or those in this bool mask [N]."""
-
-
-class MakesController(Protocol):
-    """A way to act that remembers something during an episode, such as a plan."""
-
-    def controller(self, num_envs: int = 1) -> Controls:
-        """What acts in `num_envs` episodes."""
-
-
-Acts = MakesController | Callable[[Tensor, Tensor], Tensor]
-"""What can be evaluated: a policy, or any function of state [N, S] and goal [N, G]."""
-
-
-def controller_of(policy: Acts, num_envs: int) -> Controls:
-    """What carries out a policy in `num_envs` episodes."""
-    make = getattr(policy, "controller", None)
-    made: Controls = make(num_envs) if make else Controller(policy, num_envs)  # type: ignore[arg-type]
-    return made
-
-
-def places_of(policy: Acts) -> Tensor | None:
-    """The points [P, G] at which a policy can be commanded to be; None if these are all goals."""
-    return policy.places if isinstance(policy, Policy) else None
 
 
 def as_tensor(part: Any) -> Tensor:

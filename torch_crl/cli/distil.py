@@ -13,7 +13,7 @@ from torch_crl.cli.output import check_folder
 from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
-from torch_crl.fields import STRICT, Count, Depth, Seed
+from torch_crl.fields import STRICT, Count, CountOrZero, Depth, Seed
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.terminal import print_line
@@ -36,10 +36,16 @@ class Options:
     """Widths of the students; every depth with every width."""
     seeds: Annotated[tuple[Seed, ...], tyro.conf.arg(metavar="SEED ...")] = (0,)
     """Random seeds; each makes a student of its own."""
-    rows: Count = 200_000
-    """States that the teacher labels for each student."""
+    rows: CountOrZero = 0
+    """States that the teacher labels for each student; 0 is 200,000, or 30,000 with --observe
+    camera, where each takes a picture."""
     updates: Count = 10_000
     """Gradient updates of each student."""
+    observe: Literal["state", "camera"] = "state"
+    """What students see of the state: `camera` is what a camera sees now and saw one step before,
+    through a frozen encoder; the teacher still sees the state."""
+    goals: Literal["same", "words"] = "same"
+    """How students are told their goals: as the teacher is, or by sentences about places."""
     policy: Literal["newest", "best"] = "newest"
     """Which policy of the run is the teacher."""
     out: Path | None = None
@@ -56,6 +62,7 @@ def main(arguments: list[str]) -> int:
     if wrong or not (options.depth and options.width and options.seeds):
         raise UsageError(f"--depth takes positive multiples of 4, got {wrong or 'none'}")
     from torch_crl.deploy.distil import DistilSettings
+    from torch_crl.deploy.senses import senses_of
     from torch_crl.deploy.students import Teacher, report, retention, save_front, student
 
     directory = run_directory_of(options.run)
@@ -68,11 +75,19 @@ def main(arguments: list[str]) -> int:
     with Stages() as stages:
         stages.begin("reading the run's critic")
         run = _critic_of(directory)
-    teacher = Teacher(policy=policy, recipe=recipe, value=run.value if run else None)
-    grid = [
-        DistilSettings(
-            depth=depth, width=width, seed=seed, rows=options.rows, updates=options.updates
+        stages.begin("what students see")
+        senses = senses_of(
+            policy,
+            recipe.task.name,
+            observe=options.observe,
+            goals=options.goals,
+            episode_length=recipe.task.episode_length,
         )
+    value = run.value if run else None
+    teacher = Teacher(policy=policy, recipe=recipe, value=value, senses=senses)
+    labelled = options.rows or (30_000 if options.observe == "camera" else 200_000)
+    grid = [
+        DistilSettings(depth=depth, width=width, seed=seed, rows=labelled, updates=options.updates)
         for depth in options.depth
         for width in options.width
         for seed in options.seeds

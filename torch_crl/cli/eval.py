@@ -17,6 +17,7 @@ from torch_crl.cli.runs import (
     film_env,
     load_trained,
     reader_of,
+    shown,
     told,
     trained_run,
 )
@@ -25,7 +26,7 @@ from torch_crl.fields import STRICT, Count, Positive
 from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
-    from torch_crl.agent.policy import Acts
+    from torch_crl.agent.controller import Acts
     from torch_crl.planning.goal_value import TrainedRun
 
 
@@ -51,6 +52,9 @@ class Options(TrainedOptions):
     upper left corner"; by default each has one of the phrases that the policy learned from."""
     unseen: bool = False
     """With a policy of --goals words: command by sentences of forms that it has not learned."""
+    picture: Path | None = None
+    """With a policy of --goals pictures: picture file that commands all episodes; by default each
+    has a picture of its own goal."""
     report: Path | None = None
     """Folder for a page, report.html, with the metrics and the picture of `torch-crl heatmap`;
     without the run's critic the picture has no distances."""
@@ -99,11 +103,14 @@ def main(arguments: list[str]) -> int:
 
 
 def _commanded(trained: Trained, options: Options) -> Trained:
-    """The policy that follows the sentences that were asked for."""
-    if options.say and options.unseen:
-        raise UsageError("--say and --unseen exclude each other")
-    if options.planner != "none" and (options.say or options.unseen):
-        raise UsageError("--planner goes by coordinates; leave out --say and --unseen")
+    """The policy that follows the sentences, or the picture, that were asked for."""
+    commands = (bool(options.say), options.unseen, options.picture is not None)
+    if sum(commands) > 1:
+        raise UsageError("--say, --unseen and --picture exclude each other")
+    if options.planner != "none" and any(commands):
+        raise UsageError("--planner goes by coordinates; leave out --say, --unseen and --picture")
+    if options.picture is not None:
+        return shown(trained, options.picture)
     if options.say:
         return told(trained, options.say)
     if options.unseen:

@@ -65,8 +65,9 @@ def _run(arguments: list[str]) -> int:
         return 2
     # Print warnings without their position in our source code, and escaped: they may quote a file.
     warnings.showwarning = lambda message, *_: print_line(f"warning: {message}", stderr=True)
-    # Flags are explained without Gymnasium, which takes a third of a second to import.
-    if not {"-h", "--help"} & set(rest):
+    # Flags and tasks are listed without Gymnasium, which takes a third of a second to import.
+    lists = command == "envs" and not any(argument.startswith("--png") for argument in rest)
+    if not lists and not {"-h", "--help"} & set(rest):
         # Imported here, where Ctrl-C during the import of Gymnasium is already handled.
         from torch_crl.envs.gymnasium.registration import register_tasks
 

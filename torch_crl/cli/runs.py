@@ -59,9 +59,8 @@ def load_trained(options: TrainedOptions) -> Trained:
     Prints on standard error which policy it is. A task that only the run's recipe names is loaded
     if it is one of ours or with `--trust`. Raises UsageError, UnknownTaskError or CheckpointError.
     """
+    from torch_crl.encoders import trust_encoder
     from torch_crl.envs.registry import task_spec
-    from torch_crl.goals.encoders import trust_encoder
-    from torch_crl.goals.words import Reader
 
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
@@ -71,13 +70,14 @@ def load_trained(options: TrainedOptions) -> Trained:
     allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
     spec = task_spec(task)
     sizes = (policy.state_size, policy.goal_size, policy.action_size)
-    if (spec.state_size, spec.goal_size, spec.action_size) != sizes:
+    state_size = policy.state_size if policy.camera is not None else spec.state_size
+    if (state_size, spec.goal_size, spec.action_size) != sizes:
         raise UsageError(
             f"the policy was trained on {recipe.task.name}; {task} has states, goals or actions of "
             "other sizes"
         )
-    if options.trust and isinstance(reader := policy.reader, Reader):
-        trust_encoder(reader.vocabulary.encoder)
+    if options.trust and policy.reader is not None:
+        trust_encoder(policy.reader.description()["encoder"])
     length = options.episode_length or recipe.task.episode_length
     return Trained(policy, task, length, recipe.system.env_timeout)
 
@@ -163,6 +163,24 @@ def reader_of(trained: Trained) -> "Reader":
     return trained.policy.reader
 
 
+def shown(trained: Trained, picture: Path) -> Trained:
+    """The policy that follows the picture in a file; prints which known goal is most like it.
+
+    Raises UsageError if it takes no pictures, EncoderError if it shows something else.
+    """
+    from torch_crl.goals.pictures import PictureReader
+
+    reader = trained.policy.reader
+    if not isinstance(reader, PictureReader):
+        raise UsageError(
+            "this policy takes no pictures; `torch-crl train TASK --goals pictures` trains one "
+            "that does"
+        )
+    goal = ", ".join(f"{number:.3g}" for number in reader.nearest_goal(picture).tolist())
+    print_line(f"{picture}: judged by the known goal that is most like it, ({goal})", stderr=True)
+    return trained._replace(policy=trained.policy.with_reader(reader.showing(picture)))
+
+
 def told(trained: Trained, sentence: str) -> Trained:
     """The policy that follows a sentence; prints which place it is about.
 
@@ -179,7 +197,7 @@ def allow_encoder(name: str, *, typed: str, trust: bool, source: object) -> None
     """Raise UsageError for an encoder that is Python code and that only a file names."""
     if not name:
         return
-    from torch_crl.goals.encoders import module_of_encoder
+    from torch_crl.encoders import module_of_encoder
 
     if (module := module_of_encoder(name)) and name != typed and not trust:
         raise UsageError(

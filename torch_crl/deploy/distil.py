@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from torch_crl.agent.frames import Frames
 from torch_crl.agent.networks import ResidualTower, action_distribution, squashed_sample
 from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
 from torch_crl.agent.plans import Plans
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.deploy.distil_loss import distil_loss
+from torch_crl.deploy.senses import Senses
 from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Depth, Seed
@@ -67,8 +70,11 @@ class Distillation:
         *,
         episode_length: int,
         initial: ResidualTower | None = None,
+        senses: Senses | None = None,
     ) -> None:
         """`initial` is the student to begin with, in place of a new one of the settings' size.
+
+        `senses` are what the student sees of states and goals, by default what its teacher sees.
 
         Raises UsageError for policies that have no log-std: those of a library.
         """
@@ -77,12 +83,12 @@ class Distillation:
                 "only policies with a mean and a log-std can be distilled, which those of "
                 "contrastive RL and behaviour cloning have"
             )
-        teacher.require_numbers("distil")
         self.teacher, self.settings = teacher, settings
+        self.senses = senses or Senses(teacher.reader)
         self.generator = Generator().manual_seed(settings.seed)
         outputs = 2 * teacher.chunk * teacher.action_size
         sizes = TowerSizes(
-            input_size=teacher.state_size + teacher.goal_size,
+            input_size=self.senses.input_size(teacher),
             output_size=outputs,
             width=settings.width,
             depth=settings.depth,
@@ -93,8 +99,14 @@ class Distillation:
         }
         self.optimizer = adam(parameters, torch.device("cpu"), self.actor.compute.other_kernels)
         self.env: VectorEnv = make_vector_env(
-            task, num_envs=settings.num_envs, episode_length=episode_length, seed=settings.seed
+            task,
+            num_envs=settings.num_envs,
+            episode_length=episode_length,
+            seed=settings.seed,
+            places=self.senses.places,
         )
+        camera = self.senses.camera
+        self.frames = Frames(camera, settings.num_envs) if camera is not None else None
         self.plans = Plans(settings.num_envs, teacher.chunk, teacher.action_size)
         rows = settings.rounds * self._steps * settings.num_envs
         self.inputs_MI = torch.zeros(rows, sizes.input_size)
@@ -104,7 +116,7 @@ class Distillation:
     @property
     def student(self) -> Policy:
         """The policy as it is now."""
-        return self.teacher.with_actor(self.actor)
+        return self.senses.policy(self.teacher, self.actor)
 
     @property
     def _steps(self) -> int:
@@ -129,11 +141,11 @@ class Distillation:
     def round(self) -> dict[str, float]:
         """Collect, label and learn once; returns the metrics of the last update."""
         begin = self.moment.env_steps
-        rows_MI = self.collect()
+        taught_MI, rows_MI = self.collect()
         self.inputs_MI[begin : begin + len(rows_MI)] = rows_MI
-        for part in torch.arange(begin, begin + len(rows_MI)).split(_AT_ONCE):
+        for part in torch.arange(len(rows_MI)).split(_AT_ONCE):
             with torch.no_grad():
-                self.labels_M2A[part] = self.teacher.actor(self.inputs_MI[part])
+                self.labels_M2A[begin + part] = self.teacher.actor(taught_MI[part])
         metrics: dict[str, Tensor] = {}
         done, last = self.moment.updates, self.settings.rounds * self._updates
         for update in range(done, done + self._updates):
@@ -150,14 +162,22 @@ class Distillation:
         return {name: float(value) for name, value in metrics.items()}
 
     @torch.no_grad()
-    def collect(self) -> Tensor:
-        """States and goals [M, S + G] of a round, with other goals in some rows."""
+    def collect(self) -> tuple[Tensor, Tensor]:
+        """States and goals of a round as the teacher, and as the student, sees them: [M, I] each.
+
+        In some rows the goals are others.
+        """
         env, settings = self.env, self.settings
-        acting = self.teacher.actor if self.rounds_done == 0 else self.actor
-        states, goals = [], []
+        states: list[Tensor] = []
+        seen: list[Tensor] = []
+        goals: list[Tensor] = []
 
         def draw() -> Tensor:
-            output_N2A = acting(torch.cat([env.state_NS, env.goal_NG], dim=-1))
+            theirs, ours = self.senses.goals(self.teacher, env.goal_NG)
+            if self.rounds_done == 0:
+                output_N2A = self.teacher.actor(torch.cat([states[-1], theirs], dim=-1))
+            else:
+                output_N2A = self.actor(torch.cat([seen[-1], ours], dim=-1))
             noise_NA = torch.randn(
                 len(output_N2A), output_N2A.shape[1] // 2, generator=self.generator
             )
@@ -166,15 +186,32 @@ class Distillation:
         for _ in range(self._steps):
             states.append(env.state_NS.clone())
             goals.append(env.goal_NG.clone())
+            seen.append(self._seen())
             result = env.step(self.plans.next_action(draw))
-            self.plans.drop(result.terminated_N | result.truncated_N)
+            for memory in self._memories.values():
+                memory.drop(result.terminated_N | result.truncated_N)
         env.check()
         state_MS, goal_MG = torch.cat(states), torch.cat(goals)
         achieved_MG = state_MS[:, slice(*env.spec.goal_slice)]
         others = torch.randint(len(state_MS), (len(state_MS),), generator=self.generator)
         changed_M1 = torch.rand(len(state_MS), 1, generator=self.generator) < settings.other_goals
         goal_MG = torch.where(changed_M1, achieved_MG[others], goal_MG)
-        return torch.cat([state_MS, goal_MG], dim=-1)
+        theirs, ours = self.senses.goals(self.teacher, goal_MG)
+        ours = self.senses.blurred(ours, self.generator)
+        return torch.cat([state_MS, theirs], dim=-1), torch.cat([torch.cat(seen), ours], dim=-1)
+
+    def _seen(self) -> Tensor:
+        """What the student sees [N, S] of the states now."""
+        if self.frames is None:
+            return self.env.state_NS.clone()
+        assert isinstance(self.env, TaskVectorEnv)
+        return self.frames.see(self.frames.camera.film(self.env.simulator.data["qpos"]))
+
+    @property
+    def _memories(self) -> "dict[str, Plans | Frames]":
+        """What is remembered from step to step, by name."""
+        frames = {"frames": self.frames} if self.frames is not None else {}
+        return {"plans": self.plans, **frames}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that changes, by name."""
@@ -182,7 +219,8 @@ class Distillation:
         tensors = optimizer_state(dict(self.actor.named_parameters()), self.optimizer)
         tensors |= {"generator": self.generator.get_state()}
         tensors |= {"inputs": self.inputs_MI[:stop], "labels": self.labels_M2A[:stop]}
-        parts = {"env": self.env.state_dict(), "plans": self.plans.tensors()}
+        memories = {name: memory.tensors() for name, memory in self._memories.items()}
+        parts = {"env": self.env.state_dict(), **memories}
         return tensors | checkpoint.flatten(parts)
 
     def load_state_dict(self, tensors: dict[str, Tensor], rounds_done: int) -> None:
@@ -193,8 +231,9 @@ class Distillation:
         stop = self.moment.env_steps
         self.inputs_MI[:stop], self.labels_M2A[:stop] = tensors["inputs"], tensors["labels"]
         self.env.load_state_dict(checkpoint.part_of(tensors, "env"))
-        for name, tensor in checkpoint.part_of(tensors, "plans").items():
-            self.plans.tensors()[name].copy_(tensor)
+        for part, memory in self._memories.items():
+            for name, tensor in checkpoint.part_of(tensors, part).items():
+                memory.tensors()[name].copy_(tensor)
 
 
 @torch_defaults()
@@ -207,7 +246,7 @@ def met_rows(policy: Policy, task: str, *, episode_length: int, seed: int = 0) -
     settings = DistilSettings(rows=rows, rounds=1, updates=1, num_envs=_MET_EPISODES, seed=seed)
     made = Distillation(policy, task, settings, episode_length=episode_length)
     with closing(made.env):
-        row_MI = made.collect()
+        row_MI, _ = made.collect()
     # Neighbours tell the same, so most steps are left out.
     every = max(1, rows // _MET)
     return row_MI.view(-1, _MET_EPISODES, row_MI.shape[1])[::every].flatten(0, 1)
@@ -223,10 +262,12 @@ def distil(
     episode_length: int,
     on_round: Callable[[int, dict[str, float]], object],
     initial: ResidualTower | None = None,
+    senses: Senses | None = None,
 ) -> Policy:
     """Train a student, or go on where a killed process stopped; saves after every round.
 
-    The student begins as `initial`, which is changed, or with random weights. `on_round` is called
+    The student begins as `initial`, which is changed, or with random weights; `senses` are what it
+    sees, see `Distillation`. `on_round` is called
     with the number of rounds done and the metrics of the last update.
 
     Raises UsageError if the directory holds the distillation of another policy or other settings.
@@ -234,7 +275,15 @@ def distil(
     meta: dict[str, Any] = asdict(settings) | {"task": task, "teacher": fingerprint(teacher.actor)}
     if initial is not None:
         meta["initial"] = fingerprint(initial)
-    made = Distillation(teacher, task, settings, episode_length=episode_length, initial=initial)
+    made = Distillation(
+        teacher,
+        task,
+        settings,
+        episode_length=episode_length,
+        initial=initial,
+        senses=senses,
+    )
+    meta |= made.senses.description()
     with closing(made.env):
         if saved := directory.saved_checkpoints:
             _, tensors, told, _ = checkpoint.load_newest(saved)

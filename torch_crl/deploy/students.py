@@ -13,6 +13,7 @@ import torch
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.policy import Policy
 from torch_crl.deploy.distil import DistilSettings, distil, fingerprint, met_rows, name_of
+from torch_crl.deploy.senses import SIDE, Senses
 from torch_crl.planning.goal_value import GoalValue
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
@@ -24,7 +25,7 @@ from torch_crl.system.threads import torch_threads
 from torch_crl.system.timing import wall_clock
 from torch_crl.training.evaluation import evaluate
 
-EPISODES = 128
+EPISODES, _FILMED_EPISODES = 128, 32
 EVALUATION_SEED = 1_000_000
 _CALLS = 300
 _SCORES = ("time_at_goal_share", "success_any", "final_distance")
@@ -38,6 +39,13 @@ class Teacher:
     recipe: Recipe
     value: GoalValue | None = None
     """Its critic, where the run still has one."""
+    senses: Senses | None = None
+    """What its students see; by default what it sees itself."""
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes of an evaluation; fewer where each step of each takes a picture."""
+        return _FILMED_EPISODES if self.senses and self.senses.camera else EPISODES
 
     def regret(self, policy: Policy) -> float | None:
         """What the critic thinks is lost where this policy acts; None without a critic.
@@ -45,7 +53,7 @@ class Teacher:
         Mean of f(s, a, g) - f(s, a', g) for the actions a of the teacher and a' of the policy, in
         states s that the policy meets itself.
         """
-        if self.value is None:
+        if self.value is None or policy.camera is not None or policy.reader is not None:
             return None
         task = self.recipe.task
         row_MI = met_rows(policy, task.name, episode_length=task.episode_length)
@@ -55,14 +63,15 @@ class Teacher:
 
     def scores(self, policy: Policy) -> dict[str, float]:
         """Of a policy in the same episodes for all: equal starts, equal goals."""
-        task = self.recipe.task
+        task, senses = self.recipe.task, self.senses or Senses()
         found = evaluate(
             policy,
             task.eval_name,
-            num_envs=EPISODES,
+            num_envs=self.episodes,
             episode_length=task.episode_length,
             seed=EVALUATION_SEED,
             env_timeout=self.recipe.system.env_timeout,
+            places=senses.places,
         )
         return {name: found[name] for name in _SCORES if name in found}
 
@@ -70,8 +79,22 @@ class Teacher:
 @torch_threads(1)
 def latency(policy: Policy) -> dict[str, float]:
     """Median and 99th percentile of the milliseconds of one action of `load_policy` on one core."""
-    state, goal = torch.zeros(policy.state_size), torch.zeros(policy.goal_size)
-    taken = wall_clock(lambda: policy.plan(state, goal), _CALLS + 20)
+    goal = torch.zeros(policy.goal_size)
+    if policy.camera is None:
+        state = torch.zeros(policy.state_size)
+
+        def act() -> object:
+            return policy.plan(state, goal)
+
+    else:
+        # The encoder is the slow part; taking the picture is not counted, as robots have cameras.
+        picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+        controller = policy.controller()
+
+        def act() -> object:
+            return controller(picture, goal.numpy())
+
+    taken = wall_clock(act, _CALLS + 20)
     # The first calls find nothing in the caches.
     p50, p99 = np.percentile(taken[20:], [50, 99])
     return {"ms_p50": float(p50), "ms_p99": float(p99)}
@@ -96,7 +119,8 @@ def student(
     not trained again. Raises UsageError if the folder holds one of another policy or with other
     settings.
     """
-    directory = RunDirectory(folder / name_of(settings))
+    seeing = "_camera" if teacher.senses and teacher.senses.camera else ""
+    directory = RunDirectory(folder / (name_of(settings) + seeing))
     if not directory.holds_run:
         recipe = with_changes(
             teacher.recipe, networks={"actor_depth": settings.depth, "width": settings.width}
@@ -110,6 +134,7 @@ def student(
         episode_length=teacher.recipe.task.episode_length,
         on_round=on_round,
         initial=initial,
+        senses=teacher.senses,
     )
     told = json.loads(directory.result.read_text()) if directory.result.exists() else None
     if told is None:
@@ -184,7 +209,7 @@ def report(teacher: Teacher, of_teacher: dict[str, float], rows: list[dict[str, 
         "",
         f"The teacher has {whole:,} parameters, takes {ours['ms_p50']:.3g} ms for an action (99 % "
         f"of them at most {ours['ms_p99']:.3g}) and is at the goal for "
-        f"{of_teacher['time_at_goal_share']:.3f} of the time ({EPISODES} episodes of "
+        f"{of_teacher['time_at_goal_share']:.3f} of the time ({teacher.episodes} episodes of "
         f"{teacher.recipe.task.eval_name}; all policies have equal starts and goals). Retention is "
         "a student's share of that time. Milliseconds are those of `load_policy` on one core. "
         "Regret is what the teacher's critic thinks is lost by the student's actions, in the units "

@@ -1,10 +1,10 @@
 """Makes the vector env of a task from its name, whichever kind of task it is."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
-from torch_crl.envs.places import at_places, without_places
+from torch_crl.envs.places import GoalPoints, at_places, without_places
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.task_name import parse_task_name
@@ -26,7 +26,7 @@ def make_vector_env(
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
     goal_redraw: float = 0.0,
-    places: Tensor | None = None,
+    places: GoalPoints | None = None,
     env_timeout: float = 300.0,
 ) -> VectorEnv:
     """Make `num_envs` parallel episodes of a task; call `close` on the result at the end.
@@ -43,7 +43,7 @@ def make_vector_env(
             Gymnasium envs.
         goal_redraw: probability, at every control step, that the commanded goal of an episode is
             drawn anew. Gymnasium envs keep their own goal for distance and success.
-        places: command goals at the task's places only, which must be at these points [P, G].
+        places: command goals at these points only, which may have to be places of the task.
         env_timeout: seconds that a Gymnasium env may take for a step or a reset, 0 for no limit.
 
     Raises:
@@ -90,7 +90,7 @@ def make_task_vector_env(
     device: torch.device | str = "cpu",
     cached_starts: bool = False,
     goal_redraw: float = 0.0,
-    places: Tensor | None = None,
+    places: GoalPoints | None = None,
 ) -> TaskVectorEnv:
     """Like `make_vector_env`, but only for tasks with a model: registered or `module:function`."""
     _require_positive(num_envs=num_envs, episode_length=episode_length)

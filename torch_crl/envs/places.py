@@ -6,7 +6,7 @@ hindsight is described by a phrase of the place where it is, or near which it is
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -65,6 +65,14 @@ class Places:
     """For each place phrases to evaluate with, equally many, of which policies never learn."""
     near: tuple[tuple[str, ...], ...]
     """For each place what is said of goals that are near it and not there, equally many phrases."""
+
+
+class GoalPoints(NamedTuple):
+    """The goals that may be commanded, where these are not all goals of a task."""
+
+    point_PG: Tensor
+    named: bool = True
+    """Whether each of them must be the point of a place that the task names."""
 
 
 def nearest(point_PG: Tensor, goal_NG: Tensor) -> Tensor:
@@ -139,21 +147,21 @@ def place_problems(places: Any, goal_size: int) -> list[str]:
     return problems
 
 
-def at_places(task: Task, point_PG: Tensor | None = None) -> Task:
-    """The task with its commanded goals moved to the nearest of its places.
+def at_places(task: Task, given: GoalPoints) -> Task:
+    """The task with its commanded goals moved to the nearest of these points.
 
-    With points [P, G], these are the places that may be commanded. Raises UsageError if the task
-    names no places, or none at one of the points.
+    Raises UsageError if they have to be places of the task and are not.
     """
     places = task.places
-    if places is None:
-        raise UsageError(without_places(task.spec.name))
-    if point_PG is not None and not has_points(places, point_PG):
-        raise UsageError(
-            f"the policy knows other places than those of {task.spec.name}, which are "
-            f"{', '.join(places.names[:4])} and so on"
-        )
-    points = Constant(places.point_PG if point_PG is None else point_PG)
+    if given.named:
+        if places is None:
+            raise UsageError(without_places(task.spec.name))
+        if not has_points(places, given.point_PG):
+            raise UsageError(
+                f"the policy knows other places than those of {task.spec.name}, which are "
+                f"{', '.join(places.names[:4])} and so on"
+            )
+    points = Constant(given.point_PG)
 
     def sample_start(num_envs: int, generator: Generator) -> Start:
         start = task.sample_start(num_envs, generator)

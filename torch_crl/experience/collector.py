@@ -45,18 +45,20 @@ class Collector:
         generator: Generator,
         chunk: int = 1,
         goals: GoalSpace | None = None,
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
         """The generator must live on the actor's device; it draws the exploration noise.
 
         `chunk` is the number of actions that the actor decides at once, and `goals` what it sees of
-        the commanded goals; by default these goals themselves.
+        the commanded goals; by default these goals themselves. `before_step` is called before each
+        step, outside of what is captured in CUDA graphs.
         """
         self.env = env
         self.actor = actor
         self.generator = generator
         self.act_graph: GraphedFunction | None = None
         self.step_graph: GraphedFunction | None = None
-        self._rows = rows
+        self._rows, self._before_step = rows, before_step
         self._goals = goals or StateGoals(env.spec.goal_size)
         self._device = device = actor.weight.device
         self._plans = (
@@ -100,6 +102,7 @@ class Collector:
         self._at_goal_N.zero_()
         self._failures_N.zero_()
         for _ in range(steps):
+            self._before_step()
             (self.step_graph or self.step)()
             self._rows.advance()
         return self.episodes(steps)

@@ -180,7 +180,8 @@ class Replay:
 
         Returns:
             TensorDict of float32 `state` [B, S], `action` [B, H A], and what the goal space tells
-            of the goals: `goal` [B, F], and `place` [B] if there are places; if H > 1, `whole` [B];
+            of the goals: `goal` [B, F], and `place` [B] if there are places; `whole` [B] if
+            H > 1, or if not every step has a goal in the goal space, then 0 for such steps;
             with `failures`, `survived` [B]: 1 - discount^L for a step that is L steps before the
             one in which its trajectory failed, 1 where it did not fail (so far); with `labels`,
             also what `hit_labels` returns, and goals that need not be of the future.
@@ -212,7 +213,10 @@ class Replay:
             parts["survived"] = survival_mass(steps_B, failed_B, discount=discount)
             if self.labels is not None:
                 parts |= self._labelled(drawn, failed_B, self.labels, generator)
-        parts |= self.goals.of_future(parts["goal"], generator)
+        told = self.goals.of_future(parts["goal"], drawn, generator)
+        if "whole" in told and "whole" in parts:
+            told["whole"] = told["whole"] * parts["whole"]
+        parts |= told
         return TensorDict(parts, batch_size=[batch_size])
 
     def _failed(self, drawn: Batch) -> Tensor:

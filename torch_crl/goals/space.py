@@ -8,6 +8,9 @@ from abc import ABC, abstractmethod
 
 from torch import Generator, Tensor
 
+from torch_crl.envs.places import GoalPoints
+from torch_crl.kernels.relabel import Batch
+
 
 class GoalSpace(ABC):
     """A frozen function from goals of the task to features, with random choices of its own."""
@@ -16,16 +19,22 @@ class GoalSpace(ABC):
     """F, the number of features."""
 
     @property
-    def places(self) -> Tensor | None:
-        """The points [P, G] at which goals are commanded; None for those of the task."""
+    def places(self) -> GoalPoints | None:
+        """The points at which goals are commanded; None for those of the task."""
         return None
 
     @abstractmethod
-    def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
+    def of_future(self, goal_BG: Tensor, drawn: Batch, generator: Generator) -> dict[str, Tensor]:
         """Batch entries for goals that were achieved: `goal` [B, F], and what else tells of them.
 
-        `place` (int64 [B]) says which of them are the same place, if places have several features.
-        It may be captured in a CUDA graph.
+        `place` (int64 [B]) says which of them are the same place, if places have several features;
+        `whole` (float32 [B]) is 0 where nothing is known of the future, else 1. It may be captured
+        in a CUDA graph.
+
+        Args:
+            goal_BG: the goals that were achieved later in the trajectories of some steps.
+            drawn: these steps.
+            generator: draws what is random; it is on the goals' device.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -47,7 +56,12 @@ class StateGoals(GoalSpace):
         """`size` is G, the length of the task's goals."""
         self.size = size
 
-    def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:  # noqa: ARG002
+    def of_future(
+        self,
+        goal_BG: Tensor,
+        drawn: Batch,  # noqa: ARG002
+        generator: Generator,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """The goals themselves."""
         return {"goal": goal_BG}
 

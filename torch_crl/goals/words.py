@@ -15,13 +15,14 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl import fields
-from torch_crl.envs.places import Places, nearest
+from torch_crl.encoders import Encoder, load_encoder
+from torch_crl.encoders.projection import Projection, check_tables, fit_projection
+from torch_crl.envs.places import GoalPoints, Places, nearest
 from torch_crl.envs.tasks.sampling import Constant
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.fields import STRICT, Count
-from torch_crl.goals.encoders import Encoder, load_encoder
-from torch_crl.goals.projection import Projection, fit_projection
 from torch_crl.goals.space import GoalSpace
+from torch_crl.kernels.relabel import Batch
 
 MOST_CHARACTERS = 500
 """Length of the longest sentence that is read."""
@@ -85,6 +86,8 @@ class _Commands:
 class Reader:
     """Reads goals of a policy: sentences, or coordinates as the nearest place's phrases."""
 
+    films = False
+
     def __init__(
         self, vocabulary: Vocabulary, tables: _Tables, commands: "_Commands | None" = None
     ) -> None:
@@ -103,6 +106,11 @@ class Reader:
             for number, phrase in enumerate(phrases)
         }
 
+    @property
+    def places(self) -> GoalPoints:
+        """The places that it commands."""
+        return GoalPoints(self.point_PG)
+
     def with_unseen(self) -> "Reader":
         """The reader that commands places by phrases of which the policy has not learned."""
         commands = _Commands(self._tables.point_PG, self.vocabulary.unseen, self._tables.unseen_PKF)
@@ -117,6 +125,9 @@ class Reader:
         said_11F = self.read([sentence])[None]
         point_1G = self._tables.point_PG[place : place + 1]
         return Reader(self.vocabulary, self._tables, _Commands(point_1G, ((sentence,),), said_11F))
+
+    def pictures_of(self, goal_NG: Tensor) -> None:
+        """No pictures stand for these goals."""
 
     def phrases_of(self, goal_NG: Tensor) -> list[str]:
         """The sentence by which each of these goals is commanded, row by row."""
@@ -233,12 +244,7 @@ class Reader:
             "mean_E": (vocabulary.embedding_size,),
             "basis_EF": (vocabulary.embedding_size, size),
         }
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != wanted:
-            raise ValueError(f"its goals have tensors of shapes {found}, and need {wanted}")
-        for tensor in tensors.values():
-            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
-                raise ValueError("its goals have numbers that are not finite, or not float32")
+        check_tables(tensors, wanted)
         return cls(vocabulary, _Tables(**tensors))
 
 
@@ -303,9 +309,9 @@ class WordGoals(GoalSpace):
         self._features.on(device), self._first.on(device), self._count.on(device)
 
     @property
-    def places(self) -> Tensor:
+    def places(self) -> GoalPoints:
         """The points of all places."""
-        return self.reader.point_PG
+        return self.reader.places
 
     def state_dict(self) -> dict[str, Tensor]:
         """What networks were trained on: another machine may find other components."""
@@ -318,7 +324,12 @@ class WordGoals(GoalSpace):
         self._features.on(self._device)
         self.reader = Reader(self.reader.vocabulary, _Tables(**rest))
 
-    def of_future(self, goal_BG: Tensor, generator: Generator) -> dict[str, Tensor]:
+    def of_future(
+        self,
+        goal_BG: Tensor,
+        drawn: Batch,  # noqa: ARG002
+        generator: Generator,
+    ) -> dict[str, Tensor]:
         """A phrase of the place where each goal is, or of what is near it, with noise.
 
         `place` is the number of the place, or P more for near it.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_crl.agent.policy import Acts, controller_of, places_of
+from torch_crl.agent.controller import Acts, controller_of, places_of
 from torch_crl.envs.make import make_vector_env
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
@@ -47,7 +47,7 @@ def record_episodes(
         env_timeout=env_timeout,
     )
     with closing(made) as env:
-        controller = controller_of(policy, num_envs)
+        controller = controller_of(policy, num_envs, env)
         goal_NG = env.goal_NG.clone()
         alive_N = torch.ones(num_envs, dtype=torch.bool)
         reached_N = torch.zeros(num_envs, dtype=torch.bool)

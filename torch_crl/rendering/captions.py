@@ -1,4 +1,4 @@
-"""Sentences drawn into pictures, such as the command that a policy follows."""
+"""Commands of a policy, sentences or pictures, drawn into pictures of what it does."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -32,6 +32,22 @@ def with_captions(
         draw.rounded_rectangle(grown, _MARGIN, fill=(255, 255, 255))
         draw.multiline_text(where, lines, fill=(30, 30, 30), font=font)
     return np.array(drawn)
+
+
+def with_insets(picture: Image, insets: Image, corners: Sequence[tuple[int, int]]) -> Image:
+    """The picture with one small picture in the upper left of each tile, framed in white.
+
+    `insets` are [tiles, H, W, 3], and `corners` left and top of the tiles.
+    """
+    drawn = picture.copy()
+    height, width = insets.shape[1:3]
+    for inset, (left, top) in zip(insets, corners, strict=True):
+        drawn[top : top + height + 2 * _MARGIN, left : left + width + 2 * _MARGIN] = 255
+        within = np.s_[
+            top + _MARGIN : top + _MARGIN + height, left + _MARGIN : left + _MARGIN + width
+        ]
+        drawn[within] = inset
+    return drawn
 
 
 @cache

@@ -41,10 +41,19 @@ class Renderer:
     `backend` names what draws. Close the renderer, or use it in a `with` statement.
     """
 
-    def __init__(self, task: Task, *, columns: int = 1, rows: int = 1, tile: tuple[int, int]):
+    def __init__(
+        self,
+        task: Task,
+        *,
+        columns: int = 1,
+        rows: int = 1,
+        tile: tuple[int, int],
+        fast: bool = False,
+    ):
         """`tile` is the size of one simulation's picture, (width, height) in pixels.
 
-        Raises RenderError if nothing can be drawn on this machine.
+        `fast` leaves out shadows and smooth edges, which take most of the time on a CPU. Raises
+        RenderError if nothing can be drawn on this machine.
         """
         self.task = task
         self.radius = next(iter(task.spec.success_radius.values()), 0.0)
@@ -77,10 +86,12 @@ class Renderer:
             centre=(low + high) / 2,
             extent=float(np.linalg.norm(span)) / 2,
             size=(self.width, self.height),
+            smooth=not fast,
         )
         self._stage_data = mujoco.MjData(self._stage)
         mujoco.mj_forward(self._stage, self._stage_data)
         self._scene = mujoco.MjvScene(self._stage, _MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = not fast
         self._options = mujoco.MjvOption()
         self._options.sitegroup[:] = 0
         canvas = make_canvas(self._stage)
@@ -110,7 +121,7 @@ class Renderer:
 
         Args:
             qpos_NQ: positions.
-            goals: for each simulation its goals [goals, G], usually one.
+            goals: for each simulation its goals [goals, G], usually one; there may be none.
             reached_N: simulations whose goals are drawn as reached.
             overview: show all of an open floor instead of following the robot.
         """
@@ -190,7 +201,7 @@ class Renderer:
 
     def _points(self, goal_MG: Tensor) -> NDArray[np.float64]:
         points = [self.task.goal_points(goal_G) for goal_G in goal_MG.detach().cpu()]
-        return torch.cat(points).double().numpy()
+        return torch.cat([torch.zeros(0, 3), *points]).double().numpy()
 
     def _camera(self, points: NDArray[np.float64]) -> Any:
         return camera.frame(

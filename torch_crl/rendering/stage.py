@@ -57,17 +57,23 @@ def is_floor(model: mujoco.MjModel, geom: int) -> bool:
 
 
 def make_stage(
-    painted_model: mujoco.MjModel, *, floor: float, centre: Array, extent: float, size: Any
+    painted_model: mujoco.MjModel,
+    *,
+    floor: float,
+    centre: Array,
+    extent: float,
+    size: Any,
+    smooth: bool = True,
 ) -> mujoco.MjModel:
     """A checkered floor at height `floor`, a pale sky, one light, and the meshes of the model.
 
     `extent` in metres determines shadows, clipping planes and the floor's squares; `size` is the
-    size of the offscreen buffer, (width, height) in pixels.
+    size of the offscreen buffer, (width, height) in pixels; `smooth` draws edges smoothly.
     """
     spec = mujoco.MjSpec()
     visual = spec.visual
     visual.global_.offwidth, visual.global_.offheight = size
-    visual.quality.offsamples = 4
+    visual.quality.offsamples = 4 if smooth else 0
     visual.quality.shadowsize = 2048
     visual.headlight.ambient = [0.42] * 3
     visual.headlight.diffuse = [0.28] * 3

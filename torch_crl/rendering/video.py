@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_crl.agent.policy import Acts, Policy, controller_of
+from torch_crl.agent.controller import Acts, controller_of
+from torch_crl.agent.policy import Policy
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.rendering.captions import with_captions
+from torch_crl.rendering.captions import with_captions, with_insets
 from torch_crl.rendering.gl import RenderError
 from torch_crl.rendering.renderer import Image, Renderer, grid_of
 from torch_crl.system.threads import torch_threads
@@ -60,7 +61,7 @@ def record(
     Returns the name of what drew the pictures. Raises RenderError.
     """
     check_ending(path)
-    controller = controller_of(policy, env.num_envs)
+    controller = controller_of(policy, env.num_envs, env)
     seconds = env.seconds_per_step
     stride = math.ceil(1.0 / (seconds * _MAX_FPS))
     with (
@@ -100,7 +101,10 @@ def _pictures(
                     return picture
                 corners = renderer.corners(task_env.num_envs)
                 said = reader.phrases_of(task_env.goal_NG)
-                return with_captions(picture, said, corners, _TILES[columns][0])
+                if said is not None:
+                    return with_captions(picture, said, corners, _TILES[columns][0])
+                shown = reader.pictures_of(task_env.goal_NG)
+                return picture if shown is None else with_insets(picture, shown, corners)
 
             yield draw, goals, renderer.backend
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import mujoco
 import torch
 
-from torch_crl.agent.policy import Acts, Policy, controller_of, places_of
+from torch_crl.agent.controller import Acts, controller_of, places_of
+from torch_crl.agent.policy import Policy
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import stage
 from torch_crl.rendering.gl import RenderError, load_triton_first
@@ -34,7 +35,7 @@ def watch(
     # Imported here, because the import needs GLFW's library.
     import mujoco.viewer
 
-    controller = controller_of(policy, env.num_envs)
+    controller = controller_of(policy, env.num_envs, env)
     task = env.task
     # A copy also because the window's controls change the model that it shows.
     model = _coloured(task.model)
@@ -56,10 +57,10 @@ def watch(
             while viewer.is_running():
                 begin = time.perf_counter()
                 if (new := told()) is not None:
-                    policy, controller = new, controller_of(new, env.num_envs)
+                    policy, controller = new, controller_of(new, env.num_envs, env)
                 places = places_of(policy)
-                if places is not None and len(places) == 1:
-                    env.goal_NG.copy_(places.expand_as(env.goal_NG))
+                if places is not None and len(places.point_PG) == 1:
+                    env.goal_NG.copy_(places.point_PG.expand_as(env.goal_NG))
                 result = env.step(controller(env.state_NS, env.goal_NG))
                 controller.reset(result.terminated_N | result.truncated_N)
                 data.qpos[:] = env.simulator.data["qpos"][0].cpu().numpy()

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from torch_crl import fields
+from torch_crl.agent.frames import Frames
 from torch_crl.agent.networks import ResidualTower, mlp, mlp_sizes
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
+from torch_crl.encoders.camera import Camera
 from torch_crl.fields import STRICT, Count
-from torch_crl.goals.words import Reader
+from torch_crl.goals.readers import rebuild_reader
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import located
 from torch_crl.system import checkpoint
@@ -22,6 +24,8 @@ from torch_crl.system.torch_defaults import torch_defaults
 
 _GOALS = "goals/"
 """Prefix of the tensors of what reads goals."""
+_CAMERA = "camera/"
+"""Prefix of the tensors of a camera."""
 
 
 def save_policy(policy: Policy, folder: Path, meta: dict[str, Any]) -> None:
@@ -35,16 +39,23 @@ def save_policy(policy: Policy, folder: Path, meta: dict[str, Any]) -> None:
 def tensors_of(policy: Policy) -> dict[str, Tensor]:
     """The actor's weights, and the numbers of what reads goals."""
     reader = policy.reader
-    read = reader.tensors() if isinstance(reader, Reader) else {}
-    return policy.actor.state_dict() | {_GOALS + name: tensor for name, tensor in read.items()}
+    read = reader.tensors() if reader is not None else {}
+    seen = policy.camera.tensors() if policy.camera is not None else {}
+    return (
+        policy.actor.state_dict()
+        | {_GOALS + name: tensor for name, tensor in read.items()}
+        | {_CAMERA + name: tensor for name, tensor in seen.items()}
+    )
 
 
 def description_of(policy: Policy) -> dict[str, Any]:
     """The metadata that `policy_in` needs, beside the actor's weights."""
     reader = policy.reader
-    goals = {"goals": reader.description()} if isinstance(reader, Reader) else {}
+    goals = {"goals": reader.description()} if reader is not None else {}
+    camera = {"camera": policy.camera.description()} if policy.camera is not None else {}
     return {
         "policy": goals
+        | camera
         | {
             "state_size": policy.state_size,
             "goal_size": policy.goal_size,
@@ -139,7 +150,9 @@ class _Description:
     chunk: Count = 1
     """Number of actions that the actor decides at once; files of before chunks lack it."""
     goals: dict[str, Any] = field(default_factory=dict)
-    """What `Reader.rebuild` takes; empty for a policy whose goals are numbers of the state."""
+    """What `rebuild_reader` takes; empty for a policy whose goals are numbers of the state."""
+    camera: dict[str, Any] = field(default_factory=dict)
+    """What `Camera.rebuild` takes; empty for a policy that is given states."""
     network: dict[str, Any]
     """`kind` is `tower` or `mlp`; all else are the fields of `TowerSizes` or `MlpSizes`."""
 
@@ -157,10 +170,15 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
     with torch.device("meta"):
         actor, input_size = _build(described.network)
     read = checkpoint.part_of(tensors, _GOALS.removesuffix("/")) if described.goals else {}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_GOALS)}
-    reader = Reader.rebuild(described.goals, read) if described.goals else None
+    seen = checkpoint.part_of(tensors, _CAMERA.removesuffix("/"))
+    camera = Camera.rebuild(described.camera, seen) if described.camera else None
+    others = (_GOALS, *([_CAMERA] if camera else []))
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+    reader = rebuild_reader(described.goals, read) if described.goals else None
+    if camera is not None and described.state_size != Frames.COUNT * camera.size:
+        raise ValueError(f"its camera has {camera.size} features, and states are of other sizes")
     if reader is not None and reader.goal_size != described.goal_size:
-        raise ValueError(f"its places have {reader.goal_size} numbers, not {described.goal_size}")
+        raise ValueError(f"its goals have {reader.goal_size} numbers, not {described.goal_size}")
     checkpoint.check_tensors(tensors, actor.state_dict())
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -182,6 +200,7 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
         head=described.head,
         chunk=described.chunk,
         reader=reader,
+        camera=camera,
     )
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from torch_crl import fields
+from torch_crl.encoders import DEFAULTS
 from torch_crl.fields import STRICT, Count
-from torch_crl.goals.encoders import DEFAULTS
 from torch_crl.recipe.presets import preset
 from torch_crl.recipe.record import Recipe, flag_of
 from torch_crl.runs.directory import RunDirectory

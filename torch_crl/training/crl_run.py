@@ -26,6 +26,7 @@ from torch_crl.experience.labels import Distance
 from torch_crl.experience.overlap import OverlappingCollector
 from torch_crl.experience.remote import RemoteCollector
 from torch_crl.experience.replay import Replay
+from torch_crl.goals.pictures import PictureGoals
 from torch_crl.recipe.compute_choice import choose_compute
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
@@ -321,7 +322,13 @@ def _build_collector(
             chunk=chunk,
             goals=replay.goals,
         )
-    return Collector(env, actor, replay, generator=generator, chunk=chunk, goals=replay.goals)
+    goals = replay.goals
+    filming: dict[str, Any] = {}
+    if isinstance(goals, PictureGoals):
+        assert isinstance(env, TaskVectorEnv)
+        qpos_NQ = env.simulator.data["qpos"]
+        filming["before_step"] = lambda: goals.film(qpos_NQ, replay.next_row)
+    return Collector(env, actor, replay, generator=generator, chunk=chunk, goals=goals, **filming)
 
 
 def _build_learner(

@@ -9,9 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_crl.agent.policy import Acts, Controls, Policy, controller_of, places_of
+from torch_crl.agent.controller import Acts, Controls, controller_of, places_of
+from torch_crl.agent.policy import Policy
 from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.places import GoalPoints
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction
@@ -42,6 +44,7 @@ def evaluate(
     on_step: Callable[[int], object] | None = None,
     observe: Observe | None = None,
     ranks: Ranks = ALONE,
+    places: GoalPoints | None = None,
 ) -> dict[str, float]:
     """Metrics of one episode of `policy` in each of `num_envs` fresh envs.
 
@@ -55,6 +58,7 @@ def evaluate(
         on_step: called with the number of control steps done, to show progress.
         observe: called before each control step.
         ranks: those that evaluate this policy together, each in `num_envs` envs of its own.
+        places: points that goals are moved to; by default those that the policy knows.
 
     Returns:
         Means over the first episode of each env. `time_at_goal` is the number of control steps
@@ -82,15 +86,16 @@ def evaluate(
             simulator=simulator,
             num_threads=num_threads,
             device=device,
-            places=places_of(policy),
+            places=places or places_of(policy),
             env_timeout=env_timeout,
         )
     with closing(vector_env) as env, ranks.together():
         tally = _Tally(env.goal_NG, episode_length)
-        act_and_step = partial(_act_and_step, controller_of(policy, num_envs), env, tally, observe)
+        controller = controller_of(policy, num_envs, env)
+        act_and_step = partial(_act_and_step, controller, env, tally, observe)
         advance: Callable[[], object] = act_and_step
-        capturable = env.capturable and env.state_NS.is_cuda and isinstance(policy, Policy)
-        if capturable and observe is None:
+        captures = isinstance(policy, Policy) and not policy.films and observe is None
+        if captures and env.capturable and env.state_NS.is_cuda:
             advance = _captured(act_and_step, env)
         for step in range(1, episode_length + 1):
             try:
@@ -104,9 +109,7 @@ def evaluate(
             if (env.state_NS.is_cpu or step % 50 == 0) and not tally.alive_N.any():
                 break
         env.check()
-    metrics = tally.of_all(ranks).means()
-    _refuse_not_finite(metrics, task_name)
-    return metrics
+    return _finite(tally.of_all(ranks).means(), task_name)
 
 
 def _captured(act_and_step: Callable[[], dict[str, Tensor]], env: VectorEnv) -> GraphedFunction:
@@ -200,10 +203,11 @@ class _Tally:
         return {name: float(value) for name, value in metrics.items()} | by_goal
 
 
-def _refuse_not_finite(metrics: dict[str, float], task_name: str) -> None:
+def _finite(metrics: dict[str, float], task_name: str) -> dict[str, float]:
     wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         raise NotFiniteError(f"{task_name}: {', '.join(wrong)} of the evaluation are not finite")
+    return metrics
 
 
 def _success_by_goal(goals: list[list[float]], reached: list[bool]) -> dict[str, float]:

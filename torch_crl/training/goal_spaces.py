@@ -2,10 +2,12 @@
 
 import torch
 
+from torch_crl.encoders import DEFAULTS, load_encoder, trust_encoder
 from torch_crl.envs.registry import make_task
-from torch_crl.goals.encoders import DEFAULTS, load_encoder, trust_encoder
+from torch_crl.goals.pictures import PictureGoals
+from torch_crl.goals.readers import AnyReader
 from torch_crl.goals.space import GoalSpace, StateGoals
-from torch_crl.goals.words import Reader, WordGoals
+from torch_crl.goals.words import WordGoals
 from torch_crl.recipe.record import Recipe
 
 
@@ -17,12 +19,24 @@ def build_goal_space(recipe: Recipe, device: torch.device) -> GoalSpace:
     chosen = recipe.goal_space
     if chosen.goals == "state":
         return StateGoals(recipe.goal_size)
-    places = make_task(recipe.task.name).places
-    assert places is not None
     # A collecting process of Ray has checked nothing.
     encoder = chosen.encoder or DEFAULTS[chosen.goals]
     trust_encoder(encoder)
     load_encoder(encoder, chosen.encoder_sha256)
+    if chosen.goals == "pictures":
+        return PictureGoals(
+            recipe.task.name,
+            encoder,
+            chosen.goal_features,
+            side=chosen.picture_size,
+            every=chosen.picture_every,
+            rows=recipe.budget.replay_rows,
+            num_envs=recipe.task.num_envs,
+            discount=recipe.algorithm.discount,
+            device=device,
+        )
+    places = make_task(recipe.task.name).places
+    assert places is not None
     return WordGoals(
         places,
         encoder,
@@ -32,6 +46,6 @@ def build_goal_space(recipe: Recipe, device: torch.device) -> GoalSpace:
     )
 
 
-def reader_of(space: GoalSpace) -> Reader | None:
+def reader_of(space: GoalSpace) -> AnyReader | None:
     """What reads the goals of a policy; None where these are numbers of the state."""
-    return space.reader if isinstance(space, WordGoals) else None
+    return space.reader if isinstance(space, WordGoals | PictureGoals) else None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torch_crl.agent.policy import Policy
 from torch_crl.envs.make import make_vector_env
+from torch_crl.envs.places import GoalPoints
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.recipe.record import Recipe
 
@@ -114,11 +115,11 @@ def make_training_env(
     device: torch.device,
     stream: str = "starts",
     *,
-    places: Tensor | None = None,
+    places: GoalPoints | None = None,
 ) -> VectorEnv:
     """The training envs; Warp's physics runs on `device`, and `stream` draws starts and goals.
 
-    `places` are the points [P, G] at which goals are commanded, if not at those of the task.
+    `places` are the points at which goals are commanded, if not at those of the task.
     """
     return make_vector_env(
         recipe.task.name,

@@ -1,19 +1,21 @@
 """Frozen encoders: their numbers, their checksums, and what is refused."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from torch_crl.goals.encoders import EncoderError, load_encoder, minilm, trust_encoder
-from torch_crl.goals.encoders.encoder import Encoder, checksum
-from torch_crl.goals.encoders.pretrained import PretrainedEncoder
+from torch_crl.encoders import EncoderError, load_encoder, minilm, trust_encoder
+from torch_crl.encoders.encoder import Encoder, checksum
+from torch_crl.encoders.pretrained import PretrainedEncoder
 
 OWN = """
 import torch
-from torch_crl.goals.encoders import Encoder
+from torch_crl.encoders import Encoder
 
 class Letters(Encoder):
     size, sha256 = 26, "of letters"
@@ -63,7 +65,7 @@ def test_an_encoder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # Each text is encoded once.
     assert type(made).calls == 2  # type: ignore[attr-defined]
     trust_encoder("own_letters:wrong")
-    with pytest.raises(EncoderError, match=r"must return a torch_crl\.goals\.encoders\.Encoder"):
+    with pytest.raises(EncoderError, match=r"must return a torch_crl\.encoders\.Encoder"):
         load_encoder("own_letters:wrong")
 
 
@@ -98,6 +100,32 @@ def test_a_clip_model_from_a_folder(tmp_path: Path) -> None:
     # Without a tokenizer in the folder it reads no sentences.
     with pytest.raises(EncoderError, match=r"has no tokenizer .* so it reads no sentences"):
         encoder.encode_text(["go left"])
+
+
+def test_an_open_clip_model_from_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"has no open_clip_config\.json and no open_clip_model"):
+        load_encoder(f"open_clip:{tmp_path}")
+    library = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    torch.manual_seed(0)
+    tower = {"layers": 1, "width": 32}
+    vision = tower | {"image_size": 32, "patch_size": 16, "head_width": 16}
+    text = tower | {"context_length": 12, "vocab_size": 49408, "heads": 2}
+    settings = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    model = library.CLIP(**settings).eval()
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    normal = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    document = {"model_cfg": settings, "preprocess_cfg": normal}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(document))
+    encoder = load_encoder(f"open_clip:{tmp_path}")
+    assert encoder.size == 12
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    found = encoder.encode_image(pictures)
+    with torch.no_grad():
+        pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+        torch.testing.assert_close(found, model.encode_image(pixels, normalize=True))
+        tokens = library.get_tokenizer("ViT-B-32", context_length=12)(["go left", "go"])
+        said = model.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(encoder.encode_text(["go left", "go"]), said)
 
 
 def test_a_checksum_is_of_all_weights(tmp_path: Path) -> None:

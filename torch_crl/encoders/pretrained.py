@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.errors import in_one_line
-from torch_crl.goals.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.system.threads import torch_threads
 
 _WEIGHTS = ("*.safetensors", "*.bin")

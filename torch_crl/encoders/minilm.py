@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from torch_crl.goals.encoders.encoder import EncoderError
+from torch_crl.encoders.encoder import EncoderError
 
 
 def folder() -> Path:

@@ -3,7 +3,9 @@
 | name | what it is | encodes |
 |---|---|---|
 | `minilm` | all-MiniLM-L6-v2, whose weights come with the extra `words` | sentences |
+| `efficientnet_lite0` | EfficientNet-Lite0, with the extra `pictures` | pictures |
 | `transformers:FOLDER` | a model that `transformers` can load, from a local folder | both |
+| `open_clip:FOLDER` | a CLIP of the library open_clip, from a local folder | both |
 | `MODULE:FUNCTION` | what a function of your own returns, an `Encoder` | what it can |
 """
 
@@ -11,13 +13,13 @@ import os
 import sys
 from functools import cache
 
+from torch_crl.encoders.encoder import Encoder as Encoder
+from torch_crl.encoders.encoder import EncoderError as EncoderError
 from torch_crl.errors import in_one_line
-from torch_crl.goals.encoders.encoder import Encoder as Encoder
-from torch_crl.goals.encoders.encoder import EncoderError as EncoderError
 
-DEFAULTS = {"words": "minilm"}
+DEFAULTS = {"words": "minilm", "pictures": "efficientnet_lite0"}
 """The encoder of each kind of goals, unless another one is named."""
-PREFIXES = ("transformers",)
+PREFIXES = ("transformers", "open_clip")
 """Kinds of names that are no Python modules."""
 
 
@@ -48,7 +50,7 @@ def load_encoder(name: str, sha256: str = "") -> Encoder:
         raise EncoderError(
             f"the encoder {name} is Python code, and would import {module}; give --trust if you "
             "trust who made the file that names it (in Python: "
-            "torch_crl.goals.encoders.trust_encoder)"
+            "torch_crl.encoders.trust_encoder)"
         )
     encoder = _load(name)
     if sha256 not in ("", encoder.sha256):
@@ -63,19 +65,27 @@ def load_encoder(name: str, sha256: str = "") -> Encoder:
 def _load(name: str) -> Encoder:
     prefix, _, rest = name.partition(":")
     if name == "minilm":
-        from torch_crl.goals.encoders.minilm import folder
-        from torch_crl.goals.encoders.pretrained import PretrainedEncoder
+        from torch_crl.encoders.minilm import folder
+        from torch_crl.encoders.pretrained import PretrainedEncoder
 
         return PretrainedEncoder(name, folder())
+    if name == "efficientnet_lite0":
+        from torch_crl.encoders.efficientnet import EfficientNetLite0
+
+        return EfficientNetLite0()
     if prefix == "transformers" and rest:
-        from torch_crl.goals.encoders.pretrained import PretrainedEncoder
+        from torch_crl.encoders.pretrained import PretrainedEncoder
 
         return PretrainedEncoder(name, rest)
+    if prefix == "open_clip" and rest:
+        from torch_crl.encoders.open_clip_folder import OpenClipEncoder
+
+        return OpenClipEncoder(name, rest)
     if module_of_encoder(name):
         return _own(name)
     raise EncoderError(
-        f"unknown encoder {name!r}; choose `minilm`, `transformers:FOLDER` with a folder on this "
-        "machine, or `module:function` of your own"
+        f"unknown encoder {name!r}; choose `minilm`, `efficientnet_lite0`, `transformers:FOLDER` "
+        "or `open_clip:FOLDER` with a folder on this machine, or `module:function` of your own"
     )
 
 
@@ -90,7 +100,7 @@ def _own(name: str) -> Encoder:
         raise EncoderError(f"encoder {name!r} could not be made: {in_one_line(error)}") from error
     if not isinstance(made, Encoder):
         raise EncoderError(
-            f"{name} must return a torch_crl.goals.encoders.Encoder, got {type(made).__name__}"
+            f"{name} must return a torch_crl.encoders.Encoder, got {type(made).__name__}"
         )
     made.name = name
     return made

@@ -1,0 +1,136 @@
+"""Students that see pictures, or read sentences, of teachers that are given numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator
+
+from tests.deploy.test_distil import SMALL, make_teacher
+from tests.helpers.drawing import draws
+from torch_crl import evaluate, load_policy
+from torch_crl.agent.controller import controller_of
+from torch_crl.agent.frames import Frames
+from torch_crl.agent.policy import Policy
+from torch_crl.deploy import senses
+from torch_crl.deploy.distil import Distillation, DistilSettings
+from torch_crl.deploy.senses import senses_of
+from torch_crl.envs.make import make_task_vector_env
+from torch_crl.envs.registry import make_task
+from torch_crl.errors import UsageError
+from torch_crl.goals.words import Reader
+from torch_crl.runs.policies import save_policy
+
+
+class Numbers:
+    """A camera whose pictures show the first position, and whose feature is that."""
+
+    size = 1
+
+    def film(self, qpos_NQ: torch.Tensor) -> Any:
+        return (qpos_NQ[:, :1].numpy() * 10).astype(np.uint8).reshape(-1, 1, 1, 1).repeat(3, 3)
+
+    def of_pictures(self, pictures: Any) -> torch.Tensor:
+        return torch.from_numpy(pictures[:, 0, 0, :1].astype(np.float32))
+
+
+def test_frames_are_those_of_now_and_of_the_step_before() -> None:
+    frames = Frames(Numbers(), 2)  # type: ignore[arg-type]
+
+    def see(*values: int) -> list[list[float]]:
+        picture = np.array(values, np.uint8).reshape(2, 1, 1, 1).repeat(3, 3)
+        return frames.see(picture).tolist()
+
+    assert see(1, 5) == [[1, 1], [5, 5]]
+    assert see(2, 6) == [[2, 1], [6, 5]]
+    frames.drop(torch.tensor([False, True]))
+    assert see(3, 7) == [[3, 2], [7, 7]]
+
+
+@pytest.fixture(scope="module")
+def student() -> Policy:
+    before = senses._ENVS, senses._PICTURES, senses.FEATURES
+    senses._ENVS, senses._PICTURES, senses.FEATURES = 4, 20, 6
+    try:
+        seeing = senses_of(
+            make_teacher(), "reacher", observe="camera", goals="words", episode_length=9
+        )
+    finally:
+        senses._ENVS, senses._PICTURES, senses.FEATURES = before
+    made = Distillation(
+        make_teacher(),
+        "reacher",
+        DistilSettings(width=8, **SMALL | {"rows": 20, "rounds": 2}),
+        episode_length=9,
+        senses=seeing,
+    )
+    for _ in range(2):
+        made.round()
+    return made.student
+
+
+@draws
+def test_a_student_sees_pictures_and_reads_sentences(student: Policy, tmp_path: Path) -> None:
+    save_policy(student, tmp_path / "policy", {})
+    loaded = load_policy(tmp_path / "policy")
+    assert loaded.camera is not None and isinstance(loaded.reader, Reader)
+    picture = loaded.camera.film(make_task("reacher").sample_start(1, Generator()).qpos_NQ)[0]
+    controllers = [policy.controller() for policy in (student, loaded)]
+    said = "go to the far point in the north"
+    for _ in range(2):
+        first, second = (controller(picture, said) for controller in controllers)
+        assert first.shape == (2,)
+        np.testing.assert_allclose(first, second, atol=1e-6)
+        picture = np.flipud(picture).copy()
+    with pytest.raises(UsageError, match=r"policy\.controller\(n\)"):
+        loaded(picture, said)
+    with pytest.raises(UsageError, match="this one was trained with --goals words"):
+        loaded.require_numbers("export")
+
+
+@draws
+def test_it_is_evaluated_by_filming_the_envs(student: Policy) -> None:
+    env = make_task_vector_env(
+        "reacher", num_envs=3, episode_length=5, seed=0, places=student.places
+    )
+    controller = controller_of(student, 3, env)
+    camera = student.camera
+    assert camera is not None
+    by_hand = Frames(camera, 3)
+    for _ in range(3):
+        seen = by_hand.see(camera.film(env.simulator.data["qpos"]))
+        expected = student.plan(seen, env.goal_NG)[:, 0]
+        action = controller(env.state_NS, env.goal_NG)
+        torch.testing.assert_close(action, expected)
+        env.step(action)
+    env.close()
+    result = evaluate(student, "reacher", num_envs=2, episode_length=3)
+    assert 0.0 <= result["time_at_goal_share"] <= 1.0
+
+
+@draws
+def test_labels_are_of_states_and_inputs_of_pictures(student: Policy) -> None:
+    teacher = make_teacher()
+    seeing = senses.Senses(student.reader, student.camera)  # type: ignore[arg-type]
+    settings = DistilSettings(width=8, **SMALL | {"rows": 20, "rounds": 2})
+    made = Distillation(teacher, "reacher", settings, episode_length=9, senses=seeing)
+    taught, rows = made.collect()
+    assert taught.shape[1] == 13 and rows.shape[1] == made.actor.sizes.input_size == 2 * 6 + 16
+    # The teacher is told the point of the place whose sentence the student reads.
+    points = make_task("reacher").places.point_PG  # type: ignore[union-attr]
+    assert torch.cdist(taught[:, 10:], points).amin(1).max() == 0.0
+    # At the start of an episode the picture of before is that of now.
+    assert torch.equal(rows[:5, :6], rows[:5, 6:12])
+    assert not torch.equal(rows[5:10, :6], rows[5:10, 6:12])
+    tensors = made.state_dict()
+    again = Distillation(teacher, "reacher", settings, episode_length=9, senses=seeing)
+    again.load_state_dict(tensors, 0)
+    for ours, theirs in zip(made.collect(), again.collect(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_who_can_be_no_teacher_is_told() -> None:
+    with pytest.raises(UsageError, match="ant_u_maze names no places"):
+        senses_of(make_teacher(), "ant_u_maze", observe="state", goals="words", episode_length=5)

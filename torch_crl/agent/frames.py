@@ -1,0 +1,58 @@
+"""Pictures in place of the state: what a policy sees now, and what it saw one step before.
+
+N envs, F features.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class SeesPictures(Protocol):
+    """A camera with a frozen encoder."""
+
+    size: int
+    """F, the number of features of a picture."""
+
+    def film(self, qpos_NQ: Tensor) -> NDArray[np.uint8]:
+        """Pictures [N, side, side, 3] of simulations at these positions."""
+
+    def of_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Features [N, F] of pictures [N, side, side, 3]."""
+
+    def description(self) -> dict[str, Any]:
+        """All that is saved of it, but for its numbers."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by name."""
+
+
+class Frames:
+    """The newest two pictures of N episodes, since one alone does not show velocities."""
+
+    COUNT = 2
+
+    def __init__(self, camera: SeesPictures, num_envs: int) -> None:
+        """No episode has been seen yet."""
+        self.camera = camera
+        self.before_NF = torch.zeros(num_envs, camera.size)
+        self.is_new_N = torch.ones(num_envs, dtype=torch.bool)
+
+    def see(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Features [N, 2 F] of these pictures and those before; in a new episode twice the same."""
+        now_NF = self.camera.of_pictures(pictures)
+        before_NF = torch.where(self.is_new_N[:, None], now_NF, self.before_NF)
+        self.before_NF.copy_(now_NF)
+        self.is_new_N.zero_()
+        return torch.cat([now_NF, before_NF], dim=-1)
+
+    def drop(self, ended_N: Tensor) -> None:
+        """The episodes of this bool mask [N] have ended."""
+        self.is_new_N |= ended_N.cpu()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is remembered, by name."""
+        return {"before": self.before_NF, "is_new": self.is_new_N}

@@ -1,0 +1,134 @@
+"""What a camera sees of a task, as features of a frozen encoder.
+
+N pictures, Q positions, E embedding, F features.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torch_crl import fields
+from torch_crl.encoders import Encoder, load_encoder
+from torch_crl.encoders.encoder import EncoderError
+from torch_crl.encoders.projection import Projection, check_tables, fit_components
+from torch_crl.envs.registry import make_task
+from torch_crl.fields import STRICT, Count, Positive
+from torch_crl.rendering.snapshots import Snapshots
+
+Pictures = NDArray[np.uint8]
+
+MOST_UNLIKE = 3.0
+"""A picture of which more is left over than of the known ones, by this factor, shows something
+else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSettings:
+    """All of a camera but its numbers, as it is saved with a policy."""
+
+    __pydantic_config__ = STRICT
+
+    encoder: str
+    sha256: str
+    task: str
+    """The task that is filmed."""
+    side: Count
+    """Width and height of a picture in pixels."""
+    size: Count
+    """F, the number of features of a picture."""
+    embedding_size: Count
+    """E, the length of the encoder's embeddings."""
+    left_over: Positive
+    """Length of what the features leave out of an embedding, the largest over known pictures."""
+
+
+@lru_cache(maxsize=4)
+def snapshots_of(task: str, side: int) -> Snapshots:
+    """What films a task in pictures of `side` x `side` pixels; shared, since each takes a second
+    to set up and memory of the graphics card.
+    """
+    return Snapshots(make_task(task), side)
+
+
+class Camera:
+    """Takes pictures of simulations of a task, and turns pictures into features."""
+
+    def __init__(self, settings: CameraSettings, projection: Projection) -> None:
+        """Nothing is drawn or encoded before the first picture."""
+        self.settings, self._projection = settings, projection
+        self.size = settings.size
+
+    @classmethod
+    def fit(
+        cls, task: str, qpos_MQ: Tensor, *, encoder: str, side: int, size: int
+    ) -> tuple["Camera", Tensor]:
+        """A camera whose features tell these positions apart, and their features [M, F].
+
+        Raises EncoderError, RenderError, and ValueError for more features than they have.
+        """
+        loaded = load_encoder(encoder)
+        embedding_ME = loaded.encode_image(snapshots_of(task, side)(qpos_MQ))
+        projection = fit_components(embedding_ME, size)
+        settings = CameraSettings(
+            encoder=encoder,
+            sha256=loaded.sha256,
+            task=task,
+            side=side,
+            size=size,
+            embedding_size=embedding_ME.shape[1],
+            left_over=float(projection.left_over(embedding_ME).max()),
+        )
+        return cls(settings, projection), projection(embedding_ME)
+
+    @property
+    def _encoder(self) -> Encoder:
+        return load_encoder(self.settings.encoder, self.settings.sha256)
+
+    def film(self, qpos_NQ: Tensor) -> Pictures:
+        """Pictures [N, side, side, 3] of simulations at these positions. Raises RenderError."""
+        return snapshots_of(self.settings.task, self.settings.side)(qpos_NQ)
+
+    def of_pictures(self, pictures: Pictures) -> Tensor:
+        """Features [N, F] of pictures [N, side, side, 3]. Raises EncoderError for other shapes."""
+        return self._projection(self._encoder.encode_image(self.checked(pictures)))
+
+    def checked(self, pictures: Any) -> Pictures:
+        """The pictures, if they are such as this camera takes; else raises EncoderError."""
+        given, side = np.asarray(pictures), self.settings.side
+        if given.dtype != np.uint8 or given.ndim != 4 or given.shape[1:] != (side, side, 3):
+            raise EncoderError(
+                f"this policy takes pictures of {side} x {side} pixels in 8-bit red, green and "
+                f"blue, got {given.dtype} of shape {list(given.shape)}"
+            )
+        return given
+
+    def check_known(self, picture: Pictures) -> None:
+        """Raise EncoderError if a picture [side, side, 3] shows something else than the task."""
+        unlike = float(self._projection.left_over(self._encoder.encode_image(picture[None])))
+        most = MOST_UNLIKE * self.settings.left_over
+        if not unlike <= most:
+            raise EncoderError(
+                f"the picture is not like those of {self.settings.task}: of its features, "
+                f"{unlike:.2g} are none that this policy knows, and at most {most:.2g} is taken"
+            )
+
+    def description(self) -> dict[str, Any]:
+        """The settings as JSON takes them."""
+        return asdict(self.settings)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by name."""
+        return self._projection._asdict()
+
+    @classmethod
+    def rebuild(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Camera":
+        """What `description` and `tensors` are of. Raises ValueError if they do not fit."""
+        settings = fields.read(CameraSettings, json.dumps(description))
+        width, size = settings.embedding_size, settings.size
+        check_tables(tensors, {"mean_E": (width,), "basis_EF": (width, size)})
+        return cls(settings, Projection(**tensors))
