@@ -11,10 +11,9 @@ from tests.helpers.graph_stand_in import StandIn
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_resumes
 from torch_crl import evaluate, load_policy
-from torch_crl.agent.controller import Controller
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.plans import Plans
-from torch_crl.agent.policy import Policy
+from torch_crl.agent.policy import Controller, Policy
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.envs.vector_env import StepResult
 from torch_crl.errors import UsageError

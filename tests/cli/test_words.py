@@ -50,7 +50,7 @@ def test_eval_tells_what_it_does_not_understand(
 
 
 @pytest.mark.parametrize(
-    "command", [["export", "--to", "numpy"], ["distil"], ["prune", "--blocks", "1"], ["plan"]]
+    "command", [["export", "--to", "numpy"], ["prune", "--blocks", "1"], ["plan"]]
 )
 def test_commands_that_take_numbers_only_say_so(
     run: Path, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -58,6 +58,13 @@ def test_commands_that_take_numbers_only_say_so(
     assert main([command[0], str(run), *command[1:]]) == 1
     error = capsys.readouterr().err
     assert "reads sentences" in error or "--goals words" in error
+
+
+def test_a_student_reads_the_sentences_of_its_teacher(run: Path, tmp_path: Path) -> None:
+    small = ["--rows", "100", "--updates", "20", "--out", str(tmp_path / "students")]
+    assert main(["distil", str(run), *small]) == 0
+    (student,) = (tmp_path / "students").glob("depth4_*")
+    assert main(["eval", str(student), "--say", "go to the far point in the north", *SHORT]) == 0
 
 
 def test_lines_that_are_typed_become_policies(

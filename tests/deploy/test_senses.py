@@ -11,9 +11,8 @@ from torch import Generator
 from tests.deploy.test_distil import SMALL, make_teacher
 from tests.helpers.drawing import draws
 from torch_crl import evaluate, load_policy
-from torch_crl.agent.controller import controller_of
-from torch_crl.agent.frames import Frames
-from torch_crl.agent.policy import Policy
+from torch_crl.agent.policy import Policy, controller_of
+from torch_crl.agent.senses import Frames
 from torch_crl.deploy import senses
 from torch_crl.deploy.distil import Distillation, DistilSettings
 from torch_crl.deploy.senses import senses_of

@@ -16,7 +16,7 @@ from torch_crl.system.terminal import print_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from torch_crl.agent.controller import Acts
+    from torch_crl.agent.policy import Acts
     from torch_crl.planning.goal_value import TrainedRun
 
 

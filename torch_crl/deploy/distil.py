@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from torch_crl.agent.frames import Frames
 from torch_crl.agent.networks import ResidualTower, action_distribution, squashed_sample
 from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
 from torch_crl.agent.plans import Plans
 from torch_crl.agent.policy import Policy
+from torch_crl.agent.senses import Frames
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.deploy.distil_loss import distil_loss
 from torch_crl.deploy.senses import Senses

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from torch_crl.agent.controller import controller_of, places_of
-from torch_crl.agent.frames import Frames
-from torch_crl.agent.policy import Policy, ReadsGoals
+from torch_crl.agent.policy import Policy, controller_of, places_of
+from torch_crl.agent.senses import Frames, ReadsGoals
 from torch_crl.encoders import DEFAULTS
 from torch_crl.encoders.camera import Camera
 from torch_crl.envs.make import make_vector_env

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torch_crl.agent.controller import Acts, controller_of, places_of
+from torch_crl.agent.policy import Acts, controller_of, places_of
 from torch_crl.envs.make import make_vector_env
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults

@@ -13,8 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torch_crl.agent.controller import Controller
-from torch_crl.agent.policy import Array, Policy, as_tensor
+from torch_crl.agent.policy import Array, Controller, Policy, as_tensor
 from torch_crl.planning.planner import GOAL, START, Edge, GraphPlanner, Plan
 
 PATIENCE = 20

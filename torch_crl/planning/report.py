@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch_crl.agent.controller import Acts
-from torch_crl.agent.policy import Policy
+from torch_crl.agent.policy import Acts, Policy
 from torch_crl.planning.episodes import record_episodes
 from torch_crl.planning.following import Late, PlanningPolicy
 from torch_crl.planning.pictures import graph_picture, ground_of, lateness_picture, save

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_crl.agent.controller import Acts, controller_of
-from torch_crl.agent.policy import Policy
+from torch_crl.agent.policy import Acts, Policy, controller_of
 from torch_crl.envs.gymnasium.vector_env import GymnasiumVectorEnv
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv

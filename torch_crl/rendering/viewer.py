@@ -10,8 +10,7 @@ from collections.abc import Callable
 import mujoco
 import torch
 
-from torch_crl.agent.controller import Acts, controller_of, places_of
-from torch_crl.agent.policy import Policy
+from torch_crl.agent.policy import Acts, Policy, controller_of, places_of
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import stage
 from torch_crl.rendering.gl import RenderError, load_triton_first

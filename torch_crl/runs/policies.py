@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_crl import fields
-from torch_crl.agent.frames import Frames
 from torch_crl.agent.networks import ResidualTower, mlp, mlp_sizes
 from torch_crl.agent.policy import Policy
+from torch_crl.agent.senses import Frames
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.encoders.camera import Camera
 from torch_crl.fields import STRICT, Count

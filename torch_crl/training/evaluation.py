@@ -9,8 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_crl.agent.controller import Acts, Controls, controller_of, places_of
-from torch_crl.agent.policy import Policy
+from torch_crl.agent.policy import Acts, Controls, Policy, controller_of, places_of
 from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.places import GoalPoints

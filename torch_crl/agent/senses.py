@@ -1,14 +1,17 @@
-"""Pictures in place of the state: what a policy sees now, and what it saw one step before.
+"""What policies see in place of numbers: sentences or pictures as goals, pictures as states.
 
-N envs, F features.
+N envs, G goal, F features.
 """
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch_crl.envs.places import GoalPoints
 
 
 class SeesPictures(Protocol):
@@ -22,6 +25,36 @@ class SeesPictures(Protocol):
 
     def of_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
         """Features [N, F] of pictures [N, side, side, 3]."""
+
+    def description(self) -> dict[str, Any]:
+        """All that is saved of it, but for its numbers."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by name."""
+
+
+class ReadsGoals(Protocol):
+    """What turns the goals that a policy is given into the numbers that its actor takes."""
+
+    size: int
+    """F, the number of these numbers."""
+    goal_size: int
+    """G, the length of the task's goals."""
+    films: bool
+    """Whether it takes pictures of goals that it has not seen."""
+
+    @property
+    def places(self) -> "GoalPoints | None":
+        """The goals of the task that it can tell apart; None for all."""
+
+    def __call__(self, goal: Any) -> Tensor:
+        """Features [..., F] of goals [..., G] of the task, or of what it reads beside these."""
+
+    def phrases_of(self, goal_NG: Tensor) -> list[str] | None:
+        """The sentences that stand for goals of the task, if it reads sentences."""
+
+    def pictures_of(self, goal_NG: Tensor) -> "NDArray[np.uint8] | None":
+        """The pictures that stand for goals of the task, uint8 [N, H, W, 3], if it reads such."""
 
     def description(self) -> dict[str, Any]:
         """All that is saved of it, but for its numbers."""
