@@ -19,6 +19,7 @@ from torch_crl.benchmarks.deploy_tables import (
     zoo_table,
 )
 from torch_crl.benchmarks.gpu_tables import gpu_changes_table, gpu_table
+from torch_crl.benchmarks.pictures import pictures_table
 from torch_crl.benchmarks.scale_tables import links_table
 from torch_crl.benchmarks.table_parts import RESULTS, ROOT, machine_line, read_result
 from torch_crl.benchmarks.words import mixture_table, words_table
@@ -306,6 +307,7 @@ PARTS = {
     "zoo": zoo_table,
     "words": words_table,
     "mixture": mixture_table,
+    "pictures": pictures_table,
     "precision": precision_table,
     "gpu": gpu_table,
     "gpu changes": gpu_changes_table,
