@@ -23,6 +23,7 @@ from torch_crl.goals.pictures import PictureGoals, PictureReader
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import load_policy as load_saved
+from torch_crl.training.reshard import is_of_rank
 
 CPU = torch.device("cpu")
 
@@ -212,6 +213,11 @@ def test_a_run_by_pictures_resumes_to_the_bit(
 def test_what_does_not_fit_is_told(changes: dict[str, dict[str, Any]], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         check(recipe_of(**changes))
+
+
+def test_each_of_several_ranks_has_its_own_pictures() -> None:
+    assert is_of_rank("goals/pictures")
+    assert not is_of_rank("goals/basis_EF")
 
 
 def test_efficientnet_gives_the_features_of_its_eleventh_block() -> None:

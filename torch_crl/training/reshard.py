@@ -15,7 +15,7 @@ from torch_crl.system import checkpoint
 from torch_crl.training.run import Run, stream_seed
 
 # Where a rank's tensors have its columns, by the beginnings of their names; all others count.
-_SECOND = ("replay/", "collector/staged/")
+_SECOND = ("replay/", "collector/staged/", "goals/pictures")
 _STREAMS = {
     "learner/generator": "actor",
     "sampler/generator": "batches",
@@ -26,7 +26,8 @@ _STREAMS = {
 
 def is_of_rank(name: str) -> bool:
     """Whether a tensor of a checkpoint is of one rank alone: its envs, its replay, its streams."""
-    return name in _STREAMS or not name.startswith(("learner/", "average/", "goals/"))
+    of_all = name.startswith(("learner/", "average/", "goals/"))
+    return name in _STREAMS or name.startswith(_SECOND) or not of_all
 
 
 def columns_of_rank(
