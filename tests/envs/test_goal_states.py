@@ -40,6 +40,16 @@ def test_limits_of_joints_are_kept() -> None:
     assert (qpos_NQ[:, :7].numpy() <= high + 1e-9).all()
 
 
+@pytest.mark.parametrize(
+    "name", ["ant_u_maze", "humanoid", "pusher_hard", "arm_push_easy", "half_cheetah"]
+)
+def test_goals_of_other_robots_are_achieved(name: str) -> None:
+    task = make_task(name)
+    goal_NG = task.sample_start(8, Generator().manual_seed(2)).goal_NG
+    # It raises an error for a goal that is missed.
+    assert goal_states(task, goal_NG).shape == (8, task.model.nq)
+
+
 def test_a_goal_out_of_reach_is_told() -> None:
     with pytest.raises(GoalStateError, match=r"no position of reacher .* \[3.0, 0.0, 0.01\]"):
         goal_states(make_task("reacher"), torch.tensor([[3.0, 0.0, 0.01]]))
