@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from torch_crl.benchmarks.table_parts import RESULTS, machine_line, read_result
+from torch_crl.deploy.students import FILMED_EPISODES
 from torch_crl.goals.pictures import PictureReader
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.policies import find_policy
@@ -62,6 +63,7 @@ def student_rows(folder: Path) -> list[dict[str, Any]]:
             "seed": row["seed"],
             "depth": row["depth"],
             "width": row["width"],
+            "episodes": FILMED_EPISODES,
             # Saved policies are named by the labelled rows and the updates so far.
             "rows": int(Path(row["policy"]).name.split("_")[1]),
             "ms_p50": row["ms_p50"],
@@ -94,7 +96,8 @@ def pictures_table() -> str:
             ),
             "",
             f"{episodes} episodes, each commanded by a picture of its own goal; reached is what is "
-            "within the success radius. Students that see a camera and read sentences:",
+            f"within the success radius. Students that see a camera and read sentences, and their "
+            f"teachers, in {FILMED_EPISODES} episodes:",
             "",
             "| task | student | labelled pictures | reaches the goal, teacher | student | time at "
             "the goal, teacher | student | retention | ms an action |",

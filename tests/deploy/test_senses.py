@@ -14,12 +14,13 @@ from torch_crl import evaluate, load_policy
 from torch_crl.agent.policy import Policy, controller_of
 from torch_crl.agent.senses import Frames
 from torch_crl.deploy import senses
-from torch_crl.deploy.distil import Distillation, DistilSettings
+from torch_crl.deploy.distil import Distillation, DistilSettings, distil
 from torch_crl.deploy.senses import senses_of
 from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import make_task
 from torch_crl.errors import UsageError
 from torch_crl.goals.words import Reader
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.policies import save_policy
 
 
@@ -128,6 +129,39 @@ def test_labels_are_of_states_and_inputs_of_pictures(student: Policy) -> None:
     again.load_state_dict(tensors, 0)
     for ours, theirs in zip(made.collect(), again.collect(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@draws
+def test_a_distillation_by_pictures_and_words_goes_on_where_it_stopped(
+    student: Policy, tmp_path: Path
+) -> None:
+    settings = DistilSettings(width=8, **SMALL | {"rows": 20, "rounds": 2})
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    def run(folder: str, on_round: Any = lambda *_: None, *, again: bool = False) -> Policy:
+        seeing = senses.Senses(student.reader, student.camera)  # type: ignore[arg-type]
+        if again:
+            # As another machine may fit it; the one of the beginning goes on.
+            camera = seeing.camera
+            assert camera is not None
+            other = {name: -part for name, part in camera.tensors().items()}
+            turned = type(camera).rebuild(camera.description(), other)
+            seeing = senses.Senses(student.reader, turned)
+        directory = RunDirectory(tmp_path / folder)
+        options: Any = {"episode_length": 9, "on_round": on_round, "senses": seeing}
+        return distil(make_teacher(), "reacher", settings, directory, **options)
+
+    whole = run("whole")
+    with pytest.raises(StoppedError):
+        run("parts", stop)
+    parts = run("parts", again=True)
+    for name, weight in whole.actor.state_dict().items():
+        assert torch.equal(weight, parts.actor.state_dict()[name]), name
 
 
 def test_who_can_be_no_teacher_is_told() -> None:

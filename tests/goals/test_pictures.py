@@ -15,12 +15,14 @@ from tests.helpers.same_run import assert_resumes
 from torch_crl import evaluate, load_policy
 from torch_crl.cli.main import main
 from torch_crl.encoders import EncoderError, load_encoder
-from torch_crl.encoders.projection import fit_components
+from torch_crl.encoders.camera import Camera, CameraSettings
+from torch_crl.encoders.projection import Projection, fit_components
 from torch_crl.envs.registry import make_task
 from torch_crl.experience.replay import Replay, Transition
 from torch_crl.goals import pictures
 from torch_crl.goals.pictures import PictureGoals, PictureReader
 from torch_crl.recipe.checks import RecipeError, check
+from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import load_policy as load_saved
 from torch_crl.training.reshard import is_of_rank
@@ -195,6 +197,38 @@ def test_a_run_by_pictures_resumes_to_the_bit(
     assert torch.equal(
         again(torch.zeros(10), torch.tensor(goal)), policy(torch.zeros(10), torch.tensor(goal))
     )
+
+
+def test_the_task_of_a_strangers_policy_is_not_run(tmp_path: Path) -> None:
+    camera = Camera(
+        CameraSettings(
+            encoder="efficientnet_lite0",
+            sha256="0",
+            task="strange_module:make",
+            side=64,
+            size=2,
+            embedding_size=3,
+            left_over=1.0,
+        ),
+        Projection(torch.zeros(3), torch.zeros(3, 2)),
+    )
+    reader = PictureReader(camera, torch.zeros(2, 3), torch.zeros(2, 2))
+    with pytest.raises(EncoderError, match=r"would import strange_module; give --trust"):
+        reader(np.zeros(3))
+    with pytest.raises(EncoderError, match=r"would import strange_module"):
+        camera.film(torch.zeros(1, 4))
+
+
+@draws
+def test_a_task_that_looks_otherwise_is_refused(few: None) -> None:
+    reader = space_of("point_u_maze").reader
+    reader.check_task("point_u_maze_eval")
+    with pytest.raises(EncoderError, match="point_big_maze looks otherwise"):
+        reader.check_task("point_big_maze")
+    assert reader(torch.zeros(0, 2)).shape == (0, 4)
+    with pytest.raises(RecipeError, match="--eval-name point_big_maze looks otherwise"):
+        changed = with_changes(recipe_of(), task={"name": "point_u_maze"})
+        check(with_changes(changed, task={"eval_name": "point_big_maze"}))
 
 
 @draws

@@ -144,6 +144,12 @@ class Policy:
         """Whether it takes pictures while it acts, which no CUDA graph can capture."""
         return self.camera is not None or (self.reader is not None and self.reader.films)
 
+    def check_task(self, name: str) -> None:
+        """Raise an error for a task that does not look like the one it has learned to see."""
+        for sense in (self.reader, self.camera):
+            if sense is not None:
+                sense.check_task(name)
+
     def controller(self, num_envs: int = 1, env: "Simulated | None" = None) -> "Controller":
         """What carries out this policy in `num_envs` episodes, one action a control step.
 

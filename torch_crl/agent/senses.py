@@ -26,6 +26,9 @@ class SeesPictures(Protocol):
     def of_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
         """Features [N, F] of pictures [N, side, side, 3]."""
 
+    def check_task(self, name: str) -> None:
+        """Raise an error for a task of which it knows no pictures."""
+
     def description(self) -> dict[str, Any]:
         """All that is saved of it, but for its numbers."""
 
@@ -56,6 +59,9 @@ class ReadsGoals(Protocol):
     def pictures_of(self, goal_NG: Tensor) -> "NDArray[np.uint8] | None":
         """The pictures that stand for goals of the task, uint8 [N, H, W, 3], if it reads such."""
 
+    def check_task(self, name: str) -> None:
+        """Raise an error for a task whose goals it cannot take pictures of."""
+
     def description(self) -> dict[str, Any]:
         """All that is saved of it, but for its numbers."""
 
@@ -76,6 +82,10 @@ class Frames:
 
     def see(self, pictures: NDArray[np.uint8]) -> Tensor:
         """Features [N, 2 F] of these pictures and those before; in a new episode twice the same."""
+        if len(pictures) != len(self.is_new_N):
+            raise ValueError(
+                f"this controller runs {len(self.is_new_N)} episodes; got {len(pictures)} pictures"
+            )
         now_NF = self.camera.of_pictures(pictures)
         before_NF = torch.where(self.is_new_N[:, None], now_NF, self.before_NF)
         self.before_NF.copy_(now_NF)

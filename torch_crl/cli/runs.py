@@ -60,6 +60,7 @@ def load_trained(options: TrainedOptions) -> Trained:
     if it is one of ours or with `--trust`. Raises UsageError, UnknownTaskError or CheckpointError.
     """
     from torch_crl.encoders import trust_encoder
+    from torch_crl.encoders.camera import trust_task
     from torch_crl.envs.registry import task_spec
 
     directory = run_directory_of(options.run)
@@ -67,7 +68,10 @@ def load_trained(options: TrainedOptions) -> Trained:
     policy = told_policy(options.run, options.policy, depth=options.depth)
     typed = [options.task] if options.task else []
     task = options.task or recipe.task.eval_name
-    allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
+    filmed = _filmed_by(policy)
+    allow_tasks_of(directory, [task, *filmed], typed=typed, trust=options.trust)
+    for name in filmed:
+        trust_task(name)
     spec = task_spec(task)
     sizes = (policy.state_size, policy.goal_size, policy.action_size)
     state_size = policy.state_size if policy.camera is not None else spec.state_size
@@ -76,10 +80,17 @@ def load_trained(options: TrainedOptions) -> Trained:
             f"the policy was trained on {recipe.task.name}; {task} has states, goals or actions of "
             "other sizes"
         )
+    policy.check_task(task)
     if options.trust and policy.reader is not None:
         trust_encoder(policy.reader.description()["encoder"])
     length = options.episode_length or recipe.task.episode_length
     return Trained(policy, task, length, recipe.system.env_timeout)
+
+
+def _filmed_by(policy: "Policy") -> list[str]:
+    """The tasks that a policy takes pictures of."""
+    senses = [sense.description() for sense in (policy.reader, policy.camera) if sense]
+    return [sense["task"] for sense in senses if "task" in sense]
 
 
 def trained_run(options: TrainedOptions, trained: Trained) -> "TrainedRun":

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch_crl.agent.senses import Frames
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.deploy.distil_loss import distil_loss
 from torch_crl.deploy.senses import Senses
+from torch_crl.encoders.camera import Camera
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
@@ -221,6 +222,8 @@ class Distillation:
         tensors |= {"inputs": self.inputs_MI[:stop], "labels": self.labels_M2A[:stop]}
         memories = {name: memory.tensors() for name, memory in self._memories.items()}
         parts = {"env": self.env.state_dict(), **memories}
+        if self.senses.camera is not None:
+            parts["camera"] = self.senses.camera.tensors()
         return tensors | checkpoint.flatten(parts)
 
     def load_state_dict(self, tensors: dict[str, Tensor], rounds_done: int) -> None:
@@ -231,6 +234,11 @@ class Distillation:
         stop = self.moment.env_steps
         self.inputs_MI[:stop], self.labels_M2A[:stop] = tensors["inputs"], tensors["labels"]
         self.env.load_state_dict(checkpoint.part_of(tensors, "env"))
+        if self.frames is not None and self.senses.camera is not None:
+            seen = checkpoint.part_of(tensors, "camera")
+            camera = Camera.rebuild(self.senses.camera.description(), seen)
+            self.senses = replace(self.senses, camera=camera)
+            self.frames.camera = camera
         for part, memory in self._memories.items():
             for name, tensor in checkpoint.part_of(tensors, part).items():
                 memory.tensors()[name].copy_(tensor)

@@ -3,6 +3,7 @@
 N envs, S state, G goal of the task, Q positions, F features.
 """
 
+import json
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -59,9 +60,16 @@ class Senses:
 
     def description(self) -> dict[str, Any]:
         """How a student sees, for comparison with one that was begun before; empty by default."""
-        camera = self.camera.description() if self.camera else {}
-        reader = self.reader.description() if self.reader else {}
-        return ({"camera": camera} if camera else {}) | ({"reader": reader} if reader else {})
+        told: dict[str, Any] = {}
+        if self.camera is not None:
+            told["camera"] = self.camera.description()
+            # The last bits depend on the machine.
+            del told["camera"]["left_over"]
+        if self.reader is not None:
+            told["reader"] = self.reader.description()
+        # As it comes back from a file: lists in place of tuples.
+        found: dict[str, Any] = json.loads(json.dumps(told))
+        return found
 
     def goals(self, teacher: Policy, goal_NG: Tensor) -> tuple[Tensor, Tensor]:
         """What the teacher, and what the student, takes for these goals of the task."""
@@ -85,6 +93,8 @@ def senses_of(
 
     Raises UsageError if the task names no places or cannot be filmed, RenderError, EncoderError.
     """
+    if teacher.camera is not None:
+        raise UsageError("a student that sees a camera cannot be a teacher; distil its teacher")
     if isinstance(teacher.reader, PictureReader):
         raise UsageError("a policy of --goals pictures cannot be a teacher; one by words can")
     reader = teacher.reader

@@ -16,7 +16,8 @@ from torch_crl import fields
 from torch_crl.encoders import Encoder, load_encoder
 from torch_crl.encoders.encoder import EncoderError
 from torch_crl.encoders.projection import Projection, check_tables, fit_components
-from torch_crl.envs.registry import make_task
+from torch_crl.envs.registry import make_task, module_of
+from torch_crl.envs.task import Task
 from torch_crl.fields import STRICT, Count, Positive
 from torch_crl.rendering.snapshots import Snapshots
 
@@ -47,12 +48,43 @@ class CameraSettings:
     """Length of what the features leave out of an embedding, the largest over known pictures."""
 
 
+_trusted: set[str] = set()
+
+
+def trust_task(name: str) -> None:
+    """Allow cameras to film `module:function`, a task that is Python code and runs when filmed."""
+    _trusted.add(name)
+
+
+def filmed_task(name: str) -> Task:
+    """The task that a camera films.
+
+    Raises EncoderError for Python code that only the file of a policy names, UnknownTaskError.
+    """
+    if (module := module_of(name)) and name not in _trusted:
+        raise EncoderError(
+            f"this policy films the task {name}, which is Python code and would import {module}; "
+            "give --trust if you trust who made the policy (in Python: "
+            "torch_crl.encoders.camera.trust_task)"
+        )
+    return make_task(name)
+
+
+def look_alike(filmed: str, name: str) -> bool:
+    """Whether another task has the same bodies and walls as one that is filmed."""
+    if name == filmed:
+        return True
+    ours, theirs = filmed_task(filmed).model, make_task(name).model
+    parts = ("geom_type", "geom_size", "geom_pos", "geom_quat", "body_pos", "qpos0")
+    return all(np.array_equal(getattr(ours, part), getattr(theirs, part)) for part in parts)
+
+
 @lru_cache(maxsize=4)
 def snapshots_of(task: str, side: int) -> Snapshots:
     """What films a task in pictures of `side` x `side` pixels; shared, since each takes a second
     to set up and memory of the graphics card.
     """
-    return Snapshots(make_task(task), side)
+    return Snapshots(filmed_task(task), side)
 
 
 class Camera:
@@ -69,11 +101,18 @@ class Camera:
     ) -> tuple["Camera", Tensor]:
         """A camera whose features tell these positions apart, and their features [M, F].
 
-        Raises EncoderError, RenderError, and ValueError for more features than they have.
+        Raises RenderError, and EncoderError also for more features than they have.
         """
+        trust_task(task)
         loaded = load_encoder(encoder)
         embedding_ME = loaded.encode_image(snapshots_of(task, side)(qpos_MQ))
-        projection = fit_components(embedding_ME, size)
+        try:
+            projection = fit_components(embedding_ME, size)
+        except ValueError as error:
+            raise EncoderError(
+                f"{len(qpos_MQ)} pictures of {task} of {side} x {side} pixels do not differ "
+                f"enough: {error}"
+            ) from None
         settings = CameraSettings(
             encoder=encoder,
             sha256=loaded.sha256,
@@ -106,6 +145,14 @@ class Camera:
                 f"blue, got {given.dtype} of shape {list(given.shape)}"
             )
         return given
+
+    def check_task(self, name: str) -> None:
+        """Raise EncoderError if this task looks otherwise than the one that is filmed."""
+        if not look_alike(self.settings.task, name):
+            raise EncoderError(
+                f"this policy has learned from pictures of {self.settings.task}, and {name} looks "
+                "otherwise"
+            )
 
     def check_known(self, picture: Pictures) -> None:
         """Raise EncoderError if a picture [side, side, 3] shows something else than the task."""

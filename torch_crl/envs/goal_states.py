@@ -42,7 +42,7 @@ def goal_states(task: Task, goal_NG: Tensor, *, seed: int = 0) -> Tensor:
     qpos_NQ, distance_N = (torch.cat(part) for part in zip(*found, strict=True))
     worst = int(distance_N.argmax())
     radius = task.spec.success_radius["success"]
-    if distance_N[worst] > radius / 2:
+    if not distance_N[worst] <= radius / 2:
         raise GoalStateError(
             f"no position of {task.spec.name} was found in which the goal "
             f"{[round(number, 3) for number in goal_NG[worst].tolist()]} is achieved; the nearest "

@@ -12,11 +12,10 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.encoders import EncoderError
-from torch_crl.encoders.camera import Camera, Pictures
+from torch_crl.encoders.camera import Camera, Pictures, filmed_task, trust_task
 from torch_crl.encoders.projection import check_tables
 from torch_crl.envs.goal_states import goal_states
 from torch_crl.envs.places import GoalPoints, nearest
-from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
 from torch_crl.envs.tasks.sampling import Constant
 from torch_crl.errors import NotFiniteError, in_one_line
@@ -52,14 +51,19 @@ class PictureReader:
 
     @cached_property
     def _task(self) -> Task:
-        return make_task(self.camera.settings.task)
+        return filmed_task(self.camera.settings.task)
 
-    def film(self, goal_NG: Tensor) -> Pictures:
-        """Pictures [N, side, side, 3], uint8, of the task where these goals are achieved.
+    def check_task(self, name: str) -> None:
+        """Raise EncoderError for a task that looks otherwise than the one that is filmed."""
+        self.camera.check_task(name)
+
+    def film(self, goals: Any) -> Pictures:
+        """Pictures [N, side, side, 3], uint8, of the task where goals [N, G] are achieved.
 
         Raises GoalStateError if no such positions are found, RenderError if nothing can be drawn.
         """
-        return self.camera.film(goal_states(self._task, goal_NG.float().cpu()))
+        goal_NG = torch.as_tensor(goals, dtype=torch.float32, device="cpu")
+        return self.camera.film(goal_states(self._task, goal_NG))
 
     def showing(self, picture: "Pictures | str | Path") -> "PictureReader":
         """The reader that commands one goal by this picture, and judges by the nearest known goal.
@@ -117,6 +121,8 @@ class PictureReader:
 
     def _kept_features(self, goal_NG: Tensor) -> Tensor:
         keys = [row.tobytes() for row in goal_NG.numpy()]
+        if not keys:
+            return torch.empty(0, self.size)
         if len(self._kept) + len(keys) > _MOST_KEPT:
             self._kept.clear()
         new = {key: row for row, key in enumerate(keys) if key not in self._kept}
@@ -189,10 +195,11 @@ class PictureGoals(GoalSpace):
             rows: capacity of the replay, a multiple of `every`.
             discount: that of hindsight goals.
 
-        Raises EncoderError, RenderError, GoalStateError, and ValueError for an impossible size.
+        Raises EncoderError, RenderError, GoalStateError.
         """
         self.size, self.every, self._discount, self._device = size, every, discount, device
-        task = make_task(task_name)
+        trust_task(task_name)
+        task = filmed_task(task_name)
         goal_PG = task.sample_start(KNOWN, Generator().manual_seed(0)).goal_NG.float()
         # Where a task has few goals, hindsight shows what lies between them.
         share_P1 = torch.linspace(0.0, 1.0, KNOWN)[:, None]
@@ -266,7 +273,7 @@ def _read(path: Path) -> Pictures:
     try:
         with Image.open(path) as picture:
             return np.array(picture.convert("RGB"))
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
         raise EncoderError(
             f"{path} is no picture that can be read: {in_one_line(error)}"
         ) from error

@@ -126,6 +126,9 @@ class Reader:
         point_1G = self._tables.point_PG[place : place + 1]
         return Reader(self.vocabulary, self._tables, _Commands(point_1G, ((sentence,),), said_11F))
 
+    def check_task(self, name: str) -> None:
+        """Goals that are sentences do not look like anything."""
+
     def pictures_of(self, goal_NG: Tensor) -> None:
         """No pictures stand for these goals."""
 

@@ -12,7 +12,8 @@ from torch_crl.encoders import (
     module_of_encoder,
     trust_encoder,
 )
-from torch_crl.encoders.camera import snapshots_of
+from torch_crl.encoders.camera import look_alike, snapshots_of, trust_task
+from torch_crl.envs.goal_states import GoalStateError, goal_states
 from torch_crl.envs.places import Places, has_points, without_places
 from torch_crl.envs.registry import UnknownTaskError, make_task
 from torch_crl.envs.task_name import parse_task_name
@@ -83,11 +84,18 @@ def _picture_problems(recipe: Recipe) -> list[str]:
         task = make_task(name)
         if task.moved_goal is not None:
             problems.append(f"--goals pictures: the goals of {name} move, and cannot be filmed")
+        trust_task(name)
         films = snapshots_of(name, recipe.goal_space.picture_size)
-        films(task.sample_start(1, Generator().manual_seed(0)).qpos_NQ)
+        if not look_alike(name, recipe.task.eval_name):
+            problems.append(
+                f"--goals pictures: --eval-name {recipe.task.eval_name} looks otherwise than {name}"
+            )
+        for each in dict.fromkeys((name, recipe.task.eval_name)):
+            goal_NG = make_task(each).sample_start(32, Generator().manual_seed(0)).goal_NG
+            films(goal_states(task, goal_NG)[:1])
     except UnknownTaskError:
         pass  # Reported by the checks of the task.
-    except RenderError as error:
+    except (RenderError, GoalStateError) as error:
         problems.append(f"--goals pictures: {error}")
     return problems
 

@@ -77,6 +77,8 @@ def evaluate(
         SimulatorError: the simulator cannot run the task here, or its physics is wrong.
     """
     with ranks.together():
+        if isinstance(policy, Policy):
+            policy.check_task(task_name)
         vector_env = make_vector_env(
             task_name,
             num_envs=num_envs,
