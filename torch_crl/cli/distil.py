@@ -86,8 +86,17 @@ def main(arguments: list[str]) -> int:
     value = run.value if run else None
     teacher = Teacher(policy=policy, recipe=recipe, value=value, senses=senses)
     labelled = options.rows or (30_000 if options.observe == "camera" else 200_000)
+    # Students have to meet all of an episode, twice at least.
+    num_envs = min(DistilSettings.num_envs, max(1, labelled // (2 * recipe.task.episode_length)))
     grid = [
-        DistilSettings(depth=depth, width=width, seed=seed, rows=labelled, updates=options.updates)
+        DistilSettings(
+            depth=depth,
+            width=width,
+            seed=seed,
+            rows=labelled,
+            updates=options.updates,
+            num_envs=num_envs,
+        )
         for depth in options.depth
         for width in options.width
         for seed in options.seeds
