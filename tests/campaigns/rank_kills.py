@@ -22,6 +22,8 @@ from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 
 RANKS = 2
+# Ranks that are still meeting wait for one that has died.
+_NOTICE_SECONDS = 5.0
 _LONGEST_WAIT = 6.0
 
 
@@ -43,9 +45,27 @@ def of_forks(folder: Path, kills: int, *, seed: int = 0) -> str:
         if kill < kills:
             time.sleep(draw.uniform(0.1, 1.5))
             os.kill(draw.choice(ranks), signal.SIGKILL)
+            _end_the_others(ranks)
         ended = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
         del store
     return "" if ended == [0] * RANKS else f"the ranks ended with {ended}"
+
+
+def _end_the_others(ranks: list[int]) -> None:
+    """Give the others a few seconds to notice, then end them, as torchrun does."""
+    limit = time.monotonic() + _NOTICE_SECONDS
+    for rank in ranks:
+        while time.monotonic() < limit and not _has_ended(rank):
+            time.sleep(0.05)
+    for rank in ranks:
+        if not _has_ended(rank):
+            os.kill(rank, signal.SIGKILL)
+
+
+def _has_ended(process: int) -> bool:
+    """Whether a child has ended; it can still be waited for."""
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process, options) is not None
 
 
 def lost_after(kills: int, folder: Path) -> str:

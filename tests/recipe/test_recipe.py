@@ -22,7 +22,7 @@ from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.metrics import UpdateMetrics
 from torch_crl.system.devices import available_bytes
-from torch_crl.training import collecting_process, ray_collectors, trainer
+from torch_crl.training import collecting_process, goal_spaces, ray_collectors, trainer
 from torch_crl.training.crl_run import build_run
 
 
@@ -264,6 +264,9 @@ def test_every_leaf_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for number, recipe in enumerate((ours, baseline, words)):
         recorded: Any = Recording(recipe, "", read)
         trainer.train(recorded, tmp_path / str(number), show=False)
+    filming: Any = Recording(tiny(goal_space={"goals": "pictures"}), "", read)
+    monkeypatch.setattr(goal_spaces, "PictureGoals", lambda *_, **__: None)
+    goal_spaces.build_goal_space(filming, torch.device("cpu"))
     # What others collect with is read by them.
     collecting: Any = Recording(with_changes(ours, system={"collectors": 2}), "", read)
     collecting_process._actor(collecting)

@@ -149,7 +149,7 @@ def test_ctrl_c_while_the_command_imports_is_quiet(
     program = (
         "import sys; sys.argv = ['/bin/torch-crl']; import torch_crl.cli.main\n"
         "assert not {'gymnasium', 'numpy', 'rich', 'tyro', 'tempfile'} & set(sys.modules)\n"
-        "assert torch_crl.cli.main.main(['envs', 'reacher']) == 0 and 'gymnasium' in sys.modules\n"
+        "assert torch_crl.cli.main.main(['zoo']) == 0 and 'gymnasium' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
@@ -157,5 +157,5 @@ def test_ctrl_c_while_the_command_imports_is_quiet(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(registration, "register_tasks", interrupted)
-    assert main(["envs"]) == 130
+    assert main(["zoo"]) == 130
     assert capsys.readouterr() == ("", "")
