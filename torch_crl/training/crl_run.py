@@ -27,7 +27,6 @@ from torch_crl.experience.overlap import OverlappingCollector
 from torch_crl.experience.remote import RemoteCollector
 from torch_crl.experience.replay import Replay
 from torch_crl.goals.pictures import PictureGoals
-from torch_crl.goals.space import GoalSpace
 from torch_crl.recipe.compute_choice import choose_compute
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
@@ -35,8 +34,7 @@ from torch_crl.recipe.share import share
 from torch_crl.system import checkpoint
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from torch_crl.system.devices import resolve_device
-from torch_crl.training.goal_spaces import build_goal_space, reader_of
-from torch_crl.training.reshard import is_of_rank
+from torch_crl.training.goal_spaces import agree_on, build_goal_space, reader_of
 from torch_crl.training.run import Run, make_training_env, stream_seed
 
 AnyCollector = Collector | OverlappingCollector | RemoteCollector
@@ -242,7 +240,7 @@ def build_run(
         return Generator(device=where).manual_seed(stream_seed(recipe.system.seed, stream))
 
     goals = build_goal_space(recipe, device)
-    _agree_on(goals, ranks)
+    agree_on(goals, ranks)
     env = make_training_env(
         _of_this_process(recipe),
         device,
@@ -288,14 +286,6 @@ def build_run(
         )
         run.collector.use_graphs(lambda generators: make_recorder(device, generators))
     return run
-
-
-def _agree_on(goals: GoalSpace, ranks: Ranks) -> None:
-    """All ranks take the features of the first: another machine may find other components."""
-    own = goals.state_dict()
-    if own and not ranks.is_alone:
-        ours = {name: part.cpu() for name, part in own.items() if not is_of_rank(f"goals/{name}")}
-        goals.load_state_dict(own | ranks.of_first(lambda: ours))
 
 
 def _of_this_process(recipe: Recipe) -> Recipe:

@@ -77,8 +77,7 @@ def evaluate(
         SimulatorError: the simulator cannot run the task here, or its physics is wrong.
     """
     with ranks.together():
-        if isinstance(policy, Policy):
-            policy.check_task(task_name)
+        _require_known(policy, task_name)
         vector_env = make_vector_env(
             task_name,
             num_envs=num_envs,
@@ -95,8 +94,7 @@ def evaluate(
         controller = controller_of(policy, num_envs, env)
         act_and_step = partial(_act_and_step, controller, env, tally, observe)
         advance: Callable[[], object] = act_and_step
-        captures = isinstance(policy, Policy) and not policy.films and observe is None
-        if captures and env.capturable and env.state_NS.is_cuda:
+        if observe is None and _is_capturable(policy, env):
             advance = _captured(act_and_step, env)
         for step in range(1, episode_length + 1):
             try:
@@ -111,6 +109,17 @@ def evaluate(
                 break
         env.check()
     return _finite(tally.of_all(ranks).means(), task_name)
+
+
+def _require_known(policy: Acts, task_name: str) -> None:
+    """Raise an error for a policy that has learned to see another task."""
+    if isinstance(policy, Policy):
+        policy.check_task(task_name)
+
+
+def _is_capturable(policy: Acts, env: VectorEnv) -> bool:
+    on_cuda = env.capturable and env.state_NS.is_cuda
+    return on_cuda and isinstance(policy, Policy) and not policy.films
 
 
 def _captured(act_and_step: Callable[[], dict[str, Tensor]], env: VectorEnv) -> GraphedFunction:

@@ -2,6 +2,7 @@
 
 import torch
 
+from torch_crl.distributed.ranks import Ranks
 from torch_crl.encoders import DEFAULTS, load_encoder, trust_encoder
 from torch_crl.envs.registry import make_task
 from torch_crl.goals.pictures import PictureGoals
@@ -9,6 +10,7 @@ from torch_crl.goals.readers import AnyReader
 from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.goals.words import WordGoals
 from torch_crl.recipe.record import Recipe
+from torch_crl.training.reshard import is_of_rank
 
 
 def build_goal_space(recipe: Recipe, device: torch.device) -> GoalSpace:
@@ -49,3 +51,11 @@ def build_goal_space(recipe: Recipe, device: torch.device) -> GoalSpace:
 def reader_of(space: GoalSpace) -> AnyReader | None:
     """What reads the goals of a policy; None where these are numbers of the state."""
     return space.reader if isinstance(space, WordGoals | PictureGoals) else None
+
+
+def agree_on(goals: GoalSpace, ranks: Ranks) -> None:
+    """All ranks take the features of the first: another machine may find other components."""
+    own = goals.state_dict()
+    if own and not ranks.is_alone:
+        ours = {name: part.cpu() for name, part in own.items() if not is_of_rank(f"goals/{name}")}
+        goals.load_state_dict(own | ranks.of_first(lambda: ours))
