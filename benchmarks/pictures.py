@@ -83,6 +83,7 @@ def pictures_table() -> str:
     runs = [row for row in document["rows"] if row["kind"] == "run"]
     students = [row for row in document["rows"] if row["kind"] == "student"]
     (episodes,) = {row["episodes"] for row in runs}
+    (filmed,) = {row["episodes"] for row in students}
     return "\n".join(
         [
             "| task | seed | a picture every | env steps | minutes | reaches the goal | time at "
@@ -97,7 +98,7 @@ def pictures_table() -> str:
             "",
             f"{episodes} episodes, each commanded by a picture of its own goal; reached is what is "
             f"within the success radius. Students that see a camera and read sentences, and their "
-            f"teachers, in {FILMED_EPISODES} episodes:",
+            f"teachers, in {filmed} episodes:",
             "",
             "| task | student | labelled pictures | reaches the goal, teacher | student | time at "
             "the goal, teacher | student | retention | ms an action |",

@@ -187,9 +187,11 @@ def shown(trained: Trained, picture: Path) -> Trained:
             "this policy takes no pictures; `torch-crl train TASK --goals pictures` trains one "
             "that does"
         )
-    goal = ", ".join(f"{number:.3g}" for number in reader.nearest_goal(picture).tolist())
+    commanding = reader.showing(picture)
+    assert commanding.places is not None
+    goal = ", ".join(f"{number:.3g}" for number in commanding.places.point_PG[0].tolist())
     print_line(f"{picture}: judged by the known goal that is most like it, ({goal})", stderr=True)
-    return trained._replace(policy=trained.policy.with_reader(reader.showing(picture)))
+    return trained._replace(policy=trained.policy.with_reader(commanding))
 
 
 def told(trained: Trained, sentence: str) -> Trained:

@@ -35,12 +35,14 @@ class Senses:
     reader: ReadsGoals | None = None
     camera: Camera | None = None
 
+    def _state_size(self, teacher: Policy) -> int:
+        return self.camera.size * Frames.COUNT if self.camera else teacher.state_size
+
     def policy(self, teacher: Policy, actor: torch.nn.Module) -> Policy:
         """A student of this teacher with these weights."""
-        seen = self.camera.size * Frames.COUNT if self.camera else teacher.state_size
         return Policy(
             actor,
-            state_size=seen,
+            state_size=self._state_size(teacher),
             goal_size=teacher.goal_size,
             head=teacher.head,
             chunk=teacher.chunk,
@@ -51,7 +53,7 @@ class Senses:
     def input_size(self, teacher: Policy) -> int:
         """Length of the input of a student's network."""
         goal_size = self.reader.size if self.reader else teacher.goal_size
-        return self.policy(teacher, torch.nn.Identity()).state_size + goal_size
+        return self._state_size(teacher) + goal_size
 
     @property
     def places(self) -> GoalPoints | None:

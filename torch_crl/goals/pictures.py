@@ -12,10 +12,11 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.encoders import EncoderError
-from torch_crl.encoders.camera import Camera, Pictures, filmed_task, trust_task
+from torch_crl.encoders.camera import Camera, Pictures, filmed_task
 from torch_crl.encoders.projection import check_tables
 from torch_crl.envs.goal_states import goal_states
 from torch_crl.envs.places import GoalPoints, nearest
+from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
 from torch_crl.envs.tasks.sampling import Constant
 from torch_crl.errors import NotFiniteError, in_one_line
@@ -72,7 +73,7 @@ class PictureReader:
         """
         (shown,) = self._given(picture)
         made = PictureReader(self.camera, self._known_PG, self._known_PF, shown)
-        made.places = GoalPoints(self.nearest_goal(picture)[None], named=False)
+        made.places = GoalPoints(self.nearest_goal(shown)[None], named=False)
         return made
 
     def nearest_goal(self, picture: "Pictures | str | Path") -> Tensor:
@@ -198,8 +199,7 @@ class PictureGoals(GoalSpace):
         Raises EncoderError, RenderError, GoalStateError.
         """
         self.size, self.every, self._discount, self._device = size, every, discount, device
-        trust_task(task_name)
-        task = filmed_task(task_name)
+        task = make_task(task_name)
         goal_PG = task.sample_start(KNOWN, Generator().manual_seed(0)).goal_NG.float()
         # Where a task has few goals, hindsight shows what lies between them.
         share_P1 = torch.linspace(0.0, 1.0, KNOWN)[:, None]
