@@ -23,26 +23,22 @@ from torch_crl.recipe.settings import GoalsRecipe
 from torch_crl.rendering.gl import RenderError
 
 _OBJECTIVES = ("crl", "safe")
+_OF_BOTH = ("encoder", "encoder_sha256", "goal_features")
 _OF_WORDS, _OF_PICTURES = ("same_place",), ("picture_every", "picture_size")
 
 
 def goal_problems(recipe: Recipe) -> list[str]:
     """Problems of a recipe's goals with its task, its objective, or what is installed."""
     chosen = recipe.goal_space
-    if chosen.goals == "state":
-        usual = GoalsRecipe()
-        named = [
-            name
-            for name in ("encoder", "encoder_sha256", *_OF_WORDS, "goal_features", *_OF_PICTURES)
-            if getattr(chosen, name) != getattr(usual, name)
-        ]
-        return [f"{flag_of(name)} takes effect with {_takers(name)} only" for name in named]
-    given = f"--goals {chosen.goals}"
+    ours = {"state": (), "words": (*_OF_BOTH, *_OF_WORDS), "pictures": (*_OF_BOTH, *_OF_PICTURES)}
     problems = [
         f"{flag_of(name)} takes effect with {_takers(name)} only"
-        for name in (_OF_PICTURES if chosen.goals == "words" else _OF_WORDS)
-        if getattr(chosen, name) != getattr(GoalsRecipe(), name)
+        for name in (*_OF_BOTH, *_OF_WORDS, *_OF_PICTURES)
+        if name not in ours[chosen.goals] and getattr(chosen, name) != getattr(GoalsRecipe(), name)
     ]
+    if chosen.goals == "state":
+        return problems
+    given = f"--goals {chosen.goals}"
     if recipe.algorithm.objective not in _OBJECTIVES:
         problems.append(
             f"--objective {recipe.algorithm.objective} measures distances to goals, which {given} "
