@@ -21,7 +21,11 @@ from torch import Tensor
 
 from torch_crl.kernels.blas import address
 
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True}
+# A function that is called in several places is compiled for each of them, and LLVM, asked for one
+# of these copies by its name, takes whichever the process has loaded first. They differ in the
+# order of their sums. So that equal runs do not, all calls are written out: no copy has a name.
+_INLINE = {"forceinline": True}
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, **_INLINE}
 # Sums may be taken in any order, and products fused with them; a NaN stays a NaN.
 _LOOSE = {"contract", "nsz", "arcp", "reassoc"}
 
@@ -130,7 +134,7 @@ def exponential(x: Any) -> Any:
     raise NotImplementedError(x)
 
 
-@overload(exponential, jit_options={"fastmath": {"contract", "nsz"}})
+@overload(exponential, jit_options={"fastmath": {"contract", "nsz"}, **_INLINE})
 def _(x: Any) -> Any:
     return _exp_fp32 if x == types.float32 else _exp_fp64
 

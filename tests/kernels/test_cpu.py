@@ -1,5 +1,8 @@
 """The kernels for one CPU core against plain torch in fp64. Compiling them takes some seconds."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -334,3 +337,16 @@ def test_resuming_is_exact_and_other_kernels_are_told(
     told = "".join(capsys.readouterr())
     assert "computed until now as fp32, towers: numba" in told
     assert "from here on as fp32, towers: reference" in told
+
+
+def test_results_do_not_depend_on_what_was_compiled_or_loaded_before(tmp_path: Path) -> None:
+    """Equal runs are equal to the bit whether or not the first of them had to compile."""
+
+    def digest(*arguments: str) -> str:
+        command = [sys.executable, "-m", "tests.kernels.calls_of_loops", *arguments]
+        options: Any = {"capture_output": True, "text": True, "check": True}
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        return subprocess.run(command, env=environment, **options).stdout
+
+    compiled, loaded, loaded_after_others = digest(), digest(), digest("alone")
+    assert compiled == loaded == loaded_after_others
