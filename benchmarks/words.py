@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.benchmarks.table_parts import RESULTS, machine_line, read_result
-from torch_crl.goals.words import Reader
+from torch_crl.goals.sentences import Reader
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.settings import GoalsRecipe

@@ -30,7 +30,9 @@ SHORT = ["--num-envs", "2", "--episode-length", "5"]
 def test_eval_says_what_it_understood(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = "please visit the far point in the north west"
     assert main(["eval", str(run), "--say", said, *SHORT]) == 0
-    assert f"{said!r}: the far point in the north west (similarity 0." in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{said!r}: the far point in the north west (similarity 0." in error
+    assert re.search(r"0\.\d\d, read as '.*the far point in the north west'\)", error)
     assert main(["eval", str(run), "--unseen", *SHORT]) == 0
 
 

@@ -19,7 +19,7 @@ from torch_crl.deploy.senses import senses_of
 from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import make_task
 from torch_crl.errors import UsageError
-from torch_crl.goals.words import Reader
+from torch_crl.goals.sentences import Reader
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.policies import save_policy
 
@@ -36,17 +36,61 @@ class Numbers:
         return torch.from_numpy(pictures[:, 0, 0, :1].astype(np.float32))
 
 
-def test_frames_are_those_of_now_and_of_the_step_before() -> None:
+def test_frames_are_that_of_now_and_its_difference_from_the_one_before() -> None:
     frames = Frames(Numbers(), 2)  # type: ignore[arg-type]
 
     def see(*values: int) -> list[list[float]]:
         picture = np.array(values, np.uint8).reshape(2, 1, 1, 1).repeat(3, 3)
         return frames.see(picture).tolist()
 
-    assert see(1, 5) == [[1, 1], [5, 5]]
-    assert see(2, 6) == [[2, 1], [6, 5]]
+    assert see(1, 5) == [[1, 0], [5, 0]]
+    assert see(3, 6) == [[3, 2], [6, 1]]
     frames.drop(torch.tensor([False, True]))
-    assert see(3, 7) == [[3, 2], [7, 7]]
+    assert see(7, 7) == [[7, 4], [7, 0]]
+
+
+class Positions:
+    """A camera whose pictures are the positions, and whose features are these."""
+
+    size = 2
+
+    def film(self, qpos_NQ: torch.Tensor) -> Any:
+        return qpos_NQ.float().numpy()
+
+    def of_pictures(self, pictures: Any) -> torch.Tensor:
+        return torch.from_numpy(pictures)
+
+
+def test_each_picture_is_labelled_for_several_goals_and_rounds_last_whole_episodes() -> None:
+    teacher = make_teacher()
+    settings = DistilSettings(width=8, rows=30, rounds=3, updates=3, num_envs=5, goals_per_state=3)
+    # Two of ten steps of each round are the student's.
+    seeing = senses.Senses(camera=Positions())  # type: ignore[arg-type]
+    made = Distillation(teacher, "reacher", settings, episode_length=30, senses=seeing)
+    acted: list[int] = []
+    made.actor.register_forward_hook(lambda *_: acted.append(made.rounds_done))
+    begin = made.env.state_NS.clone()
+    for number in range(3):
+        taught_MI, row_MI = made.collect()
+        state, goal = taught_MI.split([10, 3], dim=1)
+        seen, same_goal = row_MI.split([4, 3], dim=1)
+        assert len(row_MI) == 2 * 5 * 3 and torch.equal(goal, same_goal)
+        assert torch.equal(state[:10], state[10:20]) and torch.equal(state[:10], state[20:])
+        assert torch.equal(seen[:10], seen[10:20]) and torch.equal(seen[:10], seen[20:])
+        # Angles of the joints, whose cosines the state has.
+        now, difference = seen.split(2, dim=1)
+        torch.testing.assert_close(now.cos(), state[:, :2])
+        assert torch.equal(difference[5:10], now[5:10] - now[:5])
+        assert difference[:5].ne(0).all()
+        # Beyond the first goal of a state all are fingertips of the round.
+        achieved = (goal[:, None] == state[:10, 4:7]).all(-1).any(1)
+        assert achieved[10:].all()
+        assert not achieved[:10].all()
+        made.rounds_done = number + 1
+        # Nobody has started again before the end of the episode.
+        assert bool(made.frames.is_new_N.all()) == (number == 2)  # type: ignore[union-attr]
+    assert acted == [1, 1, 2, 2]
+    assert not torch.equal(made.env.state_NS, begin)
 
 
 @pytest.fixture(scope="module")
@@ -115,17 +159,17 @@ def test_labels_are_of_states_and_inputs_of_pictures(student: Policy) -> None:
     teacher = make_teacher()
     seeing = senses.Senses(student.reader, student.camera)  # type: ignore[arg-type]
     settings = DistilSettings(width=8, **SMALL | {"rows": 20, "rounds": 2})
-    made = Distillation(teacher, "reacher", settings, episode_length=9, senses=seeing)
+    made = Distillation(teacher, "reacher", settings, episode_length=4, senses=seeing)
     taught, rows = made.collect()
     assert taught.shape[1] == 13 and rows.shape[1] == made.actor.sizes.input_size == 2 * 6 + 16
     # The teacher is told the point of the place whose sentence the student reads.
     points = make_task("reacher").places.point_PG  # type: ignore[union-attr]
     assert torch.cdist(taught[:, 10:], points).amin(1).max() == 0.0
-    # At the start of an episode the picture of before is that of now.
-    assert torch.equal(rows[:5, :6], rows[:5, 6:12])
-    assert not torch.equal(rows[5:10, :6], rows[5:10, 6:12])
+    # At the start of an episode the picture does not differ from one before.
+    assert rows[:5, 6:12].eq(0).all()
+    assert torch.equal(rows[5:10, 6:12], rows[5:10, :6] - rows[:5, :6])
     tensors = made.state_dict()
-    again = Distillation(teacher, "reacher", settings, episode_length=9, senses=seeing)
+    again = Distillation(teacher, "reacher", settings, episode_length=4, senses=seeing)
     again.load_state_dict(tensors, 0)
     for ours, theirs in zip(made.collect(), again.collect(), strict=True):
         assert torch.equal(ours, theirs)

@@ -70,7 +70,10 @@ class ReadsGoals(Protocol):
 
 
 class Frames:
-    """The newest two pictures of N episodes, since one alone does not show velocities."""
+    """The newest two pictures of N episodes, since one alone does not show velocities.
+
+    Students learn more from the difference of their features than from both (benchmarks/LOG.md).
+    """
 
     COUNT = 2
 
@@ -81,7 +84,10 @@ class Frames:
         self.is_new_N = torch.ones(num_envs, dtype=torch.bool)
 
     def see(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Features [N, 2 F] of these pictures and those before; in a new episode twice the same."""
+        """Features [N, 2 F] of these pictures, and by how much they differ from those before.
+
+        In a new episode they do not differ.
+        """
         if len(pictures) != len(self.is_new_N):
             raise ValueError(
                 f"this controller runs {len(self.is_new_N)} episodes; got {len(pictures)} pictures"
@@ -90,7 +96,7 @@ class Frames:
         before_NF = torch.where(self.is_new_N[:, None], now_NF, self.before_NF)
         self.before_NF.copy_(now_NF)
         self.is_new_N.zero_()
-        return torch.cat([now_NF, before_NF], dim=-1)
+        return torch.cat([now_NF, now_NF - before_NF], dim=-1)
 
     def drop(self, ended_N: Tensor) -> None:
         """The episodes of this bool mask [N] have ended."""

@@ -1,7 +1,7 @@
 """`torch-crl distil RUN`: trains small policies that do what a trained one does."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -39,8 +39,8 @@ class Options:
     rows: CountOrZero = 0
     """States that the teacher labels for each student; 0 is 200,000, or 30,000 with --observe
     camera, where each takes a picture."""
-    updates: Count = 10_000
-    """Gradient updates of each student."""
+    updates: CountOrZero = 0
+    """Gradient updates of each student; 0 is 10,000, or 30,000 with --observe camera."""
     observe: Literal["state", "camera"] = "state"
     """What students see of the state: `camera` is what a camera sees now and saw one step before,
     through a frozen encoder; the teacher still sees the state."""
@@ -85,17 +85,19 @@ def main(arguments: list[str]) -> int:
         )
     value = run.value if run else None
     teacher = Teacher(policy=policy, recipe=recipe, value=value, senses=senses)
-    labelled = options.rows or (30_000 if options.observe == "camera" else 200_000)
-    # Students have to meet all of an episode, twice at least.
-    num_envs = min(DistilSettings.num_envs, max(1, labelled // (2 * recipe.task.episode_length)))
+    if options.observe == "camera":
+        # Pictures are dear, so there are fewer, and more is made of each.
+        usual = DistilSettings(rows=30_000, updates=30_000, goals_per_state=4)
+    else:
+        usual = DistilSettings()
     grid = [
-        DistilSettings(
+        replace(
+            usual,
             depth=depth,
             width=width,
             seed=seed,
-            rows=labelled,
-            updates=options.updates,
-            num_envs=num_envs,
+            rows=options.rows or usual.rows,
+            updates=options.updates or usual.updates,
         )
         for depth in options.depth
         for width in options.width

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch_crl.agent.policy import Policy
     from torch_crl.envs.task_vector_env import TaskVectorEnv
     from torch_crl.envs.vector_env import VectorEnv
-    from torch_crl.goals.words import Reader
+    from torch_crl.goals.sentences import Reader
     from torch_crl.planning.goal_value import TrainedRun
 
 
@@ -164,7 +164,7 @@ def allow_tasks_of(
 
 def reader_of(trained: Trained) -> "Reader":
     """What reads the sentences of a policy. Raises UsageError if it takes goals as numbers."""
-    from torch_crl.goals.words import Reader
+    from torch_crl.goals.sentences import Reader
 
     if not isinstance(trained.policy.reader, Reader):
         raise UsageError(
@@ -201,8 +201,12 @@ def told(trained: Trained, sentence: str) -> Trained:
     """
     reader = reader_of(trained)
     policy = trained.policy.with_reader(reader.saying(sentence))
-    name, similarity = reader.nearest_place(sentence)
-    print_line(f"{sentence!r}: the {name} (similarity {similarity:.2f})", stderr=True)
+    (meaning,) = reader.meanings([sentence])
+    name = reader.vocabulary.names[meaning.place]
+    read_as = "" if meaning.similarity == 1.0 else f", read as {reader.phrase(meaning)!r}"
+    print_line(
+        f"{sentence!r}: the {name} (similarity {meaning.similarity:.2f}{read_as})", stderr=True
+    )
     return trained._replace(policy=policy)
 
 

@@ -56,7 +56,10 @@ class DistilSettings:
     learning_rate: float = 1e-3
     """At the start; it falls to 0 as a cosine."""
     other_goals: float = 0.25
-    """Share of the rows whose goal is what another row has achieved."""
+    """Share of the states whose goal is what another one has achieved."""
+    goals_per_state: Count = 1
+    """Every state is labelled for so many goals, those after the first achieved by others. Useful
+    where a state is dear, as one is that takes a picture."""
     seed: Seed = 0
 
 
@@ -109,10 +112,12 @@ class Distillation:
         camera = self.senses.camera
         self.frames = Frames(camera, settings.num_envs) if camera is not None else None
         self.plans = Plans(settings.num_envs, teacher.chunk, teacher.action_size)
-        rows = settings.rounds * self._steps * settings.num_envs
+        rows = settings.rounds * self._rows
         self.inputs_MI = torch.zeros(rows, sizes.input_size)
         self.labels_M2A = torch.zeros(rows, outputs)
         self.rounds_done = 0
+        # The rounds together last one episode or longer, since students have to meet all of it.
+        self._unseen_steps = max(0, math.ceil(episode_length / settings.rounds) - self._steps)
 
     @property
     def student(self) -> Policy:
@@ -126,13 +131,18 @@ class Distillation:
         return max(1, math.ceil(settings.rows / settings.rounds / settings.num_envs))
 
     @property
+    def _rows(self) -> int:
+        """Rows of a round: states with goals."""
+        return self._steps * self.settings.num_envs * self.settings.goals_per_state
+
+    @property
     def _updates(self) -> int:
         """Updates of a round."""
         return max(1, math.ceil(self.settings.updates / self.settings.rounds))
 
     @property
     def moment(self) -> Moment:
-        """Labelled rows and updates so far."""
+        """Labelled states and updates so far."""
         return Moment(
             self.rounds_done * self._steps * self.settings.num_envs,
             self.rounds_done * self._updates,
@@ -141,7 +151,7 @@ class Distillation:
     @torch_defaults()
     def round(self) -> dict[str, float]:
         """Collect, label and learn once; returns the metrics of the last update."""
-        begin = self.moment.env_steps
+        begin = self.rounds_done * self._rows
         taught_MI, rows_MI = self.collect()
         self.inputs_MI[begin : begin + len(rows_MI)] = rows_MI
         for part in torch.arange(len(rows_MI)).split(_AT_ONCE):
@@ -172,34 +182,53 @@ class Distillation:
         states: list[Tensor] = []
         seen: list[Tensor] = []
         goals: list[Tensor] = []
+        self._go_on_unseen()
+        for _ in range(self._steps):
+            states.append(env.state_NS.clone())
+            goals.append(env.goal_NG.clone())
+            seen.append(self._seen())
+            self._step(seen[-1] if self.rounds_done else None)
+        env.check()
+        state_MS, seen_MS = torch.cat(states), torch.cat(seen)
+        achieved_MG = state_MS[:, slice(*env.spec.goal_slice)]
+        rows: list[tuple[Tensor, Tensor]] = []
+        for number in range(settings.goals_per_state):
+            others = torch.randint(len(state_MS), (len(state_MS),), generator=self.generator)
+            share = 1.0 if number else settings.other_goals
+            changed_M1 = torch.rand(len(state_MS), 1, generator=self.generator) < share
+            goal_MG = torch.where(changed_M1, achieved_MG[others], torch.cat(goals))
+            theirs, ours = self.senses.goals(self.teacher, goal_MG)
+            rows.append((torch.cat([state_MS, theirs], -1), torch.cat([seen_MS, ours], -1)))
+        taught, given = zip(*rows, strict=True)
+        return torch.cat(taught), torch.cat(given)
+
+    def _go_on_unseen(self) -> None:
+        """Let the teacher act to a later part of the episodes, from where the student goes on."""
+        for left in reversed(range(self._unseen_steps)):
+            if self.frames is not None and left == 0:
+                # The next picture is compared with one of the step before.
+                self.frames.drop(torch.ones(self.settings.num_envs, dtype=torch.bool))
+                self._seen()
+            self._step(None)
+
+    def _step(self, seen_NS: Tensor | None) -> None:
+        """One step of the student, by what it sees, or of the teacher."""
+        env = self.env
 
         def draw() -> Tensor:
             theirs, ours = self.senses.goals(self.teacher, env.goal_NG)
-            if self.rounds_done == 0:
-                output_N2A = self.teacher.actor(torch.cat([states[-1], theirs], dim=-1))
+            if seen_NS is None:
+                output_N2A = self.teacher.actor(torch.cat([env.state_NS, theirs], dim=-1))
             else:
-                output_N2A = self.actor(torch.cat([seen[-1], ours], dim=-1))
+                output_N2A = self.actor(torch.cat([seen_NS, ours], dim=-1))
             noise_NA = torch.randn(
                 len(output_N2A), output_N2A.shape[1] // 2, generator=self.generator
             )
             return squashed_sample(*action_distribution(output_N2A), noise_NA)[0]
 
-        for _ in range(self._steps):
-            states.append(env.state_NS.clone())
-            goals.append(env.goal_NG.clone())
-            seen.append(self._seen())
-            result = env.step(self.plans.next_action(draw))
-            for memory in self._memories.values():
-                memory.drop(result.terminated_N | result.truncated_N)
-        env.check()
-        state_MS, goal_MG = torch.cat(states), torch.cat(goals)
-        achieved_MG = state_MS[:, slice(*env.spec.goal_slice)]
-        others = torch.randint(len(state_MS), (len(state_MS),), generator=self.generator)
-        changed_M1 = torch.rand(len(state_MS), 1, generator=self.generator) < settings.other_goals
-        goal_MG = torch.where(changed_M1, achieved_MG[others], goal_MG)
-        theirs, ours = self.senses.goals(self.teacher, goal_MG)
-        ours = self.senses.blurred(ours, self.generator)
-        return torch.cat([state_MS, theirs], dim=-1), torch.cat([torch.cat(seen), ours], dim=-1)
+        result = env.step(self.plans.next_action(draw))
+        for memory in self._memories.values():
+            memory.drop(result.terminated_N | result.truncated_N)
 
     def _seen(self) -> Tensor:
         """What the student sees [N, S] of the states now."""
@@ -216,7 +245,7 @@ class Distillation:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that changes, by name."""
-        stop = self.moment.env_steps
+        stop = self.rounds_done * self._rows
         tensors = optimizer_state(dict(self.actor.named_parameters()), self.optimizer)
         tensors |= {"generator": self.generator.get_state()}
         tensors |= {"inputs": self.inputs_MI[:stop], "labels": self.labels_M2A[:stop]}
@@ -231,7 +260,7 @@ class Distillation:
         self.rounds_done = rounds_done
         load_optimizer_state(dict(self.actor.named_parameters()), self.optimizer, tensors)
         self.generator.set_state(tensors["generator"])
-        stop = self.moment.env_steps
+        stop = self.rounds_done * self._rows
         self.inputs_MI[:stop], self.labels_M2A[:stop] = tensors["inputs"], tensors["labels"]
         self.env.load_state_dict(checkpoint.part_of(tensors, "env"))
         if self.frames is not None and self.senses.camera is not None:

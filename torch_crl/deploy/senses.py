@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from torch_crl.agent.policy import Policy, controller_of, places_of
 from torch_crl.agent.senses import Frames, ReadsGoals
@@ -21,9 +21,9 @@ from torch_crl.envs.registry import make_task
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.errors import UsageError
 from torch_crl.goals.pictures import PictureReader
-from torch_crl.goals.words import NOISE, Reader, WordGoals
+from torch_crl.goals.words import WordGoals
 
-SIDE, FEATURES = 128, 32
+SIDE, FEATURES = 128, 64
 """Width of a student's pictures in pixels, and number of features of each."""
 _ENVS, _PICTURES = 16, 256
 
@@ -80,12 +80,6 @@ class Senses:
             goal_NG = point_PG[nearest(point_PG, goal_NG)]
         ours = self.reader(goal_NG) if self.reader else goal_NG
         return teacher.reader(goal_NG) if teacher.reader else goal_NG, ours
-
-    def blurred(self, goal_NF: Tensor, generator: Generator) -> Tensor:
-        """Goals to learn from: sentences of other forms are a little beside the known ones."""
-        if not isinstance(self.reader, Reader):
-            return goal_NF
-        return goal_NF + NOISE * torch.randn(goal_NF.shape, generator=generator)
 
 
 def senses_of(

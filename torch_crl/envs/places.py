@@ -77,8 +77,13 @@ class GoalPoints(NamedTuple):
 
 def nearest(point_PG: Tensor, goal_NG: Tensor) -> Tensor:
     """int64 [N]: the number of the nearest of P points, in Euclidean distance."""
-    squares_NP = (goal_NG[:, None] - point_PG).square().sum(-1)
-    return squares_NP.argmin(1)
+    return distances(goal_NG, point_PG).argmin(1)
+
+
+def distances(goal_NG: Tensor, point_PG: Tensor) -> Tensor:
+    """Euclidean distances [N, P] of goals from points."""
+    # By way of products the distance from the point itself would not be 0.
+    return torch.cdist(goal_NG, point_PG, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def named_places(
@@ -110,9 +115,8 @@ def named_places(
     points_there = Constant(torch.tensor(rows))
 
     def place(goal_NG: Tensor, uniform_N: Tensor) -> tuple[Tensor, Tensor]:
-        squares_NP = (goal_NG[:, None] - points_there.like(goal_NG)).square().sum(-1)
-        least_N, index_N = squares_NP.min(1)
-        return index_N, uniform_N < torch.exp(-least_N / radius**2)
+        least_N, index_N = distances(goal_NG, points_there.like(goal_NG)).min(1)
+        return index_N, uniform_N < torch.exp((least_N / radius).square().neg())
 
     def said(forms: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         return tuple(tuple(form.format(name) for form in forms) for name in points)

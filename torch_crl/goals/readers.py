@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from torch_crl.goals.pictures import PictureReader
-from torch_crl.goals.words import Reader
+from torch_crl.goals.sentences import Reader
 
 AnyReader: TypeAlias = Reader | PictureReader
 

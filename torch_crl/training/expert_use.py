@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.policy import Policy
 from torch_crl.envs.places import nearest
-from torch_crl.goals.words import Reader
+from torch_crl.goals.sentences import Reader
 
 
 class ExpertUse:
