@@ -25,7 +25,20 @@ class Letters(Encoder):
         Letters.calls += len(texts)
         letters = "abcdefghijklmnopqrstuvwxyz"
         counts = [[float(text.count(letter)) for letter in letters] for text in texts]
-        return torch.nn.functional.normalize(torch.tensor(counts), dim=-1)
+        return torch.tensor(counts)
+
+class Short(Letters):
+    sha256 = "of other letters"
+
+    def _of_text(self, texts):
+        return super()._of_text(texts)[:, :9]
+
+class Odd(Letters):
+    def _of_text(self, texts):
+        return super()._of_text(texts) * float("nan")
+
+class Nameless(Encoder):
+    size = 3
 
 def make():
     return Letters()
@@ -64,9 +77,33 @@ def test_an_encoder_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert made.encode_text(["ab"])[0, 1] == pytest.approx(0.5**0.5)
     # Each text is encoded once.
     assert type(made).calls == 2  # type: ignore[attr-defined]
+    # More than a batch of them, of any norm: the order stays, and the norm is 1.
+    texts = ["a" * count + "b" for count in range(1, 150)]
+    found = made.encode_text(texts)
+    torch.testing.assert_close(found[:, 0] / found[:, 1], torch.arange(1.0, 150.0))
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(149))
     trust_encoder("own_letters:wrong")
     with pytest.raises(EncoderError, match=r"must return a torch_crl\.encoders\.Encoder"):
         load_encoder("own_letters:wrong")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("Short", r"must give 1 finite vectors of 26 numbers .* gave numbers of shape \[1, 9\]"),
+        ("Odd", r"must give 1 finite .*, of which 26 are not finite"),
+        ("Nameless", "must return an encoder with a `size`, .* and a `sha256`, .* got 3 and None"),
+    ],
+)
+def test_wrong_encoders_of_ones_own(
+    kind: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_letters.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    trust_encoder(f"odd_letters:{kind}")
+    with pytest.raises(EncoderError, match=message):
+        load_encoder(f"odd_letters:{kind}").encode_text(["ab"])
 
 
 def test_pictures_are_for_encoders_that_read_them() -> None:

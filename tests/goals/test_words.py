@@ -70,7 +70,7 @@ def test_hindsight_tells_places_by_the_law_of_soft_borders(
     noisy = maze.of_future(point_BG, DRAWN, generator)["goal"]
     monkeypatch.setattr(words, "NOISE", 0.0)
     apart = noisy - maze._features.on(CPU)[torch.cdist(noisy, maze._features.on(CPU)).argmin(1)]
-    assert float(apart.square().mean().sqrt()) == pytest.approx(0.1, rel=0.1)
+    assert float(apart.square().mean().sqrt()) == pytest.approx(0.25, rel=0.1)
     point = places_of("point_u_maze").point_PG[4]
     for distance in (0.0, 0.5, 1.0, 1.6):
         goal_BG = (point + torch.tensor([distance, 0.0])).expand(4000, 2)

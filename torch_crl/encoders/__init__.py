@@ -102,5 +102,11 @@ def _own(name: str) -> Encoder:
         raise EncoderError(
             f"{name} must return a torch_crl.encoders.Encoder, got {type(made).__name__}"
         )
+    size, sha256 = getattr(made, "size", None), getattr(made, "sha256", None)
+    if not isinstance(size, int) or size < 1 or not isinstance(sha256, str) or not sha256:
+        raise EncoderError(
+            f"{name} must return an encoder with a `size`, the length of its embeddings, and a "
+            f"`sha256`, text that tells its weights from others; got {size!r} and {sha256!r}"
+        )
     made.name = name
     return made

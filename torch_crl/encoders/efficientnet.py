@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
-from torch_crl.system.threads import torch_threads
 
-_AT_ONCE = 32
 _SIDE = 128
 # Of 16 blocks, the last one with an output at a 16th of the picture's side. Later ones, and the
 # mean over the picture, know less of where things are (benchmarks/LOG.md).
@@ -33,6 +31,7 @@ class EfficientNetLite0(Encoder):
 
     name = "efficientnet_lite0"
     size = _CHANNELS * (_SIDE // 16) ** 2
+    batch_size = 32
 
     def __init__(self) -> None:
         """Raises EncoderError if the extra is not installed."""
@@ -57,19 +56,12 @@ class EfficientNetLite0(Encoder):
         network.load_state_dict(torch.load(self._weights, weights_only=True))
         return network.eval().requires_grad_(False)
 
-    @torch_threads(1)
-    @torch.no_grad()
     def _of_images(self, images: NDArray[np.uint8]) -> Tensor:
-        found = [torch.empty(0, self.size)]
-        for start in range(0, len(images), _AT_ONCE):
-            pixels = torch.from_numpy(np.array(images[start : start + _AT_ONCE]))
-            x_NCHW = (pixels.permute(0, 3, 1, 2).float() - _MEAN) / _SPREAD
-            if x_NCHW.shape[-2:] != (_SIDE, _SIDE):
-                x_NCHW = functional.interpolate(
-                    x_NCHW, (_SIDE, _SIDE), mode="bilinear", antialias=True
-                )
-            found.append(self._features(x_NCHW).flatten(1))
-        return functional.normalize(torch.cat(found), dim=-1)
+        pixels = torch.from_numpy(np.array(images))
+        x_NCHW = (pixels.permute(0, 3, 1, 2).float() - _MEAN) / _SPREAD
+        if x_NCHW.shape[-2:] != (_SIDE, _SIDE):
+            x_NCHW = functional.interpolate(x_NCHW, (_SIDE, _SIDE), mode="bilinear", antialias=True)
+        return self._features(x_NCHW).flatten(1)
 
     def _features(self, x_NCHW: Tensor) -> Tensor:
         network = self._network

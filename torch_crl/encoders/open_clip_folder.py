@@ -16,10 +16,8 @@ from torch import Tensor
 
 from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.errors import in_one_line
-from torch_crl.system.threads import torch_threads
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-_AT_ONCE = 64
 
 
 class OpenClipEncoder(Encoder):
@@ -64,24 +62,15 @@ class OpenClipEncoder(Encoder):
     def _tokenizer(self) -> Any:
         return self._call("get_tokenizer")
 
-    @torch_threads(1)
-    @torch.no_grad()
     def _of_text(self, texts: list[str]) -> Tensor:
         model, _ = self._loaded
-        found = [
-            model.encode_text(self._tokenizer(texts[start : start + _AT_ONCE]), normalize=True)
-            for start in range(0, len(texts), _AT_ONCE)
-        ]
-        return torch.cat(found).float()
+        found: Tensor = model.encode_text(self._tokenizer(texts))
+        return found
 
-    @torch_threads(1)
-    @torch.no_grad()
     def _of_images(self, images: NDArray[np.uint8]) -> Tensor:
         from PIL import Image
 
         model, prepare = self._loaded
-        found = [torch.empty(0, self.size)]
-        for start in range(0, len(images), _AT_ONCE):
-            some = [prepare(Image.fromarray(each)) for each in images[start : start + _AT_ONCE]]
-            found.append(model.encode_image(torch.stack(some), normalize=True).float())
-        return torch.cat(found)
+        pixels = torch.stack([prepare(Image.fromarray(each)) for each in images])
+        found: Tensor = model.encode_image(pixels)
+        return found

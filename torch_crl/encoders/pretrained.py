@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.errors import in_one_line
-from torch_crl.system.threads import torch_threads
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
-_AT_ONCE = 64
 
 
 class PretrainedEncoder(Encoder):
@@ -82,15 +79,10 @@ class PretrainedEncoder(Encoder):
         except Exception as error:
             raise EncoderError(f"encoder {self.name}: {in_one_line(error)}") from error
 
-    @torch_threads(1)
-    @torch.no_grad()
     def _of_text(self, texts: list[str]) -> Tensor:
-        found = []
-        for start in range(0, len(texts), _AT_ONCE):
-            some = texts[start : start + _AT_ONCE]
-            tokens = self._tokenizer(some, padding=True, truncation=True, return_tensors="pt")
-            found.append(self._pooled(tokens))
-        return _unit(torch.cat(found))
+        return self._pooled(
+            self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        )
 
     def _pooled(self, tokens: Any) -> Tensor:
         if hasattr(self._model, "get_text_features"):
@@ -100,21 +92,11 @@ class PretrainedEncoder(Encoder):
         mean_ND: Tensor = (output_NTD * mask_NT1).sum(1) / mask_NT1.sum(1)
         return mean_ND
 
-    @torch_threads(1)
-    @torch.no_grad()
     def _of_images(self, images: NDArray[np.uint8]) -> Tensor:
         if not hasattr(self._model, "get_image_features"):
             return super()._of_images(images)
-        found = []
-        for start in range(0, len(images), _AT_ONCE):
-            some = list(images[start : start + _AT_ONCE])
-            pixels = self._processor(images=some, return_tensors="pt")
-            found.append(_tensor(self._model.get_image_features(**pixels)))
-        return _unit(torch.cat(found))
-
-
-def _unit(x_NE: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x_NE.float(), dim=-1)
+        pixels = self._processor(images=list(images), return_tensors="pt")
+        return _tensor(self._model.get_image_features(**pixels))
 
 
 def _tensor(output: Any) -> Tensor:

@@ -17,7 +17,7 @@ from torch_crl.goals.sentences import Reader, Tables, Vocabulary, plain
 from torch_crl.goals.space import GoalSpace
 from torch_crl.kernels.relabel import Batch
 
-NOISE = 0.1
+NOISE = 0.25
 """Standard deviation of the noise on the features that networks learn from, whose own mean square
 is 1. With it they learn to reach more of the places (benchmarks/LOG.md)."""
 
