@@ -92,8 +92,8 @@ class Reader:
     """Reads goals of a policy: sentences, or coordinates as the nearest place's phrases.
 
     Networks see the phrases that they have learned from and nothing else: a new sentence is read as
-    the phrase whose features are nearest to its own. On features of new sentences themselves, half
-    as far from any phrase as from the mean of all, policies take some places for others
+    the phrase whose features are nearest to its own. These lie half as far from it as phrases do
+    from the mean of all, and policies that are given them take some places for others
     (benchmarks/LOG.md).
     """
 
@@ -137,8 +137,8 @@ class Reader:
 
         Raises SentenceError, EncoderError.
         """
-        ((place, _, _),) = self.meanings([sentence])
-        said_11F = self.read([sentence])[None]
+        ((place, number, _),) = self.meanings([sentence])
+        said_11F = self._tables.phrases_PKF[None, None, place, number]
         point_1G = self._tables.point_PG[place : place + 1]
         return Reader(self.vocabulary, self._tables, _Commands(point_1G, ((sentence,),), said_11F))
 
