@@ -90,13 +90,17 @@ def main(arguments: list[str]) -> int:
         usual = DistilSettings(rows=30_000, updates=30_000, goals_per_state=4)
     else:
         usual = DistilSettings()
+    labelled = options.rows or usual.rows
+    # Students have to meet all of an episode.
+    num_envs = min(usual.num_envs, max(1, labelled // recipe.task.episode_length))
     grid = [
         replace(
             usual,
             depth=depth,
             width=width,
             seed=seed,
-            rows=options.rows or usual.rows,
+            rows=labelled,
+            num_envs=num_envs,
             updates=options.updates or usual.updates,
         )
         for depth in options.depth

@@ -116,8 +116,6 @@ class Distillation:
         self.inputs_MI = torch.zeros(rows, sizes.input_size)
         self.labels_M2A = torch.zeros(rows, outputs)
         self.rounds_done = 0
-        # The rounds together last one episode or longer, since students have to meet all of it.
-        self._unseen_steps = max(0, math.ceil(episode_length / settings.rounds) - self._steps)
 
     @property
     def student(self) -> Policy:
@@ -182,7 +180,6 @@ class Distillation:
         states: list[Tensor] = []
         seen: list[Tensor] = []
         goals: list[Tensor] = []
-        self._go_on_unseen()
         for _ in range(self._steps):
             states.append(env.state_NS.clone())
             goals.append(env.goal_NG.clone())
@@ -201,15 +198,6 @@ class Distillation:
             rows.append((torch.cat([state_MS, theirs], -1), torch.cat([seen_MS, ours], -1)))
         taught, given = zip(*rows, strict=True)
         return torch.cat(taught), torch.cat(given)
-
-    def _go_on_unseen(self) -> None:
-        """Let the teacher act to a later part of the episodes, from where the student goes on."""
-        for left in reversed(range(self._unseen_steps)):
-            if self.frames is not None and left == 0:
-                # The next picture is compared with one of the step before.
-                self.frames.drop(torch.ones(self.settings.num_envs, dtype=torch.bool))
-                self._seen()
-            self._step(None)
 
     def _step(self, seen_NS: Tensor | None) -> None:
         """One step of the student, by what it sees, or of the teacher."""
