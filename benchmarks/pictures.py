@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from torch_crl.benchmarks.table_parts import RESULTS, machine_line, read_result
-from torch_crl.deploy.students import FILMED_EPISODES
 from torch_crl.goals.pictures import PictureReader
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.policies import find_policy
@@ -63,7 +62,7 @@ def student_rows(folder: Path) -> list[dict[str, Any]]:
             "seed": row["seed"],
             "depth": row["depth"],
             "width": row["width"],
-            "episodes": FILMED_EPISODES,
+            "episodes": document["episodes"],
             # Saved policies are named by the labelled rows and the updates so far.
             "rows": int(Path(row["policy"]).name.split("_")[1]),
             "ms_p50": row["ms_p50"],

@@ -198,7 +198,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "| 4 | 12 | 2 |" in capsys.readouterr().out
     students = tmp_path / "run" / "students"
     document = json.loads((students / "students.json").read_text())
-    assert len(document["students"]) == 4
+    assert len(document["students"]) == 4 and document["episodes"] == 128
     assert {row["width"] for row in document["students"]} == {8, 12}
     # A student is a run like any other.
     one = students / "depth4_width8_seed1"

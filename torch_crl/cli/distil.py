@@ -119,7 +119,12 @@ def main(arguments: list[str]) -> int:
     text = report(teacher, of_teacher, rows)
     (folder / "report.md").write_text(text)
     kept = [row | {"retention": retention(row, of_teacher)} for row in rows]
-    document = {"task": recipe.task.name, "teacher": of_teacher, "students": kept}
+    document = {
+        "task": recipe.task.name,
+        "episodes": teacher.episodes,
+        "teacher": of_teacher,
+        "students": kept,
+    }
     (folder / "students.json").write_text(json.dumps(document, indent=2) + "\n")
     save_front(teacher, of_teacher, rows, folder / "front.png")
     print_line(text)
