@@ -96,7 +96,7 @@ def pictures_table() -> str:
             ),
             "",
             f"{episodes} episodes, each commanded by a picture of its own goal; reached is what is "
-            f"within the success radius. Students that see a camera and read sentences, and their "
+            "within the success radius. Students that see a camera and read sentences, and their "
             f"teachers, in {filmed} episodes:",
             "",
             "| task | student | labelled pictures | reaches the goal, teacher | student | time at "

@@ -186,14 +186,14 @@ class Distillation:
             seen.append(self._seen())
             self._step(seen[-1] if self.rounds_done else None)
         env.check()
-        state_MS, seen_MS = torch.cat(states), torch.cat(seen)
+        state_MS, seen_MS, commanded_MG = torch.cat(states), torch.cat(seen), torch.cat(goals)
         achieved_MG = state_MS[:, slice(*env.spec.goal_slice)]
         rows: list[tuple[Tensor, Tensor]] = []
         for number in range(settings.goals_per_state):
             others = torch.randint(len(state_MS), (len(state_MS),), generator=self.generator)
             share = 1.0 if number else settings.other_goals
             changed_M1 = torch.rand(len(state_MS), 1, generator=self.generator) < share
-            goal_MG = torch.where(changed_M1, achieved_MG[others], torch.cat(goals))
+            goal_MG = torch.where(changed_M1, achieved_MG[others], commanded_MG)
             theirs, ours = self.senses.goals(self.teacher, goal_MG)
             rows.append((torch.cat([state_MS, theirs], -1), torch.cat([seen_MS, ours], -1)))
         taught, given = zip(*rows, strict=True)

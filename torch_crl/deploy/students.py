@@ -25,7 +25,7 @@ from torch_crl.system.threads import torch_threads
 from torch_crl.system.timing import wall_clock
 from torch_crl.training.evaluation import evaluate
 
-EPISODES, FILMED_EPISODES = 128, 32
+EPISODES, _FILMED_EPISODES = 128, 32
 EVALUATION_SEED = 1_000_000
 _CALLS = 300
 _SCORES = ("time_at_goal_share", "success_any", "final_distance")
@@ -45,7 +45,7 @@ class Teacher:
     @property
     def episodes(self) -> int:
         """Number of episodes of an evaluation; fewer where each step of each takes a picture."""
-        return FILMED_EPISODES if self.senses and self.senses.camera else EPISODES
+        return _FILMED_EPISODES if self.senses and self.senses.camera else EPISODES
 
     def regret(self, policy: Policy) -> float | None:
         """What the critic thinks is lost where this policy acts; None without a critic.
