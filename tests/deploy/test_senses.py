@@ -12,7 +12,7 @@ from tests.deploy.test_distil import SMALL, make_teacher
 from tests.helpers.drawing import draws
 from torch_crl import evaluate, load_policy
 from torch_crl.agent.policy import Policy, controller_of
-from torch_crl.agent.senses import Frames
+from torch_crl.agent.senses import MemoryTraces
 from torch_crl.deploy import senses
 from torch_crl.deploy.distil import Distillation, DistilSettings, distil
 from torch_crl.deploy.senses import senses_of
@@ -36,19 +36,6 @@ class Numbers:
         return torch.from_numpy(pictures[:, 0, 0, :1].astype(np.float32))
 
 
-def test_frames_are_that_of_now_and_its_difference_from_the_one_before() -> None:
-    frames = Frames(Numbers(), 2)  # type: ignore[arg-type]
-
-    def see(*values: int) -> list[list[float]]:
-        picture = np.array(values, np.uint8).reshape(2, 1, 1, 1).repeat(3, 3)
-        return frames.see(picture).tolist()
-
-    assert see(1, 5) == [[1, 0], [5, 0]]
-    assert see(3, 6) == [[3, 2], [6, 1]]
-    frames.drop(torch.tensor([False, True]))
-    assert see(7, 7) == [[7, 4], [7, 0]]
-
-
 class Positions:
     """A camera whose pictures are the positions, and whose features are these."""
 
@@ -61,6 +48,51 @@ class Positions:
         return torch.from_numpy(pictures)
 
 
+def test_traces_are_averages_that_fade() -> None:
+    traces = MemoryTraces(Numbers(), 2, 1)  # type: ignore[arg-type]
+
+    def see(*values: int) -> list[list[float]]:
+        picture = np.array(values, np.uint8).reshape(2, 1, 1, 1).repeat(3, 3)
+        return traces.see(picture).tolist()
+
+    assert see(1, 5) == [[1, 0, 0, 0, 0], [5, 0, 0, 0, 0]]
+    traces.act(torch.tensor([[1.0], [-0.5]]))
+    # 2 - 2 / 4 and 2 - 2 / 16; 1 / 4 and 1 / 16, times the roots of 4 and 16.
+    assert see(3, 5) == [[3, 1.5, 1.875, 0.5, 0.25], [5, 0, 0, -0.25, -0.125]]
+    traces.act(torch.tensor([[0.0], [1.0]]))
+    traces.drop(torch.tensor([False, True]))
+    now, before, long_before, *done = see(3, 9)[0]
+    assert (now, before, long_before) == (3, 1.5 * 3 / 4, 1.875 * 15 / 16)
+    assert done == [0.5 * 3 / 4, 0.25 * 15 / 16]
+    assert see(3, 9)[1] == [9, 0, 0, 0, 0]
+
+
+def test_velocities_of_a_mass_are_linear_in_its_traces() -> None:
+    # Forces change velocities; how a picture differs from its trace is late by the span.
+    traces = MemoryTraces(Positions(), 5, 2)  # type: ignore[arg-type]
+    generator = Generator().manual_seed(0)
+    position, velocity = torch.zeros(5, 2), torch.zeros(5, 2)
+    states, velocities = [], []
+    for step in range(400):
+        state = traces.see(position.numpy().copy())
+        if step >= 200:
+            states.append(state)
+            velocities.append(velocity.clone())
+        force = 2 * torch.rand(5, 2, generator=generator) - 1
+        traces.act(force)
+        velocity = velocity + 0.1 * force
+        position = position + velocity
+    seen, target = torch.cat(states).double(), torch.cat(velocities).double()
+
+    def left_over(inputs: torch.Tensor) -> float:
+        solution = torch.linalg.lstsq(inputs, target).solution
+        return float((inputs @ solution - target).square().mean() / target.square().mean())
+
+    # [now, difference of each span, actions of each span], of two numbers each.
+    assert left_over(torch.cat([seen[:, 4:6], seen[:, 8:10]], 1)) < 1e-6
+    assert left_over(seen[:, 4:6]) > 1e-3
+
+
 def test_each_picture_is_labelled_for_several_goals() -> None:
     settings = DistilSettings(width=8, rows=20, rounds=2, updates=2, num_envs=5, goals_per_state=3)
     seeing = senses.Senses(camera=Positions())  # type: ignore[arg-type]
@@ -69,15 +101,20 @@ def test_each_picture_is_labelled_for_several_goals() -> None:
         # The student acts in the second round.
         taught_MI, row_MI = made.collect()
         state, goal = taught_MI.split([10, 3], dim=1)
-        seen, same_goal = row_MI.split([4, 3], dim=1)
+        seen, same_goal = row_MI.split([2 * 3 + 2 * 2, 3], dim=1)
         assert len(row_MI) == 2 * 5 * 3 and torch.equal(goal, same_goal)
         assert torch.equal(state[:10], state[10:20]) and torch.equal(state[:10], state[20:])
         assert torch.equal(seen[:10], seen[10:20]) and torch.equal(seen[:10], seen[20:])
         # Angles of the joints, whose cosines the state has.
-        now, difference = seen.split(2, dim=1)
+        now, difference, late, done, _ = seen.split(2, dim=1)
         torch.testing.assert_close(now.cos(), state[:, :2])
-        assert torch.equal(difference[5:10], now[5:10] - now[:5])
-        assert difference[:5].ne(0).all() == bool(number)
+        # The second round goes on in the middle of the episodes.
+        assert difference[:5].ne(0).all() == done[:5].ne(0).all() == bool(number)
+        if not number:
+            moved = now[5:10] - now[:5]
+            torch.testing.assert_close(difference[5:10], moved * 3 / 4)
+            torch.testing.assert_close(late[5:10], moved * 15 / 16)
+            assert done[5:10].ne(0).all()
         # Beyond the first goal of a state all are fingertips of the round.
         achieved = (goal[:, None] == state[:10, 4:7]).all(-1).any(1)
         assert achieved[10:].all()
@@ -134,12 +171,13 @@ def test_it_is_evaluated_by_filming_the_envs(student: Policy) -> None:
     controller = controller_of(student, 3, env)
     camera = student.camera
     assert camera is not None
-    by_hand = Frames(camera, 3)
+    by_hand = MemoryTraces(camera, 3, 2)
     for _ in range(3):
         seen = by_hand.see(camera.film(env.simulator.data["qpos"]))
         expected = student.plan(seen, env.goal_NG)[:, 0]
         action = controller(env.state_NS, env.goal_NG)
         torch.testing.assert_close(action, expected)
+        by_hand.act(expected)
         env.step(action)
     env.close()
     result = evaluate(student, "reacher", num_envs=2, episode_length=3)
@@ -153,13 +191,15 @@ def test_labels_are_of_states_and_inputs_of_pictures(student: Policy) -> None:
     settings = DistilSettings(width=8, **SMALL | {"rows": 20, "rounds": 2})
     made = Distillation(teacher, "reacher", settings, episode_length=9, senses=seeing)
     taught, rows = made.collect()
-    assert taught.shape[1] == 13 and rows.shape[1] == made.actor.sizes.input_size == 2 * 6 + 16
+    assert (
+        taught.shape[1] == 13 and rows.shape[1] == made.actor.sizes.input_size == 3 * 6 + 2 * 2 + 16
+    )
     # The teacher is told the point of the place whose sentence the student reads.
     points = make_task("reacher").places.point_PG  # type: ignore[union-attr]
     assert torch.cdist(taught[:, 10:], points).amin(1).max() == 0.0
-    # At the start of an episode the picture does not differ from one before.
-    assert rows[:5, 6:12].eq(0).all()
-    assert torch.equal(rows[5:10, 6:12], rows[5:10, :6] - rows[:5, :6])
+    # At the start of an episode the picture does not differ from its traces.
+    assert rows[:5, 6:22].eq(0).all()
+    torch.testing.assert_close(rows[5:10, 6:12], (rows[5:10, :6] - rows[:5, :6]) * 3 / 4)
     tensors = made.state_dict()
     again = Distillation(teacher, "reacher", settings, episode_length=9, senses=seeing)
     again.load_state_dict(tensors, 0)

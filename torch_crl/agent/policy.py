@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torch_crl.agent.networks import ResidualTower, action_distribution
 from torch_crl.agent.plans import Plans
-from torch_crl.agent.senses import Frames, ReadsGoals, SeesPictures
+from torch_crl.agent.senses import MemoryTraces, ReadsGoals, SeesPictures
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.system.torch_defaults import torch_defaults
 
@@ -59,7 +59,7 @@ class Policy:
 
         `chunk` is the number of consecutive actions that the actor decides at once. With a `reader`
         goals may be sentences or pictures, and the actor takes what the reader makes of them. With
-        a `camera` the state is what `Frames` makes of pictures; `controller` takes the pictures.
+        a `camera` the state is what `MemoryTraces` make of pictures, which `controller` takes.
         """
         self.actor = actor
         self.reader = reader
@@ -82,7 +82,7 @@ class Policy:
         """
         if self.camera is not None:
             raise UsageError(
-                "this policy sees pictures, and remembers the one before: call "
+                "this policy sees pictures, and remembers those before: call "
                 "policy.controller(n) for n episodes, and then the controller as "
                 "controller(pictures, goal) at every control step"
             )
@@ -259,8 +259,9 @@ class Controller:
         self.num_envs = num_envs
         self._env = env
         self._plans: Plans | None = None
-        camera = policy.camera if isinstance(policy, Policy) else None
-        self._frames = Frames(camera, num_envs) if camera is not None else None
+        self._traces: MemoryTraces | None = None
+        if isinstance(policy, Policy) and policy.camera is not None:
+            self._traces = MemoryTraces(policy.camera, num_envs, policy.action_size)
 
     @torch.no_grad()
     def __call__(self, state: Array, goal: Array) -> Array:
@@ -271,23 +272,23 @@ class Controller:
         [side, side, 3], which are not read if it films its envs.
         """
         policy = self.policy
-        if self._frames is not None:
-            return self._seeing(self._frames, state, goal)
+        if self._traces is not None:
+            return self._seeing(self._traces, state, goal)
         if not isinstance(policy, Policy) or policy.chunk == 1:
             action: Array = policy(state, goal)
             return action
         return self._next(policy, state, goal)
 
-    def _seeing(self, frames: Frames, state: Array, goal: Any) -> Array:
+    def _seeing(self, traces: MemoryTraces, state: Array, goal: Any) -> Array:
         """The action after one more picture of every episode."""
         assert isinstance(self.policy, Policy)
         if self._env is not None:
-            pictures = frames.camera.film(self._env.simulator.data["qpos"])
+            pictures = traces.camera.film(self._env.simulator.data["qpos"])
         else:
             given = np.asarray(state)
             pictures = given[None] if given.ndim == 3 else given
-        seen_NS = frames.see(pictures)
-        action_NA: Tensor = self._next(self.policy, seen_NS, goal)
+        action_NA: Tensor = self._next(self.policy, traces.see(pictures), goal)
+        traces.act(action_NA)
         if self._env is None and np.ndim(state) == 3:
             action_NA = action_NA[0]
         return action_NA.to(state.device) if isinstance(state, Tensor) else action_NA.numpy()
@@ -314,7 +315,7 @@ class Controller:
     def reset(self, ended_N: Tensor | None = None) -> None:
         """Call where episodes have ended: all of them, or those in this bool mask [N]."""
         every_N = torch.ones(self.num_envs, dtype=torch.bool)
-        for memory in (self._plans, self._frames):
+        for memory in (self._plans, self._traces):
             if memory is not None:
                 memory.drop(every_N if ended_N is None else ended_N)
 

@@ -69,34 +69,60 @@ class ReadsGoals(Protocol):
         """Its numbers by name."""
 
 
-class Frames:
-    """The newest two pictures of N episodes, since one alone does not show velocities.
+class MemoryTraces:
+    """What N episodes have shown a camera, and what was done in them: averages that fade.
 
-    Students learn more from the difference of their features than from both (benchmarks/LOG.md).
+    One picture shows no velocities, and two show them badly. What a picture's features differ by
+    from their trace, and the trace of the actions, tell them together: the first smooths what is
+    seen, the second knows what the smoothing is late for.
+
+    Source: "Partially Observable Reinforcement Learning with Memory Traces" (ICML 2025), where
+    traces are of what is seen; those of actions are ours (benchmarks/LOG.md). W spans, A action.
     """
 
-    COUNT = 2
+    SPANS = (4.0, 16.0)
+    """In control steps: in each, a trace moves by 1 / span of the way to what is new."""
 
-    def __init__(self, camera: SeesPictures, num_envs: int) -> None:
+    def __init__(self, camera: SeesPictures, num_envs: int, action_size: int) -> None:
         """No episode has been seen yet."""
         self.camera = camera
-        self.before_NF = torch.zeros(num_envs, camera.size)
+        spans = len(self.SPANS)
+        self.seen_WNF = torch.zeros(spans, num_envs, camera.size)
+        self.done_WNA = torch.zeros(spans, num_envs, action_size)
         self.is_new_N = torch.ones(num_envs, dtype=torch.bool)
 
-    def see(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Features [N, 2 F] of these pictures, and by how much they differ from those before.
+    @classmethod
+    def size(cls, features: int, action_size: int) -> int:
+        """S, the number of numbers that a policy with a camera takes as its state."""
+        return features + len(cls.SPANS) * (features + action_size)
 
-        In a new episode they do not differ.
+    def see(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """The state [N, S] at these pictures.
+
+        It is their features, what these differ by from their traces, and the traces of the actions.
+        In a new episode the former are 0, and so are the latter.
         """
         if len(pictures) != len(self.is_new_N):
             raise ValueError(
                 f"this controller runs {len(self.is_new_N)} episodes; got {len(pictures)} pictures"
             )
         now_NF = self.camera.of_pictures(pictures)
-        before_NF = torch.where(self.is_new_N[:, None], now_NF, self.before_NF)
-        self.before_NF.copy_(now_NF)
+        self.seen_WNF[:, self.is_new_N] = now_NF[self.is_new_N]
+        self.done_WNA[:, self.is_new_N] = 0.0
         self.is_new_N.zero_()
-        return torch.cat([now_NF, now_NF - before_NF], dim=-1)
+        self._move(self.seen_WNF, now_NF)
+        # An average over more steps is smaller, by the root of their number where they differ.
+        scaled = zip(self.SPANS, self.done_WNA, strict=True)
+        done = [span**0.5 * done_NA for span, done_NA in scaled]
+        return torch.cat([now_NF, *(now_NF - self.seen_WNF), *done], dim=-1)
+
+    def act(self, action_NA: Tensor) -> None:
+        """These actions are carried out."""
+        self._move(self.done_WNA, action_NA)
+
+    def _move(self, trace_WNX: Tensor, new_NX: Tensor) -> None:
+        for span, trace_NX in zip(self.SPANS, trace_WNX, strict=True):
+            trace_NX.lerp_(new_NX, 1.0 / span)
 
     def drop(self, ended_N: Tensor) -> None:
         """The episodes of this bool mask [N] have ended."""
@@ -104,4 +130,4 @@ class Frames:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is remembered, by name."""
-        return {"before": self.before_NF, "is_new": self.is_new_N}
+        return {"seen": self.seen_WNF, "done": self.done_WNA, "is_new": self.is_new_N}

@@ -42,8 +42,9 @@ class Options:
     updates: CountOrZero = 0
     """Gradient updates of each student; 0 is 10,000, or 30,000 with --observe camera."""
     observe: Literal["state", "camera"] = "state"
-    """What students see of the state: `camera` is what a camera sees now and saw one step before,
-    through a frozen encoder; the teacher still sees the state."""
+    """What students see of the state: `camera` is what a camera shows through a frozen encoder,
+    with fading averages of what it has shown and of what was done; the teacher still sees the
+    state."""
     goals: Literal["same", "words"] = "same"
     """How students are told their goals: as the teacher is, or by sentences about places."""
     policy: Literal["newest", "best"] = "newest"

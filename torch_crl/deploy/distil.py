@@ -17,7 +17,7 @@ from torch_crl.agent.networks import ResidualTower, action_distribution, squashe
 from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
 from torch_crl.agent.plans import Plans
 from torch_crl.agent.policy import Policy
-from torch_crl.agent.senses import Frames
+from torch_crl.agent.senses import MemoryTraces
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.deploy.distil_loss import distil_loss
 from torch_crl.deploy.senses import Senses
@@ -110,7 +110,9 @@ class Distillation:
             places=self.senses.places,
         )
         camera = self.senses.camera
-        self.frames = Frames(camera, settings.num_envs) if camera is not None else None
+        self.traces: MemoryTraces | None = None
+        if camera is not None:
+            self.traces = MemoryTraces(camera, settings.num_envs, teacher.action_size)
         self.plans = Plans(settings.num_envs, teacher.chunk, teacher.action_size)
         rows = settings.rounds * self._rows
         self.inputs_MI = torch.zeros(rows, sizes.input_size)
@@ -214,22 +216,25 @@ class Distillation:
             )
             return squashed_sample(*action_distribution(output_N2A), noise_NA)[0]
 
-        result = env.step(self.plans.next_action(draw))
+        action_NA = self.plans.next_action(draw)
+        if self.traces is not None:
+            self.traces.act(action_NA)
+        result = env.step(action_NA)
         for memory in self._memories.values():
             memory.drop(result.terminated_N | result.truncated_N)
 
     def _seen(self) -> Tensor:
         """What the student sees [N, S] of the states now."""
-        if self.frames is None:
+        if self.traces is None:
             return self.env.state_NS.clone()
         assert isinstance(self.env, TaskVectorEnv)
-        return self.frames.see(self.frames.camera.film(self.env.simulator.data["qpos"]))
+        return self.traces.see(self.traces.camera.film(self.env.simulator.data["qpos"]))
 
     @property
-    def _memories(self) -> "dict[str, Plans | Frames]":
+    def _memories(self) -> "dict[str, Plans | MemoryTraces]":
         """What is remembered from step to step, by name."""
-        frames = {"frames": self.frames} if self.frames is not None else {}
-        return {"plans": self.plans, **frames}
+        traces = {"traces": self.traces} if self.traces is not None else {}
+        return {"plans": self.plans, **traces}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that changes, by name."""
@@ -251,11 +256,11 @@ class Distillation:
         stop = self.rounds_done * self._rows
         self.inputs_MI[:stop], self.labels_M2A[:stop] = tensors["inputs"], tensors["labels"]
         self.env.load_state_dict(checkpoint.part_of(tensors, "env"))
-        if self.frames is not None and self.senses.camera is not None:
+        if self.traces is not None and self.senses.camera is not None:
             seen = checkpoint.part_of(tensors, "camera")
             camera = Camera.rebuild(self.senses.camera.description(), seen)
             self.senses = replace(self.senses, camera=camera)
-            self.frames.camera = camera
+            self.traces.camera = camera
         for part, memory in self._memories.items():
             for name, tensor in checkpoint.part_of(tensors, part).items():
                 memory.tensors()[name].copy_(tensor)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torch_crl.agent.policy import Policy, controller_of, places_of
-from torch_crl.agent.senses import Frames, ReadsGoals
+from torch_crl.agent.senses import MemoryTraces, ReadsGoals
 from torch_crl.encoders import DEFAULTS
 from torch_crl.encoders.camera import Camera
 from torch_crl.envs.make import make_vector_env
@@ -36,7 +36,9 @@ class Senses:
     camera: Camera | None = None
 
     def _state_size(self, teacher: Policy) -> int:
-        return self.camera.size * Frames.COUNT if self.camera else teacher.state_size
+        if self.camera is None:
+            return teacher.state_size
+        return MemoryTraces.size(self.camera.size, teacher.action_size)
 
     def policy(self, teacher: Policy, actor: torch.nn.Module) -> Policy:
         """A student of this teacher with these weights."""

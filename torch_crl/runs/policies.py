@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_crl import fields
 from torch_crl.agent.networks import ResidualTower, mlp, mlp_sizes
 from torch_crl.agent.policy import Policy
-from torch_crl.agent.senses import Frames
+from torch_crl.agent.senses import MemoryTraces
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.encoders.camera import Camera
 from torch_crl.fields import STRICT, Count
@@ -175,8 +175,6 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
     others = (_GOALS, *([_CAMERA] if camera else []))
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
     reader = rebuild_reader(described.goals, read) if described.goals else None
-    if camera is not None and described.state_size != Frames.COUNT * camera.size:
-        raise ValueError(f"its camera has {camera.size} features, and states are of other sizes")
     if reader is not None and reader.goal_size != described.goal_size:
         raise ValueError(f"its goals have {reader.goal_size} numbers, not {described.goal_size}")
     checkpoint.check_tensors(tensors, actor.state_dict())
@@ -193,6 +191,13 @@ def _rebuild(described: _Description, tensors: dict[str, Tensor]) -> Policy:
         raise ValueError(
             f"its network has {outputs} outputs, which are not {described.chunk} actions"
         )
+    if camera is not None:
+        takes = MemoryTraces.size(camera.size, outputs // (per_action * described.chunk))
+        if described.state_size != takes:
+            raise ValueError(
+                f"its states have {described.state_size} numbers, and of what its camera shows "
+                f"{takes} are made; a student of an earlier version is to be distilled again"
+            )
     return Policy(
         actor,
         state_size=described.state_size,
