@@ -16,6 +16,7 @@ from torch_crl.agent.senses import MemoryTraces
 from torch_crl.deploy import senses
 from torch_crl.deploy.distil import Distillation, DistilSettings, distil
 from torch_crl.deploy.senses import senses_of
+from torch_crl.encoders.camera import Camera
 from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import make_task
 from torch_crl.errors import UsageError
@@ -159,6 +160,8 @@ def test_a_student_sees_pictures_and_reads_sentences(student: Policy, tmp_path: 
         picture = np.flipud(picture).copy()
     with pytest.raises(UsageError, match=r"policy\.controller\(n\)"):
         loaded(picture, said)
+    with pytest.raises(ValueError, match="another version draws otherwise"):
+        Camera.rebuild(loaded.camera.description() | {"drawing": 1}, loaded.camera.tensors())
     with pytest.raises(UsageError, match="this one was trained with --goals words"):
         loaded.require_numbers("export")
 

@@ -17,6 +17,7 @@ from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
 from torch_crl.rendering import camera
 from torch_crl.rendering.renderer import Renderer
+from torch_crl.rendering.snapshots import Snapshots
 
 TILE = (160, 120)
 
@@ -144,3 +145,15 @@ def test_a_display_that_cannot_be_opened_is_an_error_and_no_wait() -> None:
     )
     assert "no window can be opened on this display" in result.stdout
     assert "eval RUN --video" in result.stdout
+
+
+@draws
+def test_no_wall_hides_a_robot_from_an_encoder() -> None:
+    task = make_task("point_u_maze")
+    assert task.places is not None
+    # Cells are 4 m wide, and the sphere's radius is 0.25 m.
+    to_walls = 1.74 * torch.tensor([[0.0, 0.0], [1, 1], [1, -1], [-1, 1], [-1, -1]])
+    positions = (task.places.point_PG[:, None] + to_walls).flatten(0, 1)
+    pictures = Snapshots(task, 256)(positions).astype(int)
+    blue = (pictures[..., 2] - pictures[..., 0] > 30).sum((1, 2)).reshape(-1, len(to_walls))
+    assert (blue >= 0.5 * blue[:, :1]).all() and (blue[:, 0] > 8).all(), blue

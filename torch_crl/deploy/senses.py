@@ -23,8 +23,11 @@ from torch_crl.errors import UsageError
 from torch_crl.goals.pictures import PictureReader
 from torch_crl.goals.words import WordGoals
 
-SIDE, FEATURES = 128, 64
-"""Width of a student's pictures in pixels, and number of features of each."""
+SIDE, FEATURES = 256, 64
+"""Width of a student's pictures in pixels, and number of features of each.
+
+The encoder scales pictures down to 128, so that what is small moves by less than one of its pixels.
+"""
 _ENVS, _PICTURES = 16, 256
 
 

@@ -27,6 +27,10 @@ MOST_UNLIKE = 3.0
 """A picture of which more is left over than of the known ones, by this factor, shows something
 else."""
 
+DRAWING = 2
+"""The way in which pictures are drawn. Policies know those of their training, so that what draws
+otherwise has another number: 2 looks at mazes from above."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CameraSettings:
@@ -46,6 +50,8 @@ class CameraSettings:
     """E, the length of the encoder's embeddings."""
     left_over: Positive
     """Length of what the features leave out of an embedding, the largest over known pictures."""
+    drawing: Count = 1
+    """`DRAWING` of the training; the first files lack it."""
 
 
 _trusted: set[str] = set()
@@ -121,6 +127,7 @@ class Camera:
             size=size,
             embedding_size=embedding_ME.shape[1],
             left_over=float(projection.left_over(embedding_ME).max()),
+            drawing=DRAWING,
         )
         return cls(settings, projection), projection(embedding_ME)
 
@@ -176,6 +183,10 @@ class Camera:
     def rebuild(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Camera":
         """What `description` and `tensors` are of. Raises ValueError if they do not fit."""
         settings = fields.read(CameraSettings, json.dumps(description))
+        if settings.drawing != DRAWING:
+            raise ValueError(
+                "it has learned from pictures that another version draws otherwise; train it again"
+            )
         width, size = settings.embedding_size, settings.size
         check_tables(tensors, {"mean_E": (width,), "basis_EF": (width, size)})
         return cls(settings, Projection(**tensors))

@@ -27,6 +27,8 @@ _FOLLOW_BEYOND = 5.0
 # downwards in the picture), and for an open floor.
 _MUJOCO_DIRECTION = (90.0, -45.0)
 _MAZE_DIRECTION = (180.0, -65.0)
+# Where no wall hides what is behind it.
+_FROM_ABOVE = (180.0, -90.0)
 _FLOOR_DIRECTION = (90.0, -28.0)
 _FOVY = 45.0
 _MAX_GEOMS = 5000
@@ -48,12 +50,12 @@ class Renderer:
         columns: int = 1,
         rows: int = 1,
         tile: tuple[int, int],
-        fast: bool = False,
+        for_encoders: bool = False,
     ):
         """`tile` is the size of one simulation's picture, (width, height) in pixels.
 
-        `fast` leaves out shadows and smooth edges, which take most of the time on a CPU. Raises
-        RenderError if nothing can be drawn on this machine.
+        `for_encoders` leaves out shadows and smooth edges, which take most of the time on a CPU,
+        and looks at mazes from above. Raises RenderError if nothing can be drawn on this machine.
         """
         self.task = task
         self.radius = next(iter(task.spec.success_radius.values()), 0.0)
@@ -72,8 +74,10 @@ class Renderer:
         asked = (task.model.vis.global_.azimuth, task.model.vis.global_.elevation)
         if asked != _MUJOCO_DIRECTION:
             self._direction = asked
+        elif large and not self._follows:
+            self._direction = _FROM_ABOVE if for_encoders else _MAZE_DIRECTION
         elif large:
-            self._direction = _FLOOR_DIRECTION if self._follows else _MAZE_DIRECTION
+            self._direction = _FLOOR_DIRECTION
         else:
             self._direction = _MUJOCO_DIRECTION
         self.radius = self.radius or 0.02 * float(span.max())
@@ -86,12 +90,12 @@ class Renderer:
             centre=(low + high) / 2,
             extent=float(np.linalg.norm(span)) / 2,
             size=(self.width, self.height),
-            smooth=not fast,
+            smooth=not for_encoders,
         )
         self._stage_data = mujoco.MjData(self._stage)
         mujoco.mj_forward(self._stage, self._stage_data)
         self._scene = mujoco.MjvScene(self._stage, _MAX_GEOMS)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = not fast
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = not for_encoders
         self._options = mujoco.MjvOption()
         self._options.sitegroup[:] = 0
         canvas = make_canvas(self._stage)

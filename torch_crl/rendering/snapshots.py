@@ -1,6 +1,6 @@
 """Pictures of single simulations for encoders: small, quickly drawn, without goals. N, Q positions.
 
-They are what a camera sees that shows all of the task.
+They are what a camera sees that shows all of the task, mazes from above.
 """
 
 from functools import cached_property
@@ -26,7 +26,7 @@ class Snapshots:
     @cached_property
     def _renderer(self) -> Renderer:
         tile = (self.side, self.side)
-        return Renderer(self.task, columns=_COLUMNS, rows=_ROWS, tile=tile, fast=True)
+        return Renderer(self.task, columns=_COLUMNS, rows=_ROWS, tile=tile, for_encoders=True)
 
     def __call__(self, qpos_NQ: Tensor) -> Image:
         """Pictures [N, side, side, 3], uint8, of simulations at these positions.
