@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.drawing import draws
 from tests.helpers.ranks import Loopback
 from tests.helpers.recipes import tiny, tiny_baseline
 from torch_crl import load_policy
 from torch_crl.distributed.ranks import ALONE
+from torch_crl.encoders import trust_encoder
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import with_changes
 from torch_crl.training.crl_run import build_run
@@ -134,6 +136,28 @@ def test_shared_weights_are_captured(block: str) -> None:
         metrics = run.update()
     assert run.update_graph is not None and run.update_graph.captures == 1
     assert all(value.isfinite() for value in metrics.values())
+
+
+@pytest.mark.parametrize("actor_block", ["same", "moe"])
+@pytest.mark.parametrize("goals", ["words", pytest.param("pictures", marks=draws)])
+def test_goals_of_other_spaces_and_mixtures_are_captured(goals: str, actor_block: str) -> None:
+    encoder = "tests.helpers.encoders:plain"
+    trust_encoder(encoder)
+    space = {"goals": goals, "encoder": encoder, "goal_features": 8}
+    if goals == "pictures":
+        space |= {"picture_every": 5, "picture_size": 64}
+    networks = {"width": 128, "actor_block": actor_block}
+    run = build_run(tiny("reacher", networks=networks, goal_space=space, system={"device": "cuda"}))
+    while not run.updates_due:
+        run.collect()
+    for _ in range(6):
+        metrics = run.update()
+    assert run.update_graph is not None and run.update_graph.captures == 1
+    assert all(value.isfinite() for value in metrics.values())
+    # The graph draws from what was collected after its capture, too.
+    run.collect()
+    run.update()
+    assert run.update_graph.captures == 1
 
 
 def test_a_run_chooses_the_persistent_kernel_and_a_graph() -> None:

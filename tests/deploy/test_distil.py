@@ -195,7 +195,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     arguments = ["distil", str(tmp_path / "run"), "--width", "8", "12", "--seeds", "0", "1"]
     arguments += ["--rows", "200", "--updates", "20"]
     assert main(arguments) == 0
-    assert "| 4 | 12 | 2 |" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "| 4 | 12 | 2 |" in printed.out
+    stages = printed.err.splitlines()
+    first = stages.index("depth 4, width 8, seed 0")
+    assert stages[first + 1] == "depth 4, width 8, seed 0: its episodes"
     students = tmp_path / "run" / "students"
     document = json.loads((students / "students.json").read_text())
     assert len(document["students"]) == 4 and document["episodes"] == 128

@@ -19,6 +19,7 @@ from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
+    from torch_crl.deploy.distil import DistilSettings
     from torch_crl.planning.goal_value import TrainedRun
 
 
@@ -62,7 +63,6 @@ def main(arguments: list[str]) -> int:
     wrong = [depth for depth in options.depth if depth <= 0 or depth % 4]
     if wrong or not (options.depth and options.width and options.seeds):
         raise UsageError(f"--depth takes positive multiples of 4, got {wrong or 'none'}")
-    from torch_crl.deploy.distil import DistilSettings
     from torch_crl.deploy.senses import senses_of
     from torch_crl.deploy.students import Teacher, report, retention, save_front, student
 
@@ -86,36 +86,27 @@ def main(arguments: list[str]) -> int:
         )
     value = run.value if run else None
     teacher = Teacher(policy=policy, recipe=recipe, value=value, senses=senses)
-    if options.observe == "camera":
-        # Pictures are dear, so there are fewer, and more is made of each.
-        usual = DistilSettings(rows=30_000, updates=30_000, goals_per_state=4)
-    else:
-        usual = DistilSettings()
-    labelled = options.rows or usual.rows
-    # Students have to meet all of an episode.
-    num_envs = min(usual.num_envs, max(1, labelled // recipe.task.episode_length))
-    grid = [
-        replace(
-            usual,
-            depth=depth,
-            width=width,
-            seed=seed,
-            rows=labelled,
-            num_envs=num_envs,
-            updates=options.updates or usual.updates,
-        )
-        for depth in options.depth
-        for width in options.width
-        for seed in options.seeds
-    ]
     rows = []
     with Stages() as stages:
-        stages.begin("the teacher's episodes")
-        of_teacher = teacher.scores(policy)
-        for settings in grid:
+        length = recipe.task.episode_length
+        stages.begin("the teacher's episodes", length)
+        of_teacher = teacher.scores(policy, stages.done)
+        for settings in _grid(options, recipe.task.episode_length):
             what = f"depth {settings.depth}, width {settings.width}, seed {settings.seed}"
             stages.begin(what, settings.rounds)
-            done = student(teacher, settings, folder, on_round=lambda n, _: stages.done(n))
+
+            def on_step(step: int, what: str = what) -> None:
+                if step == 1:
+                    stages.begin(f"{what}: its episodes", length)
+                stages.done(step)
+
+            done = student(
+                teacher,
+                settings,
+                folder,
+                on_round=lambda n, _: stages.done(n),
+                on_step=on_step,
+            )
             rows.append(done)
     text = report(teacher, of_teacher, rows)
     (folder / "report.md").write_text(text)
@@ -131,6 +122,34 @@ def main(arguments: list[str]) -> int:
     print_line(text)
     print_line(f"written: {folder}/report.md, students.json, front.png", stderr=True)
     return 0
+
+
+def _grid(options: Options, episode_length: int) -> "list[DistilSettings]":
+    """The settings of each student."""
+    from torch_crl.deploy.distil import DistilSettings
+
+    if options.observe == "camera":
+        # Pictures are dear, so there are fewer, and more is made of each.
+        usual = DistilSettings(rows=30_000, updates=30_000, goals_per_state=4)
+    else:
+        usual = DistilSettings()
+    labelled = options.rows or usual.rows
+    # Students have to meet all of an episode.
+    num_envs = min(usual.num_envs, max(1, labelled // episode_length))
+    return [
+        replace(
+            usual,
+            depth=depth,
+            width=width,
+            seed=seed,
+            rows=labelled,
+            num_envs=num_envs,
+            updates=options.updates or usual.updates,
+        )
+        for depth in options.depth
+        for width in options.width
+        for seed in options.seeds
+    ]
 
 
 def _critic_of(directory: RunDirectory) -> "TrainedRun | None":

@@ -61,8 +61,13 @@ class Teacher:
         ours = replace(self.value, policy=self.policy)
         return ours.regret(policy, state_MS, goal_MG)
 
-    def scores(self, policy: Policy) -> dict[str, float]:
-        """Of a policy in the same episodes for all: equal starts, equal goals."""
+    def scores(
+        self, policy: Policy, on_step: Callable[[int], object] | None = None
+    ) -> dict[str, float]:
+        """Of a policy in the same episodes for all: equal starts, equal goals.
+
+        `on_step` is called with the number of control steps done.
+        """
         task, senses = self.recipe.task, self.senses or Senses()
         found = evaluate(
             policy,
@@ -72,6 +77,7 @@ class Teacher:
             seed=EVALUATION_SEED,
             env_timeout=self.recipe.system.env_timeout,
             places=senses.places,
+            on_step=on_step,
         )
         return {name: found[name] for name in _SCORES if name in found}
 
@@ -111,13 +117,15 @@ def student(
     folder: Path,
     *,
     on_round: Callable[[int, dict[str, float]], object],
+    on_step: Callable[[int], object] | None = None,
     initial: ResidualTower | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate one student in a run directory of its own; returns its row.
 
-    It begins as `initial`, or with random weights. A student that was finished before is read and
-    not trained again. Raises UsageError if the folder holds one of another policy or with other
-    settings.
+    It begins as `initial`, or with random weights. `on_round` is called after each round of the
+    training, `on_step` after each control step of the evaluation. A student that was finished
+    before is read and not trained again. Raises UsageError if the folder holds one of another
+    policy or with other settings.
     """
     seeing = "_camera" if teacher.senses and teacher.senses.camera else ""
     directory = RunDirectory(folder / (name_of(settings) + seeing))
@@ -148,7 +156,7 @@ def student(
             "parameters": parameters(made),
             "policy": str(directory.policies / moment),
             **latency(made),
-            **teacher.scores(made),
+            **teacher.scores(made, on_step),
             "regret": teacher.regret(made),
         }
         directory.finish(told)
