@@ -190,6 +190,29 @@ def test_the_front_has_what_no_smaller_student_matches() -> None:
     assert "| 4 | 8 | 2 | 80 |" in lines[0] and "| 0.420 | 0.400, 0.440 |" in lines[0]
 
 
+def test_a_share_of_the_envs_is_acted_in_as_in_an_evaluation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = DistilSettings(
+        width=8, rows=40, rounds=2, updates=2, num_envs=4, noiseless=0.5, other_goals=0.0
+    )
+    made = Distillation(make_teacher(), "reacher", settings, episode_length=30)
+    made.round()
+    acted, step = [], made.env.step
+
+    def remember(action_NA: torch.Tensor) -> Any:
+        acted.append(action_NA.clone())
+        return step(action_NA)
+
+    monkeypatch.setattr(made.env, "step", remember)
+    _, row_MI = made.collect()
+    with torch.no_grad():
+        expected = torch.tanh(made.actor(row_MI)[:, :2]).view(5, 4, 2)
+    action = torch.stack(acted)
+    torch.testing.assert_close(action[:, :2], expected[:, :2])
+    assert (action[:, 2:] - expected[:, 2:]).abs().min() > 1e-4
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny("reacher"), tmp_path / "run", show=False)
     arguments = ["distil", str(tmp_path / "run"), "--width", "8", "12", "--seeds", "0", "1"]

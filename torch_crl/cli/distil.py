@@ -130,7 +130,7 @@ def _grid(options: Options, episode_length: int) -> "list[DistilSettings]":
 
     if options.observe == "camera":
         # Pictures are dear, so there are fewer, and more is made of each.
-        usual = DistilSettings(rows=30_000, updates=30_000, goals_per_state=4)
+        usual = DistilSettings(rows=30_000, updates=30_000, goals_per_state=4, noiseless=0.5)
     else:
         usual = DistilSettings()
     labelled = options.rows or usual.rows

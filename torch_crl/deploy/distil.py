@@ -60,6 +60,9 @@ class DistilSettings:
     goals_per_state: Count = 1
     """Every state is labelled for so many goals, those after the first achieved by others. Useful
     where a state is dear, as one is that takes a picture."""
+    noiseless: float = 0.0
+    """Share of the envs that are acted in by mean actions, as in an evaluation. Noise frees
+    students where these get stuck, and what they do not meet they do not learn to leave."""
     seed: Seed = 0
 
 
@@ -214,6 +217,7 @@ class Distillation:
             noise_NA = torch.randn(
                 len(output_N2A), output_N2A.shape[1] // 2, generator=self.generator
             )
+            noise_NA[: round(self.settings.noiseless * len(noise_NA))] = 0.0
             return squashed_sample(*action_distribution(output_N2A), noise_NA)[0]
 
         action_NA = self.plans.next_action(draw)
