@@ -18,6 +18,7 @@ from torch_crl.envs.task import Task
 from torch_crl.rendering import camera
 from torch_crl.rendering.renderer import Renderer
 from torch_crl.rendering.snapshots import Snapshots
+from torch_crl.rendering.viewer import _aim
 
 TILE = (160, 120)
 
@@ -157,3 +158,14 @@ def test_no_wall_hides_a_robot_from_an_encoder() -> None:
     pictures = Snapshots(task, 256)(positions).astype(int)
     blue = (pictures[..., 2] - pictures[..., 0] > 30).sum((1, 2)).reshape(-1, len(to_walls))
     assert (blue >= 0.5 * blue[:, :1]).all() and (blue[:, 0] > 8).all(), blue
+
+
+@draws
+@pytest.mark.parametrize(
+    "name", ["reacher", "point_u_maze", "ant_u_maze", "ant", "humanoid", "pusher_easy"]
+)
+def test_the_viewer_looks_from_where_films_do(name: str) -> None:
+    task, view = make_task(name), mujoco.MjvCamera()
+    _aim(view, task.model)
+    with Renderer(task, tile=(16, 16)) as renderer:
+        assert (view.azimuth, view.elevation) == renderer._direction

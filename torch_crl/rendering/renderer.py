@@ -69,17 +69,10 @@ class Renderer:
         self._overview = self._sampled_points()
         low, high = self._overview.min(0), self._overview.max(0)
         span = high - low
-        large = float(span.max()) > _FOLLOW_BEYOND
-        self._follows = large and len(self._static) == 0
-        asked = (task.model.vis.global_.azimuth, task.model.vis.global_.elevation)
-        if asked != _MUJOCO_DIRECTION:
-            self._direction = asked
-        elif large and not self._follows:
-            self._direction = _FROM_ABOVE if for_encoders else _MAZE_DIRECTION
-        elif large:
-            self._direction = _FLOOR_DIRECTION
-        else:
-            self._direction = _MUJOCO_DIRECTION
+        self._follows = float(span.max()) > _FOLLOW_BEYOND and len(self._static) == 0
+        self._direction = direction_of(
+            task.model, float(span.max()), follows=self._follows, for_encoders=for_encoders
+        )
         self.radius = self.radius or 0.02 * float(span.max())
         # Many goals in one picture must not hide each other.
         self._small_radius = min(self.radius, 0.025 * float(span.max()))
@@ -241,6 +234,21 @@ class Renderer:
         if floors:
             return float(min(self._data.geom_xpos[geom][2] for geom in floors))
         return float(self._overview[:, 2].min())
+
+
+def direction_of(
+    model: mujoco.MjModel, span: float, *, follows: bool, for_encoders: bool = False
+) -> tuple[float, float]:
+    """Azimuth and elevation of the camera, in degrees, where a task spans so many metres.
+
+    Names of places, such as "the upper left corner", are as they look from there.
+    """
+    asked = (model.vis.global_.azimuth, model.vis.global_.elevation)
+    if asked != _MUJOCO_DIRECTION or span <= _FOLLOW_BEYOND:
+        return asked
+    if follows:
+        return _FLOOR_DIRECTION
+    return _FROM_ABOVE if for_encoders else _MAZE_DIRECTION
 
 
 def add_spheres(

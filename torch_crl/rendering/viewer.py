@@ -1,5 +1,6 @@
 """Shows a policy in MuJoCo's own interactive viewer. G goal, S state, A action, one env."""
 
+import math
 import os
 import sys
 import threading
@@ -14,7 +15,7 @@ from torch_crl.agent.policy import Acts, Policy, controller_of, places_of
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.rendering import stage
 from torch_crl.rendering.gl import RenderError, load_triton_first
-from torch_crl.rendering.renderer import add_spheres
+from torch_crl.rendering.renderer import add_spheres, direction_of
 
 
 @torch.no_grad()
@@ -49,10 +50,7 @@ def watch(
         raise RenderError(f"MuJoCo's viewer could not be opened: {error}. {_OTHERWISE}") from error
     try:
         with viewer:
-            mujoco.mjv_defaultFreeCamera(model, viewer.cam)
-            if (root := _followed(model)) is not None:
-                viewer.cam.type = mujoco.mjtCamera.mjCAMERA_TRACKING
-                viewer.cam.trackbodyid = root
+            _aim(viewer.cam, model)
             while viewer.is_running():
                 begin = time.perf_counter()
                 if (new := told()) is not None:
@@ -96,6 +94,17 @@ def _coloured(model: mujoco.MjModel) -> mujoco.MjModel:
     if model.nlight == 0:
         shown.vis.headlight.ambient[:], shown.vis.headlight.diffuse[:] = 0.4, 0.6
     return shown
+
+
+def _aim(view: mujoco.MjvCamera, model: mujoco.MjModel) -> None:
+    """Let the camera see all of a task, or follow a robot, from where films see it."""
+    mujoco.mjv_defaultFreeCamera(model, view)
+    root = _followed(model)
+    span = model.stat.extent if root is None else math.inf
+    view.azimuth, view.elevation = direction_of(model, span, follows=root is not None)
+    if root is not None:
+        view.type = mujoco.mjtCamera.mjCAMERA_TRACKING
+        view.trackbodyid = root
 
 
 def _followed(model: mujoco.MjModel) -> int | None:
