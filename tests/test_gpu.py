@@ -14,7 +14,7 @@ from torch_crl.distributed.ranks import ALONE
 from torch_crl.encoders import trust_encoder
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import with_changes
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.crl_run import CrlRun, build_run
 from torch_crl.training.trainer import train
 
 pytestmark = [
@@ -93,6 +93,16 @@ def test_updates_on_the_gpu_equal_those_on_the_cpu(
         assert value == pytest.approx(expected[name], rel=tolerance), name
 
 
+def updates_are_captured(run: CrlRun) -> None:
+    """Of a run that has not begun: six updates are one capture, and their metrics are finite."""
+    for _ in range(4):
+        run.collect()
+    for _ in range(6):
+        metrics = run.update()
+    assert run.update_graph is not None and run.update_graph.captures == 1
+    assert all(value.isfinite() for value in metrics.values())
+
+
 @pytest.mark.parametrize("tower", ["reference", "norm_act", "persistent"])
 def test_activations_can_be_computed_again_inside_a_graph(tower: str) -> None:
     run = build_run(
@@ -102,12 +112,7 @@ def test_activations_can_be_computed_again_inside_a_graph(tower: str) -> None:
             system={"device": "cuda", "tower": tower, "recompute": 4},
         )
     )
-    for _ in range(4):
-        run.collect()
-    for _ in range(6):
-        metrics = run.update()
-    assert run.update_graph is not None and run.update_graph.captures == 1
-    assert all(value.isfinite() for value in metrics.values())
+    updates_are_captured(run)
 
 
 @pytest.mark.parametrize("order", ["together", "critic_first"])
@@ -117,12 +122,7 @@ def test_every_objective_is_captured_with_its_labels(objective: str, order: str)
     algorithm |= {"contrastive_loss": "symmetric_info_nce", "actor_goals": "mixed"}
     device = {"device": "cuda"}
     run = build_run(tiny("ant", networks={"width": 128}, algorithm=algorithm, system=device))
-    for _ in range(4):
-        run.collect()
-    for _ in range(6):
-        metrics = run.update()
-    assert run.update_graph is not None and run.update_graph.captures == 1
-    assert all(value.isfinite() for value in metrics.values())
+    updates_are_captured(run)
     run.collect()
 
 
@@ -130,12 +130,7 @@ def test_every_objective_is_captured_with_its_labels(objective: str, order: str)
 def test_shared_weights_are_captured(block: str) -> None:
     networks = {"width": 128, "block": block, "actor_depth": 8, "critic_depth": 8}
     run = build_run(tiny("ant", networks=networks, system={"device": "cuda", "recompute": 4}))
-    for _ in range(4):
-        run.collect()
-    for _ in range(6):
-        metrics = run.update()
-    assert run.update_graph is not None and run.update_graph.captures == 1
-    assert all(value.isfinite() for value in metrics.values())
+    updates_are_captured(run)
 
 
 @pytest.mark.parametrize("actor_block", ["same", "moe"])
@@ -148,16 +143,11 @@ def test_goals_of_other_spaces_and_mixtures_are_captured(goals: str, actor_block
         space |= {"picture_every": 5, "picture_size": 64}
     networks = {"width": 128, "actor_block": actor_block}
     run = build_run(tiny("reacher", networks=networks, goal_space=space, system={"device": "cuda"}))
-    while not run.updates_due:
-        run.collect()
-    for _ in range(6):
-        metrics = run.update()
-    assert run.update_graph is not None and run.update_graph.captures == 1
-    assert all(value.isfinite() for value in metrics.values())
+    updates_are_captured(run)
     # The graph draws from what was collected after its capture, too.
     run.collect()
     run.update()
-    assert run.update_graph.captures == 1
+    assert run.update_graph is not None and run.update_graph.captures == 1
 
 
 def test_a_run_chooses_the_persistent_kernel_and_a_graph() -> None:

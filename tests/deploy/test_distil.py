@@ -200,7 +200,7 @@ def test_a_share_of_the_envs_is_acted_in_as_in_an_evaluation(
     made.round()
     acted, step = [], made.env.step
 
-    def remember(action_NA: torch.Tensor) -> Any:
+    def remember(action_NA: Tensor) -> Any:
         acted.append(action_NA.clone())
         return step(action_NA)
 

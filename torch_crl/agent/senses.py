@@ -100,7 +100,7 @@ class MemoryTraces:
         """The state [N, S] at these pictures.
 
         It is their features, what these differ by from their traces, and the traces of the actions.
-        In a new episode the former are 0, and so are the latter.
+        At the beginning of an episode all but the features is 0.
         """
         if len(pictures) != len(self.is_new_N):
             raise ValueError(

@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> int:
     folder = options.out or output_folder(directory, "students")
     check_folder("--out", folder)
     policy = told_policy(options.run, options.policy)
+    length = recipe.task.episode_length
     with Stages() as stages:
         stages.begin("reading the run's critic")
         run = _critic_of(directory)
@@ -82,16 +83,15 @@ def main(arguments: list[str]) -> int:
             recipe.task.name,
             observe=options.observe,
             goals=options.goals,
-            episode_length=recipe.task.episode_length,
+            episode_length=length,
         )
     value = run.value if run else None
     teacher = Teacher(policy=policy, recipe=recipe, value=value, senses=senses)
     rows = []
     with Stages() as stages:
-        length = recipe.task.episode_length
         stages.begin("the teacher's episodes", length)
         of_teacher = teacher.scores(policy, stages.done)
-        for settings in _grid(options, recipe.task.episode_length):
+        for settings in _grid(options, length):
             what = f"depth {settings.depth}, width {settings.width}, seed {settings.seed}"
             stages.begin(what, settings.rounds)
 
