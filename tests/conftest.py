@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Decided when Triton is first imported: without a GPU its kernels run in the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    with suppress(ImportError):
+        from tests.helpers.interpreter import quicken
+
+        quicken()
 
 # Threads that wait for each other at every small operation crawl as soon as anything else runs.
 torch.set_num_threads(1)

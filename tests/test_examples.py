@@ -3,27 +3,20 @@
 import ast
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.helpers import warm
 from tests.helpers.paths import EXAMPLES
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_example_runs(name: str, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=os.environ | {"TORCH_CRL_EXAMPLE_STEPS": "9000"},
-    )
+    environment = os.environ | {"TORCH_CRL_EXAMPLE_STEPS": "9000"}
+    result = warm.run(str(EXAMPLES / name), cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     assert "success_any" in result.stdout
 

@@ -1,5 +1,7 @@
 """The command as users run it: a process of its own."""
 
+import atexit
+import gc
 import json
 import re
 import resource
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import warm
 from tests.helpers.paths import EXAMPLES, OLD_RUN
 from tests.helpers.recipes import tiny
 from torch_crl import train
@@ -26,15 +29,22 @@ TINY_FLAGS = [
 ]
 
 
-def torch_crl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+ENVIRONMENT = {"COLUMNS": "200", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
+
+
+def torch_crl(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(Path(sys.executable).with_name("torch-crl")), *arguments],
         capture_output=True,
         text=True,
         check=False,
-        cwd=cwd,
-        env={"COLUMNS": "200", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())},
+        env=ENVIRONMENT,
     )
+
+
+def warm_torch_crl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The same in a process that need not import torch first."""
+    return warm.run("-m", "torch_crl", *arguments, cwd=cwd, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +71,19 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy(arguments: lis
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_a_command_looks_for_garbage_seldom_and_a_call_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed: list[str] = []
+    monkeypatch.setattr(gc, "set_threshold", lambda number: changed.append(f"threshold {number}"))
+    monkeypatch.setattr(atexit, "register", lambda function: changed.append(function.__name__))
+    main(["--version"])
+    assert not changed
+    monkeypatch.setattr(sys, "argv", ["torch-crl", "--version"])
+    main()
+    assert changed == ["threshold 10000", "freeze"]
 
 
 def test_help_lists_the_flags_of_the_recipe() -> None:
@@ -107,19 +130,19 @@ def test_train_eval_and_resume(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     last = result.stdout.splitlines()[-1]
     assert last.startswith("reached the goal in") and f"torch-crl eval {run_dir}" in last
-    evaluated = torch_crl("eval", str(run_dir), "--num-envs", "4", "--json")
+    evaluated = warm_torch_crl("eval", str(run_dir), "--num-envs", "4", "--json")
     assert evaluated.returncode == 0, evaluated.stderr
     metrics = json.loads(evaluated.stdout)
     assert metrics["task"] == "reacher" and metrics["episode_length"] == 10
     # Deterministic: the same seed, the same numbers.
-    again = torch_crl("eval", str(run_dir), "--num-envs", "4", "--json")
+    again = warm_torch_crl("eval", str(run_dir), "--num-envs", "4", "--json")
     assert again.stdout == evaluated.stdout
-    table = torch_crl("eval", str(run_dir), "--num-envs", "4")
+    table = warm_torch_crl("eval", str(run_dir), "--num-envs", "4")
     assert "success_any" in table.stdout
     # The flags may be left out, as long as none contradicts the run.
-    resumed = torch_crl("train", "--resume", "--run-dir", str(run_dir))
+    resumed = warm_torch_crl("train", "--resume", "--run-dir", str(run_dir))
     assert resumed.returncode == 0, resumed.stderr
-    changed = torch_crl("train", "--resume", "--run-dir", str(run_dir), "--depth", "8")
+    changed = warm_torch_crl("train", "--resume", "--run-dir", str(run_dir), "--depth", "8")
     assert changed.returncode == 1
     assert "networks.actor_depth: 4 -> 8" in changed.stderr
 
@@ -194,7 +217,7 @@ def test_another_task_with_the_settings_of_a_file_is_evaluated_on_its_own(
 def test_wrong_input_is_told_without_a_traceback(
     arguments: list[str], status: int, message: str, tmp_path: Path
 ) -> None:
-    result = torch_crl(*arguments, cwd=tmp_path)
+    result = warm_torch_crl(*arguments, cwd=tmp_path)
     assert result.returncode == status
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
@@ -287,16 +310,16 @@ def test_help_shows_the_defaults_of_the_task() -> None:
 def test_own_task_by_name_trains_and_evaluates(tmp_path: Path) -> None:
     examples = EXAMPLES
     run_dir = tmp_path / "run"
-    result = torch_crl(
+    result = warm_torch_crl(
         "train", "own_task:make", *TINY_FLAGS, "--run-dir", str(run_dir), cwd=examples
     )
     assert result.returncode == 0, result.stderr
     evaluate = ("eval", str(run_dir), "--num-envs", "4")
     # Only the run's files name the module, and they may be anybody's.
-    refused = torch_crl(*evaluate, cwd=examples)
+    refused = warm_torch_crl(*evaluate, cwd=examples)
     assert refused.returncode == 1 and "would import own_task (of own_task:make)" in refused.stderr
-    assert torch_crl(*evaluate, "--task", "own_task:make", cwd=examples).returncode == 0
-    elsewhere = torch_crl(*evaluate, "--trust", cwd=tmp_path)
+    assert warm_torch_crl(*evaluate, "--task", "own_task:make", cwd=examples).returncode == 0
+    elsewhere = warm_torch_crl(*evaluate, "--trust", cwd=tmp_path)
     assert elsewhere.returncode == 1
     assert f"trained with {examples / 'own_task.py'}: go to that folder" in elsewhere.stderr
 

@@ -1,9 +1,11 @@
 """Compiles Triton kernels for GPUs that are not there and tells what the code needs.
 
-Run as a program, since under TRITON_INTERPRET a process cannot compile: reads a list of jobs as
-JSON from standard input and prints a list of resources.
+Run as a program, since under TRITON_INTERPRET a process cannot compile: for each line of standard
+input, a list of jobs in JSON, it prints a line with a list of resources, or with what went wrong.
 """
 
+import atexit
+import functools
 import importlib
 import json
 import os
@@ -11,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,18 +54,33 @@ class Resources(NamedTuple):
 
 
 def compile_all(jobs: list[Job]) -> list[Resources]:
-    """In a process of its own."""
+    """In another process."""
+    compiler = _compiler()
+    assert compiler.stdin and compiler.stdout
+    compiler.stdin.write(json.dumps([job._asdict() for job in jobs]) + "\n")
+    compiler.stdin.flush()
+    answer = compiler.stdout.readline()
+    assert answer.startswith("["), json.loads(answer) if answer else "the compiler ended"
+    return [Resources(*values) for values in json.loads(answer)]
+
+
+@functools.cache
+def _compiler() -> subprocess.Popen[str]:
+    """A process for all tests, since importing torch takes longer than most kernels do."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", "tests.kernels.compiled"],
-        input=json.dumps([job._asdict() for job in jobs]),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
         env=environment,
-        check=False,
     )
-    assert result.returncode == 0, result.stderr
-    return [Resources(*values) for values in json.loads(result.stdout)]
+
+    def close() -> None:
+        process.communicate()
+
+    atexit.register(close)
+    return process
 
 
 def _compile(job: Job) -> Resources:
@@ -86,28 +104,32 @@ def _compile(job: Job) -> Resources:
     compiled = triton.compile(
         source, target=GPUTarget("cuda", job.arch, 32), options=dict(job.options)
     )
-    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage, code = (
-            subprocess.run(
-                [str(cuobjdump), option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("--dump-resource-usage", "-sass")
-        )
+    cubin = compiled.asm["cubin"]
+    usage = _dump("--dump-resource-usage", cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage)
     assert found, usage
     registers, stack, local = map(int, found.groups())
     return Resources(
         registers,
         stack + local,
-        _spills_in_loop(code),
+        # The code of a large kernel takes a second to write out.
+        _spills_in_loop(_dump("-sass", cubin)) if stack + local else 0,
         compiled.metadata.shared,
         compiled.asm["ptx"].count("cp.async.cg.shared.global"),
         compiled.asm["ptx"].count("wgmma.mma_async"),
         compiled.asm["ptx"].count("cp.async.bulk.tensor.2d.shared"),
     )
+
+
+def _dump(option: str, cubin: bytes) -> str:
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(cuobjdump), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _paths(index: int, of_argument: str | tuple[str, ...]) -> list[tuple[tuple[int, ...], str]]:
@@ -137,4 +159,9 @@ def _spills_in_loop(code: str) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps([_compile(Job(**job)) for job in json.load(sys.stdin)]))
+    for line in sys.stdin:
+        try:
+            answer: object = [_compile(Job(**job)) for job in json.loads(line)]
+        except Exception:
+            answer = {"failed": traceback.format_exc()}
+        print(json.dumps(answer), flush=True)

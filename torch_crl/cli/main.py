@@ -6,6 +6,7 @@ import warnings
 
 from torch_crl.cli.output import tell, wrong_mujoco_gl
 from torch_crl.errors import TorchCrlError, UsageError
+from torch_crl.system.garbage import collect_seldom
 from torch_crl.system.terminal import print_line, safe_streams
 
 COMMANDS = {
@@ -36,10 +37,16 @@ _USAGE = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a subcommand; returns the exit status."""
+    """Run a subcommand; returns the exit status.
+
+    Without arguments this is what the process is for, and they are those of its command line.
+    """
+    if arguments is None:
+        collect_seldom()
+        arguments = sys.argv[1:]
     with safe_streams():
         try:
-            status = _run(sys.argv[1:] if arguments is None else arguments)
+            status = _run(arguments)
             sys.stdout.flush()
         except (TorchCrlError, OSError, KeyboardInterrupt) as error:
             return tell(error)

@@ -15,6 +15,7 @@ from torch_crl.recipe.goal_checks import filled_from
 from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
 from torch_crl.system.files import DamagedFileError
+from torch_crl.system.garbage import collect_seldom
 from torch_crl.system.terminal import print_line
 
 
@@ -71,6 +72,7 @@ def _trainer() -> Callable[..., object]:
 
 def main() -> None:
     """Read the recipe from standard input and train it in the directory that is named."""
+    collect_seldom()
     try:
         recipe = Recipe.from_json(sys.stdin.read())
         # The user who started the sweep has typed these names.
