@@ -121,6 +121,23 @@ def test_kernels_know_nothing_above_them() -> None:
             assert all(name.startswith("kernels") for name in imports(path))
 
 
+def test_triton_is_imported_only_where_it_is_asked_for() -> None:
+    program = (
+        "import sys, torch, torch_crl.agent.losses\n"
+        "from torch_crl.kernels.infonce import pair_scores\n"
+        "from torch_crl.kernels.relabel import Ring, relabel\n"
+        "from torch_crl.kernels.squashed_gaussian import squashed_gaussian\n"
+        "plain, x = {'implementation': 'reference'}, torch.ones(2, 2)\n"
+        "pair_scores(x, x, energy='norm', **plain)\n"
+        "y, i = torch.ones(2, 1, 1), torch.ones(2, 1, dtype=torch.int32)\n"
+        "relabel(torch.zeros(4, 1, dtype=torch.float64), torch.tensor(2), Ring(y, y, y, 0 * i, i),\n"
+        "        goal_slice=(0, 1), discount=0.5, **plain)\n"
+        "squashed_gaussian(x, torch.ones(2, 1), **plain)\n"
+        "assert 'triton' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_every_package_is_listed_in_setup_cfg() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")

@@ -5,8 +5,6 @@ And its kernels compiled for the GPUs that we care about, which needs none.
 
 import functools
 import itertools
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -447,18 +445,6 @@ def test_interpreter_is_not_a_silent_fallback(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(op, "_INTERPRETED", False)
     phi, psi = draw(4, 3)
     fails("phi is on cpu; .* takes tensors of one CUDA device", phi.cpu(), psi.cpu())
-
-
-def test_triton_is_imported_only_where_it_is_asked_for() -> None:
-    program = (
-        "import sys, torch, torch_crl.agent.losses\n"
-        "from torch_crl.kernels.infonce import pair_scores\n"
-        "x = torch.ones(2, 2)\n"
-        "pair_scores(x, x, energy='norm', implementation='reference')\n"
-        "assert 'torch_crl.kernels.infonce.kernel' not in sys.modules\n"
-        "assert 'triton' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def jobs_of(size: int, energy: str, arch: int, *, grouped: bool) -> list[Job]:

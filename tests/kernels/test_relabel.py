@@ -1,8 +1,6 @@
 """Relabelling in one kernel: the very numbers of the definition, whatever the ring looks like."""
 
 import math
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -275,19 +273,6 @@ def test_what_does_not_fit_is_told(arguments: dict[str, Any], told: str) -> None
     }
     with pytest.raises(ValueError, match=told):
         relabel(**moved)
-
-
-def test_triton_is_imported_only_where_it_is_asked_for() -> None:
-    program = (
-        "import sys, torch\n"
-        "from torch_crl.kernels.relabel import Ring, relabel\n"
-        "x, i = torch.ones(2, 1, 1), torch.ones(2, 1, dtype=torch.int32)\n"
-        "ring = Ring(x, x, x, 0 * i, i)\n"
-        "relabel(torch.zeros(4, 1, dtype=torch.float64), torch.tensor(2), ring,\n"
-        "        goal_slice=(0, 1), discount=0.5, implementation='reference')\n"
-        "assert 'triton' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_compiles_without_spills() -> None:

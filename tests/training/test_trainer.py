@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers import warm
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import evaluate, load_policy
@@ -154,17 +155,13 @@ def test_a_failed_checkpoint_is_told_and_the_run_goes_on(tmp_path: Path) -> None
     # third checkpoint is only told; the last one must succeed, so the run ends in an error.
     budget = {"replay_rows": 500, "env_steps": 8000, "env_steps_per_update": 40.0}
     recipe = tiny(task={"num_envs": 16}, budget={**budget, "checkpoints": 4})
-    program = (
+    program = tmp_path / "program.py"
+    program.write_text(
         "import resource, sys; from torch_crl import Recipe, train\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
         "train(Recipe.from_json(sys.argv[1]), sys.argv[2])\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, recipe.to_json(), str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = warm.run(str(program), recipe.to_json(), str(tmp_path / "run"))
     assert "warning: could not write the checkpoint" in result.stderr
     assert "CheckpointError: could not write the checkpoint" in result.stderr
     assert result.returncode == 1

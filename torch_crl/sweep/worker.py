@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import TorchCrlError, exit_status
-from torch_crl.recipe.goal_checks import filled_from
 from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
 from torch_crl.system.files import DamagedFileError
@@ -35,6 +34,9 @@ def other_run_in(run_dir: Path, recipe: Recipe) -> str:
     if not directory.holds_run:
         strange = directory.is_occupied
         return f"{run_dir} holds something that is not a run; it is left alone" if strange else ""
+    # Imported here, so that a trial which begins or is finished does not wait for encoders.
+    from torch_crl.recipe.goal_checks import filled_from
+
     try:
         saved = directory.read_recipe()
         changed = differences(saved, filled_from(recipe, saved))
