@@ -4,7 +4,7 @@ update   gradient updates against a plain module-by-module PyTorch version of th
 compiled gradient updates on the kernels compiled by numba against plain PyTorch, on one core
 peers    the same against torch.compile and, where it is installed, JAX
 env      env steps against bare mujoco.batch on the same model, substeps and actions
-startup  seconds from the start of a process to its first gradient update, depth 64
+startup  from the start of a process to its first gradient update, in seconds and of CPU time
 deep     three updates on `ant` at depth 1024, batch 64: the last loss and the peak memory
 
 Contenders take turns within one run and the ratio is the median of the turns' ratios, so that a
@@ -231,30 +231,61 @@ def env() -> list[dict[str, Any]]:
 
 
 def startup() -> list[dict[str, Any]]:
-    """Seconds of `torch-crl train` until the first update is logged, with the shortest prefill.
+    """From the start of `torch-crl train` until the first update is logged, with a short prefill.
 
-    The sizes are the published ones: 512 envs, width 256, batch 512.
+    Seconds, and seconds of CPU time, of which the libraries alone take some; medians of five.
     """
-    flags = "--unroll-length 2 --prefill-rows 2 --env-steps 100000 --env-steps-per-update 1024"
-    seconds = []
-    for _ in range(5):
-        with tempfile.TemporaryDirectory() as folder:
-            run_dir = Path(folder, "run")
-            begin = time.perf_counter()
-            process = subprocess.Popen(
-                [*_TRAIN, "ant", "--depth", "64", *flags.split(), "--run-dir", str(run_dir)],
-                stderr=subprocess.DEVNULL,
-            )
-            while not any(
-                record["updates"] for record in RunDirectory(run_dir).read_metrics("train")
-            ):
-                if process.poll() is not None:
-                    raise RuntimeError("the run ended before its first update")
-                time.sleep(0.01)
-            seconds.append(time.perf_counter() - begin)
-            process.kill()
-            process.wait()
-    return [{"scenario": "startup", "depth": 64, "seconds": statistics.median(seconds)}]
+    prefill = "--unroll-length 2 --prefill-rows 2 --env-steps 100000 --env-steps-per-update 1024"
+    # Depth 64 with the published sizes: 512 envs, width 256, batch 512.
+    runs = {4: f"reacher {prefill}", 64: f"ant --depth 64 {prefill}"}
+    libraries = statistics.median(_cpu_seconds_of_libraries() for _ in range(5))
+    rows = []
+    for depth, flags in runs.items():
+        measured = [_until_first_update(flags.split()) for _ in range(5)]
+        seconds, cpu_seconds = map(statistics.median, zip(*measured, strict=True))
+        row = {"scenario": "startup", "task": flags.split()[0], "depth": depth, "seconds": seconds}
+        rows.append(row | {"cpu_seconds": cpu_seconds, "libraries_cpu_seconds": libraries})
+    return rows
+
+
+def _until_first_update(flags: list[str]) -> tuple[float, float]:
+    """Seconds, and CPU seconds, until the first update of such a run is logged."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder, "run")
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [*_TRAIN, *flags, "--run-dir", str(run_dir)], stderr=subprocess.DEVNULL
+        )
+        directory = RunDirectory(run_dir)
+        while not any(record["updates"] for record in directory.read_metrics("train")):
+            if process.poll() is not None:
+                raise RuntimeError("the run ended before its first update")
+            time.sleep(0.01)
+        seconds = time.perf_counter() - begin
+        process.kill()
+        _, _, usage = os.wait4(process.pid, 0)
+        process.returncode = -9
+    return seconds, usage.ru_utime + usage.ru_stime
+
+
+def _cpu_seconds_of_libraries() -> float:
+    """CPU seconds of a process that imports what a run needs and makes an optimiser.
+
+    It looks for garbage as seldom as a run does.
+    """
+    program = (
+        "import gc, os\n"
+        "gc.set_threshold(10_000)\n"
+        "import torch, tensordict, mujoco.batch, gymnasium, tyro, torch.utils.tensorboard\n"
+        "torch.optim.Adam([torch.zeros(1, requires_grad=True)])\n"
+        "os._exit(0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if status:
+        raise RuntimeError("a library could not be imported")
+    return usage.ru_utime + usage.ru_stime
 
 
 def deep() -> list[dict[str, Any]]:

@@ -42,6 +42,11 @@ def compiled_peers_table() -> str:
     return _cpu_table("compiled_peers.json")
 
 
+def startup_table() -> str:
+    """The same of startup.json: what a run does before its first update."""
+    return _cpu_table("startup.json")
+
+
 def _cpu_table(name: str) -> str:
     document = read_result(name)
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
@@ -79,9 +84,11 @@ def _result_line(row: dict[str, Any]) -> str:
                 f"bare mujoco.batch | {row['ratio']:.2f} |"
             )
         case "startup":
+            ours, libraries = row["cpu_seconds"], row["libraries_cpu_seconds"]
             return (
-                f"| process start to first update, `ant`, depth {row['depth']} | "
-                f"{row['seconds']:.1f} s | | |"
+                f"| process start to first update, `{row['task']}`, depth {row['depth']}; "
+                f"{row['seconds']:.1f} s | {ours:.1f} s of CPU time | {libraries:.1f} s, the "
+                f"libraries alone | {libraries / ours:.2f} |"
             )
         case "deep":
             return (
@@ -295,6 +302,7 @@ PARTS = {
     "first run": first_run,
     "own task": own_task,
     "results": results_table,
+    "startup": startup_table,
     "compiled": compiled_table,
     "compiled peers": compiled_peers_table,
     "envs": envs_table,

@@ -130,8 +130,8 @@ def test_triton_is_imported_only_where_it_is_asked_for() -> None:
         "plain, x = {'implementation': 'reference'}, torch.ones(2, 2)\n"
         "pair_scores(x, x, energy='norm', **plain)\n"
         "y, i = torch.ones(2, 1, 1), torch.ones(2, 1, dtype=torch.int32)\n"
-        "relabel(torch.zeros(4, 1, dtype=torch.float64), torch.tensor(2), Ring(y, y, y, 0 * i, i),\n"
-        "        goal_slice=(0, 1), discount=0.5, **plain)\n"
+        "ring, draws = Ring(y, y, y, 0 * i, i), torch.zeros(4, 1, dtype=torch.float64)\n"
+        "relabel(draws, torch.tensor(2), ring, goal_slice=(0, 1), discount=0.5, **plain)\n"
         "squashed_gaussian(x, torch.ones(2, 1), **plain)\n"
         "assert 'triton' not in sys.modules\n"
     )

@@ -309,9 +309,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("asked", ["egl", "osmesa", "banana"])
+_DRAW, _TRAIN = ["envs", "reacher", "--png"], ["train", "--dry-run", "--run-dir"]
+
+
 @pytest.mark.parametrize(
-    "command", [["envs", "reacher", "--png"], ["train", "--dry-run", "--run-dir"]]
+    ("command", "asked"),
+    [(_DRAW, "egl"), (_DRAW, "osmesa"), (_DRAW, "banana"), (_TRAIN, "egl")],
 )
 def test_what_mujoco_cannot_be_imported_with_is_told(
     command: list[str], asked: str, tmp_path: Path
