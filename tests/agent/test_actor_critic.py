@@ -168,7 +168,7 @@ def test_every_energy_and_loss_learns_to_tell_pairs_apart(
     )
     log = []
     # A pair of binary NCE is one of 32 that are told apart on their own.
-    for step in range(250 if contrastive_loss == "binary_nce" else 100):
+    for step in range(250 if contrastive_loss == "binary_nce" else 150):
         batch = make_batch(32, seed=step)
         # Goals that follow from state and action: there is something to learn.
         batch["goal"] = batch["state"][:, :G] + batch["action"][:, :G]

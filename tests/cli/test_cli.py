@@ -32,12 +32,13 @@ TINY_FLAGS = [
 ENVIRONMENT = {"COLUMNS": "200", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
 
 
-def torch_crl(*arguments: str) -> subprocess.CompletedProcess[str]:
+def torch_crl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(Path(sys.executable).with_name("torch-crl")), *arguments],
         capture_output=True,
         text=True,
         check=False,
+        cwd=cwd,
         env=ENVIRONMENT,
     )
 
@@ -134,8 +135,8 @@ def test_train_eval_and_resume(tmp_path: Path) -> None:
     assert evaluated.returncode == 0, evaluated.stderr
     metrics = json.loads(evaluated.stdout)
     assert metrics["task"] == "reacher" and metrics["episode_length"] == 10
-    # Deterministic: the same seed, the same numbers.
-    again = warm_torch_crl("eval", str(run_dir), "--num-envs", "4", "--json")
+    # Deterministic: the same seed, the same numbers, also in a process with other states.
+    again = torch_crl("eval", str(run_dir), "--num-envs", "4", "--json")
     assert again.stdout == evaluated.stdout
     table = warm_torch_crl("eval", str(run_dir), "--num-envs", "4")
     assert "success_any" in table.stdout
@@ -318,7 +319,8 @@ def test_own_task_by_name_trains_and_evaluates(tmp_path: Path) -> None:
     # Only the run's files name the module, and they may be anybody's.
     refused = warm_torch_crl(*evaluate, cwd=examples)
     assert refused.returncode == 1 and "would import own_task (of own_task:make)" in refused.stderr
-    assert warm_torch_crl(*evaluate, "--task", "own_task:make", cwd=examples).returncode == 0
+    # The installed command, which has no place of its own among those that Python searches.
+    assert torch_crl(*evaluate, "--task", "own_task:make", cwd=examples).returncode == 0
     elsewhere = warm_torch_crl(*evaluate, "--trust", cwd=tmp_path)
     assert elsewhere.returncode == 1
     assert f"trained with {examples / 'own_task.py'}: go to that folder" in elsewhere.stderr

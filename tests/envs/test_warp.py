@@ -52,8 +52,9 @@ def advance(task: Task, simulator: Simulator, action_NA: Tensor) -> Tensor:
     return task.state(simulator)
 
 
-# A substep of the arm's is most of a hundred launches, and a control step has 25 of them.
-CONTROL_STEPS = {"arm_grasp": 20}
+# A substep of the arm's is most of a hundred launches, and a control step has 25 of them. The hand
+# touches the cube from the 22nd on.
+CONTROL_STEPS = {"arm_grasp": 25}
 
 
 @pytest.mark.parametrize("name", PARITY)

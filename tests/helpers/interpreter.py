@@ -5,6 +5,7 @@ although the launch of the kernel has done so already. That takes half of the ti
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,13 @@ def quicken() -> None:
     replace: Callable[[Any], Any] = interpreter._patch_lang
     replaced: set[str] = set()
 
+    launch = interpreter.GridExecutor.__call__.__code__
+
     def once(function: Callable[..., Any]) -> Any:
-        is_launch = not replaced
+        is_launch = sys._getframe(1).f_code is launch
+        if not is_launch and not replaced:
+            # A call outside of any launch, after which nothing is put back.
+            return replace(function)
         if not is_launch and _languages(function) <= replaced:
             return interpreter._LangPatchScope()
         replaced.update(_languages(function))

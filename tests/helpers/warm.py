@@ -1,8 +1,9 @@
 """Programs in processes of their own that find torch and the library imported already.
 
 They are forks of a process that has imported these and computed nothing, since importing takes
-longer than all that most of them do. A program whose imports depend on its environment, as those of
-OpenGL and Triton do, has to be started by itself.
+longer than all that most of them do. They have its state: what draws without a seed draws the same
+in all of them. A program whose imports depend on its environment, as those of OpenGL and Triton do,
+has to be started by itself.
 """
 
 import atexit
@@ -31,15 +32,19 @@ def run(
     assert server.stdin and server.stdout
     with tempfile.TemporaryDirectory() as name:
         outputs = [Path(name, stream) for stream in ("stdout", "stderr")]
-        asked = {
+        asked: dict[str, Any] = {
             "arguments": arguments,
             "cwd": str(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
             "outputs": [str(path) for path in outputs],
         }
+        # Triton was imported with the server, compiled and not interpreted.
+        asked["env"].pop("TRITON_INTERPRET", None)
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
-        status = json.loads(server.stdout.readline())
+        answer = server.stdout.readline()
+        assert answer, "the server of warm processes has ended"
+        status = json.loads(answer)
         return subprocess.CompletedProcess(arguments, status, *(x.read_text() for x in outputs))
 
 
@@ -81,7 +86,7 @@ def _become(asked: dict[str, Any]) -> None:
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = str(Path(first).parent)
+        sys.path[0] = str(Path(first).resolve().parent)
         sys.argv = [first, *rest]
         runpy.run_path(first, run_name="__main__")
 
@@ -96,7 +101,7 @@ def _leave(program: Callable[[], None]) -> NoReturn:
         program()
     except SystemExit as end:
         status = end.code
-        if isinstance(status, str):
+        if not isinstance(status, int | None):
             print(status, file=sys.stderr)
             status = 1
     except BaseException:

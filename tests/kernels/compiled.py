@@ -159,9 +159,12 @@ def _spills_in_loop(code: str) -> int:
 
 
 if __name__ == "__main__":
+    # Triton prints what ptxas says against a kernel, which is no answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     for line in sys.stdin:
         try:
             answer: object = [_compile(Job(**job)) for job in json.loads(line)]
         except Exception:
             answer = {"failed": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
