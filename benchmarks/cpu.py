@@ -13,6 +13,7 @@ busy machine slows both. The last line of standard output is JSON.
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.system.garbage import THRESHOLD
 from torch_crl.system.threads import torch_threads
 from torch_crl.training.crl_run import build_run
 
@@ -263,8 +265,7 @@ def _until_first_update(flags: list[str]) -> tuple[float, float]:
             time.sleep(0.01)
         seconds = time.perf_counter() - begin
         process.kill()
-        _, _, usage = os.wait4(process.pid, 0)
-        process.returncode = -9
+        _, usage = _wait(process)
     return seconds, usage.ru_utime + usage.ru_stime
 
 
@@ -275,17 +276,22 @@ def _cpu_seconds_of_libraries() -> float:
     """
     program = (
         "import gc, os\n"
-        "gc.set_threshold(10_000)\n"
+        f"gc.set_threshold({THRESHOLD})\n"
         "import torch, tensordict, mujoco.batch, gymnasium, tyro, torch.utils.tensorboard\n"
         "torch.optim.Adam([torch.zeros(1, requires_grad=True)])\n"
         "os._exit(0)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    status, usage = _wait(subprocess.Popen([sys.executable, "-c", program]))
     if status:
         raise RuntimeError("a library could not be imported")
     return usage.ru_utime + usage.ru_stime
+
+
+def _wait(process: subprocess.Popen[Any]) -> tuple[int, resource.struct_rusage]:
+    """The exit status of a process when it has ended, and what it has used."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage
 
 
 def deep() -> list[dict[str, Any]]:
@@ -302,9 +308,9 @@ def deep() -> list[dict[str, Any]]:
             [*_TRAIN, "ant", *flags.split(), "--run-dir", str(run_dir)],
             stdout=subprocess.DEVNULL,
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        status, usage = _wait(process)
         if status:
-            raise RuntimeError(f"the run ended with wait status {status}")
+            raise RuntimeError(f"the run ended with exit status {status}")
         seconds = time.perf_counter() - begin
         records = RunDirectory(run_dir).read_metrics("train")
     return [

@@ -7,8 +7,6 @@ has to be started by itself.
 """
 
 import atexit
-import functools
-import json
 import os
 import runpy
 import subprocess
@@ -21,51 +19,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.helpers.paths import ROOT
+from tests.helpers.answering import answer_all, ask
 
 
 def run(
     *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """What `subprocess.run` returns for `python ARGUMENTS`, which are those of -m or of a file."""
-    server = _server()
-    assert server.stdin and server.stdout
+    environment = dict(os.environ if env is None else env)
+    # Triton was imported with the server, compiled and not interpreted.
+    environment.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as name:
         outputs = [Path(name, stream) for stream in ("stdout", "stderr")]
-        asked: dict[str, Any] = {
+        asked = {
             "arguments": arguments,
             "cwd": str(cwd or Path.cwd()),
-            "env": dict(os.environ if env is None else env),
+            "env": environment,
             "outputs": [str(path) for path in outputs],
         }
-        # Triton was imported with the server, compiled and not interpreted.
-        asked["env"].pop("TRITON_INTERPRET", None)
-        server.stdin.write(json.dumps(asked) + "\n")
-        server.stdin.flush()
-        answer = server.stdout.readline()
-        assert answer, "the server of warm processes has ended"
-        status = json.loads(answer)
+        status = ask(__name__, asked)
         return subprocess.CompletedProcess(arguments, status, *(x.read_text() for x in outputs))
-
-
-@functools.cache
-def _server() -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", __name__]
-    server = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    )
-
-    def close() -> None:
-        server.communicate()
-
-    atexit.register(close)
-    return server
 
 
 def _become(asked: dict[str, Any]) -> None:
@@ -114,13 +87,12 @@ def _leave(program: Callable[[], None]) -> NoReturn:
     os._exit(status or 0)
 
 
-def _serve() -> None:
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            _leave(partial(_become, json.loads(line)))
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps(status), flush=True)
+def _status_of(asked: dict[str, Any]) -> int:
+    """How the program that is asked for ended, in a fork of this process."""
+    child = os.fork()
+    if not child:
+        _leave(partial(_become, asked))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":
@@ -129,4 +101,4 @@ if __name__ == "__main__":
 
     import torch_crl.training.trainer  # noqa: F401
 
-    _serve()
+    answer_all(_status_of)

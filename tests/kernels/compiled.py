@@ -1,21 +1,17 @@
 """Compiles Triton kernels for GPUs that are not there and tells what the code needs.
 
-Run as a program, since under TRITON_INTERPRET a process cannot compile: for each line of standard
-input, a list of jobs in JSON, it prints a line with a list of resources, or with what went wrong.
+In a process of its own, since under TRITON_INTERPRET a process cannot compile.
 """
 
-import atexit
-import functools
 import importlib
-import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.helpers.answering import answer_all, ask
 
 # What a block may have, in bytes.
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
@@ -55,32 +51,9 @@ class Resources(NamedTuple):
 
 def compile_all(jobs: list[Job]) -> list[Resources]:
     """In another process."""
-    compiler = _compiler()
-    assert compiler.stdin and compiler.stdout
-    compiler.stdin.write(json.dumps([job._asdict() for job in jobs]) + "\n")
-    compiler.stdin.flush()
-    answer = compiler.stdout.readline()
-    assert answer.startswith("["), json.loads(answer) if answer else "the compiler ended"
-    return [Resources(*values) for values in json.loads(answer)]
-
-
-@functools.cache
-def _compiler() -> subprocess.Popen[str]:
-    """A process for all tests, since importing torch takes longer than most kernels do."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.kernels.compiled"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-    def close() -> None:
-        process.communicate()
-
-    atexit.register(close)
-    return process
+    answer = ask("tests.kernels.compiled", [job._asdict() for job in jobs])
+    assert isinstance(answer, list), answer["failed"]
+    return [Resources(*values) for values in answer]
 
 
 def _compile(job: Job) -> Resources:
@@ -158,13 +131,13 @@ def _spills_in_loop(code: str) -> int:
     )
 
 
+def _answer(jobs: list[dict[str, Any]]) -> object:
+    """The resources of each job, or what went wrong."""
+    try:
+        return [_compile(Job(**job)) for job in jobs]
+    except Exception:
+        return {"failed": traceback.format_exc()}
+
+
 if __name__ == "__main__":
-    # Triton prints what ptxas says against a kernel, which is no answer.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        try:
-            answer: object = [_compile(Job(**job)) for job in json.loads(line)]
-        except Exception:
-            answer = {"failed": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
+    answer_all(_answer)

@@ -3,6 +3,9 @@
 import atexit
 import gc
 
+THRESHOLD = 10_000
+"""New objects, less those freed, after which Python looks through the youngest ones."""
+
 
 def collect_seldom() -> None:
     """Look for objects that only refer to each other less often than usual, and not at the end.
@@ -11,5 +14,5 @@ def collect_seldom() -> None:
     again while they are made, and once more when it ends: a third of the time of a short command.
     For a process of ours only: a library leaves the settings of its user's process alone.
     """
-    gc.set_threshold(10_000)
+    gc.set_threshold(THRESHOLD)
     atexit.register(gc.freeze)
