@@ -7,10 +7,9 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from torch_crl.agent.learner import Learner
+from torch_crl.agent.learner import Batch, Learner
 from torch_crl.agent.losses import Balance, load_balance, policy_losses
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.objectives.objective import Objective, PolicyRows
@@ -84,7 +83,7 @@ class ActorCritic(Learner):
             Descent(self.critic_optimizer, ranks) if self.critic_optimizer else None
         )
 
-    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+    def update(self, batch: Batch) -> dict[str, Tensor]:
         """Improve actor, temperature and critic on one batch; returns 0-D metrics on the device.
 
         With the order `together`, all losses use the networks from before the update, so the actor
@@ -117,7 +116,7 @@ class ActorCritic(Learner):
         self._descent.step(of_policy, *trained_later, *balance.losses)
         return {"critic_loss": critic.detach()} | policy_metrics | metrics | balance.metrics
 
-    def _compiled_for(self, batch: TensorDict) -> "CompiledUpdate | None":
+    def _compiled_for(self, batch: Batch) -> "CompiledUpdate | None":
         """The whole update as one function for a CPU core, where there is one."""
         whole = self._is_alone and self.critic_optimizer is None
         if self.actor.compute.tower != "numba" or self.actor.is_mixture or not whole:
@@ -140,7 +139,7 @@ class ActorCritic(Learner):
             )
         return self._compiled
 
-    def _act(self, batch: TensorDict) -> tuple[PolicyRows, Tensor, Balance]:
+    def _act(self, batch: Batch) -> tuple[PolicyRows, Tensor, Balance]:
         """Sampled actions for the goals of the actor's loss, their log-densities [B], and how even
         the use of the actor's experts is.
         """
@@ -153,7 +152,7 @@ class ActorCritic(Learner):
         policy = PolicyRows(action_BA, self._goals_of_actor)
         return policy, log_prob_B, load_balance(routes, self.load_balance)
 
-    def _noise(self, batch: TensorDict) -> Tensor:
+    def _noise(self, batch: Batch) -> Tensor:
         """Standard normal numbers [B, A], from which an update makes the policy's actions."""
         action_BA = batch["action"]
         drawn_BA = torch.randn(action_BA.shape, generator=self.generator, device=self.device)

@@ -5,10 +5,9 @@ B batch, S state, G goal, A action.
 """
 
 import torch
-from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from torch_crl.agent.learner import Learner
+from torch_crl.agent.learner import Batch, Learner
 from torch_crl.agent.losses import cloning_loss, load_balance
 from torch_crl.agent.networks import ResidualTower, action_distribution
 from torch_crl.agent.optimizer import Descent, adam, load_optimizer_state, optimizer_state
@@ -39,7 +38,7 @@ class BehaviourCloning(Learner):
         """No generators, since `update` draws no random numbers."""
         return []
 
-    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+    def update(self, batch: Batch) -> dict[str, Tensor]:
         """Make the batch's actions likelier, given its goals; returns 0-D metrics on the device."""
         inputs = torch.cat([batch["state"], batch["goal"]], dim=-1)
         output_B2A, routes = self.actor.with_routes(inputs)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
+from torch_crl.agent.learner import Batch
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.objectives.crl import ContrastiveObjective
@@ -85,11 +85,11 @@ class CompiledUpdate:
             and len({x.dtype for x in tensors}) == 1
         )
 
-    def is_for(self, batch: TensorDict) -> bool:
+    def is_for(self, batch: Batch) -> bool:
         """Whether the batch has the right size, and all parameters are where they were."""
         return len(batch) == self._batch_size and self._steps.are_in_place
 
-    def __call__(self, batch: TensorDict, noise_BA: Tensor) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch, noise_BA: Tensor) -> dict[str, Tensor]:
         """The metrics of `ActorCritic.update` with these standard normal numbers."""
         parts = (batch[name].contiguous() for name in ("state", "action", "goal"))
         state, action, goal = map(array, parts)

@@ -1,12 +1,15 @@
 """What a run trains: an actor and whatever else its algorithm needs, one batch at a time."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
-from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from torch_crl.agent.networks import ResidualTower
+
+Batch = Mapping[str, Tensor]
+"""Tensors of equal length B by name: a TensorDict of the replay, or any other mapping."""
 
 
 class Learner(ABC):
@@ -18,7 +21,7 @@ class Learner(ABC):
     """Device of the networks; batches must be on it too."""
 
     @abstractmethod
-    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+    def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient update on a batch; returns 0-D metrics on the device.
 
         `state` [B, S], `action` [B, A] and `goal` [B, G] are float32. The call

@@ -22,10 +22,9 @@ B batch, N envs, S state, G goal, A action.
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from torch_crl.agent.objectives.objective import HitLabels
@@ -33,6 +32,9 @@ from torch_crl.envs.task import euclidean_distance
 from torch_crl.experience.labels import Distance, hit_labels, other_goals
 from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.kernels.relabel import Batch, Ring, relabel
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 
 class Transition(NamedTuple):
@@ -50,6 +52,13 @@ class Transition(NamedTuple):
     """bool [N]: whether the physics diverged in the step, so that no goal was achieved after it."""
     failed: Tensor | None = None
     """bool [N]: whether the step ended its episode by failing; None where nobody asks."""
+
+
+def _table(parts: dict[str, Tensor], *lengths: int) -> "TensorDict":
+    # Imported here, since it takes seconds, which a wrong flag or an evaluation need not wait for.
+    from tensordict import TensorDict
+
+    return TensorDict(parts, batch_size=lengths)
 
 
 # Tensors of the ring that are indexed by trajectories and not by rows.
@@ -127,7 +136,7 @@ class Replay:
         if failures:
             # Like `last_row` at the number of the trajectory modulo `rows`.
             parts["failed"] = ring(of=torch.bool)
-        self.storage = TensorDict(parts, batch_size=[rows, num_envs])
+        self.storage = _table(parts, rows, num_envs)
         self.next_row = 0
         # `next_row` on the device, where a captured CUDA graph can read and increment it.
         self._position = torch.zeros((), dtype=torch.int64, device=device)
@@ -167,7 +176,7 @@ class Replay:
 
     def sample(
         self, batch_size: int, *, discount: float, generator: Generator, chunk: int = 1
-    ) -> TensorDict:
+    ) -> "TensorDict":
         """Draw steps uniformly from all rows, each with a goal from its future.
 
         The goal of a step was achieved `truncated_geometric` steps after its state, in the same
@@ -217,7 +226,7 @@ class Replay:
         if "whole" in told and "whole" in parts:
             told["whole"] = told["whole"] * parts["whole"]
         parts |= told
-        return TensorDict(parts, batch_size=[batch_size])
+        return _table(parts, batch_size)
 
     def _failed(self, drawn: Batch) -> Tensor:
         """bool [B]: whether the trajectories of these steps ended by failing."""

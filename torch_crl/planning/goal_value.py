@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from torch_crl.agent.networks import build_networks
@@ -49,9 +48,7 @@ class GoalValue:
             action = self.policy.plan(state, goal).flatten(1)
             # No state of a plan has failed; only the objective `chrono` asks.
             failed = torch.zeros(len(state), dtype=torch.bool)
-            batch = TensorDict(
-                {"state": state, "goal": goal, "failed": failed}, batch_size=[len(state)]
-            )
+            batch = {"state": state, "goal": goal, "failed": failed}
             values.append(self.objective.score(batch, PolicyRows(action, lambda rows: rows)))
         return torch.cat(values)
 

@@ -9,9 +9,9 @@ B batch, R representation, O bins of offsets.
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 
+from torch_crl.agent.learner import Batch
 from torch_crl.agent.networks import Networks
 from torch_crl.agent.objectives.objective import Aux, Setup
 from torch_crl.agent.objectives.survival import HazardHead, Hazards, SurvivalObjective
@@ -42,7 +42,7 @@ class ChronoObjective(SurvivalObjective):
         return bin_edges(setup.window)
 
     def _loss(
-        self, batch: TensorDict, phi_BR: Tensor, psi_BR: Tensor, hazards: Hazards
+        self, batch: Batch, phi_BR: Tensor, psi_BR: Tensor, hazards: Hazards
     ) -> tuple[Tensor, Aux]:
         hazard, metrics = self._likelihood(batch, hazards)
         hits, event_B = self.hits, batch["event"]
@@ -65,7 +65,7 @@ class ChronoObjective(SurvivalObjective):
         metrics |= {name: loss.detach() for name, loss in more.items()}
         return hazard + time + apart + occupancy, metrics
 
-    def _score(self, batch: TensorDict, hazards: Hazards) -> Tensor:
+    def _score(self, batch: Batch, hazards: Hazards) -> Tensor:
         value_B = super()._score(batch, hazards)
         discount_O = self.head.get_buffer("occupancy_discount")
         occupied_B = hazards.occupancy_BO.sigmoid() @ discount_O

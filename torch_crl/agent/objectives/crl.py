@@ -7,9 +7,9 @@ future of which step, and is itself the score of an action. B batch, R represent
 from typing import Literal
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 
+from torch_crl.agent.learner import Batch
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
 from torch_crl.agent.networks import Networks
 from torch_crl.agent.objectives.objective import Aux, Judgement, Objective, PolicyRows, Setup
@@ -56,7 +56,7 @@ class ContrastiveObjective(Objective):
             ranks=setup.ranks,
         )
 
-    def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
+    def judge(self, batch: Batch, policy: PolicyRows) -> Judgement:
         """All inputs of the encoders pass through their towers in one call.
 
         The goal encoder's output serves both the actor's and the critic's loss.
@@ -66,13 +66,13 @@ class ContrastiveObjective(Objective):
         loss, metrics = self.classify(phi_BR, psi_BR, batch)
         return Judgement(loss, self.paired(phi_policy_BR, psi_BR.detach(), policy), metrics)
 
-    def loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Aux]:
         """See `Objective`."""
         taken = state_action(batch, batch["action"])
         phi_BR, psi_BR = self.networks.encode_pairs(taken, batch["goal"])
         return self.classify(phi_BR, psi_BR, batch)
 
-    def score(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
+    def score(self, batch: Batch, policy: PolicyRows) -> Tensor:
         """See `Objective`."""
         networks = self.networks
         phi_BR = networks.state_action_encoder(state_action(batch, policy.action_BA), frozen=True)
@@ -93,7 +93,7 @@ class ContrastiveObjective(Objective):
     def _implementation(self) -> Literal["reference", "numba", "triton"]:
         return self.networks.actor.compute.other_kernels
 
-    def classify(self, phi_BR: Tensor, psi_BR: Tensor, batch: TensorDict) -> tuple[Tensor, Aux]:
+    def classify(self, phi_BR: Tensor, psi_BR: Tensor, batch: Batch) -> tuple[Tensor, Aux]:
         """The contrastive loss of representations [B, R], and its metrics."""
         # 1 where a chunk of actions lies within its trajectory; single actions always do.
         whole_B, weight_B = batch.get("whole"), batch.get("survived")
@@ -163,6 +163,6 @@ class ContrastiveObjective(Objective):
         )
 
 
-def state_action(batch: TensorDict, action_BA: Tensor) -> Tensor:
+def state_action(batch: Batch, action_BA: Tensor) -> Tensor:
     """The input of the state-action encoder for these actions."""
     return torch.cat([batch["state"], action_BA], dim=-1)

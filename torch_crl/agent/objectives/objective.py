@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 
+from torch_crl.agent.learner import Batch
 from torch_crl.agent.networks import Networks, ResidualTower
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.distributed.ranks import ALONE, Ranks
@@ -105,14 +105,14 @@ class Objective(ABC):
     """The networks that it trains, by the names that their parameters have in checkpoints."""
 
     @abstractmethod
-    def loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Aux]:
         """The loss of the critic's parameters and metrics, both without the actor."""
 
     @abstractmethod
-    def score(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
+    def score(self, batch: Batch, policy: PolicyRows) -> Tensor:
         """How good the policy's actions are [B]; the critic's parameters are constants."""
 
-    def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
+    def judge(self, batch: Batch, policy: PolicyRows) -> Judgement:
         """Both at once; an objective may share computations between them."""
         loss, metrics = self.loss(batch)
         return Judgement(loss, self.score(batch, policy), metrics)

@@ -8,10 +8,10 @@ steps later, belongs into the value of an action: the actor maximises f + log Z.
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
+from torch_crl.agent.learner import Batch
 from torch_crl.agent.networks import Networks, ResidualTower, run_towers
 from torch_crl.agent.objectives.crl import ContrastiveObjective, state_action
 from torch_crl.agent.objectives.objective import Aux, Judgement, PolicyRows, Setup
@@ -44,7 +44,7 @@ class SafeObjective(ContrastiveObjective):
             ranks=setup.ranks,
         )
 
-    def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
+    def judge(self, batch: Batch, policy: PolicyRows) -> Judgement:
         """See `Objective`."""
         critic, score_B, metrics = super().judge(batch, policy)
         taken, chosen = (state_action(batch, each) for each in (batch["action"], policy.action_BA))
@@ -53,19 +53,19 @@ class SafeObjective(ContrastiveObjective):
         score_B = score_B + functional.logsigmoid(of_policy_B1[:, 0])
         return Judgement(critic + survival, score_B, metrics | more)
 
-    def loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Aux]:
         """See `Objective`."""
         critic, metrics = super().loss(batch)
         logit_B1 = self.survival(state_action(batch, batch["action"]))
         survival, more = self._survival_loss(batch, logit_B1)
         return critic + survival, metrics | more
 
-    def score(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
+    def score(self, batch: Batch, policy: PolicyRows) -> Tensor:
         """See `Objective`."""
         logit_B1 = self.survival(state_action(batch, policy.action_BA), frozen=True)
         return super().score(batch, policy) + functional.logsigmoid(logit_B1[:, 0])
 
-    def _survival_loss(self, batch: TensorDict, logit_B1: Tensor) -> tuple[Tensor, Aux]:
+    def _survival_loss(self, batch: Batch, logit_B1: Tensor) -> tuple[Tensor, Aux]:
         logit_B = logit_B1[:, 0]
         loss = functional.binary_cross_entropy_with_logits(logit_B, batch["survived"])
         means = torch.stack([logit_B.detach().sigmoid(), batch["survived"]]).mean(1)

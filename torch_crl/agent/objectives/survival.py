@@ -9,10 +9,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from torch_crl.agent.learner import Batch
 from torch_crl.agent.losses import mean_over
 from torch_crl.agent.networks import Networks, ResidualTower, read, run_towers
 from torch_crl.agent.objectives.crl import state_action
@@ -142,7 +142,7 @@ class SurvivalObjective(Objective):
         del setup
         return []
 
-    def judge(self, batch: TensorDict, policy: PolicyRows) -> Judgement:
+    def judge(self, batch: Batch, policy: PolicyRows) -> Judgement:
         """See `Objective`. Encoders and head each take all their inputs in one call."""
         taken, chosen = (state_action(batch, each) for each in (batch["action"], policy.action_BA))
         encoded = self.networks.encode(taken, batch["goal"], chosen)
@@ -154,14 +154,14 @@ class SurvivalObjective(Objective):
         score_B = self._score(batch, of_policy)
         return Judgement(loss, score_B, metrics | {"value": score_B.detach().mean()})
 
-    def loss(self, batch: TensorDict) -> tuple[Tensor, Aux]:
+    def loss(self, batch: Batch) -> tuple[Tensor, Aux]:
         """See `Objective`."""
         taken = state_action(batch, batch["action"])
         encoded = self.networks.encode_pairs(taken, batch["goal"])
         phi_BR, psi_BR = self._norm("phi", encoded[0]), self._norm("psi", encoded[1])
         return self._loss(batch, phi_BR, psi_BR, self.head(phi_BR, psi_BR))
 
-    def score(self, batch: TensorDict, policy: PolicyRows) -> Tensor:
+    def score(self, batch: Batch, policy: PolicyRows) -> Tensor:
         """See `Objective`."""
         networks = self.networks
         chosen = state_action(batch, policy.action_BA)
@@ -171,13 +171,13 @@ class SurvivalObjective(Objective):
         return self._score(batch, self.head(phi_BR, policy.of_actor(psi_BR), frozen=True))
 
     def _loss(
-        self, batch: TensorDict, phi_BR: Tensor, psi_BR: Tensor, hazards: Hazards
+        self, batch: Batch, phi_BR: Tensor, psi_BR: Tensor, hazards: Hazards
     ) -> tuple[Tensor, Aux]:
         """The loss of the critic, and metrics, from the batch's representations and hazards."""
         del phi_BR, psi_BR
         return self._likelihood(batch, hazards)
 
-    def _score(self, batch: TensorDict, hazards: Hazards) -> Tensor:
+    def _score(self, batch: Batch, hazards: Hazards) -> Tensor:
         """What the actor maximises."""
         del batch
         return hazard_value(
@@ -187,7 +187,7 @@ class SurvivalObjective(Objective):
             implementation=self.head.tower.compute.other_kernels,
         )
 
-    def _likelihood(self, batch: TensorDict, hazards: Hazards) -> tuple[Tensor, Aux]:
+    def _likelihood(self, batch: Batch, hazards: Hazards) -> tuple[Tensor, Aux]:
         each_B = hazard_nll(
             hazards.start_B,
             hazards.hazard_BK,
