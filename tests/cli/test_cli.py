@@ -74,6 +74,24 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy(arguments: lis
     assert result.returncode == 0, result.stderr
 
 
+def test_mistakes_are_told_before_what_takes_long_to_import() -> None:
+    program = (
+        "import sys\nfrom torch_crl.cli.main import main\n"
+        "for command in ('distil', 'eval', 'heatmap', 'plan', 'prune', 'watch'):\n"
+        "    assert main([command, 'nowhere']) == 1\n"
+        "assert main(['export', 'nowhere']) == main(['export', 'nowhere', '--to', 'c']) == 1\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert main(['train', 'reacher', '--depth', '6']) == 1 and 'torch' in sys.modules\n"
+        # By which torch's compiler would be loaded.
+        "assert not {'tensordict', 'torch._dynamo', 'matplotlib'} & set(sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("nowhere is no run directory") == 7
+
+
 def test_a_command_looks_for_garbage_seldom_and_a_call_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -63,11 +63,11 @@ def main(arguments: list[str]) -> int:
     wrong = [depth for depth in options.depth if depth <= 0 or depth % 4]
     if wrong or not (options.depth and options.width and options.seeds):
         raise UsageError(f"--depth takes positive multiples of 4, got {wrong or 'none'}")
+    directory = run_directory_of(options.run)
+    recipe = directory.read_recipe()
     from torch_crl.deploy.senses import senses_of
     from torch_crl.deploy.students import Teacher, report, retention, save_front, student
 
-    directory = run_directory_of(options.run)
-    recipe = directory.read_recipe()
     tasks = [recipe.task.name, recipe.task.eval_name]
     allow_tasks_of(directory, tasks, typed=[], trust=options.trust)
     folder = options.out or output_folder(directory, "students")

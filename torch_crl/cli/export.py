@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -12,9 +12,6 @@ from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, CountOrZero
 from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.terminal import print_line
-
-if TYPE_CHECKING:
-    from torch_crl.deploy.checks import Checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +44,16 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Export, or check what has been exported. Returns the exit status."""
     options = read_flags(Options, arguments, command="export")
-    from torch_crl.deploy.checks import check, compiler
-    from torch_crl.deploy.export import export
-
     if options.check:
-        _report(options.run, check(options.run))
+        _report(options.run)
         return 0
     if options.to is None:
         raise UsageError("say what to export to: --to onnx, --to numpy or --to c")
     directory = run_directory_of(options.run)
     task = options.task or directory.read_recipe().task.name
+    from torch_crl.deploy.checks import compiler
+    from torch_crl.deploy.export import export
+
     typed = [options.task] if options.task else []
     allow_tasks_of(directory, [task], typed=typed, trust=options.trust)
     policy = told_policy(options.run, options.policy, depth=options.depth)
@@ -67,11 +64,14 @@ def main(arguments: list[str]) -> int:
     if options.to == "c" and compiler() is None:
         print_line("not checked, since there is no C compiler here: call policy_self_test there")
     else:
-        _report(folder, check(folder))
+        _report(folder)
     return 0
 
 
-def _report(folder: Path, checked: "Checked") -> None:
+def _report(folder: Path) -> None:
+    from torch_crl.deploy.checks import check
+
+    checked = check(folder)
     for note in checked.notes:
         print_line(f"note: {note}", stderr=True)
     print_line(f"{folder}: self-test passed, actions differ by {checked.difference:.1e} at most")

@@ -48,14 +48,14 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Prune, heal, print and write the report. Returns the exit status."""
     options = read_flags(Options, arguments, command="prune")
+    directory = run_directory_of(options.run)
+    recipe = directory.read_recipe()
     from torch_crl.deploy.distil import met_rows
     from torch_crl.deploy.prune import Blocks
     from torch_crl.deploy.pruned import pruned, report, save_curve
     from torch_crl.deploy.students import Teacher
     from torch_crl.system.machine import machine
 
-    directory = run_directory_of(options.run)
-    recipe = directory.read_recipe()
     allow_tasks_of(
         directory, [recipe.task.name, recipe.task.eval_name], typed=[], trust=options.trust
     )

@@ -59,12 +59,13 @@ def load_trained(options: TrainedOptions) -> Trained:
     Prints on standard error which policy it is. A task that only the run's recipe names is loaded
     if it is one of ours or with `--trust`. Raises UsageError, UnknownTaskError or CheckpointError.
     """
+    directory = run_directory_of(options.run)
+    recipe = directory.read_recipe()
+    # Imported now, so that a wrong name is told before.
     from torch_crl.encoders import trust_encoder
     from torch_crl.encoders.camera import trust_task
     from torch_crl.envs.registry import task_spec
 
-    directory = run_directory_of(options.run)
-    recipe = directory.read_recipe()
     policy = told_policy(options.run, options.policy, depth=options.depth)
     typed = [options.task] if options.task else []
     task = options.task or recipe.task.eval_name

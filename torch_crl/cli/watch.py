@@ -32,9 +32,9 @@ class Options(TrainedOptions):
 def main(arguments: list[str]) -> int:
     """Open the viewer. Returns the exit status."""
     options = read_flags(Options, arguments, command="watch")
+    trained = load_trained(options)
     from torch_crl.rendering.viewer import watch
 
-    trained = load_trained(options)
     first = told(trained, options.say) if options.say else trained
     with closing(task_env(trained, num_envs=1, seed=options.seed)) as env:
         if options.say:
