@@ -9,6 +9,7 @@ from torch_crl.kernels.relabel import reference
 from torch_crl.kernels.relabel.reference import Batch as Batch
 from torch_crl.kernels.relabel.reference import Ring as Ring
 from torch_crl.kernels.relabel.reference import multiple_ahead as multiple_ahead
+from torch_crl.kernels.relabel.reference import slots_of_chunks as slots_of_chunks
 from torch_crl.kernels.relabel.reference import truncated_geometric as truncated_geometric
 
 IMPLEMENTATIONS = ("reference", "numba", "triton")

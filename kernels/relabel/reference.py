@@ -85,6 +85,20 @@ def multiple_ahead(
     return (before_B + steps_B) * every, count_B > 0
 
 
+def slots_of_chunks(
+    ring: Ring, row_B: Tensor, column_B: Tensor, newest_B1: Tensor, *, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The slots [B, H] of H consecutive rows, and whether each is in the first one's trajectory.
+
+    `newest_B1` is the last row that counts, [B, 1] or a scalar; the slots of later ones are its.
+    """
+    later_BH = row_B[:, None] + torch.arange(chunk, device=row_B.device)
+    slot_BH = torch.minimum(later_BH, newest_B1) % len(ring.trajectory)
+    trajectory_BH = ring.trajectory[slot_BH, column_B[:, None]]
+    inside_BH = (trajectory_BH == trajectory_BH[:, :1]) & (later_BH <= newest_B1)
+    return slot_BH, inside_BH
+
+
 def relabel(
     uniform_4B: Tensor,
     position: Tensor,
@@ -125,11 +139,8 @@ def relabel(
         goal_BG = torch.where((steps_B > 0)[:, None], reached_BG, own_BG)
     action_BA, whole_B = ring.action[slot_B, column_B].float(), torch.ones_like(uniform_4B[0])
     if chunk > 1:
-        later_BH = row_B[:, None] + torch.arange(chunk, device=row_B.device)
         newest_B1 = position - 1 if end_B is None else end_B[:, None]
-        slot_BH = torch.minimum(later_BH, newest_B1) % rows
-        trajectory_BH = ring.trajectory[slot_BH, column_B[:, None]]
-        inside_BH = (trajectory_BH == trajectory_BH[:, :1]) & (later_BH <= newest_B1)
+        slot_BH, inside_BH = slots_of_chunks(ring, row_B, column_B, newest_B1, chunk=chunk)
         action_BHA = ring.action[slot_BH, column_B[:, None]].float()
         action_BA = (action_BHA * inside_BH[..., None]).flatten(1)
         whole_B = inside_BH[:, -1]

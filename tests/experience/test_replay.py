@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from tests.helpers.largest_tensor import LargestTensor
-from torch_crl.experience.replay import Replay, Transition
+from torch_crl.experience.replay import Replay, Transition, filled_up
 from torch_crl.kernels.relabel import Ring, relabel, truncated_geometric
 from torch_crl.recipe.costs import replay_bytes
 
@@ -414,3 +415,37 @@ def test_a_chunk_ends_with_its_trajectory(window: int) -> None:
             inside = [action for action in chunk if action]
             assert inside == [row + offset for offset in range(len(inside))]
             assert int(row) // 5 == int(inside[-1]) // 5 and whole == (len(inside) == 3)
+
+
+def test_with_failures_no_chunk_tells_that_its_trajectory_has_ended() -> None:
+    # As above; trajectories 0 and 1 fail.
+    replay = Replay(
+        rows=12, num_envs=1, state_size=3, action_size=1, goal_slice=GOAL_SLICE, failures=True
+    )
+    for row in range(13):
+        step = transition(torch.tensor([[0.0, row, row // 5]]), torch.tensor([row // 5]))
+        replay.add(step._replace(failed=torch.tensor([row in (4, 9)])))
+    batch = replay.sample(4000, discount=0.9, generator=Generator().manual_seed(0), chunk=3)
+    later: dict[tuple[int, int], list[float]] = {}
+    for row, chunk, whole in zip(
+        batch["state"][:, 1].int().tolist(), batch["action"].tolist(), batch["whole"], strict=True
+    ):
+        own = min(3, (row // 5 + 1) * 5 - row, 13 - row)
+        assert chunk[:own] == [row + offset for offset in range(own)] and whole == (own == 3)
+        for place in range(own, 3):
+            later.setdefault((own, place), []).append(chunk[place])
+    # Whole chunks begin in rows 1, 2, 5, 6, 7 and 10.
+    for (_, place), actions in later.items():
+        values, counts = np.unique(actions, return_counts=True)
+        assert values.tolist() == [place + first for first in (1, 2, 5, 6, 7, 10)]
+        assert counts.min() > 0.7 * counts.mean()
+    assert set(later) == {(1, 1), (1, 2), (2, 2)}
+
+
+def test_chunks_without_a_whole_one_to_fill_them_up_stay_as_they_are() -> None:
+    action = torch.tensor([[[1.0], [0.0], [0.0]], [[2.0], [3.0], [0.0]]])
+    inside = torch.tensor([[True, False, False], [True, True, False]])
+    assert torch.equal(filled_up(action, inside), action.flatten(1))
+    action = torch.cat([action, torch.tensor([[[4.0], [5.0], [6.0]]])])
+    inside = torch.cat([inside, torch.tensor([[True, True, True]])])
+    assert filled_up(action, inside).tolist() == [[1, 5, 6], [2, 3, 6], [4, 5, 6]]

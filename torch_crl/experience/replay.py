@@ -31,7 +31,7 @@ from torch_crl.agent.objectives.objective import HitLabels
 from torch_crl.envs.task import euclidean_distance
 from torch_crl.experience.labels import Distance, hit_labels, other_goals
 from torch_crl.goals.space import GoalSpace, StateGoals
-from torch_crl.kernels.relabel import Batch, Ring, relabel
+from torch_crl.kernels.relabel import Batch, Ring, relabel, slots_of_chunks
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -72,6 +72,20 @@ def survival_mass(steps_B: Tensor, failed_B: Tensor, *, discount: float) -> Tens
     """
     mass_B = -torch.expm1(steps_B.double() * math.log(discount))
     return torch.where(failed_B, mass_B, 1.0).float()
+
+
+def filled_up(action_BHA: Tensor, inside_BH: Tensor) -> Tensor:
+    """Chunks [B, H A] with actions of whole chunks in the steps that are not `inside_BH`.
+
+    Actions after the end of a trajectory have no effect. A critic that learns from such rows would
+    take any mark of the end, such as zeros, for its cause. Without whole chunks, nothing changes.
+    """
+    whole_B = inside_BH[:, -1]
+    # Whole chunks come first, and are taken one after the other.
+    order_B = torch.argsort(whole_B.int(), descending=True, stable=True)
+    number_B = torch.arange(len(whole_B), device=whole_B.device)
+    other_B = order_B[number_B % whole_B.sum().clamp_min(1)]
+    return torch.where(inside_BH[..., None], action_BHA, action_BHA[other_B]).flatten(1)
 
 
 class Replay:
@@ -142,6 +156,10 @@ class Replay:
         self._position = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
+    def _ring(self) -> Ring:
+        return Ring(**{name: self.storage[name] for name in Ring._fields})
+
+    @property
     def filled(self) -> int:
         """Number of rows that hold data."""
         return min(self.next_row, self.rows)
@@ -184,8 +202,9 @@ class Replay:
         window, each step is drawn from a random window of rows, and its goal from the later states
         in that window.
 
-        With a chunk of H > 1, `action` holds the actions of H consecutive steps, 0 after the end of
-        the trajectory, and `whole` [B] is 1 where all of them are in the trajectory, else 0.
+        With a chunk of H > 1, `action` holds the actions of H consecutive steps, and `whole` [B] is
+        1 where all of them are in the trajectory, else 0. After the trajectory's end it holds 0, or
+        with `failures` what `filled_up` returns.
 
         Returns:
             TensorDict of float32 `state` [B, S], `action` [B, H A], and what the goal space tells
@@ -205,7 +224,7 @@ class Replay:
         drawn = relabel(
             uniform_4B,
             self._position,
-            Ring(**{name: self.storage[name] for name in Ring._fields}),
+            self._ring,
             goal_slice=self.goal_slice,
             discount=discount,
             window=self.window,
@@ -219,6 +238,8 @@ class Replay:
             failed_B = self._failed(drawn)
             # `last_row` of a failed trajectory is the one before the failure.
             steps_B = drawn.last_B + 1 - drawn.row_B
+            if chunk > 1:
+                parts["action"] = self._filled_up(drawn, chunk)
             parts["survived"] = survival_mass(steps_B, failed_B, discount=discount)
             if self.labels is not None:
                 parts |= self._labelled(drawn, failed_B, self.labels, generator)
@@ -227,6 +248,12 @@ class Replay:
             told["whole"] = told["whole"] * parts["whole"]
         parts |= told
         return _table(parts, batch_size)
+
+    def _filled_up(self, drawn: Batch, chunk: int) -> Tensor:
+        _, inside_BH = slots_of_chunks(
+            self._ring, drawn.row_B, drawn.column_B, self._position - 1, chunk=chunk
+        )
+        return filled_up(drawn.action.view(*inside_BH.shape, -1), inside_BH)
 
     def _failed(self, drawn: Batch) -> Tensor:
         """bool [B]: whether the trajectories of these steps ended by failing."""
@@ -238,7 +265,7 @@ class Replay:
         self, drawn: Batch, failed_B: Tensor, labels: HitLabels, generator: Generator
     ) -> dict[str, Tensor]:
         """Goals and labels of these steps."""
-        ring = Ring(**{name: self.storage[name] for name in Ring._fields})
+        ring = self._ring
         uniform_3B = torch.rand(
             3, len(failed_B), generator=generator, device=self.device, dtype=torch.float64
         )
