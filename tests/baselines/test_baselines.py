@@ -200,6 +200,19 @@ def test_a_failure_ends_an_episode_without_a_time_limit() -> None:
     wrapped.close()
 
 
+def test_diverged_physics_ends_an_episode_as_a_time_limit_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env = vec_env(reward="dense", goal_env=False)
+    env.reset()
+    diverged = torch.tensor([True, False, False, False, False])
+    monkeypatch.setattr(env.env.simulator, "unstable", lambda: diverged)  # type: ignore[attr-defined]
+    _, _, dones, infos = env.step(np.zeros((5, 2), np.float32))
+    assert dones.tolist() == diverged.tolist() and infos[0]["TimeLimit.truncated"] is True
+    assert env.failures == 0
+    env.close()
+
+
 @pytest.mark.parametrize(
     ("algo", "parts", "message"),
     [

@@ -19,6 +19,8 @@ Observation = dict[str, Any]
 class PuckEnv(gymnasium.Env[Any, Any]):
     """A point that goes where the action says, and fails where its first coordinate exceeds 1.5.
 
+    With `ends_at_goal`, an episode also ends within 0.4 of its goal.
+
     The observation has its position and how often it was reset. The fault comes at step `fault_at`
     of an episode, if the first reset was given the seed `faulty_seed`: a trial is given 0.
     """
@@ -33,6 +35,7 @@ class PuckEnv(gymnasium.Env[Any, Any]):
         faulty_seed: int = 14,
         gives: str = "",
         own_limit: int = 1000,
+        ends_at_goal: bool = False,
         render_mode: str | None = None,
     ) -> None:
         if fault == "constructor":
@@ -42,6 +45,7 @@ class PuckEnv(gymnasium.Env[Any, Any]):
         self.success, self.fault, self.fault_at = success, fault, fault_at
         self.faulty_seed = faulty_seed
         self.first_seed: int | None = None
+        self.ends_at_goal = ends_at_goal
         self.gives, self.own_limit, self.render_mode = gives, own_limit, render_mode
         self.observation_space = spaces.Dict(
             {
@@ -91,8 +95,8 @@ class PuckEnv(gymnasium.Env[Any, Any]):
         if self.success == "at the end" and self.steps == 7:
             info = {"is_success": near}
         reward = [near - 1.0] if self.gives == "lists" else near - 1.0
-        failed, late = bool(self.position[0] > 1.5), self.steps >= self.own_limit
-        return self._observation(), reward, failed, late, info
+        ended = bool(self.position[0] > 1.5) or (near and self.ends_at_goal)
+        return self._observation(), reward, ended, self.steps >= self.own_limit, info
 
     def render(self) -> NDArray[np.uint8]:
         """The upper half is of a grey that says how many steps the episode has; below are all."""

@@ -64,16 +64,17 @@ class LibraryVecEnv(VecEnv):
         success_N = result.success["success"]
         reward_N = success_N.float() if self.reward == "sparse" else -result.distance_N
         self.at_goal += float(success_N.sum())
-        self.failures += float(result.terminated_N.sum())
+        self.failures += float(env.failed(result).sum())
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if ended_N.any():
             final_goal_NG = env.goal_after(goal_NG, result.final_state_NS)
             final = self._observation(result.final_state_NS, final_goal_NG)
-            truncated_N = result.truncated_N.cpu().numpy()
+            # What would have come after diverged physics is as unknown as after a time limit.
+            cut_N = (result.truncated_N | result.unstable_N).cpu().numpy()
             for index in np.flatnonzero(ended_N).tolist():
                 infos[index] = {
                     "terminal_observation": _row(final, index),
-                    "TimeLimit.truncated": bool(truncated_N[index]),
+                    "TimeLimit.truncated": bool(cut_N[index]),
                 }
         observation = self._observation(env.state_NS, env.goal_NG)
         return observation, reward_N.cpu().numpy(), ended_N, infos

@@ -73,6 +73,11 @@ class VectorEnv(ABC):
     def step(self, action_NA: Tensor) -> StepResult:
         """Apply float32 actions in [-1, 1], shape [N, A], for one control step."""
 
+    def failed(self, result: StepResult) -> Tensor:
+        """bool [N]: the step failed, and ended its episode neither at a goal nor by diverging."""
+        succeeded_N = result.success["success"] & self.terminates_at_goals
+        return result.terminated_N & ~result.unstable_N & ~succeeded_N
+
     @abstractmethod
     def goal_after(self, goal_NG: Tensor, state_NS: Tensor) -> Tensor:
         """What a goal becomes in this state, for tasks whose goal moves with the state."""

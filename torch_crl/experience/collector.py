@@ -125,14 +125,12 @@ class Collector:
         action_NA = (self.act_graph or self.act)(inputs_NI)["action"]
         result = env.step(action_NA.to(env.state_NS.device))
         achieved_NG = result.final_state_NS[:, first:stop]
-        # A Gymnasium env may also terminate because it reached its goal.
-        succeeded_N = result.success["success"] & env.terminates_at_goals
-        failed_N = result.terminated_N & ~result.unstable_N & ~succeeded_N
+        failed_N = env.failed(result)
         self._rows.write(
             Transition(state_NS, action_NA, achieved_NG, trajectory_N, result.unstable_N, failed_N)
         )
         self._at_goal_N += result.success["success"]
-        self._failures_N += result.terminated_N
+        self._failures_N += failed_N
         if self._plans is not None:
             self._plans.drop(result.terminated_N | result.truncated_N)
         return {}

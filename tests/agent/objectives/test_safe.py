@@ -173,20 +173,23 @@ def test_diverged_physics_is_no_failure_and_a_fall_is_one(
         return step(action)
 
     env.step = watched  # type: ignore[method-assign,assignment]
-    run.collect()
+    collected = run.collect()
     failed = run.replay.storage["failed"]
+    steps = run.recipe.steps_per_collection
+    assert collected["collected_failures"] == pytest.approx(1 / steps)
     assert failed[1].tolist() == [False, False, True, False]
     # One row before the failure, and one before the divergence: no goal was achieved in either.
     assert run.replay.storage["last_row"][1].tolist() == [4, 1, 1, 4]
 
 
 def test_a_gymnasium_episode_that_ends_at_its_goal_has_not_failed() -> None:
-    run = build_run(tiny(register("Puck"), algorithm=SAFE))
+    run = build_run(tiny(register("Puck that ends", ends_at_goal=True), algorithm=SAFE))
     try:
         assert run.env.terminates_at_goals
-        while run.replay.filled < 20:
-            run.collect()
+        collected = [run.collect() for _ in range(24)]
         assert not run.replay.storage["failed"].any()
+        assert max(each["collected_at_goal"] for each in collected) > 0
+        assert not any(each["collected_failures"] for each in collected)
     finally:
         run.close()
 
