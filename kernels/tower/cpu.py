@@ -3,7 +3,6 @@
 R rows, I input, D width, L layers, O output.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -121,22 +120,26 @@ def backward_tower(
         product(ddense, False, first_weight, False, dx)
 
 
+_KEPT_SIZES = 8
+_ROWS_AT_ONCE = 1024
+"""Of a pass without gradients, whose layers need not be kept for all rows."""
+
+
 class Space:
     """What the forward pass of L layers keeps of R rows. Its memory is used again once it is gone.
 
     Fresh memory of this size would cost as much time as the layers: its pages are made one by one.
+    Of all sizes, the last `_KEPT_SIZES` are kept, which is more than a run needs.
     """
 
-    _unused: ClassVar[dict[tuple[Any, ...], list[tuple[Any, ...]]]] = defaultdict(list)
+    _unused: ClassVar[dict[tuple[Any, ...], list[tuple[Any, ...]]]] = {}
 
     def __init__(
         self, layers: int, rows: int, width: int, *, dtype: torch.dtype, precision: str
     ) -> None:
         self._key = layers, rows, width, dtype, precision
-        try:
-            self.arrays = self._unused[self._key].pop()
-        except IndexError:
-            self.arrays = self._new()
+        unused = self._unused.get(self._key)
+        self.arrays = unused.pop() if unused else self._new()
 
     def _new(self) -> tuple[Any, ...]:
         layers, rows, width, dtype, precision = self._key
@@ -150,7 +153,10 @@ class Space:
         return tuple(map(array, (dense, stats, inner, *in_bf16)))
 
     def __del__(self) -> None:
-        self._unused[self._key].append(self.arrays)
+        # The size that was used last stands at the end.
+        self._unused[self._key] = [*self._unused.pop(self._key, ()), self.arrays]
+        while len(self._unused) > _KEPT_SIZES:
+            del self._unused[next(iter(self._unused))]
 
 
 class _WholeTower(torch.autograd.Function):
@@ -210,6 +216,10 @@ def whole_tower(
     Raises ValueError for tensors of other devices and dtypes.
     """
     require_cpu("tower", x_RI, parameters.tensors[0])
+    if len(x_RI) > _ROWS_AT_ONCE and not torch.is_grad_enabled():
+        parts = x_RI.split(_ROWS_AT_ONCE)
+        given: dict[str, Any] = {"live": 0, "activation": activation, "branch_scale": branch_scale}
+        return torch.cat([whole_tower(x, parameters, precision=precision, **given) for x in parts])
     apply: Callable[..., Tensor] = _WholeTower.apply
     options = parameters, live, activation == "relu", branch_scale, precision
     return apply(x_RI.contiguous(), *options, *parameters.tensors)

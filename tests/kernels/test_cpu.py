@@ -172,6 +172,20 @@ def test_two_passes_before_their_backward_do_not_share_memory() -> None:
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
+@torch.no_grad()
+def test_memory_does_not_grow_with_the_numbers_of_rows_that_are_met() -> None:
+    from torch_crl.kernels.tower.cpu import Space
+
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8)
+    reference, _ = made_towers(sizes, "reference", torch.float32)
+    tower, _ = made_towers(sizes, "numba", torch.float32)
+    for rows in (*range(1, 30), 3000):
+        x = normal(rows, INPUT, seed=rows).float()
+        torch.testing.assert_close(tower(x), reference(x), rtol=1e-4, atol=1e-4)
+    kept = [key for key, unused in Space._unused.items() for _ in unused]
+    assert len(kept) <= 8 and max(rows for _, rows, *_ in kept) == 1024
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("batch", [1, 3, 40])
