@@ -25,6 +25,7 @@ from torch_crl.agent.sizes import network_sizes, objective_towers
 from torch_crl.distributed import contrast
 from torch_crl.distributed.equality import RanksDifferError, broadcast, check_equal
 from torch_crl.distributed.ranks import ALONE, Ranks, join
+from torch_crl.envs.task import euclidean_distance
 from torch_crl.system.cuda_graph import GraphedFunction
 
 ROWS = 12
@@ -62,6 +63,7 @@ def make_learner(
         generator=generator,
         window=WINDOW,
         radius=0.1,
+        distance=euclidean_distance,
         ranks=ALONE if local else ranks,
         **settings,
     )

@@ -4,17 +4,12 @@ B batch, W window of offsets, G goal, O bins of offsets and P their edges. Offse
 state, and offset k the state k steps later, up to the final state of a trajectory that ended.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from torch_crl.agent.objectives.objective import HitLabels
 from torch_crl.agent.objectives.time_to_goal import first_hit, occupancy_labels
 from torch_crl.kernels.relabel import Batch, Ring
-
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""(achieved goal [N, G], goal [N, G]) to distance [N]."""
 
 
 def other_goals(
@@ -50,7 +45,6 @@ def hit_labels(
     *,
     failed_B: Tensor,
     goal_slice: tuple[int, int],
-    distance: Distance,
     labels: HitLabels,
     edge_P: Tensor,
 ) -> dict[str, Tensor]:
@@ -71,7 +65,7 @@ def hit_labels(
     after_BWG = ring.achieved[(row_BW - 1) % rows, drawn.column_B[:, None]].float()
     own_BG = ring.state[drawn.row_B % rows, drawn.column_B, first:stop].float()
     reached_BWG = torch.where((offset_W > 0)[:, None], after_BWG, own_BG[:, None])
-    distance_BW = distance(
+    distance_BW = labels.distance(
         reached_BWG.flatten(0, 1), goal_BG[:, None].expand_as(reached_BWG).flatten(0, 1)
     ).view_as(known_BW)
     event_B, time_B = first_hit((distance_BW < labels.radius) & known_BW)

@@ -28,8 +28,7 @@ import torch
 from torch import Generator, Tensor
 
 from torch_crl.agent.objectives.objective import HitLabels
-from torch_crl.envs.task import euclidean_distance
-from torch_crl.experience.labels import Distance, hit_labels, other_goals
+from torch_crl.experience.labels import hit_labels, other_goals
 from torch_crl.goals.space import GoalSpace, StateGoals
 from torch_crl.kernels.relabel import Batch, Ring, relabel, slots_of_chunks
 
@@ -107,7 +106,6 @@ class Replay:
         window: int = 0,
         failures: bool = False,
         labels: HitLabels | None = None,
-        distance: Distance = euclidean_distance,
         goals: GoalSpace | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -119,7 +117,6 @@ class Replay:
             window: if above 0, draw by the published procedure, in windows of that many rows.
             failures: keep which trajectories ended by failing, without a window.
             labels: what `sample` tells about arrivals at goals; needs `failures`.
-            distance: between achieved goals and goals, for the labels.
             goals: what a batch has of the goals that were drawn; by default the goals themselves.
             dtype: float32, or bfloat16 for half the bytes.
             implementation: that of `sample`; see `torch_crl.kernels.relabel.relabel`.
@@ -130,7 +127,7 @@ class Replay:
             raise ValueError("labels of arrivals need to know failures; give failures=True")
         self.rows, self.num_envs = rows, num_envs
         self.goal_slice, self.window, self.failures = goal_slice, window, failures
-        self.labels, self.distance = labels, distance
+        self.labels = labels
         self.goals = goals or StateGoals(goal_slice[1] - goal_slice[0])
         # Made here, since a captured CUDA graph cannot copy them to the device.
         self._edge_P = torch.tensor(labels.edges if labels else [], device=device)
@@ -285,7 +282,6 @@ class Replay:
             ring,
             failed_B=failed_B,
             goal_slice=self.goal_slice,
-            distance=self.distance,
             labels=labels,
             edge_P=self._edge_P,
         )

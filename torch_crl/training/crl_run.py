@@ -13,7 +13,7 @@ from torch_crl.agent.compute import Compute
 from torch_crl.agent.learner import Learner
 from torch_crl.agent.networks import Networks, build_networks
 from torch_crl.agent.objectives import OBJECTIVES
-from torch_crl.agent.objectives.objective import Objective, Setup
+from torch_crl.agent.objectives.objective import Distance, Objective, Setup
 from torch_crl.agent.optimizer import UpdateSizes
 from torch_crl.agent.policy import Policy
 from torch_crl.distributed.ranks import ALONE, Ranks
@@ -22,7 +22,6 @@ from torch_crl.envs.task import euclidean_distance
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.experience.collector import Collector
-from torch_crl.experience.labels import Distance
 from torch_crl.experience.overlap import OverlappingCollector
 from torch_crl.experience.remote import RemoteCollector
 from torch_crl.experience.replay import Replay
@@ -250,7 +249,7 @@ def build_run(
     spec = env.spec
     # The networks are the same everywhere, and all else that is random is not.
     weights, noise = generator("weights"), generator(ranks.stream("actor"), device)
-    learner = _build_learner(recipe, spec, compute, device, weights, noise, ranks)
+    learner = _build_learner(recipe, env, compute, device, weights, noise, ranks)
     replay = Replay(
         rows=recipe.budget.replay_rows,
         num_envs=recipe.task.num_envs,
@@ -260,7 +259,6 @@ def build_run(
         window=recipe.task.episode_length if recipe.algorithm.parity == "reference" else 0,
         failures=learner.objective.failures if isinstance(learner, ActorCritic) else False,
         labels=learner.objective.labels if isinstance(learner, ActorCritic) else None,
-        distance=_distance(env),
         goals=goals,
         dtype=getattr(torch, recipe.system.replay_dtype),
         device=device,
@@ -299,10 +297,6 @@ def _of_replay(recipe: Recipe, compute: Compute) -> str:
     return "reference" if half and compute.other_kernels == "numba" else compute.other_kernels
 
 
-def _distance(env: VectorEnv) -> Distance:
-    return env.task.distance if isinstance(env, TaskVectorEnv) else euclidean_distance
-
-
 def _build_collector(
     recipe: Recipe, env: VectorEnv, learner: Learner, replay: Replay, generator: Generator
 ) -> AnyCollector:
@@ -334,14 +328,14 @@ def _build_collector(
 
 def _build_learner(
     recipe: Recipe,
-    spec: TaskSpec,
+    env: VectorEnv,
     compute: Compute,
     device: torch.device,
     weights: Generator,
     noise: Generator,
     ranks: Ranks,
 ) -> Learner:
-    algorithm = recipe.algorithm
+    algorithm, spec = recipe.algorithm, env.spec
     networks = build_networks(recipe.network_sizes, generator=weights, compute=compute)
     if algorithm.algo == "gcbc":
         networks.to(device)
@@ -350,7 +344,8 @@ def _build_learner(
             networks.actor, learning_rate=rate, load_balance=algorithm.load_balance, ranks=ranks
         )
     compared = ranks if algorithm.negatives == "gathered" else ALONE
-    objective = build_objective(recipe, networks, spec, weights, compared).to(device)
+    distance = env.task.distance if isinstance(env, TaskVectorEnv) else euclidean_distance
+    objective = build_objective(recipe, networks, spec, weights, compared, distance).to(device)
     return ActorCritic(
         networks.actor.to(device),
         objective,
@@ -373,10 +368,11 @@ def build_objective(
     spec: TaskSpec,
     weights: Generator,
     ranks: Ranks = ALONE,
+    distance: Distance = euclidean_distance,
 ) -> Objective:
     """The objective of a recipe on these networks; `weights` draws what it adds to them.
 
-    Its loss is over the rows of all these ranks.
+    Its loss is over the rows of all these ranks; `distance` is that of the task.
     """
     algorithm, window = recipe.algorithm, recipe.task.episode_length
     setup = Setup(
@@ -389,6 +385,7 @@ def build_objective(
         value_discount=algorithm.value_discount,
         window=window,
         radius=spec.success_radius.get("success", 0.0),
+        distance=distance,
         never=algorithm.censoring == "never",
         ranks=ranks,
     )

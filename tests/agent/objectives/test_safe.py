@@ -19,6 +19,7 @@ from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.agent.objectives.objective import HitLabels, PolicyRows
 from torch_crl.agent.objectives.safe import SafeObjective
 from torch_crl.agent.sizes import TowerSizes, network_sizes
+from torch_crl.envs.task import euclidean_distance
 from torch_crl.experience.replay import Replay, Transition, survival_mass
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import preset
@@ -263,7 +264,10 @@ def test_a_failure_in_a_collection_that_is_forgotten_is_forgotten_too() -> None:
     ("options", "message"),
     [
         ({"failures": True, "window": 5}, "failures are not kept together with a window"),
-        ({"labels": HitLabels(window=5, radius=1.0)}, "give failures=True"),
+        (
+            {"labels": HitLabels(window=5, radius=1.0, distance=euclidean_distance)},
+            "give failures=True",
+        ),
     ],
 )
 def test_what_a_replay_cannot_tell_is_refused(options: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.objectives.chrono import ChronoObjective
 from torch_crl.agent.objectives.objective import HitLabels
 from torch_crl.agent.objectives.survival import SurvivalObjective
+from torch_crl.envs.task import euclidean_distance
 from torch_crl.experience.replay import Replay, Transition
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.record import Recipe
@@ -23,7 +24,11 @@ from torch_crl.training.crl_run import CrlRun, build_run
 OBJECTIVES = ("survival", "chrono")
 
 
-def on_a_line(labels: HitLabels, *, failures: tuple[int, ...] = ()) -> Replay:
+def labels(**kwargs: Any) -> HitLabels:
+    return HitLabels(distance=euclidean_distance, **kwargs)
+
+
+def on_a_line(told: HitLabels, *, failures: tuple[int, ...] = ()) -> Replay:
     """Positions 0, 1, 2, ... in rows 0, 1, 2, ...; trajectories of 6 rows; 15 rows in all."""
     replay = Replay(
         rows=20,
@@ -32,7 +37,7 @@ def on_a_line(labels: HitLabels, *, failures: tuple[int, ...] = ()) -> Replay:
         action_size=1,
         goal_slice=(0, 1),
         failures=True,
-        labels=labels,
+        labels=told,
     )
     for row in range(15):
         state = torch.full((1, 1), float(row))
@@ -66,7 +71,7 @@ def labelled(replay: Replay) -> list[dict[str, Any]]:
 
 
 def test_arrivals_are_within_the_trajectory_and_the_window() -> None:
-    replay = on_a_line(HitLabels(window=8, radius=0.5, future=0.4, own=0.2))
+    replay = on_a_line(labels(window=8, radius=0.5, future=0.4, own=0.2))
     for each in labelled(replay):
         row, goal = each["row"], each["goal"]
         # The position after the last row of a trajectory; the last trajectory is running.
@@ -81,7 +86,7 @@ def test_arrivals_are_within_the_trajectory_and_the_window() -> None:
 def test_goals_are_of_the_future_the_steps_own_and_of_anywhere() -> None:
     kinds = {}
     for future, own in ((1.0, 0.0), (0.0, 1.0), (0.0, 0.0)):
-        replay = on_a_line(HitLabels(window=8, radius=0.5, future=future, own=own))
+        replay = on_a_line(labels(window=8, radius=0.5, future=future, own=own))
         kinds[future, own] = labelled_goals(replay)
     assert all(0 < goal - row <= 6 for row, goal in kinds[1.0, 0.0])
     assert all(goal == row for row, goal in kinds[0.0, 1.0])
@@ -96,7 +101,7 @@ def labelled_goals(replay: Replay) -> list[tuple[int, int]]:
 
 
 def test_a_failure_within_the_window_means_never() -> None:
-    replay = on_a_line(HitLabels(window=8, radius=0.5, future=0.4), failures=(5,))
+    replay = on_a_line(labels(window=8, radius=0.5, future=0.4), failures=(5,))
     for each in labelled(replay):
         row, goal = each["row"], each["goal"]
         failed = row < 6
@@ -106,18 +111,18 @@ def test_a_failure_within_the_window_means_never() -> None:
         assert each["event"] == reached, each
         if failed:
             assert each["censor"] == 8
-    short = on_a_line(HitLabels(window=3, radius=0.5, future=0.4), failures=(5,))
+    short = on_a_line(labels(window=3, radius=0.5, future=0.4), failures=(5,))
     failed_rows = {each["row"] for each in labelled(short) if each["failed"]}
     assert failed_rows == {4, 5}, "further away, the window ends before the failure"
 
 
 def test_published_censoring_takes_a_cut_for_never() -> None:
-    replay = on_a_line(HitLabels(window=8, radius=0.5, future=0.4, never=True))
+    replay = on_a_line(labels(window=8, radius=0.5, future=0.4, never=True))
     assert {each["censor"] for each in labelled(replay)} == {8}
 
 
 def test_bins_see_what_the_trajectory_shows() -> None:
-    replay = on_a_line(HitLabels(window=8, radius=0.5, future=1.0, own=0.0, edges=[0, 1, 2, 4, 8]))
+    replay = on_a_line(labels(window=8, radius=0.5, future=1.0, own=0.0, edges=[0, 1, 2, 4, 8]))
     batch = replay.sample(4000, discount=0.9, generator=Generator().manual_seed(0))
     for row, goal, occupied, seen in zip(
         batch["state"][:, 0].int().tolist(),

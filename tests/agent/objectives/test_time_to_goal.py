@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from torch_crl.agent.objectives.time_to_goal import (
     bin_discounts,
+    distinct,
     first_hit,
     hazard_nll,
     hazard_value,
@@ -20,6 +21,7 @@ from torch_crl.agent.objectives.time_to_goal import (
     time_distance,
 )
 from torch_crl.agent.sizes import bin_edges
+from torch_crl.envs.task import euclidean_distance
 
 ALWAYS, NEVER = 60.0, -60.0
 
@@ -158,12 +160,28 @@ def test_distances_and_their_losses_by_hand() -> None:
     torch.testing.assert_close(pairs, torch.cdist(phi, psi), atol=1e-5, rtol=1e-5)
     missed = torch.tensor([False, True])
     # Two pairs of goals apart, both further than 2, and one row that missed, at 0.5.
-    goals = torch.tensor([[0.0], [1.0]])
-    found = separation(pairs, goals, missed_B=missed, radius=0.5, least=2.0)
-    assert found.item() == pytest.approx(1.5 / 3)
-    near = torch.tensor([[0.0], [0.3]])
-    found = separation(pairs, near, missed_B=~missed & False, radius=0.5, least=2.0)
-    assert found.item() == 0.0
+    euclidean = {"distance": euclidean_distance, "radius": 0.5}
+    apart = distinct(torch.tensor([[0.0], [1.0]]), **euclidean)
+    assert apart.tolist() == [[False, True], [True, False]]
+    assert separation(pairs, apart, missed_B=missed, least=2.0).item() == pytest.approx(1.5 / 3)
+    near = distinct(torch.tensor([[0.0], [0.3]]), **euclidean)
+    assert separation(pairs, near, missed_B=~missed & False, least=2.0).item() == 0.0
+
+
+def test_goals_are_distinct_by_the_distance_of_the_task_far_from_the_origin_too() -> None:
+    # By the farther of two objects, goals are as near as their success says.
+    goals = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.08, 0.0, 0.08, 0.0], [0.0, 0.11, 0.0, 0.0]])
+
+    def farthest(one: Tensor, other: Tensor) -> Tensor:
+        return (one - other).view(-1, 2, 2).norm(dim=-1).amax(-1)
+
+    expected = [[False, False, True], [False, False, True], [True, True, False]]
+    assert distinct(goals, distance=farthest, radius=0.1).tolist() == expected
+    generator = Generator().manual_seed(0)
+    goals = 200.0 + torch.rand(512, 2, generator=generator)
+    pairs = distinct(goals, distance=euclidean_distance, radius=0.5)
+    exact = (goals.double()[:, None] - goals.double()).norm(dim=-1)
+    assert torch.equal(pairs, (exact > 0.5) & (exact > 0))
 
 
 def test_small_distances_of_large_vectors_keep_their_digits() -> None:

@@ -17,6 +17,7 @@ from torch_crl.agent.objectives.objective import Aux, Setup
 from torch_crl.agent.objectives.survival import HazardHead, Hazards, SurvivalObjective
 from torch_crl.agent.objectives.time_to_goal import (
     bin_discounts,
+    distinct,
     occupancy_loss,
     pair_distances,
     separation,
@@ -54,7 +55,10 @@ class ChronoObjective(SurvivalObjective):
             distance_BB.diagonal(), batch["time"], event_B & valid_B, per_step=1.0 / hits.window
         )
         apart = separation(
-            distance_BB, batch["goal"], missed_B=~event_B & valid_B, radius=hits.radius, least=1.0
+            distance_BB,
+            distinct(batch["goal"], distance=hits.distance, radius=hits.radius),
+            missed_B=~event_B & valid_B,
+            least=1.0,
         )
         occupancy = occupancy_loss(
             hazards.occupancy_BO,

@@ -17,6 +17,8 @@ from torch_crl.agent.sizes import TowerSizes
 from torch_crl.distributed.ranks import ALONE, Ranks
 
 Aux = dict[str, Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""(achieved goal [N, G], goal [N, G]) to distance [N]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class HitLabels:
     """Number W of offsets, from the step's own state on, that are looked at."""
     radius: float
     """An offset at which the achieved goal is nearer than this to the goal is an arrival."""
+    distance: Distance
+    """What "near" means."""
     future: float = 0.85
     """Share of the goals from the step's future; the others are drawn as below."""
     own: float = 0.05
@@ -55,6 +59,8 @@ class Setup:
     """Control steps of an episode."""
     radius: float = 0.0
     """The task's success radius; 0 if it has none."""
+    distance: Distance
+    """The task's distance, of which that is the radius."""
     never: bool = False
     """Whether trajectories that were cut count as never arriving."""
     ranks: Ranks = ALONE

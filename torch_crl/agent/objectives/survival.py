@@ -126,7 +126,11 @@ class SurvivalObjective(Objective):
         """The objective with these settings, with a hazard for every step of the window."""
         head = HazardHead(setup.tower("head"), steps=setup.window, generator=setup.generator)
         labels = HitLabels(
-            window=setup.window, radius=setup.radius, never=setup.never, edges=cls._edges(setup)
+            window=setup.window,
+            radius=setup.radius,
+            distance=setup.distance,
+            never=setup.never,
+            edges=cls._edges(setup),
         )
         return cls(
             setup.networks,

@@ -10,6 +10,7 @@ B batch, K steps, W window of steps that are looked at, O bins of offsets.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -149,16 +150,24 @@ def time_distance(
     return (each_B * counts_B).sum() / counts_B.sum().clamp_min(1)
 
 
+def distinct(
+    goal_BG: Tensor, *, distance: Callable[[Tensor, Tensor], Tensor], radius: float
+) -> Tensor:
+    """bool [B, B]: whether two goals are more than `radius` apart, by a task's distance."""
+    pair_BBG = goal_BG.expand(len(goal_BG), *goal_BG.shape)
+    one, other = pair_BBG.flatten(0, 1), pair_BBG.transpose(0, 1).flatten(0, 1)
+    return (distance(one, other) > radius).view(pair_BBG.shape[:2])
+
+
 def separation(
-    distance_BB: Tensor, goal_BG: Tensor, *, missed_B: Tensor, radius: float, least: float
+    distance_BB: Tensor, distinct_BB: Tensor, *, missed_B: Tensor, least: float
 ) -> Tensor:
     """Mean shortfall, below `least`, of the distances that should be large.
 
-    Those are the pairs of different rows whose goals are more than `radius` apart, and the own
-    goals of the rows in `missed_B`, which did not reach them.
+    Those are the pairs of different rows whose goals are `distinct`, and the own goals of the rows
+    in `missed_B`, which did not reach them.
     """
-    own_BB = torch.eye(len(goal_BG), dtype=torch.bool, device=goal_BG.device)
-    apart_BB = (torch.cdist(goal_BG, goal_BG) > radius) & ~own_BB
-    counts_BB = apart_BB | (own_BB & missed_B[:, None])
+    own_BB = torch.eye(len(distinct_BB), dtype=torch.bool, device=distinct_BB.device)
+    counts_BB = (distinct_BB & ~own_BB) | (own_BB & missed_B[:, None])
     shortfall_BB = functional.relu(least - distance_BB) * counts_BB
     return shortfall_BB.sum() / counts_BB.sum().clamp_min(1)
