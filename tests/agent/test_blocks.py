@@ -357,3 +357,9 @@ def test_auto_takes_plain_torch_where_rows_are_too_wide_for_a_kernel(
     assert problems == [
         "--tower norm_act is for widths up to 4096, got 4100; 'reference' takes any"
     ]
+
+
+@pytest.mark.parametrize("block", ["no_skip", "gated"])
+def test_what_only_a_mixture_of_experts_reads_is_allowed_with_one(block: str) -> None:
+    changed = {"no_skip": {"branch": "scaled"}, "gated": {"activation": "relu"}}[block]
+    checks.check(tiny(networks={"block": block, "actor_block": "moe", **changed}))

@@ -164,12 +164,15 @@ def _depth_problems(recipe: Recipe) -> list[str]:
 def _block_problems(recipe: Recipe) -> list[str]:
     networks, problems = recipe.networks, []
     block = BLOCKS[networks.block]
-    if networks.branch == "scaled" and not block.has_sum:
+    # Whose blocks have a sum and an activation, whatever those of the critic are.
+    mixture = networks.actor_block == MOE
+    if networks.branch == "scaled" and not (block.has_sum or mixture):
         problems.append(
             f"--branch scaled multiplies what a block adds to a sum, and --block {networks.block} "
             "has no such sum; use --branch auto"
         )
-    if networks.activation != Recipe().networks.activation and not block.has_activation:
+    other_activation = networks.activation != Recipe().networks.activation
+    if other_activation and not (block.has_activation or mixture):
         problems.append(
             f"--activation {networks.activation} is not read by --block {networks.block}, whose "
             "functions are fixed; leave it out"
@@ -262,21 +265,21 @@ def _memory_problems(recipe: Recipe) -> list[str]:
 def _unread_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
     """Leaf to problem: values, as `given`, of settings that the algorithm does not read."""
     algo, networks = recipe.algorithm.algo, recipe.networks
-    of_towers = marked(Recipe, Mark.OF_TOWERS)
-    without = unread(Recipe, algo)
+    objective = recipe.algorithm.objective
+    without = dict.fromkeys(unread(Recipe, algo, objective), f"--objective {objective}")
+    without |= dict.fromkeys(unread(Recipe, algo), f"--algo {algo}")
     if recipe.by_library and not (networks.actor_depth or networks.critic_depth):
-        without += of_towers
+        of_towers = marked(Recipe, Mark.OF_TOWERS)
+        without |= dict.fromkeys(of_towers, f"--algo {algo} without --depth")
     try:
         usual = preset(recipe.task.name, algo=algo).leaves()
     except UnknownTaskError:
         return {}  # Reported by the checks of the task.
     record = Recipe().leaves()
     return {
-        name: f"{flag_of(name)} is not read by --algo {algo}"
-        + (" without --depth" if name in of_towers else "")
-        + f"; leave it out, got {given[name]!r} (the preset of {recipe.task.name} has "
-        f"{usual[name]!r})"
-        for name in without
+        name: f"{flag_of(name)} is not read by {what}; leave it out, got {given[name]!r} (the "
+        f"preset of {recipe.task.name} has {usual[name]!r})"
+        for name, what in without.items()
         if given[name] not in (usual[name], record[name])
     }
 

@@ -17,9 +17,13 @@ class ReadBy:
     """The algorithms that read a field; a field without this mark is read by all of them."""
 
     algos: tuple[str, ...]
+    ignored_by: tuple[str, ...] = ()
+    """Those of our objectives of `crl` that do not read it; one of a user's own may."""
 
 
 BY_CRL = ReadBy(("crl",))
+BY_CONTRAST = ReadBy(("crl",), ignored_by=("survival", "chrono"))
+BY_TIMES = ReadBy(("crl",), ignored_by=("crl", "safe"))
 BY_OURS = ReadBy(("crl", "gcbc"))
 BY_LIBRARY = ReadBy(LIBRARY_ALGOS)
 BY_ALL_WITH_REPLAY = ReadBy((*BY_OURS.algos, *(algo for algo in LIBRARY_ALGOS if algo != "ppo")))
@@ -55,11 +59,15 @@ def marked(record: type, mark: Mark) -> list[str]:
     return [leaf for leaf, found in marks(record).items() if mark in found]
 
 
-def unread(record: type, algo: str) -> list[str]:
-    """The fields that an algorithm does not read, as `part.field`."""
+def unread(record: type, algo: str, objective: str = "") -> list[str]:
+    """The fields that an algorithm, with this objective if one is given, does not read.
+
+    Each is given as `part.field`.
+    """
     return [
         leaf
         for leaf, found in marks(record).items()
         for mark in found
-        if isinstance(mark, ReadBy) and algo not in mark.algos
+        if isinstance(mark, ReadBy)
+        and (algo not in mark.algos or (algo == "crl" and objective in mark.ignored_by))
     ]

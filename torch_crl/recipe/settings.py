@@ -20,7 +20,15 @@ from torch_crl.fields import (
     Threads,
     TwoOrMore,
 )
-from torch_crl.recipe.marks import BY_ALL_WITH_REPLAY, BY_CRL, BY_LIBRARY, BY_OURS, Mark
+from torch_crl.recipe.marks import (
+    BY_ALL_WITH_REPLAY,
+    BY_CONTRAST,
+    BY_CRL,
+    BY_LIBRARY,
+    BY_OURS,
+    BY_TIMES,
+    Mark,
+)
 
 # Not a Literal, since a program may register objectives of its own; `recipe.checks` has the names.
 ObjectiveName: TypeAlias = Annotated[str, arg(metavar="crl|safe|survival|chrono")]
@@ -99,7 +107,7 @@ class GoalsRecipe:
     downloaded."""
     encoder_sha256: Annotated[str, BY_OURS] = ""
     """Checksum that the encoder's weights must have; filled in where a run begins."""
-    same_place: Annotated[Literal["kept", "masked"], BY_CRL] = "kept"
+    same_place: Annotated[Literal["kept", "masked"], BY_CONTRAST] = "kept"
     """Whether goals of the same place in a batch are negatives of each other with --goals words.
     `kept` has the right optimum, since how often a place comes counts; `masked` leaves these pairs
     out, and then knows of a place that is more likely than not only that it is."""
@@ -127,22 +135,23 @@ class AlgorithmRecipe:
     share of the future a failure takes away, for tasks whose episodes can fail (Safe-CRL);
     `survival` learns the distribution of the time to the goal (SRL); `chrono` also distances that
     are times, and how long the goal is held (ChronoSRL)."""
-    value_discount: Annotated[BelowOne, BY_CRL] = 0.999
+    value_discount: Annotated[BelowOne, BY_TIMES] = 0.999
     """Discount factor of the time to the goal in the value of `survival` and `chrono`."""
-    censoring: Annotated[Literal["observed", "never"], BY_CRL] = "observed"
+    censoring: Annotated[Literal["observed", "never"], BY_TIMES] = "observed"
     """What `survival` and `chrono` take from a step whose trajectory was cut before it reached its
     goal: `observed`, that it took longer than was seen; `never`, as published, that it takes for
     ever."""
-    energy: Annotated[Literal["norm", "l2", "dot", "cosine"], BY_CRL] = "norm"
+    energy: Annotated[Literal["norm", "l2", "dot", "cosine"], BY_CONTRAST] = "norm"
     """The critic's logit, a similarity of the encoders' outputs: `norm` is minus their Euclidean
     distance, `l2` minus its square, `dot` their inner product, `cosine` that of unit vectors."""
     contrastive_loss: Annotated[
-        Literal["forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"], BY_CRL
+        Literal["forward_info_nce", "backward_info_nce", "symmetric_info_nce", "binary_nce"],
+        BY_CONTRAST,
     ] = "forward_info_nce"
     """Critic loss: `forward_info_nce` classifies the goal of each state-action pair,
     `backward_info_nce` the state-action pair of each goal, `symmetric_info_nce` is their sum;
     `binary_nce` classifies each combination as true or false; it cannot learn with `cosine`."""
-    logsumexp_penalty: Annotated[PositiveOrZero, BY_CRL] = 0.1
+    logsumexp_penalty: Annotated[PositiveOrZero, BY_CONTRAST] = 0.1
     """Coefficient, in the critic loss, of the mean squared log-sum-exp of the rows of logits."""
     discount: BelowOne = 0.99
     """Discount factor. `crl` and `gcbc` draw each goal k control steps ahead with probability

@@ -18,6 +18,7 @@ from torch_crl.agent.objectives.survival import SurvivalObjective
 from torch_crl.envs.task import euclidean_distance
 from torch_crl.experience.replay import Replay, Transition
 from torch_crl.recipe.checks import RecipeError, check
+from torch_crl.recipe.marks import unread
 from torch_crl.recipe.record import Recipe
 from torch_crl.training.crl_run import CrlRun, build_run
 
@@ -255,12 +256,50 @@ def test_the_critic_learns_how_far_goals_are(objective: str) -> None:
             {"objective": "survival", "algo": "gcbc"},
             "--objective is not read by --algo gcbc",
         ),
-        ("ant", {"value_discount": 1.0}, "--value-discount must lie between 0 and 1"),
+        (
+            "ant",
+            {"objective": "survival", "value_discount": 1.0},
+            "--value-discount must lie between 0 and 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(task: str, algorithm: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         check(tiny(task, algorithm=algorithm))
+
+
+_OTHER_VALUES = {
+    "value_discount": 0.5,
+    "censoring": "never",
+    "energy": "dot",
+    "contrastive_loss": "binary_nce",
+    "logsumexp_penalty": 7.0,
+}
+
+
+@pytest.mark.parametrize("objective", ["crl", "safe", *OBJECTIVES])
+@pytest.mark.parametrize("setting", _OTHER_VALUES)
+def test_a_setting_changes_what_is_learned_or_is_refused(objective: str, setting: str) -> None:
+    # Whose objects are not where those of other envs are, so that not every goal is reached.
+    task = "ant" if objective == "safe" else "pusher2"
+    changed = tiny(task, algorithm={"objective": objective, setting: _OTHER_VALUES[setting]})
+    if f"algorithm.{setting}" in unread(Recipe, "crl", objective):
+        flag = setting.replace("_", "-")
+        with pytest.raises(RecipeError, match=f"--{flag} is not read by --objective {objective}"):
+            check(changed)
+    else:
+        check(changed)
+    found = []
+    for recipe in (tiny(task, algorithm={"objective": objective}), changed):
+        run = build_run(recipe)
+        run.collect()
+        for _ in range(2):
+            run.learner.update(run.replay.sample(64, discount=0.9, generator=run.sampler))
+        found.append(
+            torch.cat([each.flatten() for each in run.learner.named_parameters().values()])
+        )
+        run.close()
+    assert torch.equal(*found) == (f"algorithm.{setting}" in unread(Recipe, "crl", objective))
 
 
 def test_a_gymnasium_env_without_a_radius_is_refused() -> None:
