@@ -302,6 +302,13 @@ def test_a_run_resumes_to_the_bit(algo: str, tmp_path: Path) -> None:
     evaluate(policy, "reacher", num_envs=2, episode_length=5, observe=use)
     (shares,) = use.shares()["all goals"]
     assert sum(shares) == pytest.approx(1.0)
+    # A plan may have two steps; no expert is asked in the second one.
+    once, twice = ExpertUse(policy), ExpertUse(policy)
+    state, goal, alive = torch.randn(64, 10), torch.randn(64, 3), torch.ones(64, dtype=torch.bool)
+    for rows in (state, -5 * state, state, -5 * state):
+        twice(rows, goal, alive)
+    once(state, goal, alive)
+    assert (twice.shares() == once.shares()) == (policy.chunk == 2)
 
 
 def test_a_policy_is_loaded_as_it_was_saved(tmp_path: Path) -> None:

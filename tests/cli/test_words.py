@@ -107,7 +107,7 @@ def test_eval_tells_which_experts_act_on_the_way_to_which_place(
     assert main(["train", "reacher", *SMALL_FLAGS, *flags]) == 0
     capsys.readouterr()
     assert main(["eval", run, *SHORT]) == 0
-    table = capsys.readouterr().out.partition("share of the steps that pass each expert")[2]
+    table = capsys.readouterr().out.partition("share of the plans that pass each expert")[2]
     (row, *_) = re.findall(r"  (?:near|far) point in the [a-z ]+ (.*)\n", table)
     # Two blocks of three experts; the shares of a block add up to 1.
     blocks = [sum(map(float, block.split())) for block in row.split("|")]

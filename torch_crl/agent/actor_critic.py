@@ -114,6 +114,8 @@ class ActorCritic(Learner):
             implementation=self.actor.compute.other_kernels,
         )
         self._descent.step(of_policy, *trained_later, *balance.losses)
+        if self.objective.counts_steps:
+            metrics = metrics | {"value": score_B.detach().mean()}
         return {"critic_loss": critic.detach()} | policy_metrics | metrics | balance.metrics
 
     def _compiled_for(self, batch: Batch) -> "CompiledUpdate | None":

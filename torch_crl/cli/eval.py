@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 Shares = dict[str, list[list[float]]]
-"""Place to the share of the steps in which each expert of each block was used."""
+"""Place to the share of the plans in which each expert of each block was used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ def _print_experts(used: Shares) -> None:
     # At most four of them, from the first to the last.
     shown = sorted({round(number * (blocks - 1) / 3) for number in range(4)})
     width = max(map(len, used))
-    print_line("share of the steps that pass each expert, by the commanded place")
+    print_line("share of the plans that pass each expert, by the commanded place")
     for name, shares in used.items():
         texts = [" ".join(f"{share:5.2f}" for share in shares[block]) for block in shown]
         print_line(f"  {name:<{width}} {'  |'.join(texts)}")

@@ -130,6 +130,10 @@ def _least_problems(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, str]:
         wanted["budget.prefill_rows"] = "0 for PPO, which keeps no replay"
     elif not on_policy and isinstance(prefill, int) and prefill < 1:
         wanted["budget.prefill_rows"] = "at least 1"
+    if recipe.algorithm.actor_goals == "mixed" and given["algorithm.batch_size"] == 2:
+        wanted["algorithm.batch_size"] = (
+            "at least 3 with --actor-goals mixed, so that a step can take the goal of another one"
+        )
     if recipe.algorithm.parity == "reference":
         windowed = (
             "at least 2 with --parity reference, whose windows hold a step and a later state as "

@@ -239,6 +239,15 @@ def extras(named: dict[str, Tensor]) -> int:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+def test_metrics_are_the_same_in_both_orders(objective: str) -> None:
+    found = []
+    for order in ("together", "critic_first"):
+        run, _ = prepared(objective, update_order=order)
+        found.append(run.learner.update(run.replay.sample(8, discount=0.9, generator=run.sampler)))
+    assert found[0].keys() == found[1].keys() and found[0]["value"] < 0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_critic_learns_how_far_goals_are(objective: str) -> None:
     run, _ = prepared(objective, critic_learning_rate=3e-3)
     batch = run.replay.sample(64, discount=0.9, generator=run.sampler)

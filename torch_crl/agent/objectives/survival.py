@@ -155,8 +155,7 @@ class SurvivalObjective(Objective):
         of_actor = (phi_policy_BR, policy.of_actor(psi_BR.detach()))
         hazards, of_policy = self.head.both((phi_BR, psi_BR), of_actor)
         loss, metrics = self._loss(batch, phi_BR, psi_BR, hazards)
-        score_B = self._score(batch, of_policy)
-        return Judgement(loss, score_B, metrics | {"value": score_B.detach().mean()})
+        return Judgement(loss, self._score(batch, of_policy), metrics)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Aux]:
         """See `Objective`."""
