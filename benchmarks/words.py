@@ -206,9 +206,9 @@ def _with_interval(mean_B: NDArray[np.float64]) -> str:
 
 
 def _use_table(rows: list[dict[str, Any]]) -> list[str]:
-    """The share of the steps of each expert of the first block, by maze and seed."""
+    """The share of the plans of each expert of the first block, by maze and seed."""
     lines = [
-        "| goal in | seed | share of the steps of each expert of the first block |",
+        "| goal in | seed | share of the plans of each expert of the first block |",
         "|---|---|---|",
     ]
     for row in rows:
