@@ -181,6 +181,22 @@ def test_numbers_of_a_comparison(folder: Path) -> None:
     assert median_reached(curves, 0.75, "seconds") == float("inf")
 
 
+def test_a_method_does_not_rise_by_losing_seeds_on_a_hard_task(tmp_path: Path) -> None:
+    """CRL is better by 0.05 on both tasks, and two of SAC's runs on the harder one are missing."""
+    for task, level, missing in (("reacher", 0.9, 0), ("point_u_maze", 0.1, 2)):
+        write_runs(tmp_path, preset(task), [level] * 4)
+        write_runs(tmp_path, preset(task, algo="sac"), [level - 0.05] * (4 - missing))
+    comparison = compare(read_curves(tmp_path))
+    assert comparison.ranked() == ["CRL depth 4", "SAC"]
+    assert comparison.estimate("CRL depth 4").point == pytest.approx(0.5)
+    sac = comparison.estimate("SAC")
+    assert sac.point == pytest.approx(0.45) and sac.interval == pytest.approx((0.45, 0.45))
+    assert overall_line(comparison, "SAC", "env_steps").y_X[-1] == pytest.approx(0.45)
+    report = comparison_report(comparison, command="")
+    (found,) = [finding for finding in report.findings if finding.startswith("Over all tasks")]
+    assert found.startswith("Over all tasks CRL depth 4 is first with 0.500") and "1.00" in found
+
+
 def test_lines_are_means_of_the_seeds(folder: Path) -> None:
     comparison = compare(read_curves(folder))
     line = task_line(comparison, "reacher", "SAC", "env_steps")

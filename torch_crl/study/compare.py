@@ -33,8 +33,8 @@ from torch_crl.study.statistics import (
     Estimate,
     PermutationTest,
     estimate,
-    interquartile_mean,
     permutation_test,
+    pooled,
     probability_of_improvement,
     stratified_bootstrap_interval,
 )
@@ -92,7 +92,10 @@ class Comparison:
         return [score(curve, metric) for curve in self.runs[task, method]]
 
     def estimate(self, method: str, *, task: str = "", metric: str = METRIC) -> Estimate:
-        """Interquartile mean of the scores on a task, or on all tasks if none is given."""
+        """Interquartile mean of the scores on a task, or on all tasks if none is given.
+
+        All tasks count alike, however many seeds each has.
+        """
         tasks = (task,) if task else self.tasks
         return estimate([self.scores(name, method, metric) for name in tasks])
 
@@ -278,6 +281,6 @@ def _line(method: str, grid_X: Array, strata: list[Array]) -> Line:
     return Line(
         label=method,
         x_X=grid_X,
-        y_X=interquartile_mean(np.concatenate(strata)),
+        y_X=pooled(strata),
         band=interval and (interval.low, interval.high),
     )

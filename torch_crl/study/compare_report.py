@@ -138,10 +138,11 @@ def _overall(comparison: Comparison) -> Section:
         rows.append((method, seeds_text(pooled.seeds), pooled, *against))
     columns = ("method", "seeds", "time at goal", "best beats it", "best minus it", "p")
     caption = (
-        f"Over {len(comparison.tasks)} tasks: interquartile mean of all scores [95 % interval]; "
-        f"how likely a seed of {best} beats one of the method; the mean difference, with the "
-        "two-sided p of a permutation test within tasks. p is not corrected for the number of "
-        "methods, nor for the choice of the best one by the same scores."
+        f"Over {len(comparison.tasks)} tasks: interquartile mean of all scores, in which tasks "
+        f"count alike [95 % interval]; how likely a seed of {best} beats one of the method; the "
+        "mean difference, with the two-sided p of a permutation test within tasks. p is not "
+        "corrected for the number of methods, nor for the choice of the best one by the same "
+        "scores."
     )
     table = Table(caption=caption, columns=columns, rows=tuple(rows))
     left_out = [method for method in comparison.methods if method not in comparison.everywhere]
@@ -197,8 +198,8 @@ def _overall_picture(comparison: Comparison) -> Picture:
             {title: lines}, x=(label, unit), y=(_AT_GOAL, "share"), order=comparison.methods
         )
     caption = (
-        "Over all tasks together. By wall-clock a run that has ended keeps its last value, as its "
-        "policy does."
+        "Over all tasks, which count alike. By wall-clock a run that has ended keeps its last "
+        "value, as its policy does."
     )
     return Picture(name="curves_all_tasks", caption=caption, views=views)
 

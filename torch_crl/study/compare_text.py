@@ -77,6 +77,8 @@ def making(comparison: Comparison) -> str:
         )
     lines.append(
         "The interquartile mean drops floor(n/4) of n scores at each end, none of up to three. "
+        "Over all tasks the seeds of a task with fewer of them weigh more, so that tasks count "
+        "alike. "
         f"Intervals are percentile intervals of {RESAMPLES:,} bootstrap resamples of the seeds, "
         "drawn within each task (arXiv 2108.13264). Each method on each task: "
         f"{seeds_text(comparison.seeds())}. From few seeds such intervals are narrower than "

@@ -7,7 +7,7 @@ none.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -56,23 +56,37 @@ class PermutationTest:
     """Whether every permutation was counted, or a random sample of them."""
 
 
-def interquartile_mean(values: ArrayLike, *, axis: int = 0) -> Array:
+def interquartile_mean(
+    values: ArrayLike, *, axis: int = 0, weights: ArrayLike | None = None
+) -> Array:
     """Mean of what is left after dropping floor(n / 4) of n values at each end, along `axis`.
 
     This is scipy.stats.trim_mean(values, 0.25), the definition of rliable: if n is no multiple of
-    four, no value gets a fractional weight, and of up to three values nothing is dropped.
+    four, no value gets a fractional weight, and of up to three values nothing is dropped. `weights`
+    are whole numbers, one for each value along `axis`: as often the value is repeated.
     """
-    sorted_values = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
-    count = sorted_values.shape[axis]
-    if not count:
+    array = np.asarray(values, dtype=np.float64)
+    if not array.shape[axis]:
         raise ValueError("no values to take an interquartile mean of")
-    middle = range(count // 4, count - count // 4)
-    return np.asarray(np.take(sorted_values, middle, axis=axis).mean(axis=axis))
+    if weights is None:
+        sorted_values, count = np.sort(array, axis=axis), array.shape[axis]
+        middle = range(count // 4, count - count // 4)
+        return np.asarray(np.take(sorted_values, middle, axis=axis).mean(axis=axis))
+    repeats = np.asarray(weights)
+    order = np.argsort(array, axis=axis)
+    total = int(repeats.sum())
+    dropped = total // 4
+    ends = np.cumsum(repeats[order], axis=axis)
+    begins = ends - repeats[order]
+    kept = np.maximum(np.minimum(ends, total - dropped) - np.maximum(begins, dropped), 0)
+    sums = (kept * np.take_along_axis(array, order, axis=axis)).sum(axis=axis)
+    return np.asarray(sums / (total - 2 * dropped))
 
 
 def pooled(strata: Sequence[ArrayLike]) -> Array:
-    """The interquartile mean over all seeds of all tasks together; [X]."""
-    return interquartile_mean(np.concatenate([np.asarray(stratum) for stratum in strata]))
+    """The interquartile mean over all seeds of all tasks, which count alike; [X]."""
+    arrays = [np.asarray(stratum) for stratum in strata]
+    return interquartile_mean(np.concatenate(arrays), weights=_equal_tasks(map(len, arrays)))
 
 
 def stratified_bootstrap_interval(
@@ -85,9 +99,11 @@ def stratified_bootstrap_interval(
 ) -> Interval | None:
     """Percentile interval of `statistic` over all seeds, which are resampled within each task.
 
+    Tasks count alike, however many seeds each has.
+
     Args:
         strata: one array [R, X] for each task, R may differ; a seed is drawn with its whole curve.
-        statistic: takes values and `axis`, such as `interquartile_mean` or `numpy.mean`.
+        statistic: takes values, `axis` and `weights`, as `interquartile_mean` and `numpy.average`.
         confidence: the share of the resamples between both ends.
         seed: random seed of the draws, which are `integers(R, size=(B, R))` for each task in turn.
 
@@ -97,12 +113,13 @@ def stratified_bootstrap_interval(
     resampled = _resample(strata, resamples=resamples, generator=np.random.default_rng(seed))
     if resampled is None:
         return None
-    statistics_BX = statistic(np.concatenate(resampled, axis=1), axis=1)
+    weights = _equal_tasks(len(np.asarray(stratum)) for stratum in strata)
+    statistics_BX = statistic(np.concatenate(resampled, axis=1), axis=1, weights=weights)
     return _percentiles(statistics_BX, confidence)
 
 
 def estimate(strata: Sequence[ArrayLike], *, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """Interquartile mean of all scores [R] of all tasks, with its interval."""
+    """Interquartile mean of all scores [R] of all tasks, which count alike, with its interval."""
     interval = stratified_bootstrap_interval(strata, confidence=confidence, seed=seed)
     return Estimate(
         point=float(pooled(strata)),
@@ -214,6 +231,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         adjusted[index] = largest
     return adjusted
+
+
+def _equal_tasks(seeds: Iterable[int]) -> Array | None:
+    """A weight for each seed of each task, so that tasks count alike; None if all are equal."""
+    counts = [*seeds]
+    repeats = [math.lcm(*counts) // count for count in counts]
+    return np.repeat(repeats, counts).astype(float) if len(set(counts)) > 1 else None
 
 
 def _resample(

@@ -151,5 +151,5 @@ def heat_map_picture(
 def _line(label: str, curves: Sequence[Curve]) -> Line:
     grid_X = common_grid(curves, "env_steps")
     values_RX = np.array([on_grid(curve, METRIC, grid_X, "env_steps") for curve in curves])
-    interval = stratified_bootstrap_interval([values_RX], statistic=np.mean)
+    interval = stratified_bootstrap_interval([values_RX], statistic=np.average)
     return Line(label=label, x_X=grid_X, y_X=values_RX.mean(axis=0), band=interval)
