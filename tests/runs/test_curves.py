@@ -1,5 +1,6 @@
 """Curves of made-up runs: reading, comparing, scoring, grids."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,14 @@ def test_curves_meet_on_a_grid(tmp_path: Path) -> None:
     slow = read_curve(write_run(tmp_path / "slow", REACHER, [0.0, 1.0], seconds=40.0))
     # The same env steps: their own evaluations.
     np.testing.assert_array_equal(common_grid([fast, slow], "env_steps"), [100_000, 200_000])
-    # Seconds 5 to 10 of the one, 20 to 40 of the other: they share none, so the earliest end.
-    assert set(common_grid([fast, slow], "seconds")) == {10.0}
+    # Seconds 5 to 10 of the one, 20 to 40 of the other: the first is kept until the second ends.
+    clock = common_grid([fast, slow], "seconds")
+    assert (clock[0], clock[-1]) == (20.0, 40.0)
+    # By env steps one may end a little later than the other, and both have values before.
+    later = replace(slow, env_steps_E=slow.env_steps_E + 100)
+    assert common_grid([fast, later], "env_steps")[-1] == 200_000
     even = common_grid([slow, read_curve(write_run(tmp_path / "x", REACHER, [0.5] * 4))], "seconds")
-    assert (even[0], even[-1], len(even)) == (20.0, 40.0, 60)
+    assert (even[0], even[-1], len(even)) == (20.0, 60.0, 60)
     values = on_grid(slow, "time_at_goal_share", np.array([0.0, 20.0, 25.0, 40.0, 99.0]), "seconds")
     np.testing.assert_allclose(values, [0.0, 0.0, 0.25, 1.0, 1.0])
 

@@ -214,6 +214,17 @@ def test_lines_are_means_of_the_seeds(folder: Path) -> None:
     assert clock.y_X[-1] == pytest.approx(np.mean([0.2, 0.2, 0.3, 0.4]))
 
 
+def test_by_wall_clock_a_curve_ends_with_the_last_of_its_runs(tmp_path: Path) -> None:
+    """Only the slow seed is good at the end: without its last minutes the method looks worse."""
+    for seed, (seconds, values) in enumerate([(60.0, [0.2, 0.6]), (120.0, [0.0, 0.8])]):
+        write_run(tmp_path / str(seed), seeded(preset("reacher"), seed), values, seconds=seconds)
+    comparison = compare(read_curves(tmp_path))
+    line = task_line(comparison, "reacher", "CRL depth 4", "seconds")
+    assert line.x_X[-1] == 120.0 and line.y_X[-1] == pytest.approx(0.7)
+    curves = picture(comparison_report(comparison, command=""), "curves")
+    assert "By wall-clock a run that has ended keeps its last value" in curves.caption
+
+
 def words(report: Any) -> str:
     parts = [part for section in report.sections for part in section.parts]
     told = [part.text if isinstance(part, Text) else part.caption for part in parts]

@@ -162,15 +162,20 @@ def scored_part(curves: Sequence[Curve], *, last: int = SCORED_EVALUATIONS) -> s
 
 
 def common_grid(curves: Sequence[Curve], axis: Axis, *, points: int = 60) -> Array:
-    """Grid points where all curves have values: latest first to earliest last evaluation, [X].
+    """Grid points from the latest first evaluation of the curves to the earliest last one, [X].
 
+    By wall-clock they reach to the latest last one, since runs that have ended keep their policies.
     The points are the evaluations if all curves have them at the same places, else `points` evenly
     spaced ones.
     """
     places = [curve.axis(axis) for curve in curves]
     if all(np.array_equal(place_E, places[0]) for place_E in places):
         return places[0]
-    first, last = max(place_E[0] for place_E in places), min(place_E[-1] for place_E in places)
+    ends = [place_E[-1] for place_E in places]
+    first, last = (
+        max(place_E[0] for place_E in places),
+        max(ends) if axis == "seconds" else min(ends),
+    )
     return np.linspace(min(first, last), last, points)
 
 

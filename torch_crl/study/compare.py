@@ -240,7 +240,7 @@ def compare(curves: Sequence[Curve]) -> Comparison:
 
 
 def task_line(comparison: Comparison, task: str, method: str, axis: Axis) -> Line:
-    """Interquartile mean of the seeds' curves, with its interval, where all of them have values."""
+    """Interquartile mean of the seeds' curves, with its interval, on their common grid."""
     curves = comparison.runs[task, method]
     grid_X = common_grid(curves, axis, points=_POINTS)
     values_RX = np.stack([on_grid(curve, METRIC, grid_X, axis) for curve in curves])
@@ -248,10 +248,7 @@ def task_line(comparison: Comparison, task: str, method: str, axis: Axis) -> Lin
 
 
 def overall_line(comparison: Comparison, method: str, axis: Axis) -> Line:
-    """Interquartile mean over all tasks, by the share of each task's env steps or by wall-clock.
-
-    By wall-clock a run that has ended keeps its last value, since its policy does not change.
-    """
+    """Interquartile mean over all tasks, by the share of each task's env steps or by wall-clock."""
     everything = [comparison.runs[task, method] for task in comparison.tasks]
     flat = [curve for curves in everything for curve in curves]
     if axis == "env_steps":
@@ -259,9 +256,7 @@ def overall_line(comparison: Comparison, method: str, axis: Axis) -> Line:
         grid_X = np.linspace(first, 1.0, _POINTS)
         scale = [curve.env_steps_E[-1] for curve in flat]
     else:
-        first = max(curve.seconds_E[0] for curve in flat)
-        last = max(curve.seconds_E[-1] for curve in flat)
-        grid_X = np.linspace(min(first, last), last, _POINTS)
+        grid_X = common_grid(flat, axis, points=_POINTS)
         scale = [1.0] * len(flat)
     scale_of = dict(zip(map(id, flat), scale, strict=True))
     strata = [

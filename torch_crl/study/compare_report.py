@@ -175,7 +175,8 @@ def curves_section(comparison: Comparison, *, published: bool) -> Section:
     caption = (
         "Interquartile mean over the seeds, with the pointwise 95 % interval where there are two "
         "or more. Wall-clock is what each run measured, its evaluations included; runs that share "
-        "a machine slow each other down. Axes fit the scores of each task."
+        "a machine slow each other down. By wall-clock a run that has ended keeps its last value, "
+        "as its policy does. Axes fit the scores of each task."
     )
     parts: list[Text | Picture] = [Picture(name="curves", caption=caption, views=views)]
     if published:
