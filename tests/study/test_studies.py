@@ -1,5 +1,6 @@
 """The named studies on made-up curves whose answer is known, and two of them end to end."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -327,6 +328,25 @@ def test_batch_splits_equal_updates_from_equal_samples() -> None:
     assert at_4[3] == 0 and at_16[3] == pytest.approx(count * 96 / 1000 / 100)
 
 
+def test_batch_splits_alike_where_runs_are_missing() -> None:
+    curves = made_up(batch.trials("smoke")[::2], lambda _: 1.0)
+    assert {curve.recipe.networks.critic_depth for curve in curves} == {4}
+
+    def names(curves: Sequence[Curve]) -> set[tuple[str, str]]:
+        return {
+            (kind, curve.run_dir.name)
+            for kind, cells in batch.split(curves).items()
+            for same in cells.values()
+            for curve in same
+        }
+
+    everything = names(curves)
+    for count in range(1, len(curves)):
+        for there in itertools.combinations(curves, count):
+            kept = {curve.run_dir.name for curve in there}
+            assert names(there) == {each for each in everything if each[1] in kept}
+
+
 def test_batch_gives_every_task_the_settings_of_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(batch.TASKS, "smoke", ("reacher", "point_u_maze"))  # type: ignore[arg-type]
     sizes: dict[str, set[int]] = {}
@@ -362,6 +382,21 @@ def test_width_compares_networks_of_equal_parameters() -> None:
     assert str(wide).startswith("depth 4, width 6")
     assert wide_count == pytest.approx(deep_count, rel=0.02)
     assert difference == pytest.approx(0.12) and p == pytest.approx(2 / 70)
+
+
+def test_width_compares_no_networks_of_unequal_parameters() -> None:
+    """The wide network of the deepest one is missing, for example because it had no memory."""
+    trials = [trial for trial in width.trials("small") if trial.recipe.task.name == "reacher"]
+    widest = max(trial.recipe.networks.width for trial in trials)
+    there = [trial for trial in trials if trial.recipe.networks.width < widest]
+    found = width.answer(made_up(there, lambda recipe: float(recipe.networks.critic_depth)))
+    rows = tables(found)[-1].rows
+    assert [row[1] for row in rows] == ["depth 8, width 64", "depth 16, width 64"]
+    assert all(row[4] == pytest.approx(row[2], rel=0.01) for row in rows)
+    assert found.findings[-1] == (
+        "reacher: depth 32, width 64 is compared with nothing, since no run of depth 4 has as many "
+        "parameters."
+    )
 
 
 @pytest.mark.parametrize("unit", ["transitions", "updates"])

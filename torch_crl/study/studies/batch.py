@@ -17,7 +17,7 @@ from torch_crl.study.studies.common import (
     heat_map_picture,
     scores,
 )
-from torch_crl.study.study import Answer, Scale, Study
+from torch_crl.study.study import SCALES, Answer, Scale, Study
 from torch_crl.sweep.grid import Trial, grid
 
 # Batch sizes as multiples of the preset's.
@@ -41,9 +41,9 @@ def trials(scale: Scale) -> list[Trial]:
     seeds = range(1) if scale == "smoke" else SEEDS[scale]
     found = []
     for task in FULL_TASKS if scale == "full" else TASKS[scale]:
-        base, settings = preset(task), {**SETTINGS[scale]}
-        batch = settings.pop("batch_size", base.algorithm.batch_size)
-        interval = settings.pop("env_steps_per_update", base.budget.env_steps_per_update)
+        batch, interval = _base(task, scale)
+        varied = ("batch_size", "env_steps_per_update")
+        settings = {name: value for name, value in SETTINGS[scale].items() if name not in varied}
         for factor in FACTORS[scale]:
             # At equal samples, a batch twice as large has half as many updates.
             axes: dict[str, Any] = {
@@ -56,20 +56,23 @@ def trials(scale: Scale) -> list[Trial]:
     return found
 
 
+def _base(task: str, scale: Scale) -> tuple[int, float]:
+    """The batch size and the env steps per update of which a task's others are multiples."""
+    base, settings = preset(task), SETTINGS[scale]
+    return (
+        settings.get("batch_size", base.algorithm.batch_size),
+        settings.get("env_steps_per_update", base.budget.env_steps_per_update),
+    )
+
+
 def split(curves: Sequence[Curve]) -> dict[str, Cells]:
     """The runs of one task by comparison, `equal updates` or `equal samples`, and by Cells' key.
 
-    Runs at equal updates are those with the interval between updates that most batch sizes share.
+    Which run belongs to which is read from the trials of their scale, since runs may be missing.
     """
-    sizes: dict[float, set[int]] = {}
-    for curve in curves:
-        recipe = curve.recipe
-        interval = recipe.budget.env_steps_per_update
-        sizes.setdefault(interval, set()).add(recipe.algorithm.batch_size)
-    common = max(sizes, key=lambda interval: len(sizes[interval]))
-    ratios = {
-        size / interval for interval, found in sizes.items() for size in found if interval != common
-    }
+    first = curves[0].recipe
+    scale = next(scale for scale in SCALES if first in {trial.recipe for trial in trials(scale)})
+    batch, common = _base(first.task.name, scale)
     cells: dict[str, Cells] = {"equal updates": {}, "equal samples": {}}
     for curve in curves:
         recipe = curve.recipe
@@ -77,7 +80,7 @@ def split(curves: Sequence[Curve]) -> dict[str, Cells]:
         key = (recipe.networks.critic_depth, size)
         if interval == common:
             cells["equal updates"].setdefault(key, []).append(curve)
-        if size / interval in ratios:
+        if size / interval == batch / common:
             cells["equal samples"].setdefault(key, []).append(curve)
     return cells
 

@@ -24,6 +24,9 @@ from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.sweep.grid import Trial, grid
 
 SHALLOW = 4
+# Numbers of parameters count as equal if they differ by this share at most. Widths are whole
+# numbers, which at the scales here makes differences of up to six thousandths.
+EQUAL = 0.02
 DEPTHS: Mapping[Scale, tuple[int, ...]] = {
     "smoke": (16,),
     "small": (8, 16, 32),
@@ -71,10 +74,18 @@ def answer(curves: Sequence[Curve]) -> Answer:
     leaves = ("networks.critic_depth", "networks.width")
     sizes = {task: grouped(runs, *leaves) for task, runs in by_task(curves).items()}
     labelled = {
-        task: {f"depth {depth}, width {width}": group for (depth, width), group in groups.items()}
+        task: {_label(size): group for size, group in groups.items()}
         for task, groups in sizes.items()
     }
     rows = [row for task, groups in sizes.items() for row in deep_against_wide(task, groups)]
+    compared = {(task, deep) for task, deep, *_ in rows}
+    alone = [
+        f"{task}: {_label(size)} is compared with nothing, since no run of depth {SHALLOW} has as "
+        "many parameters."
+        for task, groups in sizes.items()
+        for size in groups
+        if size[0] != SHALLOW and (task, _label(size)) not in compared
+    ]
     table = Table(
         caption="deep minus wide at equal parameters; permutation test, corrected by Holm's method",
         columns=(
@@ -91,10 +102,13 @@ def answer(curves: Sequence[Curve]) -> Answer:
     )
     points = {task: estimates(groups) for task, groups in labelled.items()}
     return Answer(
-        findings=tuple(
-            f"{task}: {deep} against {wide}, {count / 1e6:.3g} M parameters: {difference:+.3g} "
-            f"of the episode at the goal, corrected p = {p:.2g}."
-            for task, deep, count, wide, _, difference, p, _ in rows
+        findings=(
+            *(
+                f"{task}: {deep} against {wide}, {count / 1e6:.3g} M parameters: {difference:+.3g} "
+                f"of the episode at the goal, corrected p = {p:.2g}."
+                for task, deep, count, wide, _, difference, p, _ in rows
+            ),
+            *alone,
         ),
         sections=(
             Section(
@@ -114,23 +128,23 @@ Row = tuple[str, str, int, str, int, float, float, float]
 
 
 def deep_against_wide(task: str, groups: Mapping[tuple[int, int], list[Curve]]) -> list[Row]:
-    """Every deep network beside the shallow one whose parameters are nearest to its own."""
+    """Every deep network beside the shallow one of equal parameters, if that was run."""
     counts = {size: group[0].recipe.update_cost.parameters for size, group in groups.items()}
-    shallow = [size for size in groups if size[0] == SHALLOW]
-    pairs = []
-    for deep in groups:
-        if deep[0] != SHALLOW and shallow:
-            wide = min(shallow, key=lambda size: abs(counts[size] - counts[deep]))
-            pairs.append((deep, wide))
+    pairs = [
+        (deep, wide)
+        for deep in groups
+        for wide in groups
+        if deep[0] != SHALLOW == wide[0] and abs(counts[wide] / counts[deep] - 1) <= EQUAL
+    ]
     tests = corrected(
         [permutation_test([scores(groups[d])], [scores(groups[w])]) for d, w in pairs]
     )
     return [
         (
             task,
-            f"depth {deep[0]}, width {deep[1]}",
+            _label(deep),
             counts[deep],
-            f"depth {wide[0]}, width {wide[1]}",
+            _label(wide),
             counts[wide],
             test.difference,
             test.p_value,
@@ -138,6 +152,11 @@ def deep_against_wide(task: str, groups: Mapping[tuple[int, int], list[Curve]]) 
         )
         for (deep, wide), test in zip(pairs, tests, strict=True)
     ]
+
+
+def _label(size: tuple[int, int]) -> str:
+    depth, width = size
+    return f"depth {depth}, width {width}"
 
 
 STUDY = Study(
