@@ -178,6 +178,15 @@ def test_depths_go_from_dark_to_light_and_their_methods_have_dashes() -> None:
     assert _looks(["CRL depth 4", "SAC"])["CRL depth 4"] == _looks(["CRL", "SAC"])["CRL"]
 
 
+def test_no_two_of_many_methods_look_alike() -> None:
+    # More kinds of method than `torch-crl compare` knows, each at three depths, and some at one.
+    kinds = [f"method {letter}" for letter in "abcdefghijklmnop"]
+    labels = [f"{kind} depth {depth}" for kind in kinds for depth in (4, 16, 64)]
+    for several in (labels, [*labels, *kinds], kinds):
+        looks = _looks(several)
+        assert len(set(looks.values())) == len(looks) == len(several)
+
+
 def open_in_browser(page: Path) -> tuple[str, list[str]]:
     """The page's elements once its scripts have run, and the browser's complaints about it."""
     assert BROWSER is not None

@@ -27,9 +27,10 @@ Unit = Literal["env steps", "seconds", "share", "plain"]
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; yellow is too pale for lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B6675", "#882255")
-# Colours that are not in the ordered map, which is cut where it becomes too pale for lines.
+# Ordered maps of colours, each cut where it becomes too pale for lines.
+_ORDERED = {"viridis": 0.85, "Blues_r": 0.6, "Oranges_r": 0.6, "Greys_r": 0.6}
+# Colours that are not in the first of these maps.
 _BESIDE_ORDERED = ("#D55E00", "#CC79A7", "#E69F00", "#5B6675", "#882255")
-_ORDERED, _ORDERED_UNTIL = "viridis", 0.85
 _DEPTH = re.compile(r"\bdepth (\d+)")
 # Dashes of a line to the shape of its points.
 _LINES = {"-": "o", "--": "s", "-.": "^", ":": "v"}
@@ -247,8 +248,8 @@ def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and dashes of each label.
 
     Labels that differ only in their depth form a group. Its colours go from dark to light with the
-    logarithm of the depth, a depth has the same colour in every group, and dashes tell the groups
-    apart.
+    logarithm of the depth. Dashes tell four groups apart, in which a depth has the same colour; the
+    next four have another map of colours.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for label in labels:
@@ -260,7 +261,8 @@ def _looks(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
     for index, group in enumerate(several):
         for label in group:
             place = (depth_of[label] - shallow) / (deep - shallow)
-            looks[label] = (_ordered_colour(place), _DASHES[index % len(_DASHES)])
+            colour = _ordered_colour(place, index // len(_DASHES))
+            looks[label] = (colour, _DASHES[index % len(_DASHES)])
     others = [label for label in labels if label not in looks]
     colours = _BESIDE_ORDERED if looks else _COLOURS
     for index, label in enumerate(others):
@@ -275,12 +277,13 @@ def _log_depth(label: str) -> float:
     return math.log(int(found[1]))
 
 
-def _ordered_colour(place: float) -> str:
-    """A colour of the ordered map: `place` 0 is its dark end and 1 its light one."""
+def _ordered_colour(place: float, index: int) -> str:
+    """A colour of an ordered map: `place` 0 is its dark end and 1 its light one."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return to_hex(colormaps[_ORDERED](_ORDERED_UNTIL * place))
+    name, until = list(_ORDERED.items())[index % len(_ORDERED)]
+    return to_hex(colormaps[name](until * place))
 
 
 def _format(axis: "Axis", unit: Unit) -> None:
