@@ -13,6 +13,7 @@ from tests.helpers.run_directories import write_run
 from torch_crl.cli import compare as command
 from torch_crl.cli.main import main
 from torch_crl.recipe.checks import RecipeError
+from torch_crl.recipe.marks import Mark, marked
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.curves import CurveError, read_curves
@@ -127,6 +128,37 @@ def test_unknown_names_are_told_at_once_with_the_nearest() -> None:
 )
 def test_names_of_methods(recipe: Recipe, name: str) -> None:
     assert method_name(recipe) == name
+
+
+@pytest.mark.parametrize("leaf", marked(Recipe, Mark.IN_METHOD_NAME))
+def test_a_field_that_is_marked_so_is_in_the_name(leaf: str) -> None:
+    values = {
+        "networks.actor_depth": 8,
+        "networks.critic_depth": 8,
+        "goal_space.goals": "words",
+        "algorithm.algo": "gcbc",
+        "algorithm.objective": "survival",
+        "baseline.reward": "dense",
+    }
+    part, field = leaf.split(".")
+    recipe = preset("reacher", algo="sac" if part == "baseline" else "crl")
+    changed = with_changes(recipe, **{part: {field: values[leaf]}})
+    assert method_name(changed) != method_name(recipe)
+
+
+def test_goals_in_words_and_their_encoders_are_told_apart(tmp_path: Path) -> None:
+    maze = preset("point_u_maze")
+    for encoder, checksum in (("minilm", "a" * 64), ("own:make", "b" * 64)):
+        space = {"goals": "words", "encoder": encoder, "encoder_sha256": checksum}
+        recipe = with_changes(maze, goal_space=space)
+        write_runs(tmp_path / encoder, recipe, [0.5])
+        assert method_name(recipe) == "CRL depth 4, goals in words"
+    write_runs(tmp_path / "states", maze, [0.6])
+    assert set(compare(read_curves(tmp_path)).methods) == {
+        "CRL depth 4",
+        "CRL depth 4, goals in words, encoder minilm, encoder_sha256 aaaaaaaa",
+        "CRL depth 4, goals in words, encoder own:make, encoder_sha256 bbbbbbbb",
+    }
 
 
 def test_runs_are_sorted_by_task_method_and_seed(folder: Path) -> None:

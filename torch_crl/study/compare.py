@@ -182,12 +182,17 @@ def _rewarded(trial: Trial, reward: str) -> Trial:
 
 
 def method_name(recipe: Recipe) -> str:
-    """Algorithm, depth (left out for the library's own network), and a baseline's dense reward."""
+    """Algorithm, depth (left out for the library's own network), goals and a dense reward.
+
+    Goals are named unless they are states, and rewards where a baseline has dense ones.
+    """
     networks, algo = recipe.networks, recipe.algorithm.algo
     actor, critic = networks.actor_depth, networks.critic_depth
     kind = recipe.algorithm.objective if algo == "crl" else algo
     depth = f" depth {actor}" if actor == critic else f" actor {actor} critic {critic}"
     name = _NAMES.get(kind, kind) + (depth if actor or critic else "")
+    if recipe.goal_space.goals != "state":
+        name += f", goals in {recipe.goal_space.goals}"
     return f"{name}, dense reward" if has_dense_reward(recipe) else name
 
 
@@ -216,7 +221,7 @@ def compare(curves: Sequence[Curve]) -> Comparison:
             if leaf not in _NOT_IN_NAME and len({str(each[leaf]) for each in leaves}) > 1
         ]
         for curve, own in zip(same_name, leaves, strict=True):
-            parts = [name, *(f"{leaf.rpartition('.')[2]} {own[leaf]}" for leaf in varied)]
+            parts = [name, *(_told(leaf, own[leaf]) for leaf in varied)]
             runs[task, ", ".join(parts)].append(curve)
     for same in runs.values():
         same.sort(key=lambda curve: curve.recipe.system.seed)
@@ -237,6 +242,12 @@ def compare(curves: Sequence[Curve]) -> Comparison:
         methods=tuple(dict.fromkeys(method for _, method in sorted(runs, key=place))),
         runs=dict(runs),
     )
+
+
+def _told(leaf: str, value: object) -> str:
+    """A field and its value as part of a name; of a checksum the beginning tells enough."""
+    field = leaf.rpartition(".")[2]
+    return f"{field} {str(value)[:8] if field.endswith('sha256') else value}"
 
 
 def task_line(comparison: Comparison, task: str, method: str, axis: Axis) -> Line:
