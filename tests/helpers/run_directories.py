@@ -38,5 +38,6 @@ def write_run(
     lines = [json.dumps(record) for record in (other, *records)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     if finished:
-        (run_dir / "result.json").write_text(json.dumps({"evaluation": records[-1]}))
+        evaluation = {name: value for name, value in records[-1].items() if name != "kind"}
+        (run_dir / "result.json").write_text(json.dumps({"evaluation": evaluation}))
     return run_dir

@@ -439,6 +439,32 @@ def test_the_cheapest_good_depth_may_differ_in_training_and_use() -> None:
     assert cost.recommendations("ant", nothing) == ["ant: no depth ever stayed at the goal."]
 
 
+def test_cost_reports_on_runs_that_were_kept_without_their_policies(tmp_path: Path) -> None:
+    for trial in STUDIES["cost"].trials("smoke"):
+        write_run(tmp_path / "runs" / trial.name, trial.recipe, [0.1, 0.3])
+    command = ["study", "cost", "--scale", "smoke", "--report-only", "--out", str(tmp_path)]
+    assert main(command) == 0
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert document["findings"][0].endswith(
+        "wall-clock hours); by latency none can be told, since the runs of depth 4, 8, 16 were "
+        "kept without policies."
+    )
+    rows = document["tables"][0]["rows"]
+    assert [(row[1], row[4], row[5], row[6]) for row in rows] == [
+        (4, None, "yes", None),
+        (8, None, "no", None),
+        (16, None, "no", None),
+    ]
+    assert (tmp_path / "fronts.png").exists()
+    # One depth without a latency may be the cheapest, so that no other is named.
+    points = [
+        cost.Point(depth=4, score=0.9, hours=1.0, latency_ms=None),
+        cost.Point(depth=8, score=1.0, hours=2.0, latency_ms=0.1),
+    ]
+    (told,) = cost.recommendations("ant", points)
+    assert "is 8 by training" in told and "the runs of depth 4 were kept" in told
+
+
 def test_one_seed_and_failures_stand_in_the_report() -> None:
     trials = [trial for trial in STUDIES["depth"].trials("smoke") if not trial.recipe.system.seed]
     curves = made_up(trials, lambda recipe: float(recipe.networks.critic_depth))

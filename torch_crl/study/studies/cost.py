@@ -39,8 +39,8 @@ class Point(NamedTuple):
     """Mean over seeds."""
     hours: float
     """Wall-clock of a run, evaluations included, mean over seeds."""
-    latency_ms: float
-    """Median latency of the policy for one state on one CPU thread."""
+    latency_ms: float | None
+    """Median latency of the policy for one state on one CPU thread; None if no run kept one."""
 
 
 def answer(curves: Sequence[Curve]) -> Answer:
@@ -55,7 +55,7 @@ def answer(curves: Sequence[Curve]) -> Answer:
                 depth=depth,
                 score=float(np.mean(scores(runs))),
                 hours=float(np.mean([run.seconds_E[-1] for run in runs])) / 3600,
-                latency_ms=_latency_ms(runs[0]),
+                latency_ms=_latency_ms(runs),
             )
             for depth, runs in groups.items()
         ]
@@ -83,17 +83,31 @@ def recommendations(task: str, points: Sequence[Point]) -> list[str]:
     if max(values) <= 0:
         return [f"{task}: no depth ever stayed at the goal."]
     trained = points[cheapest_near_best([point.hours for point in points], values)]
-    used = points[cheapest_near_best([point.latency_ms for point in points], values)]
-    return [
+    found = (
         f"{task}: the cheapest depth with {BEST_SHARE:.0%} of the best mean score is "
-        f"{trained.depth} by training ({trained.hours:.3g} wall-clock hours) and {used.depth} "
-        f"by latency ({used.latency_ms:.3g} ms)."
-    ]
+        f"{trained.depth} by training ({trained.hours:.3g} wall-clock hours)"
+    )
+    latencies = _latencies(points)
+    if latencies is None:
+        unknown = ", ".join(str(point.depth) for point in points if point.latency_ms is None)
+        missing = f"the runs of depth {unknown} were kept without policies"
+        return [f"{found}; by latency none can be told, since {missing}."]
+    used = cheapest_near_best(latencies, values)
+    return [f"{found} and {points[used].depth} by latency ({latencies[used]:.3g} ms)."]
+
+
+def _latencies(points: Sequence[Point]) -> list[float] | None:
+    """The latency of every depth; None if one is not known, which may be the cheapest."""
+    known = [point.latency_ms for point in points if point.latency_ms is not None]
+    return known if len(known) == len(points) else None
 
 
 @torch_threads(1)
-def _latency_ms(curve: Curve) -> float:
-    policy = load_policy(curve.run_dir)
+def _latency_ms(curves: Sequence[Curve]) -> float | None:
+    run_dirs = [curve.run_dir for curve in curves if RunDirectory(curve.run_dir).saved_policies]
+    if not run_dirs:
+        return None
+    policy = load_policy(run_dirs[0])
     state, goal = torch.zeros(policy.state_size), torch.zeros(policy.goal_size)
     times = []
     for _ in range(CALLS):
@@ -109,11 +123,12 @@ def _table(points: Mapping[str, Sequence[Point]]) -> Table:
     for task, found in points.items():
         values = [point.score for point in found]
         fronts = [
-            pareto_front(costs, values)
-            for costs in ([p.hours for p in found], [p.latency_ms for p in found])
+            None if costs is None else pareto_front(costs, values)
+            for costs in ([point.hours for point in found], _latencies(found))
         ]
         for index, point in enumerate(found):
-            rows.append((task, *point, *("yes" if index in front else "no" for front in fronts)))
+            on = (None if front is None else "yes" if index in front else "no" for front in fronts)
+            rows.append((task, *point, *on))
     return Table(
         caption="every depth; it is on a front if no other is cheaper and as good, or as cheap and "
         "better",
@@ -139,7 +154,10 @@ def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
     for view, axis in axes.items():
         panels = {}
         for task, found in points.items():
-            costs = [3600 * p.hours if view == "wall-clock" else p.latency_ms for p in found]
+            seconds = [3600 * point.hours for point in found]
+            costs = seconds if view == "wall-clock" else _latencies(found)
+            if costs is None:
+                continue
             values = [point.score for point in found]
             front = pareto_front(costs, values)
             lines = [
@@ -153,7 +171,8 @@ def _picture(points: Mapping[str, Sequence[Point]]) -> Picture:
                 x_X, y_X = np.array([cost]), np.array([point.score])
                 lines.append(Line(label=f"depth {point.depth}", x_X=x_X, y_X=y_X))
             panels[task] = lines
-        views[view] = curves_figure(panels, x=axis, y=(AT_GOAL, "share"))
+        if panels:
+            views[view] = curves_figure(panels, x=axis, y=(AT_GOAL, "share"))
     return Picture(name="fronts", caption=f"{SCORE}: mean over seeds, and its cost", views=views)
 
 
