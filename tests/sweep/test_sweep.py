@@ -1,5 +1,6 @@
 """Sweeps: grids and their names, and trials in processes that fail, are killed, and go on."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -23,13 +24,14 @@ from torch_crl.errors import UsageError
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
+from torch_crl.sweep import driver
 from torch_crl.sweep.driver import SweepResult, run_trials
 from torch_crl.sweep.grid import Trial, check_trials, grid
 from torch_crl.sweep.launch import Launch
 from torch_crl.sweep.launchers import LocalLauncher, local_launcher
 from torch_crl.sweep.ray_launcher import ray_launcher
 from torch_crl.sweep.results import collect
-from torch_crl.sweep.worker import other_run_in, work
+from torch_crl.sweep.worker import is_finished, log_of, other_run_in, work
 from torch_crl.system.threads import usable_cpus
 
 FAKE_WORKER = (str(ROOT / "tests" / "helpers" / "sweep_worker.py"),)
@@ -153,6 +155,39 @@ def test_failures_are_retried_and_told_and_the_others_go_on(
     assert again.failed.keys() == result.failed.keys()
     begun_again = [sum("begin" in note for note in trace(tmp_path, trial)) for trial in trials]
     assert begun_again == [1, 3, 2, 3]
+
+
+def test_a_path_that_cannot_be_looked_at_fails_its_trial_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unstartable, unreadable, good = trials = fakes(0, 1, 2)
+
+    def log_in_a_strange_place(run_dir: Path) -> Path:
+        name = "x" * 300 if run_dir.name == unstartable.name else run_dir.name
+        return log_of(run_dir.with_name(name))
+
+    def finished(run_dir: Path) -> bool:
+        if run_dir.exists() and run_dir.name == unreadable.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run_dir))
+        return is_finished(run_dir)
+
+    monkeypatch.setattr(driver, "log_of", log_in_a_strange_place)
+    monkeypatch.setattr(driver, "is_finished", finished)
+    result = sweep(trials, tmp_path, retries=0)
+    assert result.finished == (tmp_path / good.name,)
+    assert result.failed[unstartable.name].startswith("could not be started: [Errno 36]")
+    assert "cannot be looked for: [Errno 13]" in result.failed[unreadable.name]
+
+
+def test_names_that_no_file_can_have_are_refused() -> None:
+    trials = [Trial(name=f"{'x' * 239}{seed}", recipe=preset("reacher")) for seed in (0, 1)]
+    check_trials(trials)
+    longer = [
+        Trial(name=trial.name + "\N{GREEK SMALL LETTER ALPHA}", recipe=trial.recipe)
+        for trial in trials
+    ]
+    with pytest.raises(RecipeError, match="all 2 trials: the name is longer than 240 bytes"):
+        check_trials(longer)
 
 
 def test_no_more_run_at_a_time_than_asked_and_cpus_are_shared(

@@ -168,9 +168,9 @@ class _Sweep:
 
     def _start(self, trial: Trial, number: int) -> None:
         run_dir = self.folder / trial.name
-        log = log_of(run_dir)
-        log_begin = log.stat().st_size if log.exists() else 0
         try:
+            log = log_of(run_dir)
+            log_begin = log.stat().st_size if log.exists() else 0
             job = self.launcher.start(run_dir, trial.recipe)
         # For example, there is no space for its log. Trials that already run go on.
         except OSError as error:
@@ -182,8 +182,14 @@ class _Sweep:
     def _end(self, attempt: _Attempt, status: int, *, stopped: bool) -> None:
         trial = attempt.trial
         run_dir = self.folder / trial.name
+        try:
+            finished = is_finished(run_dir)
+        # For example, a network file system is gone. Trials that still run go on.
+        except OSError as error:
+            self._fail(trial, attempt.number, reason=f"its result cannot be looked for: {error}")
+            return
         # Whatever the exit status is, the result is there.
-        if is_finished(run_dir):
+        if finished:
             self.progress.ended(trial, outcome="finished")
             return
         if stopped:

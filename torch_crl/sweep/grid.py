@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from torch_crl.recipe.record import Recipe
 
 # Depth and algorithm, together with the task, choose the preset that a trial starts from.
 _DEPTH, _ALGO, _TASK = "depth", "algorithm.algo", "task.name"
+# File systems allow 255; the log and the lock beside a run directory have longer names than it.
+_MOST_BYTES = 240
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +73,15 @@ def grid(
 
 
 def check_trials(trials: Sequence[Trial]) -> None:
-    """Raise RecipeError with every problem of any recipe and the trials that have it."""
+    """Raise RecipeError with every problem of any recipe or name and the trials that have it."""
     who: dict[str, list[str]] = {}
     for trial in trials:
+        if len(os.fsencode(trial.name)) > _MOST_BYTES:
+            problem = (
+                f"the name is longer than {_MOST_BYTES} bytes, too long for a folder and its "
+                "log; settings of one value are left out of names when they are given with --set"
+            )
+            who.setdefault(problem, []).append(trial.name)
         try:
             check(trial.recipe)
         except RecipeError as error:
