@@ -4,6 +4,7 @@ import itertools
 import math
 
 import mujoco
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -145,6 +146,23 @@ def test_maze_goals_are_the_centres_of_goal_cells(name: str) -> None:
     assert len(walls) == len(cells(grid, "#"))
     assert (task.model.geom_size[walls] == [scale / 2, scale / 2, height]).all()
     assert (task.model.geom_pos[walls, 2] == height).all()
+
+
+def test_the_state_of_reacher_is_what_mujoco_computes() -> None:
+    task = make_task("reacher")
+    simulator = CpuSimulator(task.model, num_envs=3)
+    qpos, qvel = 9 * torch.rand(2, 3, 2, generator=Generator().manual_seed(0)).double() - 4
+    simulator.reset(torch.ones(3, dtype=torch.bool), qpos, qvel)
+    data, velocity = mujoco.MjData(task.model), np.zeros(6)
+    tip = task.model.body("fingertip").id
+    for env, row in enumerate(task.state(simulator).numpy()):
+        data.qpos[:], data.qvel[:] = qpos[env], qvel[env]
+        mujoco.mj_forward(task.model, data)
+        kind = mujoco.mjtObj.mjOBJ_XBODY
+        mujoco.mj_objectVelocity(task.model, data, kind, tip, velocity, 0)
+        angles = [*np.cos(data.qpos), *np.sin(data.qpos)]
+        expected = [*angles, *data.xpos[tip], *velocity[3:]]
+        np.testing.assert_allclose(row, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_reacher_goals_are_uniform_in_radius() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
+from tests.helpers.largest_tensor import LargestTensor
 from tests.helpers.tasks import ant_env, puck_env
 from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import make_task
@@ -67,6 +68,17 @@ def test_unstable_physics_ends_the_episode_and_only_that_one(
     env.simulator.data["qvel"][1, 0] = 1e12
     assert env.step(torch.zeros(3, 8)).terminated_N.tolist() == [False, True, False]
     assert isinstance(env.simulator, CpuSimulator) and env.simulator.num_warnings == 2
+
+
+@pytest.mark.parametrize(("name", "most"), [("reacher", 26), ("pusher_easy", 34), ("ant", 31)])
+def test_a_step_is_few_operations_of_torch(name: str, most: int) -> None:
+    # After cheap physics each takes longer to begin than to compute, so their number counts.
+    env = make_task_vector_env(name, num_envs=4, episode_length=50, seed=0)
+    action = torch.zeros(4, env.spec.action_size)
+    env.step(action)
+    with LargestTensor() as seen:
+        env.step(action)
+    assert seen.operations <= most
 
 
 def test_cached_starts_repeat_start_and_goal() -> None:

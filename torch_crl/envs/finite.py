@@ -33,11 +33,12 @@ class FiniteMonitor:
 
     def record(self, *parts: Tensor, steps_N: Tensor) -> None:
         """Check the parts of one control step, which is step `steps_N` of each env's episode."""
+        number_NK = torch.cat(parts, dim=-1)
         # No entry is larger than the norm, which costs less than a test of every entry. A
         # comparison with NaN is false, so NaN is found too.
-        if not self._capturable and all(float(vector_norm(part)) < LARGEST for part in parts):
+        if not self._capturable and float(vector_norm(number_NK)) < LARGEST:
             return
-        wrong_NK = ~(torch.cat(parts, dim=-1).abs() < LARGEST)
+        wrong_NK = ~(number_NK.abs() < LARGEST)
         index = wrong_NK.flatten().int().argmax(0, keepdim=True)
         found = torch.cat([index, steps_N.index_select(0, index // wrong_NK.shape[1])])
         is_first = wrong_NK.any() & (self._first[0] < 0)

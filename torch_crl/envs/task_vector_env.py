@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from torch_crl.envs.finite import FiniteMonitor
 from torch_crl.envs.simulators import Simulator
-from torch_crl.envs.task import Start, Task
+from torch_crl.envs.task import Start, Task, never_failed
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.system.torch_defaults import torch_defaults
 
@@ -58,6 +58,7 @@ class TaskVectorEnv(VectorEnv):
             self.trajectory_N = torch.zeros(num_envs, dtype=torch.int32)
             self.unstable_N = torch.zeros(num_envs, dtype=torch.int32)
             self.unstable_step_N = torch.zeros(num_envs, dtype=torch.int32)
+            self._nobody_N = torch.zeros(num_envs, dtype=torch.bool)
         self._finite = self._make_finite_monitor()
         self.reset()
 
@@ -82,17 +83,22 @@ class TaskVectorEnv(VectorEnv):
         simulator.step(task.substeps)
         self.steps_N += 1
         state_NS = task.state(simulator)
-        unstable_N = simulator.unstable()
-        # A captured step cannot branch on tensors, so it always does this; others save the time.
-        if self.capturable or unstable_N.any():
+        diverged_N = simulator.unstable()
+        unstable_N = self._nobody_N if diverged_N is None else diverged_N
+        if diverged_N is not None:
             self.unstable_N += unstable_N
             self.unstable_step_N.copy_(torch.where(unstable_N, self.steps_N, self.unstable_step_N))
             # A diverged state is no valid state of the task, so the one before it is kept.
             state_NS = torch.where(unstable_N[:, None], self.state_NS, state_NS)
         if task.moved_goal is not None:
             self.goal_NG.copy_(task.moved_goal(self.goal_NG, state_NS))
-        terminated_N = task.failed(state_NS) | unstable_N
-        truncated_N = (self.steps_N >= self.episode_length) & ~terminated_N
+        terminated_N = unstable_N
+        ended_N = truncated_N = self.steps_N >= self.episode_length
+        # After cheap physics every operation counts, so those that would change nothing are left
+        # out.
+        if task.failed is not never_failed or diverged_N is not None:
+            terminated_N = task.failed(state_NS) | unstable_N
+            ended_N, truncated_N = truncated_N | terminated_N, truncated_N & ~terminated_N
         distance_N, success = task.outcome(task.achieved_goal(state_NS), self.goal_NG)
         self._finite.record(
             *(self.state_NS, self.goal_NG, action_NA, control_NU, state_NS, distance_N[:, None]),
@@ -106,7 +112,7 @@ class TaskVectorEnv(VectorEnv):
             truncated_N=truncated_N,
             unstable_N=unstable_N,
         )
-        ended_N = terminated_N | truncated_N
+        # A captured step cannot branch on tensors, so it always does this; others save the time.
         if self.capturable or ended_N.any():
             self._begin_episodes(ended_N)
             state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)

@@ -97,7 +97,7 @@ class _Trial:
         if goal_NG is not None:
             self._judge(state_NS, goal_NG)
 
-    def _start(self) -> tuple[Tensor | None, Simulator | None]:
+    def _start(self) -> tuple[Tensor | None, CpuSimulator | None]:
         """Goals, and a simulator set to the start; None for what could not be made."""
         task, model = self._task, self._task.model
         start = self._call("sample_start", task.sample_start, _NUM_ENVS, Generator().manual_seed(0))
@@ -122,7 +122,7 @@ class _Trial:
         simulator.reset(torch.ones(_NUM_ENVS, dtype=torch.bool), qpos_NQ, qvel_NV)
         return goal_NG, simulator
 
-    def _step(self, simulator: Simulator) -> Tensor | None:
+    def _step(self, simulator: CpuSimulator) -> Tensor | None:
         """The state after one control step, or before it if no step is possible."""
         task = self._task
         state_NS = self._state("state", simulator)
@@ -133,7 +133,7 @@ class _Trial:
             return state_NS
         simulator.data["ctrl"].copy_(control_NU)
         simulator.step(task.substeps)
-        if simulator.unstable().any():
+        if simulator.unstable() is not None:
             self._tell("model", "diverges in its first control step; it needs a smaller timestep")
             return state_NS
         return self._state("state, after a control step,", simulator)

@@ -16,12 +16,9 @@ from torch_crl.system.devices import available_bytes
 from torch_crl.system.threads import usable_cpus
 
 _STATE_ONLY = int(mujoco.mjtStage.mjSTAGE_NONE)
-# At each of these warnings MuJoCo resets the simulation to the model's defaults and goes on.
-_DIVERGED = [
-    int(mujoco.mjtWarning.mjWARN_BADQPOS),
-    int(mujoco.mjtWarning.mjWARN_BADQVEL),
-    int(mujoco.mjtWarning.mjWARN_BADQACC),
-]
+# At each of these three warnings, which are neighbours (the one between them is BADQVEL), MuJoCo
+# resets the simulation to the model's defaults and goes on.
+_DIVERGED = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 _BAD_CONTROL = int(mujoco.mjtWarning.mjWARN_BADCTRL)
 _FULL = {
     "contacts": int(mujoco.mjtWarning.mjWARN_CONTACTFULL),
@@ -52,6 +49,9 @@ class CpuSimulator(Simulator):
         self.device = torch.device("cpu")
         self._batch = _batch(model, num_envs, num_threads or usable_cpus())
         self._past_warnings = 0
+        # Axes: [simulation, kind of warning, (last info, count)]; a live view.
+        self._divergences = self._batch.warning[:, _DIVERGED, 1]
+        self._some_diverged = False
         self._fresh_state = self._batch.state[0].copy()
         # A plain step leaves derived fields one substep old; this stage makes them current.
         self._stage = stage_for(model, fields)
@@ -71,15 +71,14 @@ class CpuSimulator(Simulator):
 
     def step(self, substeps: int) -> None:
         # MuJoCo restarts the count at each divergence, so it can only be compared with zero.
-        counts = self._batch.warning[:, _DIVERGED, 1]
-        if counts.any():
-            self._past_warnings += int(counts.sum())
-            self._batch.warning[:, _DIVERGED, 1] = 0
+        if self._some_diverged:
+            self._past_warnings += int(self._divergences.sum())
+            self._divergences[:] = 0
         self._batch.step(nstep=substeps, stage=self._stage)
+        self._some_diverged = bool(self._divergences.any())
 
-    def unstable(self) -> Tensor:
-        # Axes: [simulation, kind of warning, (last info, count)].
-        return torch.from_numpy(self._batch.warning[:, _DIVERGED, 1].any(1))
+    def unstable(self) -> Tensor | None:
+        return torch.from_numpy(self._divergences.any(1)) if self._some_diverged else None
 
     def check(self) -> None:
         lost = [name for name, kind in _FULL.items() if self._batch.warning[:, kind, 1].any()]

@@ -74,8 +74,11 @@ class Simulator(ABC):
         """
 
     @abstractmethod
-    def unstable(self) -> Tensor:
-        """Simulations whose physics diverged in the last step, bool [N]; these need a reset."""
+    def unstable(self) -> Tensor | None:
+        """Simulations whose physics diverged in the last step, bool [N]; these need a reset.
+
+        None if there are none, from a simulator that knows this without waiting for the device.
+        """
 
     @abstractmethod
     def check(self) -> None:
