@@ -44,20 +44,25 @@ class Trial:
     ) -> dict[str, float]:
         """Scores of the policy with plans that come so many control steps late."""
         sources: list[Late] = []
+        done = 0
 
         def plans(of: GraphPlanner) -> Late:
             sources.append(Late(of, late))
             return sources[-1]
 
+        def count(step: int) -> None:
+            nonlocal done
+            done = step
+            if on_step is not None:
+                on_step(step)
+
         policy = PlanningPolicy(self.planner, policy=self.policy, plans=plans)
-        scores = self._evaluate(policy, on_step)
+        scores = self._evaluate(policy, count)
         (source,) = sources
-        # Where episodes fail, others follow, so there are as many control steps in any case.
-        steps = self.num_envs * self.episode_length
         return {
             "late": late,
             **scores,
-            "plans_in_1000_steps": 1000 * source.asked / steps,
+            "plans_in_1000_steps": 1000 * source.asked / (self.num_envs * done),
             "dropped": len(source.planner.graph.dropped),
         }
 
