@@ -37,6 +37,19 @@ def test_every_preset_is_valid_and_survives_json(
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
+def test_a_task_of_ones_own_has_small_settings_whatever_its_module_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("point_robot", "reacher_lab", "ant_farm"):
+        (tmp_path / f"{module}.py").write_text("from own_task import make\n")
+        recipe = preset(f"{module}:make")
+        assert recipe == with_changes(
+            preset("own_task:make"),
+            task={"name": f"{module}:make", "eval_name": f"{module}:make"},
+        )
+
+
 def test_json_with_missing_and_unknown_fields_is_refused() -> None:
     text = preset("reacher").to_json()
     with pytest.raises(ValueError, match=r"networks\.width is missing; networks\.girth is no"):

@@ -229,6 +229,22 @@ def test_what_was_not_learned_or_not_compared_is_no_advice() -> None:
     )
 
 
+def test_a_kind_of_task_is_told_of_registered_ones_only() -> None:
+    (trial, *_) = STUDIES["objective"].trials("smoke")
+    names = ("ant", "gymnasium:AntMaze_UMaze-v5", "ant_farm:make")
+    found = STUDIES["objective"].answer(
+        [
+            curve_of(
+                replace(trial, recipe=with_changes(trial.recipe, task={"name": name})),
+                np.full(5, 90.0),
+            )
+            for name in names
+        ]
+    )
+    told = [finding.partition(": CRL")[0] for finding in found.findings[1:]]
+    assert told == ["ant (walking)", *names[1:]]
+
+
 def test_chunks_are_compared_with_none_at_the_same_depth() -> None:
     trials = [trial for trial in STUDIES["objective"].trials("small") if "ant" in trial.name]
 

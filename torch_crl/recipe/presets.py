@@ -59,7 +59,7 @@ _FOREIGN: dict[str, dict[str, Any]] = {
     },
 }
 
-# Prefix of a task's name to the changes that all such tasks take, in this order; a change maps a
+# Prefix of registered names to changes that all such tasks take, in this order; a change maps a
 # part of the recipe to fields and their values.
 _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "reacher": {
@@ -115,12 +115,20 @@ def preset(task: str, *, depth: int = 0, algo: str = "crl") -> Recipe:
     recipe = with_changes(
         Recipe(), task={"name": task, "eval_name": eval_name, "episode_length": episode_length}
     )
-    small = {"own": _SMALL, "gymnasium": _FOREIGN}
-    recipe = with_changes(recipe, **small.get(parse_task_name(task).kind, {}))
-    for prefix, changes in _CHANGES.items():
-        if task.startswith(prefix):
-            recipe = with_changes(recipe, **changes)
+    for changes in _changes(task):
+        recipe = with_changes(recipe, **changes)
     return with_depth(_with_algo(recipe, algo), depth)
+
+
+def _changes(task: str) -> list[dict[str, dict[str, Any]]]:
+    """The changes that a task takes, the later ones over the earlier ones."""
+    match parse_task_name(task).kind:
+        case "own":
+            return [_SMALL]
+        case "gymnasium":
+            return [_FOREIGN]
+        case "registered":
+            return [changes for prefix, changes in _CHANGES.items() if task.startswith(prefix)]
 
 
 def _with_algo(recipe: Recipe, algo: str) -> Recipe:

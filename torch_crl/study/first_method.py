@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from torch_crl.envs.task_name import parse_task_name
 from torch_crl.recipe.record import Recipe
 from torch_crl.study.compare import Comparison
 from torch_crl.study.report import Cell, Table, shown
@@ -13,7 +14,7 @@ from torch_crl.study.study import NOT_RUN
 
 PLAIN = "crl"
 """The objective that others are compared with."""
-# Beginning of a task's name to what kind of task it is; the first that fits counts.
+# Prefix of registered names to what kind of task it is; the first that fits counts.
 _KINDS = (
     ("reacher", "arm of two joints"),
     ("point_", "maze, without falls"),
@@ -97,6 +98,9 @@ def _plainness(comparison: Comparison, task: str, method: str) -> _Plainness:
 
 
 def _kind(task: str) -> str:
+    """What kind of task it is; empty for one that is not registered."""
+    if parse_task_name(task).kind != "registered":
+        return ""
     return next((kind for prefix, kind in _KINDS if task.startswith(prefix)), "")
 
 
