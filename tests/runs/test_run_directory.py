@@ -382,7 +382,7 @@ def test_a_run_without_its_checkpoints_is_not_begun_again_unasked(tmp_path: Path
     train(ready(), tmp_path / "run", show=False)
     run = RunDirectory(tmp_path / "run")
     shutil.rmtree(run.checkpoints)
-    with pytest.raises(CheckpointError, match="no checkpoint to go on from, and this run had some"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint to go on from; the policies"):
         train(ready(), run.path, resume=True, show=False)
     assert len(run.saved_policies) == 2 and run.is_finished
 

@@ -151,6 +151,41 @@ def test_a_signal_on_a_full_disk_leaves_with_its_status_too(
     assert "warning: could not write the checkpoint" in capsys.readouterr().err
 
 
+def test_policies_that_found_room_alone_are_not_said_to_be_resumable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = tiny(budget={"checkpoints": 4}), RunDirectory(tmp_path / "run")
+    do_after_update(monkeypatch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with room_for(6_000), pytest.raises(SystemExit):
+        train(recipe, run.path)
+    told = capsys.readouterr().err
+    assert len(run.saved_policies) == 3 and not run.saved_checkpoints
+    assert told.count("File too large") == 3
+    assert told.count("; there is no earlier one") == 3
+    assert "stopped; no checkpoint was written, so the run can only be started again" in told
+    with pytest.raises(checkpoint.CheckpointError, match="holds no checkpoint to go on from; the"):
+        train(recipe, run.path, resume=True)
+    assert len(run.saved_policies) == 3
+
+
+def test_a_stop_that_found_no_room_names_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = tiny(budget={"checkpoints": 4}), RunDirectory(tmp_path / "run")
+
+    def fill_the_disk_and_stop() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    do_after_update(monkeypatch, 5, fill_the_disk_and_stop)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with room_for(before[0]), pytest.raises(SystemExit):
+        train(recipe, run.path)
+    told = capsys.readouterr().err
+    assert len(run.saved_checkpoints) == 2 and "; earlier ones are kept" in told
+    assert f"stopped; `torch-crl train --resume --run-dir {run}` goes on from the last" in told
+
+
 def test_an_ignored_signal_stays_ignored_and_others_are_given_back() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -142,11 +142,12 @@ def _restored(
 ) -> tuple[Moment, list[str]]:
     """The moment of the checkpoint that was loaded, or one before all, and lines to show."""
     saved = ranks.of_first(lambda: directory.saved_checkpoints)
-    # One policy may have been written before the first checkpoint, but not more than one.
+    # A run that was killed before its first checkpoint has one policy at most. More are all that is
+    # left of a longer one, whose checkpoints were removed or found no room.
     if not saved and (directory.is_finished or len(directory.saved_policies) > 1):
         raise CheckpointError(
-            f"{directory.checkpoints} holds no checkpoint to go on from, and this run had some; "
-            "its policies can be evaluated, and --overwrite starts it again"
+            f"{directory.checkpoints} holds no checkpoint to go on from; the policies of this run "
+            "can be evaluated, and --overwrite starts it again"
         )
     if not saved:
         return Moment(-1, -1), ["no checkpoint was written before; starting from the beginning"]

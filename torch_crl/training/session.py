@@ -24,6 +24,7 @@ from torch_crl.training.run import Run, stream_seed
 from torch_crl.training.saving import best_so_far, commit, moment_of, save_best
 
 _BEST_BY = "time_at_goal_share"
+_NO_EARLIER = "there is no earlier one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,33 +119,46 @@ class Session:
         """The record of an evaluation, written, with what the callback adds."""
         record |= self._called_back(record)
         if record[_BEST_BY] > best_so_far(self.directory, _BEST_BY):
-            with self._only_told("the best policy before is kept"):
+            kept = "the best policy before is kept"
+            with self._only_told(kept if self.directory.best_policies else _NO_EARLIER):
                 save_best(self.run, self.directory, record)
         self.log.evaluation(record)
         return record
 
-    def save(self, *, must_succeed: bool) -> None:
-        """Write checkpoint and policy; unless it `must_succeed`, a failure is only reported."""
+    def save(self, *, must_succeed: bool) -> bool:
+        """Write checkpoint and policy, and return whether both were written.
+
+        Unless it `must_succeed`, a failure is only reported.
+        """
         self.run.seconds = self.clock.seconds
         # Records are written before the checkpoint; if that fails, it is still written.
         with self._only_told("they are written when they can be"):
             self.log.sync()
-        with nullcontext() if must_succeed else self._only_told("earlier ones are kept"):
-            commit(self.run, self.directory, self.ranks)
+        directory = self.directory
+        earlier = directory.saved_checkpoints if self.run.resumable else directory.saved_policies
+        kept = "earlier ones are kept" if earlier else _NO_EARLIER
+        written = False
+        with nullcontext() if must_succeed else self._only_told(kept):
+            commit(self.run, directory, self.ranks)
+            written = True
+        return written
 
-    @property
-    def after_a_stop(self) -> str:
-        """What to tell the user when the run was stopped."""
-        run = self.run
-        if run.resumable:
-            again = f"train --resume --run-dir {self.directory}"
-            alone = self.ranks.is_alone
-            command = f"torch-crl {again}" if alone else f"torchrun ... -m torch_crl {again}"
-            ranks = "" if alone else f" with {self.ranks.size} ranks"
-            return f"stopped; `{command}` goes on from here{ranks}"
-        return (
-            f"stopped; a run of {run.recipe.algorithm.algo} cannot be resumed, only started again"
-        )
+    def stop(self) -> None:
+        """Save the run before it ends early, and tell the user how it can go on."""
+        saved = self.save(must_succeed=False)
+        self.log.announce(f"stopped; {self._after_a_stop(saved)}")
+
+    def _after_a_stop(self, saved: bool) -> str:
+        if not self.run.resumable:
+            algo = self.run.recipe.algorithm.algo
+            return f"a run of {algo} cannot be resumed, only started again"
+        if not (saved or self.directory.saved_checkpoints):
+            return "no checkpoint was written, so the run can only be started again"
+        again = f"train --resume --run-dir {self.directory}"
+        alone = self.ranks.is_alone
+        command = f"torch-crl {again}" if alone else f"torchrun ... -m torch_crl {again}"
+        ranks = "" if alone else f" with {self.ranks.size} ranks"
+        return f"`{command}` goes on from {'here' if saved else 'the last checkpoint'}{ranks}"
 
     def _called_back(self, record: dict[str, float]) -> dict[str, float]:
         """The numbers that the user's callback returns, checked; they are logged by their names."""
@@ -172,8 +186,7 @@ class Session:
             yield
         except ForeignEnvError:
             self.run.forget_collection()
-            self.save(must_succeed=False)
-            self.log.announce(self.after_a_stop)
+            self.stop()
             raise
 
     @contextmanager

@@ -228,8 +228,7 @@ def _train(session: Session, notes: list[str]) -> None:
                 if _is_due(run, recipe.budget.checkpoints):
                     session.save(must_succeed=run.updates_done == recipe.total_updates)
             if stop.agree(ranks.largest):
-                session.save(must_succeed=False)
-                log.announce(session.after_a_stop)
+                session.stop()
                 stop.leave()
         # In a run that is resumed at its end, the record of the last evaluation may be damaged.
         if not session.evaluations or session.evaluations[-1]["env_steps"] != run.env_steps:
