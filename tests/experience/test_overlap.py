@@ -9,6 +9,9 @@ import torch
 
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run
+from torch_crl.envs.gymnasium.errors import ForeignEnvError
+from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.envs.vector_env import StepResult
 from torch_crl.experience.overlap import OverlappingCollector, Staging
 from torch_crl.experience.replay import Replay, Transition
 from torch_crl.recipe import checks
@@ -162,6 +165,39 @@ def test_an_error_in_the_thread_reaches_the_caller() -> None:
     run.collector.env.step = fail  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="the simulator broke"):
         run.collect()
+
+
+@pytest.mark.parametrize("checkpoints", [1, 4])
+def test_an_env_that_fails_beside_the_updates_loses_none_of_them(
+    any_device: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoints: int,
+) -> None:
+    # The sixth collection fails at its third step. The next collection waits for it, or, if a
+    # checkpoint is due before, that does.
+    recipe = overlapped(budget={"checkpoints": checkpoints, "env_steps": 160})
+    step, calls = TaskVectorEnv.step, 0
+
+    def dies(self: TaskVectorEnv, action: torch.Tensor) -> StepResult:
+        nonlocal calls
+        trains = self.num_envs == recipe.task.num_envs
+        calls += trains
+        if trains and calls == 28:
+            raise ForeignEnvError("env 2 is gone")
+        return step(self, action)
+
+    monkeypatch.setattr(TaskVectorEnv, "step", dies)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(ForeignEnvError, match="env 2 is gone"):
+        train(recipe, run.path)
+    assert capsys.readouterr().err.count("goes on from here") == 1
+    tensors, meta = checkpoint.load(run.saved_checkpoints[0])
+    assert (meta["collections_done"], meta["updates_done"]) == (5, 6)
+    assert int(tensors["replay/next_row"]) == 25
+    assert not [name for name in tensors if name.startswith("collector/staged")]
+    train(recipe, run.path, resume=True, show=False)
 
 
 def test_it_is_refused_where_it_cannot_help() -> None:

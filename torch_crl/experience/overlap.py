@@ -137,6 +137,10 @@ class OverlappingCollector:
         self._staging.move_to(self._replay)
         return episodes
 
+    def forget_staged(self) -> None:
+        """Drop the steps that a collection staged before it failed."""
+        self._staging.filled = 0
+
     def state_dict(self) -> dict[str, Tensor]:
         """Waits for the running collection, since its steps are part of the state."""
         self._wait()
@@ -163,10 +167,10 @@ class OverlappingCollector:
         self._collector.close()
 
     def _wait(self) -> None:
-        """Wait until the thread is idle. An exception in the thread is raised here."""
-        if self._under_way is not None:
-            self._under_way.result()
-            self._under_way = None
+        """Wait until the thread is idle. An exception in the thread is raised here, once."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
 
     def _collect(self, steps: int) -> None:
         if self._stream is None:

@@ -105,6 +105,8 @@ class CrlRun(Run):
     def forget_collection(self) -> None:
         """Drop the rows of a collection that has failed; the envs begin fresh episodes."""
         self.replay.forget_after(self.collections_done * self.recipe.budget.unroll_length)
+        if isinstance(self.collector, OverlappingCollector):
+            self.collector.forget_staged()
 
     def collect_ahead(self) -> None:
         """With overlap, start the next collection if one is left and updates can run beside it."""

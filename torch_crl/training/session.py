@@ -138,7 +138,11 @@ class Session:
         earlier = directory.saved_checkpoints if self.run.resumable else directory.saved_policies
         kept = "earlier ones are kept" if earlier else _NO_EARLIER
         written = False
-        with nullcontext() if must_succeed else self._only_told(kept):
+        # With overlap, saving waits for the envs.
+        with (
+            self._saved_if_an_env_fails(),
+            nullcontext() if must_succeed else self._only_told(kept),
+        ):
             commit(self.run, directory, self.ranks)
             written = True
         return written
