@@ -291,6 +291,20 @@ def test_the_table_of_scores_is_whole_at_80_columns(
         assert number in out, number
 
 
+def test_scores_without_intervals_are_whole_at_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_runs(tmp_path, preset("point_u_maze"), [0.6])
+    monkeypatch.setenv("COLUMNS", "80")
+    command.print_scores(score_table(compare(read_curves(tmp_path))))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    # Names take several lines, and nothing is cut off.
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    for text in ("method", "0.600", "(no interval)", "1,600,000"):
+        assert text in out, text
+
+
 def test_one_seed_gives_no_interval_and_the_report_says_so(tmp_path: Path) -> None:
     write_runs(tmp_path, preset("reacher"), [0.6])
     write_runs(tmp_path, preset("reacher", algo="sac"), [0.6, 0.7])

@@ -103,6 +103,8 @@ def test_json_holds_all_numbers_and_the_folder_all_pictures(written: Path) -> No
         (123456.7, "123,457"),
         (5.0, "5.00"),
         (500.0, "500"),
+        (999.4, "999"),
+        (999.6, "1,000"),
         (math.inf, "inf"),
         (SURE, "0.500 [0.400, 0.625]"),
     ],
@@ -112,11 +114,12 @@ def test_cells_as_text(cell: object, text: str) -> None:
 
 
 def test_durations() -> None:
-    assert [duration(t) for t in (0.5, 100.0, 150.0, 9000.0)] == [
+    assert [duration(t) for t in (0.5, 100.0, 150.0, 9000.0, 999.7 * 3600)] == [
         "0.5 s",
         "100 s",
         "2.5 min",
         "2.5 h",
+        "1,000 h",
     ]
 
 

@@ -434,6 +434,16 @@ def test_a_slow_start_is_counted_in_what_it_was_made_of(unit: str) -> None:
         assert row.found.slow_start_p < 0.05
     (sentence,) = transitions.agreement(found)
     assert sentence.endswith(f"it is nearer to a count of {unit}.")
+    # Onsets that differ by a factor of 2 both in transitions and, the other way round, in updates.
+    tied = [
+        row._replace(
+            found=replace(row.found, ramp=replace(row.found.ramp, onset=onset)),
+            updates=onset / row.env_steps_per_update,
+        )
+        for row, onset in zip(found, (1000.0, 2000.0), strict=True)
+    ]
+    (sentence,) = transitions.agreement(tied)
+    assert sentence.endswith("2 in transitions and 2 in updates: it is equally near to both.")
     findings = transitions.answer(curves).findings
     assert len(findings) == 3
     # A smooth start would be found too, so nothing is called a threshold.

@@ -1,5 +1,6 @@
 """`torch-crl compare`: compares methods, which are trained here or read from existing runs."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,6 @@ def print_scores(table: "Table") -> None:
         texts = [plain(shown(cell)) for cell in cells]
         drawn.add_row(
             NameCell(shown(task)),
-            *(text.replace(" [", "\n[") if narrow else text for text in texts),
+            *(re.sub(r" (?=[\[(])", "\n", text) if narrow else text for text in texts),
         )
     screen.print(drawn)

@@ -130,7 +130,7 @@ def shown(value: Cell) -> str:
         low, high = map(shown, value.interval)
         return f"{shown(value.point)} [{low}, {high}]"
     if isinstance(value, float) and math.isfinite(value):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+        return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
     for size, name in UNITS_OF_TIME:
         if abs(seconds) >= 2 * size:
             count = seconds / size
-            return f"{count:,.0f} {name}" if count >= 1000 else f"{count:.3g} {name}"
+            return f"{count:,.0f} {name}" if count >= 999.5 else f"{count:.3g} {name}"
     return f"{seconds:.3g} s"
 
 

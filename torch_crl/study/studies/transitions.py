@@ -136,11 +136,13 @@ def agreement(rows: Sequence[Start]) -> list[str]:
             max(values) / max(min(values), 1.0)
             for values in ([row.found.ramp.onset for row in real], [row.updates for row in real])
         )
-        nearer = "transitions" if steps < updates else "updates"
+        by_steps, by_updates = f"{steps:.2g}", f"{updates:.2g}"
+        verdict = f"nearer to a count of {'transitions' if steps < updates else 'updates'}"
+        if by_steps == by_updates:
+            verdict = "equally near to both"
         sentences.append(
             f"{task}, depth {depth}: across update-to-data ratios the onset differs by a factor of "
-            f"{steps:.2g} in transitions and {updates:.2g} in updates: it is nearer to a count of "
-            f"{nearer}."
+            f"{by_steps} in transitions and {by_updates} in updates: it is {verdict}."
         )
     return sentences
 
