@@ -93,6 +93,18 @@ def test_json_holds_all_numbers_and_the_folder_all_pictures(written: Path) -> No
         assert (written / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_pictures_of_a_former_report_are_deleted_and_no_other_files(tmp_path: Path) -> None:
+    out = write_report(small_report(), tmp_path / "out").parent
+    for path in (out / "mine.png", tmp_path / "beside.png"):
+        path.touch()
+    write_report(Report(title="Another", question="?"), out)
+    assert {path.name for path in out.iterdir()} == {"report.html", "report.json", "mine.png"}
+    # A report that was received names files elsewhere.
+    (out / "report.json").write_text(json.dumps({"pictures": ["../beside.png", "report.html", 3]}))
+    write_report(Report(title="Another", question="?"), out)
+    assert (tmp_path / "beside.png").exists()
+
+
 @pytest.mark.parametrize(
     ("cell", "text"),
     [

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -155,6 +156,20 @@ def test_failures_are_retried_and_told_and_the_others_go_on(
     assert again.failed.keys() == result.failed.keys()
     begun_again = [sum("begin" in note for note in trace(tmp_path, trial)) for trial in trials]
     assert begun_again == [1, 3, 2, 3]
+
+
+def test_results_of_earlier_sweeps_in_the_folder_are_kept(tmp_path: Path) -> None:
+    first, second, third = fakes(0, 1, 2)
+    results = tmp_path / "results.json"
+    results.write_text("[1, 2]")
+    sweep([first, second], tmp_path)
+    shutil.rmtree(tmp_path / second.name)
+    sweep([third], tmp_path)
+    sweep([third], tmp_path)
+    records = json.loads(results.read_text())["trials"]
+    # The run of the second one is no longer there.
+    assert [record["trial"] for record in records] == [third.name, first.name]
+    assert [record["status"] for record in records] == ["finished", "finished"]
 
 
 def test_a_path_that_cannot_be_looked_at_fails_its_trial_alone(

@@ -44,7 +44,7 @@ class Options:
     algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO ...")] = ()
     """Algorithms to train with, `crl` if not given: crl, gcbc, ppo, sac, td3, sac_her, td3_her."""
     out: Path = _DEFAULT_OUT
-    """Folder of the run directories, their logs and results.json."""
+    """Folder of the run directories, their logs and results.json; several sweeps may share it."""
     launch: LaunchFlags = ONE_MACHINE
     dry_run: bool = False
     """Check everything, print the trials and what they cost, and stop before training."""

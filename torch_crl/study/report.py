@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_crl.study.statistics import Estimate
-from torch_crl.system.files import write_text
+from torch_crl.system.files import read_bytes, write_text
 from torch_crl.system.machine import machine
 
 if TYPE_CHECKING:
@@ -94,10 +94,13 @@ def provenance(command: str) -> dict[str, str]:
 def write_report(report: Report, folder: str | Path) -> Path:
     """Write report.html, report.json and the PNGs into `folder`; returns the path of the HTML.
 
-    The HTML holds its pictures and loads nothing, so it can be moved and opened anywhere.
+    The HTML holds its pictures and loads nothing, so it can be moved and opened anywhere. PNGs of a
+    former report in this folder are deleted.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in _former_pictures(folder):
+        (folder / name).unlink(missing_ok=True)
     sections = "".join(_section(section, folder) for section in report.sections)
     findings = "".join(f"<li>{_text(finding)}</li>" for finding in report.findings)
     facts = "".join(
@@ -118,6 +121,16 @@ def write_report(report: Report, folder: str | Path) -> Path:
     write_text(folder / "report.json", _json(report))
     write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _former_pictures(folder: Path) -> list[str]:
+    """Names of the PNGs that the report in this folder lists."""
+    try:
+        names = json.loads(read_bytes(folder / "report.json"))["pictures"]
+        return [name for name in names if name.endswith(".png") and Path(name).name == name]
+    # There is no report yet, or one of an older version, which lists none.
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def shown(value: Cell) -> str:
@@ -185,9 +198,8 @@ def _sort_key(cell: Cell) -> str:
 
 def _picture(picture: Picture, folder: Path) -> str:
     images = []
-    for view, figure in picture.views.items():
-        several = len(picture.views) > 1
-        name = f"{picture.name}_{_file_name(view)}.png" if several else f"{picture.name}.png"
+    several = len(picture.views) > 1
+    for (view, figure), name in zip(picture.views.items(), _names(picture), strict=True):
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=_PICTURE_DPI)
         (folder / name).write_bytes(buffer.getvalue())
@@ -202,16 +214,24 @@ def _picture(picture: Picture, folder: Path) -> str:
     )
 
 
+def _names(picture: Picture) -> list[str]:
+    """Name of the PNG of each view."""
+    if len(picture.views) == 1:
+        return [f"{picture.name}.png"]
+    return [f"{picture.name}_{_file_name(view)}.png" for view in picture.views]
+
+
 def _json(report: Report) -> str:
-    tables = [
-        part for section in report.sections for part in section.parts if isinstance(part, Table)
-    ]
+    parts = [part for section in report.sections for part in section.parts]
+    tables = [part for part in parts if isinstance(part, Table)]
+    pictures = [part for part in parts if isinstance(part, Picture)]
     document = {
         "title": report.title,
         "question": report.question,
         "findings": report.findings,
         "facts": report.facts,
         "tables": [dataclasses.asdict(table) for table in tables],
+        "pictures": [name for picture in pictures for name in _names(picture)],
         "data": report.data,
     }
     return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"

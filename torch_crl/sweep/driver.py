@@ -60,7 +60,8 @@ def run_trials(
     """Train every trial to its end in FOLDER/<name>, with its output in FOLDER/<name>.log.
 
     Finished trials are left alone. Unfinished ones are resumed if their algorithm allows it, else
-    started again. The results of all trials are written to FOLDER/results.json.
+    started again. The results of all trials are written to FOLDER/results.json, beside those of
+    other trials that are there already.
 
     Args:
         launch: where the runs are started, how many at a time, and how often a failed one again.

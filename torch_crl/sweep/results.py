@@ -1,7 +1,7 @@
 """Results of the trials of a sweep, as records, as a file and as a table."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from torch_crl.runs.curves import SCORED_EVALUATIONS, CurveError, read_curve, score
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.sweep.grid import Trial
 from torch_crl.sweep.worker import is_finished
-from torch_crl.system.files import write_text
+from torch_crl.system.files import read_bytes, write_text
 from torch_crl.system.terminal import NameCell
 
 
@@ -47,8 +48,27 @@ def collect(
 
 
 def write(records: list[dict[str, Any]], path: Path) -> None:
-    """Write the records as JSON; the file is written whole or not at all."""
-    write_text(path, json.dumps({"trials": records}, indent=2) + "\n")
+    """Write the records as JSON; the file is written whole or not at all.
+
+    Records of other trials that the file held before, whose run directories are still there, stand
+    after them: a folder may hold the runs of several sweeps.
+    """
+    others = _others({record["trial"] for record in records}, path)
+    write_text(path, json.dumps({"trials": records + others}, indent=2) + "\n")
+
+
+def _others(names: Collection[str], path: Path) -> list[dict[str, Any]]:
+    """Records in the file of runs beside it that have none of these names."""
+    try:
+        return [
+            record
+            for record in json.loads(read_bytes(path))["trials"]
+            if record["trial"] not in names
+            and RunDirectory(path.parent / record["trial"]).holds_run
+        ]
+    # There is no such file yet, or it is not one of ours.
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
