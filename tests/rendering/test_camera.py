@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.helpers.drawing import draws
+from tests.helpers.tasks import make_env
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
 from torch_crl.rendering import camera
@@ -58,6 +59,18 @@ def test_the_goal_is_drawn_where_it_is(goal: list[float]) -> None:
     focal = tile[1] / 2 / math.tan(math.radians(45.0 / 2))
     radius = 0.05 * focal / renderer._overview_camera.distance
     assert np.ptp(columns) / 2 == pytest.approx(radius, rel=0.2)
+
+
+@draws
+def test_a_goal_is_drawn_by_success_whatever_other_levels_a_task_names_first() -> None:
+    task = make_task("own_task:make")
+    levels = {"success_easy": 1.5, "success": 0.2}
+    task = replace(task, spec=replace(task.spec, success_radius=levels))
+    env = make_env(task, num_envs=1)
+    env.goal_NG.copy_(torch.tensor([[1.0, 0.0]]))
+    with Renderer(task, tile=TILE) as renderer:
+        assert renderer.radius == 0.2
+        assert reddish(renderer.draw_envs(env)).any()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -58,7 +58,7 @@ class Renderer:
         and looks at mazes from above. Raises RenderError if nothing can be drawn on this machine.
         """
         self.task = task
-        self.radius = next(iter(task.spec.success_radius.values()), 0.0)
+        self.radius = task.spec.success_radius.get("success", 0.0)
         self._model = stage.painted(task.model)
         self._data = mujoco.MjData(self._model)
         self._grid, self._tile = (columns, rows), tile
@@ -163,7 +163,7 @@ class Renderer:
         goal_NG = env.goal_NG[chosen]
         if reached_N is None:
             achieved_NG = self.task.achieved_goal(env.state_NS[chosen])
-            reached_N = next(iter(self.task.success(achieved_NG, goal_NG).values()))
+            reached_N = self.task.success(achieved_NG, goal_NG)["success"]
         return self.draw(
             env.simulator.data["qpos"][chosen],
             [goal_G[None] for goal_G in goal_NG],

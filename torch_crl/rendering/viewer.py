@@ -40,7 +40,7 @@ def watch(
     # A copy also because the window's controls change the model that it shows.
     model = _coloured(task.model)
     data = mujoco.MjData(model)
-    radius = next(iter(task.spec.success_radius.values()), 0.05)
+    radius = task.spec.success_radius.get("success", 0.05)
     seconds = model.opt.timestep * task.substeps
     threads = set(threading.enumerate())
     try:
@@ -64,7 +64,7 @@ def watch(
                 mujoco.mj_forward(model, data)
                 points_P3 = task.goal_points(env.goal_NG[0].cpu()).double().numpy()
                 success = task.success(task.achieved_goal(env.state_NS), env.goal_NG)
-                reached = bool(next(iter(success.values()))[0])
+                reached = bool(success["success"][0])
                 with viewer.lock():
                     viewer.user_scn.ngeom = 0
                     colour = stage.REACHED if reached else stage.GOAL
