@@ -16,6 +16,7 @@ from torch_crl import Task, make_task
 from torch_crl.envs.gymnasium.goal_env import GoalEnv, GoalVectorEnv
 from torch_crl.envs.gymnasium.registration import gymnasium_id
 from torch_crl.envs.registry import TASKS
+from torch_crl.envs.task_vector_env import TaskVectorEnv
 
 # Gymnasium thinks little of observations without bounds, which positions and speeds are.
 unbounded = pytest.mark.filterwarnings("ignore:.*A Box observation space m.*")
@@ -94,6 +95,31 @@ def test_goal_env_conventions_hold_until_an_ant_falls(reward: str) -> None:
     assert observation["observation"][2] > 2.5
     env.reset()
     assert [env.step(stay)[3] for _ in range(20)] == [False] * 19 + [True]
+
+
+def test_a_picture_after_a_failure_shows_the_end_of_the_episode() -> None:
+    class Shown:
+        """Draws nothing, and remembers the height of the ant and its goal."""
+
+        def draw_envs(self, env: TaskVectorEnv, indices: list[int]) -> np.ndarray:
+            self.height = float(env.simulator.data["qpos"][indices, 2])
+            self.state, self.goal = env.state_NS[0].numpy().copy(), env.goal_NG[0].numpy().copy()
+            return np.zeros((1, 1, 3), np.uint8)
+
+    shown: Any = Shown()
+    env = GoalEnv("ant", render_mode="rgb_array")
+    env.envs._renderer = shown
+    begun, _ = env.reset(seed=0)
+    env.envs.episodes.simulator.data["qpos"][0, 2] = 3.0
+    observation, _, terminated, _, _ = env.step(np.zeros(8, np.float32))
+    assert terminated and env.render() is not None
+    assert shown.height > 2.5
+    np.testing.assert_array_equal(shown.state, observation["observation"])
+    np.testing.assert_array_equal(shown.goal, begun["desired_goal"])
+    begun, _ = env.reset()
+    env.render()
+    assert shown.height < 0.8
+    np.testing.assert_array_equal(shown.goal, begun["desired_goal"])
 
 
 def test_seeds_decide_everything() -> None:

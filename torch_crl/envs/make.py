@@ -91,8 +91,12 @@ def make_task_vector_env(
     cached_starts: bool = False,
     goal_redraw: float = 0.0,
     places: GoalPoints | None = None,
+    autoreset: bool = True,
 ) -> TaskVectorEnv:
-    """Like `make_vector_env`, but only for tasks with a model: registered or `module:function`."""
+    """Like `make_vector_env`, but only for tasks with a model: registered or `module:function`.
+
+    Without `autoreset` an env whose episode has ended stays in its last state until `reset`.
+    """
     _require_positive(num_envs=num_envs, episode_length=episode_length)
     task = make_task(name)
     if places is not None:
@@ -113,6 +117,7 @@ def make_task_vector_env(
         generator=Generator(device=physics.device).manual_seed(seed),
         cached_starts=cached_starts,
         goal_redraw=goal_redraw,
+        autoreset=autoreset,
     )
 
 

@@ -34,11 +34,13 @@ class TaskVectorEnv(VectorEnv):
         generator: Generator,
         cached_starts: bool = False,
         goal_redraw: float = 0.0,
+        autoreset: bool = True,
     ) -> None:
         """Draw the first starts. `generator`, on the simulator's device, draws later ones too.
 
         `goal_redraw` is the probability, at every control step, that the goal of an episode
-        becomes that of a newly drawn start, from the next control step on.
+        becomes that of a newly drawn start, from the next control step on. Without `autoreset`
+        an env whose episode has ended stays in its last state until `reset`.
         """
         self.task = task
         self.spec = task.spec
@@ -50,6 +52,7 @@ class TaskVectorEnv(VectorEnv):
         self.seconds_per_step = float(task.model.opt.timestep * task.substeps)
         self.num_envs = num_envs = simulator.num_envs
         self._goal_redraw = goal_redraw
+        self._autoreset = autoreset
         self._cached = self._cached_start() if cached_starts else None
         with self._device_context():
             self.state_NS = torch.zeros(num_envs, task.spec.state_size)
@@ -113,7 +116,7 @@ class TaskVectorEnv(VectorEnv):
             unstable_N=unstable_N,
         )
         # A captured step cannot branch on tensors, so it always does this; others save the time.
-        if self.capturable or ended_N.any():
+        if self._autoreset and (self.capturable or ended_N.any()):
             self._begin_episodes(ended_N)
             state_NS = torch.where(ended_N[:, None], task.state(simulator), state_NS)
         self.state_NS.copy_(state_NS)

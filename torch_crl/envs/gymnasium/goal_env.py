@@ -54,6 +54,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         reward: Reward = "sparse",
         render_mode: str | None = None,
         num_threads: int = 0,
+        autoreset: bool = True,
     ) -> None:
         """Make `num_envs` envs of a task.
 
@@ -63,6 +64,8 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             reward: `sparse` is 1 at the goal and 0 elsewhere, `dense` the negative distance.
             render_mode: None or `rgb_array`.
             num_threads: threads that simulate physics, 0 for every CPU.
+            autoreset: whether the next episode of an env begins in the step that ended the last
+                one; else the env stays in its last state until `reset`.
         """
         if reward not in ("sparse", "dense"):
             raise ValueError(f"reward must be 'sparse' or 'dense', got {reward!r}")
@@ -72,11 +75,13 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         self.reward = reward
         self.render_mode = render_mode
         self._renderer: Renderer | None = None
-        self.metadata = metadata_of(self.task) | {"autoreset_mode": AutoresetMode.SAME_STEP}
+        mode = AutoresetMode.SAME_STEP if autoreset else AutoresetMode.DISABLED
+        self.metadata = metadata_of(self.task) | {"autoreset_mode": mode}
         self.single_observation_space, self.single_action_space = spaces_of(self.task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._num_threads = num_threads
+        self._autoreset = autoreset
         self._episode_length = max_episode_steps or self.task.spec.episode_length
         self.episodes = self._make_episodes(seed=int(self.np_random.integers(2**62)))
 
@@ -182,6 +187,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             episode_length=self._episode_length,
             seed=seed,
             num_threads=self._num_threads,
+            autoreset=self._autoreset,
         )
 
     def _observation(self, state_NS: Tensor, goal_NG: Tensor) -> Observation:
@@ -206,7 +212,12 @@ class GoalEnv(gymnasium.Env[Observation, Array]):
     ) -> None:
         """Make one env; the arguments are those of `GoalVectorEnv`."""
         self.envs = GoalVectorEnv(
-            task, max_episode_steps=_NO_LIMIT, reward=reward, render_mode=render_mode, num_threads=1
+            task,
+            max_episode_steps=_NO_LIMIT,
+            reward=reward,
+            render_mode=render_mode,
+            num_threads=1,
+            autoreset=False,
         )
         self.metadata = metadata_of(self.envs.task)
         self.render_mode = render_mode
