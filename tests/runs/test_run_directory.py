@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.helpers.recipes import tiny
+from tests.helpers.same_run import assert_same_run
 from torch_crl import load_policy
 from torch_crl.cli.main import main
 from torch_crl.envs.gymnasium.errors import ForeignEnvError
@@ -324,6 +325,35 @@ def test_an_env_that_fails_ends_the_run_and_loses_no_updates(
     calls = 1000
     result = train(recipe, run.path, resume=True, show=False)
     assert result.evaluation["env_steps"] == 280
+
+
+@pytest.mark.parametrize("fails", ["an env", "the callback"])
+def test_an_evaluation_that_fails_loses_no_updates_and_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    recipe = with_changes(ready(), budget={"checkpoints": 1, "evaluations": 4})
+    train(recipe, tmp_path / "whole", show=False)
+    real, evaluated = session.evaluate, []
+
+    def dies(*arguments: object, **options: object) -> dict[str, float]:
+        if len(evaluated) == 1 and fails == "an env":
+            raise ForeignEnvError("env 2 is gone")
+        return real(*arguments, **options)
+
+    def called_back(now: Evaluated) -> None:
+        if len(evaluated) == 1 and fails == "the callback":
+            raise ZeroDivisionError
+        evaluated.append(now.metrics["updates"])
+
+    run = RunDirectory(tmp_path / "parts")
+    monkeypatch.setattr(session, "evaluate", dies)
+    with pytest.raises((ForeignEnvError, ZeroDivisionError)):
+        train(recipe, run.path, show=False, callback=called_back)
+    monkeypatch.undo()
+    (saved,) = run.saved_checkpoints
+    assert (evaluated, load(saved)[1]["updates_done"]) == ([2], 4)
+    train(recipe, run.path, resume=True, show=False)
+    assert_same_run(tmp_path / "whole", run.path)
 
 
 def test_a_best_policy_that_found_no_room_is_not_the_best(

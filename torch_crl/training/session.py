@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import SupportsFloat
 
 from torch_crl.agent.policy import Policy
-from torch_crl.distributed.ranks import ALONE, Ranks
+from torch_crl.distributed.ranks import ALONE, LostRankError, Ranks
 from torch_crl.distributed.stragglers import Stragglers
 from torch_crl.envs.gymnasium.errors import ForeignEnvError
 from torch_crl.errors import UsageError
@@ -95,10 +95,25 @@ class Session:
         return self.ranks.mean(losses) | {name: value.item() for name, value in sizes.items()}
 
     def evaluate(self) -> None:
-        """Evaluate the current policy, write the record, and keep the policy if it is the best."""
-        run, log, recipe, ranks = self.run, self.log, self.run.recipe, self.ranks
-        self.clock.show("evaluating", log)
-        result = evaluate(
+        """Evaluate the current policy, write the record, and keep the policy if it is the best.
+
+        If that fails, in the callback too, the run is saved before the error is raised.
+        """
+        self.clock.show("evaluating", self.log)
+        try:
+            result = self._evaluated()
+            # The first rank's, since wall-clock differs, and since only it calls back.
+            record = self.ranks.of_first(lambda: self._recorded(self.counters | result))
+        except LostRankError:
+            raise
+        except Exception:
+            self.stop()
+            raise
+        self.evaluations.append(record)
+
+    def _evaluated(self) -> dict[str, float]:
+        run, recipe, ranks = self.run, self.run.recipe, self.ranks
+        return evaluate(
             run.policy,
             recipe.task.eval_name,
             num_envs=share(recipe, ranks).task.num_eval_envs,
@@ -112,8 +127,6 @@ class Session:
             env_timeout=recipe.system.env_timeout,
             ranks=ranks,
         )
-        # The first rank's, since wall-clock differs, and since only it calls back.
-        self.evaluations.append(ranks.of_first(lambda: self._recorded(self.counters | result)))
 
     def _recorded(self, record: dict[str, float]) -> dict[str, float]:
         """The record of an evaluation, written, with what the callback adds."""

@@ -75,8 +75,9 @@ def train(
         reshard: with `resume`, go on with another number of ranks than before.
         show: show progress on standard error.
         callback: called after every evaluation with an `Evaluated`; it may return a dict from name
-            to number, which is logged with the evaluation's metrics. With several ranks the first
-            one calls it, while the others wait, for ten minutes at most.
+            to number, which is logged with the evaluation's metrics. An exception of it ends the
+            run, which is saved before. With several ranks the first one calls it, while the others
+            wait, for ten minutes at most.
         wandb: project of Weights & Biases to which every record is sent too; a failure there does
             not end the run. Needs the extra `wandb`.
 
@@ -200,6 +201,9 @@ def _train(session: Session, notes: list[str]) -> None:
             *_numba_note(run),
             *notes,
         )
+        # The record of an evaluation may be damaged, or the evaluation itself may have failed.
+        if _evaluation_is_missing(session):
+            session.evaluate()
         while run.updates_done < recipe.total_updates:
             episodes = {}
             # A run that was stopped between two updates continues with updates.
@@ -230,9 +234,14 @@ def _train(session: Session, notes: list[str]) -> None:
             if stop.agree(ranks.largest):
                 session.stop()
                 stop.leave()
-        # In a run that is resumed at its end, the record of the last evaluation may be damaged.
-        if not session.evaluations or session.evaluations[-1]["env_steps"] != run.env_steps:
-            session.evaluate()
+
+
+def _evaluation_is_missing(session: Session) -> bool:
+    """Whether a run that is resumed stands where an evaluation was due and has no record."""
+    run = session.run
+    if run.updates_done < run.updates_due or not _is_due(run, run.recipe.budget.evaluations):
+        return False
+    return not session.evaluations or session.evaluations[-1]["env_steps"] != run.env_steps
 
 
 def _may_stop(run: Run, ranks: Ranks) -> bool:
