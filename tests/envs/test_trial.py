@@ -3,17 +3,19 @@
 import dataclasses
 import json
 import sysconfig
+from pathlib import Path
 from typing import Any
 
 import mujoco
 import pytest
 import torch
+from own_task import PUCK
 from torch import Generator, Tensor
 
 from tests.helpers.recipes import tiny
 from torch_crl import Start, Task, preset, with_changes
 from torch_crl.envs.registry import TASKS, UnknownTaskError, make_task
-from torch_crl.envs.simulators import Simulator, make_simulator
+from torch_crl.envs.simulators import Simulator, SimulatorError, make_simulator
 from torch_crl.envs.task import direct_control, scaled_control
 from torch_crl.envs.trial import task_problems
 from torch_crl.errors import in_one_line
@@ -120,6 +122,30 @@ def test_a_good_task_has_no_problems() -> None:
 def test_each_kind_of_mistake_is_named(changes: dict[str, Any], message: str) -> None:
     (problem,) = task_problems(own_task(**changes))
     assert message in problem and "\n" not in problem
+
+
+# Collisions ask for memory that the model does not give; with `xpos` the reset computes them too.
+@pytest.mark.parametrize(
+    ("fields", "where"), [((), "a control step fails"), (("xpos",), "model cannot be simulated")]
+)
+def test_errors_of_mujocos_own_are_told(fields: tuple[str, ...], where: str) -> None:
+    small = '<size memory="1K"/><worldbody><geom type="plane" size="5 5 1"/>'
+    model = mujoco.MjModel.from_xml_string(PUCK.replace("<worldbody>", small))
+    (problem,) = task_problems(own_task(model=model, fields=fields))
+    assert problem.startswith(f"{where}: MuJoCo raised in 2 of 2") and "\n" not in problem
+    assert 'increase <size memory="..."/>' in problem
+    simulator = make_simulator("cpu", model, num_envs=2, fields=("xpos",))
+    with pytest.raises(SimulatorError, match="stack overflow"):
+        simulator.set_state(simulator.get_state())
+
+
+def test_a_control_that_mujoco_refuses_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # MuJoCo logs the warning into the present folder.
+    monkeypatch.chdir(tmp_path)
+    (problem,) = task_problems(own_task(control=lambda action, sim: action + 1e11))
+    assert "a control step fails: a control of env 0 was NaN or beyond 1e10" in problem
 
 
 def test_mistakes_are_told_all_at_once() -> None:

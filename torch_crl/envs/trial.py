@@ -115,11 +115,11 @@ class _Trial:
             return goal_NG, None
         try:
             simulator = CpuSimulator(model, num_envs=_NUM_ENVS, fields=task.fields, num_threads=1)
+            simulator.reset(torch.ones(_NUM_ENVS, dtype=torch.bool), qpos_NQ, qvel_NV)
         # MuJoCo may refuse a model for reasons of its own.
         except (SimulatorError, ValueError, mujoco.FatalError) as error:
             self._tell("model", f"cannot be simulated: {error}")
             return goal_NG, None
-        simulator.reset(torch.ones(_NUM_ENVS, dtype=torch.bool), qpos_NQ, qvel_NV)
         return goal_NG, simulator
 
     def _step(self, simulator: CpuSimulator) -> Tensor | None:
@@ -132,7 +132,12 @@ class _Trial:
         if state_NS is None or control_NU is None:
             return state_NS
         simulator.data["ctrl"].copy_(control_NU)
-        simulator.step(task.substeps)
+        try:
+            simulator.step(task.substeps)
+            simulator.check()
+        except SimulatorError as error:
+            self._tell("a control step", f"fails: {error}")
+            return state_NS
         if simulator.unstable() is not None:
             self._tell("model", "diverges in its first control step; it needs a smaller timestep")
             return state_NS

@@ -1,12 +1,13 @@
 """MuJoCo on a pool of C++ threads: `mujoco.batch`."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mujoco
 import numpy as np
 import torch
-from mujoco.batch import Batch
+from mujoco.batch import Batch, SimulationError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -74,7 +75,7 @@ class CpuSimulator(Simulator):
         if self._some_diverged:
             self._past_warnings += int(self._divergences.sum())
             self._divergences[:] = 0
-        self._batch.step(nstep=substeps, stage=self._stage)
+        _run(self._batch.step, nstep=substeps, stage=self._stage)
         self._some_diverged = bool(self._divergences.any())
 
     def unstable(self) -> Tensor | None:
@@ -107,7 +108,7 @@ class CpuSimulator(Simulator):
         self._batch.qpos[ids] = qpos_NQ.numpy()[ids]
         self._batch.qvel[ids] = qvel_NV.numpy()[ids]
         if self._stage != _STATE_ONLY:
-            self._batch.forward(ids, stage=self._stage)
+            _run(self._batch.forward, ids, stage=self._stage)
 
     def get_state(self) -> Tensor:
         return torch.from_numpy(self._batch.state.copy())
@@ -115,7 +116,7 @@ class CpuSimulator(Simulator):
     def set_state(self, state: Tensor) -> None:
         self._batch.state[:] = state.numpy()
         if self._stage != _STATE_ONLY:
-            self._batch.forward(stage=self._stage)
+            _run(self._batch.forward, stage=self._stage)
 
 
 def _batch(model: mujoco.MjModel, num_envs: int, num_threads: int) -> Batch:
@@ -136,6 +137,15 @@ def _batch(model: mujoco.MjModel, num_envs: int, num_threads: int) -> Batch:
         if isinstance(error, ValueError) and "bad_alloc" not in str(error):
             raise
         raise SimulatorError(f"{short}, which cannot be allocated; take fewer envs") from error
+
+
+def _run(compute: Callable[..., None], *arguments: Any, **options: Any) -> None:
+    """Call a method of the batch. Raises SimulatorError where MuJoCo raises an error of its own."""
+    try:
+        compute(*arguments, **options)
+    except SimulationError as error:
+        # Its text has several lines.
+        raise SimulatorError(" ".join(str(error).split())) from error
 
 
 def _live_tensor(array: np.ndarray) -> Tensor:
