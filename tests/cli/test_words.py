@@ -13,7 +13,7 @@ from tests.helpers.commands import SMALL_FLAGS
 from torch_crl.cli.main import main
 from torch_crl.cli.runs import TrainedOptions, load_trained
 from torch_crl.cli.watch import sentences
-from torch_crl.rendering.captions import with_captions
+from torch_crl.rendering.captions import with_captions, with_insets
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +126,17 @@ def test_captions_are_within_their_tiles() -> None:
     assert changed[:, :200].any() and changed[:, 210:].any()
     assert not changed[:, 200:210].any()
     assert not (picture != 200).any()
+
+
+@pytest.mark.parametrize("side", [20, 33, 34, 64, 320])
+def test_insets_are_within_their_tiles_whatever_their_size(side: int) -> None:
+    picture = np.full((210, 410, 3), 200, np.uint8)
+    corners = [(0, 0), (210, 0), (0, 110), (210, 110)]
+    drawn = with_insets(picture, np.zeros((4, side, side, 3), np.uint8), corners, 100)
+    shown = min(side, 33)
+    for left, top in corners:
+        tile = drawn[top : top + 100, left : left + 200, 0]
+        assert (tile == 0).sum() == shown**2 and (tile[4 : 4 + shown, 4 : 4 + shown] == 0).all()
+        # The white frame around it is 4 pixels wide.
+        assert (tile != 200).sum() == (shown + 8) ** 2
+    assert (drawn[:, 200:210] == 200).all() and (drawn[100:110] == 200).all()

@@ -34,19 +34,25 @@ def with_captions(
     return np.array(drawn)
 
 
-def with_insets(picture: Image, insets: Image, corners: Sequence[tuple[int, int]]) -> Image:
+def with_insets(
+    picture: Image, insets: Image, corners: Sequence[tuple[int, int]], height: int
+) -> Image:
     """The picture with one small picture in the upper left of each tile, framed in white.
 
-    `insets` are [tiles, H, W, 3], and `corners` left and top of the tiles.
+    `insets` are [tiles, H, W, 3], shrunk to a third of a tile's height where they are higher, and
+    `corners` left and top of the tiles, which are `height` pixels high.
     """
+    from PIL import Image as Pillow
+
     drawn = picture.copy()
-    height, width = insets.shape[1:3]
+    factor = min(1.0, height // 3 / insets.shape[1])
+    rows, columns = (round(factor * side) for side in insets.shape[1:3])
     for inset, (left, top) in zip(insets, corners, strict=True):
-        drawn[top : top + height + 2 * _MARGIN, left : left + width + 2 * _MARGIN] = 255
+        drawn[top : top + rows + 2 * _MARGIN, left : left + columns + 2 * _MARGIN] = 255
         within = np.s_[
-            top + _MARGIN : top + _MARGIN + height, left + _MARGIN : left + _MARGIN + width
+            top + _MARGIN : top + _MARGIN + rows, left + _MARGIN : left + _MARGIN + columns
         ]
-        drawn[within] = inset
+        drawn[within] = np.array(Pillow.fromarray(inset).resize((columns, rows)))
     return drawn
 
 

@@ -89,8 +89,8 @@ def _pictures(
         yield lambda: _side_by_side(own.render(), columns), (first, first), "the env's own render"
     else:
         assert isinstance(env, TaskVectorEnv)
-        task_env = env
-        with Renderer(env.task, columns=columns, rows=rows, tile=_TILES[columns]) as renderer:
+        task_env, (width, height) = env, _TILES[columns]
+        with Renderer(env.task, columns=columns, rows=rows, tile=(width, height)) as renderer:
             goals = _both_ways(renderer, task_env)
             reader = policy.reader if isinstance(policy, Policy) else None
 
@@ -101,9 +101,9 @@ def _pictures(
                 corners = renderer.corners(task_env.num_envs)
                 said = reader.phrases_of(task_env.goal_NG)
                 if said is not None:
-                    return with_captions(picture, said, corners, _TILES[columns][0])
+                    return with_captions(picture, said, corners, width)
                 shown = reader.pictures_of(task_env.goal_NG)
-                return picture if shown is None else with_insets(picture, shown, corners)
+                return picture if shown is None else with_insets(picture, shown, corners, height)
 
             yield draw, goals, renderer.backend
 
