@@ -26,7 +26,7 @@ from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
 from torch_crl.runs.finding import find_run_directories
 from torch_crl.runs.lock import DirectoryInUseError
 from torch_crl.system.checkpoint import CheckpointError, load
-from torch_crl.system.files import DamagedFileError, read_bytes
+from torch_crl.system.files import DamagedFileError, read_bytes, read_lines
 from torch_crl.training import session
 from torch_crl.training.run import Run
 from torch_crl.training.session import Evaluated
@@ -220,6 +220,23 @@ def test_only_regular_files_of_sane_size_are_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(DamagedFileError, match=reason):
             read_bytes(path, most=10)
+
+
+def test_records_are_read_line_by_line_from_a_file_of_any_size(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\n\nfour\nthirteen\nsixteen\nend")
+    assert list(read_lines(path, most=4)) == [b"one", b"", b"four", b"thir", b"sixt"]
+    run = RunDirectory(tmp_path)
+    line = '{"kind": "train", "env_steps": %d, "updates": 0, "seconds": 0}\n'
+    with run.metrics.open("w") as file:
+        file.write(line % 1)
+        # A hole, which a file system may leave when the power fails.
+        file.truncate(300_000_000)
+        file.seek(300_000_000)
+        file.write("\n" + line % 2 + line % 3)
+    (told,) = run.drop_metrics_after(Moment(2, 0))
+    assert "line 2: " in told and len(told) < 1000
+    assert [record["env_steps"] for record in run.read_metrics("train")] == [1, 2]
 
 
 def test_links_that_lead_back_up_are_not_followed_for_ever(tmp_path: Path) -> None:

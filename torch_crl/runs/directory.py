@@ -44,16 +44,18 @@ from torch_crl.system.files import (
     ASIDE,
     DamagedFileError,
     make_folder,
-    read_bytes,
     read_end,
+    read_lines,
     remove,
     sync,
+    write_parts,
     write_text,
 )
 
 _DELETING = ".deleting-"
 _BEST = "best_"
 _TAIL_BYTES = 4096
+_LINE_BYTES = 1 << 20
 
 
 class RunDirectoryError(TorchCrlError, ValueError):
@@ -309,29 +311,31 @@ class RunDirectory:
         except DamagedFileError:
             return MachineFile()
 
-    def read_metrics(self, kind: str) -> list[dict[str, Any]]:
-        """The records of one kind, `train` or `evaluation`, in metrics.jsonl.
+    def records(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The records of one kind, `train` or `evaluation`, in metrics.jsonl, one by one.
 
         Raises DamagedFileError, which names the line, if any record cannot be read.
         """
-        records, damaged = self.scan_metrics()
-        if damaged:
-            raise DamagedFileError(f"{self.metrics} cannot be read: {damaged[0]}")
-        return [record for record in records if record["kind"] == kind]
+        for record in self._scan_metrics():
+            if isinstance(record, str):
+                raise DamagedFileError(f"{self.metrics} cannot be read: {record}")
+            if record["kind"] == kind:
+                yield record
 
-    def scan_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """All readable records, and for each other line the reason why it cannot be read."""
+    def read_metrics(self, kind: str) -> list[dict[str, Any]]:
+        """The list of `records`."""
+        return list(self.records(kind))
+
+    def _scan_metrics(self) -> Iterator[dict[str, Any] | str]:
+        """Each record in turn, and for a line that cannot be read the reason why."""
         if not self.metrics.exists():
-            return [], []
-        records, damaged = [], []
-        # A killed run may leave half a line at the end: what follows the last newline is dropped.
-        lines = read_bytes(self.metrics).split(b"\n")[:-1]
-        for number, line in enumerate(lines, start=1):
+            return
+        # A killed run may leave half a line at the end.
+        for number, line in enumerate(read_lines(self.metrics, most=_LINE_BYTES), start=1):
             try:
-                records.append(parse_record(line))
+                yield parse_record(line)
             except ValueError as error:
-                damaged.append(f"line {number}: {error}")
-        return records, damaged
+                yield f"line {number}: {error}"
 
     @property
     def logged_env_steps(self) -> int:
@@ -345,14 +349,19 @@ class RunDirectory:
 
     def drop_metrics_after(self, moment: Moment) -> list[str]:
         """Drop records later than `moment`; returns a message for every unreadable line."""
-        records, damaged = self.scan_metrics()
-        kept = [
-            record
-            for record in records
-            if record["env_steps"] <= moment.env_steps and record["updates"] <= moment.updates
-        ]
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
-        return [f"{self.metrics}: {line}; left out" for line in damaged]
+        damaged = []
+
+        def kept() -> Iterator[str]:
+            for record in self._scan_metrics():
+                if isinstance(record, str):
+                    damaged.append(f"{self.metrics}: {record}; left out")
+                elif (
+                    record["env_steps"] <= moment.env_steps and record["updates"] <= moment.updates
+                ):
+                    yield json.dumps(record) + "\n"
+
+        write_parts(self.metrics, kept())
+        return damaged
 
 
 def default_run_dir(recipe: Recipe) -> Path:

@@ -28,13 +28,18 @@ def save_learning_curve(run_dir: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, PercentFormatter
 
-    evaluations, updates = map(RunDirectory(run_dir).read_metrics, ("evaluation", "train"))
-    updates = [record for record in updates if "categorical_accuracy" in record]
+    run = RunDirectory(run_dir)
+    evaluations = run.read_metrics("evaluation")
     # Baselines have no contrastive critic.
-    panels = 2 if updates else 1
+    accuracies = [
+        (record["env_steps"], record["categorical_accuracy"])
+        for record in run.records("train")
+        if "categorical_accuracy" in record
+    ]
+    panels = 2 if accuracies else 1
     figure = Figure(figsize=(5.0 * panels, 4.0), layout="constrained")
     behaviour, *critic = figure.subplots(1, panels, squeeze=False)[0]
-    recipe = RunDirectory(run_dir).read_recipe()
+    recipe = run.read_recipe()
     title = f"{recipe.task.name}, {recipe.algorithm.algo}, seed {recipe.system.seed}"
     figure.suptitle(plain(title), parse_math=False)
 
@@ -54,10 +59,8 @@ def save_learning_curve(run_dir: Path) -> Path:
     # Below the axes, where no curve can run through it.
     behaviour.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
 
-    steps = [record["env_steps"] for record in updates]
-    accuracy = [record["categorical_accuracy"] for record in updates]
     for axes in critic:
-        axes.plot(steps, accuracy, color="C2")
+        axes.plot(*zip(*accuracies, strict=True), color="C2")
         axes.set(title="critic picks the true goal out of the batch", ylim=(0.0, None))
 
     for axes in (behaviour, *critic):

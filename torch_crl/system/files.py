@@ -3,7 +3,7 @@
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -20,15 +20,21 @@ class DamagedFileError(TorchCrlError, ValueError):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file such that it exists whole or not at all, even if the power fails.
+    """Write a file such that it exists whole or not at all, even if the power fails.
 
     If the path is a link, the link is replaced, and its target stays as it is.
     """
+    write_parts(path, [text])
+
+
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """`write_text` of a text that need not fit in memory; `parts` may read the file at `path`."""
     aside = path.with_name(ASIDE + path.name)
     remove(aside)
     # "x" never writes through an existing link.
     with aside.open("xb") as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+        for part in parts:
+            file.write(part.encode("utf-8", "backslashreplace"))
     sync(aside)
     aside.rename(path)
     sync(path.parent)
@@ -82,6 +88,21 @@ def read_end(path: Path, *, most: int, begin: int = 0) -> bytes:
         check_regular(path, status, most=status.st_size)
         file.seek(max(begin, status.st_size - most))
         return file.read(most)
+
+
+def read_lines(path: Path, *, most: int) -> Iterator[bytes]:
+    """The lines of a regular file of any size; of a longer line, its first `most` bytes.
+
+    What follows the last newline is left out. Raises DamagedFileError as `read_bytes` does.
+    """
+    with _opened(path) as (file, status):
+        check_regular(path, status, most=status.st_size)
+        line = b""
+        while part := file.readline(most):
+            line = (line + part)[:most]
+            if part.endswith(b"\n"):
+                yield line.removesuffix(b"\n")
+                line = b""
 
 
 @contextmanager
