@@ -1,8 +1,10 @@
 """Goals as pictures: which ones hindsight shows, and what policies make of them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_resumes
 from torch_crl import evaluate, load_policy
 from torch_crl.cli.main import main
-from torch_crl.encoders import EncoderError, load_encoder
+from torch_crl.encoders import EncoderError, camera, load_encoder
 from torch_crl.encoders.camera import Camera, CameraSettings
 from torch_crl.encoders.projection import Projection, fit_components
 from torch_crl.envs.registry import make_task
@@ -217,6 +219,33 @@ def test_the_task_of_a_strangers_policy_is_not_run(tmp_path: Path) -> None:
         reader(np.zeros(3))
     with pytest.raises(EncoderError, match=r"would import strange_module"):
         camera.film(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('<body pos="0 0 1">', '<body pos="0 0 1" euler="0 0 90">'),
+        ('axis="0 0 1"', 'axis="0 1 0"'),
+        ('type="hinge"', 'type="slide"'),
+        ('<joint pos="0 0 0"', '<joint pos="0 0.3 0"'),
+        ("0 1 0  0 0 1", "0 1 0  0 0 2"),
+    ],
+)
+def test_what_turns_or_shapes_a_body_makes_a_task_look_otherwise(
+    before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """<mujoco><asset><mesh name="m" vertex="0 0 0  1 0 0  0 1 0  0 0 1"/></asset><worldbody>
+        <body pos="0 0 1"><joint pos="0 0 0" type="hinge" axis="0 0 1"/>
+        <geom type="mesh" mesh="m" mass="1"/></body></worldbody></mujoco>"""
+    assert before in text
+    models = {
+        "one": mujoco.MjModel.from_xml_string(text),
+        "same": mujoco.MjModel.from_xml_string(text),
+        "other": mujoco.MjModel.from_xml_string(text.replace(before, after)),
+    }
+    monkeypatch.setattr(camera, "make_task", lambda name: SimpleNamespace(model=models[name]))
+    assert camera.look_alike("one", "same")
+    assert not camera.look_alike("one", "other")
 
 
 @draws

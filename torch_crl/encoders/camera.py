@@ -54,6 +54,14 @@ class CameraSettings:
     """`DRAWING` of the training; the first files lack it."""
 
 
+# Fields of a model that say, for given positions, which shapes are where.
+_SHAPES = (
+    *("body_parentid", "body_pos", "body_quat", "qpos0"),
+    *("jnt_type", "jnt_bodyid", "jnt_pos", "jnt_axis"),
+    *("geom_bodyid", "geom_type", "geom_dataid", "geom_size", "geom_pos", "geom_quat"),
+    *("mesh_vert", "mesh_face", "hfield_size", "hfield_data"),
+)
+
 _trusted: set[str] = set()
 
 
@@ -77,12 +85,11 @@ def filmed_task(name: str) -> Task:
 
 
 def look_alike(filmed: str, name: str) -> bool:
-    """Whether another task has the same bodies and walls as one that is filmed."""
+    """Whether another task has the same bodies and walls, placed alike, as one that is filmed."""
     if name == filmed:
         return True
     ours, theirs = filmed_task(filmed).model, make_task(name).model
-    parts = ("geom_type", "geom_size", "geom_pos", "geom_quat", "body_pos", "qpos0")
-    return all(np.array_equal(getattr(ours, part), getattr(theirs, part)) for part in parts)
+    return all(np.array_equal(getattr(ours, part), getattr(theirs, part)) for part in _SHAPES)
 
 
 @lru_cache(maxsize=4)
