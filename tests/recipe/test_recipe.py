@@ -300,7 +300,8 @@ def test_changing_a_leaf_changes_the_first_losses() -> None:
         metrics = UpdateMetrics()
         for _ in range(3):
             metrics.add(run.update())
-        return metrics.flush(first_update=0)
+        metrics.sum_up(first_update=0)
+        return metrics.take_means()
 
     base = tiny()
     before = losses(base)

@@ -107,12 +107,7 @@ def test_stopped_between_two_updates_equals_the_uninterrupted_run(
     assert stopped["updates_done"] == 9 and recipe.updates_per_collection == 2
     monkeypatch.undo()
     train(recipe, tmp_path / "parts", resume=True, show=False)
-    (ours, meta), (theirs, other_meta) = (
-        final_tensors(tmp_path / name) for name in ("whole", "parts")
-    )
-    assert meta == other_meta
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_nan_stops_with_step_and_tensor_and_keeps_the_good_checkpoint(
@@ -146,8 +141,25 @@ def test_update_metrics_are_means_of_all_updates() -> None:
     metrics = UpdateMetrics()
     for value in (1.0, 2.0, 6.0):
         metrics.add({"a": torch.tensor(value), "b": torch.tensor(-value)})
-    assert metrics.flush(first_update=0) == {"a": 3.0, "b": -3.0}
-    assert metrics.flush(first_update=3) == {}
+    metrics.sum_up(first_update=0)
+    assert metrics.take_means() == {"a": 3.0, "b": -3.0}
+    assert metrics.take_means() == {}
+
+
+def test_means_of_a_round_in_two_parts_are_those_of_a_whole_one() -> None:
+    whole, part = UpdateMetrics(), UpdateMetrics()
+    losses = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    for number, loss in enumerate(losses):
+        if number == 37:
+            part.sum_up(first_update=0)
+            part = UpdateMetrics(part.sums, part.count)
+        for metrics in (whole, part):
+            metrics.add({"loss": loss})
+    for metrics in (whole, part):
+        metrics.sum_up(first_update=37)
+    means = whole.take_means()
+    assert means == part.take_means()
+    assert means["loss"] == pytest.approx(losses.double().mean().item(), rel=1e-12)
 
 
 def test_a_failed_checkpoint_is_told_and_the_run_goes_on(tmp_path: Path) -> None:

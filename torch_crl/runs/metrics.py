@@ -7,9 +7,11 @@ import io
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -32,10 +34,11 @@ class DivergenceError(TorchCrlError, RuntimeError):
 
 
 class UpdateMetrics:
-    """Collects the 0-D device tensors that updates return, without waiting for any of them."""
+    """Sums up the 0-D device tensors that updates return, without waiting for any of them."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, sums: Mapping[str, float] | None = None, count: int = 0) -> None:
+        """Begin with the sums over `count` earlier updates."""
+        self.sums, self.count = dict(sums or {}), count
         self._rows: list[Tensor] = []
         self._names: list[str] = []
 
@@ -44,14 +47,14 @@ class UpdateMetrics:
         self._names = list(metrics)
         self._rows.append(torch.stack(list(metrics.values())))
 
-    def flush(self, *, first_update: int) -> dict[str, float]:
-        """Means over the updates since the last flush. The host waits for the device here.
+    def sum_up(self, *, first_update: int) -> None:
+        """Move what was added into the sums. The host waits for the device here.
 
         `first_update` is the number of the first of these updates, for the error message. Raises
         DivergenceError, which names the first update with a metric that is not finite.
         """
         if not self._rows:
-            return {}
+            return
         values = torch.stack(self._rows).double().cpu()
         self._rows.clear()
         finite = values.isfinite()
@@ -62,7 +65,17 @@ class UpdateMetrics:
                 f"{self._names[column]} became {values[update, column].item()} at update "
                 f"{first_update + update}"
             )
-        return dict(zip(self._names, values.mean(0).tolist(), strict=True))
+        begin = [self.sums.get(name, 0.0) for name in self._names]
+        # In the order of the updates, so that a round in two parts has the sums of a whole one.
+        sums = np.cumsum(np.vstack([begin, values.numpy()]), axis=0)[-1]
+        self.sums = dict(zip(self._names, sums.tolist(), strict=True))
+        self.count += len(values)
+
+    def take_means(self) -> dict[str, float]:
+        """The means over the updates that were summed up, which are then forgotten."""
+        means = {name: value / self.count for name, value in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
 
 
 def first_not_finite(named_tensors: dict[str, Tensor]) -> str | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +12,22 @@ from torch_crl.agent.policy import Policy
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.places import GoalPoints
 from torch_crl.envs.vector_env import VectorEnv
+from torch_crl.fields import STRICT, StepsOrZero
 from torch_crl.recipe.record import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """A collection and the updates after it so far, which are logged when all of them are done."""
+
+    __pydantic_config__ = STRICT
+
+    episodes: dict[str, float] = field(default_factory=dict)
+    """Metrics of the collection."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums of the updates' metrics."""
+    updates: StepsOrZero = 0
+    """The number of updates in the sums."""
 
 
 class Run(ABC):
@@ -27,6 +43,8 @@ class Run(ABC):
         self.updates_done = 0
         self.seconds = 0.0
         """Wall-clock time of training so far, over all sessions."""
+        self.round = Round()
+        """What was not logged when the run was saved."""
         self.update_sizes: dict[str, Tensor] = {}
         """Gradient norms and sizes of the last update after a collection, see
         `torch_crl.agent.optimizer.UpdateSizes`; empty if an algorithm does not measure them."""

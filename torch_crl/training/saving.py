@@ -3,7 +3,7 @@
 import json
 import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from torch_crl.runs.policies import save_policy
 from torch_crl.system import checkpoint
 from torch_crl.system.checkpoint import CheckpointError
 from torch_crl.training.reshard import columns_of_rank, is_of_rank
-from torch_crl.training.run import Run
+from torch_crl.training.run import Round, Run
 
 # Two, since a crash may have damaged the newest one.
 _KEPT_CHECKPOINTS = 2
@@ -40,6 +40,7 @@ class CheckpointMeta:
     collections_done: StepsOrZero
     updates_done: StepsOrZero
     seconds: PositiveOrZero
+    round: Round = field(default_factory=Round)
 
 
 def moment_of(run: Run) -> Moment:
@@ -67,16 +68,22 @@ def commit(run: Run, directory: RunDirectory, ranks: Ranks = ALONE) -> None:
     else:
         save_policy(run.policy, policy, meta)
         if run.resumable:
-            tensors, counters = run.state_dict()
+            tensors, counters = _state_of(run)
             checkpoint.save(folder, tensors, meta | counters)
     if ranks.is_first:
         directory.prune(checkpoints=_KEPT_CHECKPOINTS)
 
 
+def _state_of(run: Run) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The run's tensors, and the rest of it as metadata."""
+    tensors, counters = run.state_dict()
+    return tensors, counters | {"round": asdict(run.round)}
+
+
 def _save_parts(run: Run, policy: Path, folder: Path, ranks: Ranks) -> None:
     """Save the policy and the checkpoint of several ranks, all of it or nothing."""
     with ranks.together():
-        tensors, counters = run.state_dict()
+        tensors, counters = _state_of(run)
     own = {name: tensor for name, tensor in tensors.items() if is_of_rank(name)}
     shared = {name: tensor for name, tensor in tensors.items() if not is_of_rank(name)}
     check_equal(shared, ranks)
@@ -222,8 +229,11 @@ def _load(run: Run, tensors: dict[str, torch.Tensor], meta: CheckpointMeta) -> N
         raise ValueError(
             f"a run of its recipe never has {collections} collections and {updates} updates"
         )
+    if meta.round.sums and not meta.round.updates:
+        raise ValueError("it has losses of no updates")
     run.check_state(tensors, collections_done=collections, updates_done=updates)
     run.load_state_dict(tensors, asdict(meta))
+    run.round = meta.round
 
 
 def _provenance(run: Run) -> dict[str, Any]:

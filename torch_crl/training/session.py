@@ -20,7 +20,7 @@ from torch_crl.runs.metrics import DivergenceError, RunLog, UpdateMetrics, first
 from torch_crl.system.checkpoint import CheckpointError
 from torch_crl.training.clock import Clock
 from torch_crl.training.evaluation import evaluate
-from torch_crl.training.run import Run, stream_seed
+from torch_crl.training.run import Round, Run, stream_seed
 from torch_crl.training.saving import best_so_far, commit, moment_of, save_best
 
 _BEST_BY = "time_at_goal_share"
@@ -53,6 +53,10 @@ class Session:
     evaluations: list[dict[str, float]]
     """Records of all evaluations of the run so far."""
     callback: Callback | None
+    episodes: dict[str, float]
+    """Metrics of the newest collection, until they are logged with its updates."""
+    metrics: UpdateMetrics
+    """Those of its updates."""
     ranks: Ranks = ALONE
     """Those that train the run together; only the first one writes."""
     stragglers: Stragglers = field(default_factory=Stragglers)
@@ -63,26 +67,27 @@ class Session:
         moment = moment_of(self.run)._asdict()
         return {**moment, "seconds": self.clock.seconds}
 
-    def collect(self) -> dict[str, float]:
-        """Collect one unroll in every env of all ranks; returns metrics of the episodes."""
+    def collect(self) -> None:
+        """Collect one unroll in every env of all ranks, and keep the metrics of the episodes."""
         begin = time.perf_counter()
         with self.ranks.together(), self._saved_if_an_env_fails():
             episodes = self.run.collect()
             seconds = time.perf_counter() - begin
         pace, lines = self.stragglers.report(self.ranks.all_of(seconds))
         self.log.announce(*lines)
-        return self.ranks.mean(episodes) | pace
+        self.episodes.update(self.ranks.mean(episodes) | pace)
 
-    def flush(self, metrics: UpdateMetrics, first_update: int) -> dict[str, float]:
-        """Mean losses of the updates since `first_update`, and the size of the last one.
+    def sum_up(self, first_update: int) -> None:
+        """Take up the losses of the updates since `first_update`.
 
         Raises DivergenceError, which names update and tensor.
         """
         run = self.run
         with self.ranks.together():
             try:
-                losses = metrics.flush(first_update=first_update)
-                name = first_not_finite(run.named_parameters()) if losses else None
+                self.metrics.sum_up(first_update=first_update)
+                updated = run.updates_done > first_update
+                name = first_not_finite(run.named_parameters()) if updated else None
                 if name is not None:
                     raise DivergenceError(f"{name} is not finite after update {run.updates_done}")
             except DivergenceError as error:
@@ -91,8 +96,14 @@ class Session:
                     f"{error} ({run.env_steps:,} env steps); the run stops, its last good "
                     f"checkpoint is {''.join(saved) or 'none yet'}"
                 ) from None
-        sizes = run.update_sizes if losses else {}
-        return self.ranks.mean(losses) | {name: value.item() for name, value in sizes.items()}
+
+    def log_round(self) -> None:
+        """Write the record of a collection, the mean losses of its updates, and the last's size."""
+        losses = self.metrics.take_means()
+        sizes = self.run.update_sizes if losses else {}
+        learned = self.ranks.mean(losses) | {name: value.item() for name, value in sizes.items()}
+        self.log.train(self.counters | self.clock.rates() | self.episodes | learned)
+        self.episodes.clear()
 
     def evaluate(self) -> None:
         """Evaluate the current policy, write the record, and keep the policy if it is the best.
@@ -144,6 +155,11 @@ class Session:
         Unless it `must_succeed`, a failure is only reported.
         """
         self.run.seconds = self.clock.seconds
+        self.run.round = Round(
+            episodes=dict(self.episodes),
+            sums=self.ranks.mean(self.metrics.sums),
+            updates=self.metrics.count,
+        )
         # Records are written before the checkpoint; if that fails, it is still written.
         with self._only_told("they are written when they can be"):
             self.log.sync()

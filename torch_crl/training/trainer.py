@@ -170,6 +170,8 @@ def _session(
         clock=Clock(run),
         evaluations=ranks.of_first(lambda: directory.read_metrics("evaluation")),
         callback=callback,
+        episodes=dict(run.round.episodes),
+        metrics=UpdateMetrics(run.round.sums, run.round.updates),
         ranks=ranks,
     )
 
@@ -191,7 +193,6 @@ def _train(session: Session, notes: list[str]) -> None:
     """Train from the current moment to the end, or until a signal requests to stop."""
     run, log, clock, recipe = session.run, session.log, session.clock, session.run.recipe
     ranks = session.ranks
-    metrics = UpdateMetrics()
     stability = DivergenceMonitor(run.env)
     with StopSignals(log.announce) as stop:
         log.announce(
@@ -205,12 +206,11 @@ def _train(session: Session, notes: list[str]) -> None:
         if _evaluation_is_missing(session):
             session.evaluate()
         while run.updates_done < recipe.total_updates:
-            episodes = {}
             # A run that was stopped between two updates continues with updates.
             if run.updates_done == run.updates_due:
                 clock.show("collecting", log)
                 with clock.collecting():
-                    episodes = session.collect()
+                    session.collect()
                 with ranks.together():
                     diverged = stability.report(run.env_steps // ranks.size)
                 log.announce(*ranks.lines(diverged))
@@ -221,12 +221,12 @@ def _train(session: Session, notes: list[str]) -> None:
                 while run.updates_done < run.updates_due:
                     if _may_stop(run, ranks) and stop.agree(ranks.largest):
                         break
-                    metrics.add(run.update())
+                    session.metrics.add(run.update())
                     clock.show("training", log)
-                learned = session.flush(metrics, first_update)
+                session.sum_up(first_update)
 
             if run.updates_done == run.updates_due:
-                log.train(session.counters | clock.rates() | episodes | learned)
+                session.log_round()
                 if _is_due(run, recipe.budget.evaluations):
                     session.evaluate()
                 if _is_due(run, recipe.budget.checkpoints):
