@@ -17,12 +17,20 @@ import torch
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import load_policy, train
+from torch_crl.agent.policy import Policy
 from torch_crl.experience.remote import AHEAD, CollectorLostError, Part, RemoteCollector
 from torch_crl.recipe.checks import RecipeError
+from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.finding import located
+from torch_crl.runs.policies import save_policy
 from torch_crl.training import ray_collectors
-from torch_crl.training.collecting_process import CollectingProcess, NotBegunError
+from torch_crl.training.collecting_process import (
+    CollectingProcess,
+    NotBegunError,
+    policy_problems,
+)
 from torch_crl.training.crl_run import CrlRun, build_run
 
 ray = pytest.importorskip("ray")
@@ -198,8 +206,9 @@ def test_a_new_process_says_that_it_was_not_begun() -> None:
 
 
 def test_collectors_may_act_with_a_policy_of_their_own() -> None:
-    zoo = Path(__file__).parents[2] / "torch_crl" / "zoo" / "reacher"
-    recipe = tiny(system={"collectors": 2, "collector_policy": str(zoo)})
+    zoo = "zoo:reacher"
+    recipe = tiny(system={"collectors": 2, "collector_policy": zoo})
+    assert policy_problems(recipe) == []
     process = CollectingProcess(recipe, number=0)
     process.begin(0, np.zeros(2, np.int32))
     process.collect({}, 0, 5)
@@ -221,6 +230,47 @@ def test_collectors_may_act_with_a_policy_of_their_own() -> None:
 def test_collectors_that_cannot_work(system: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=told):
         train(tiny(system=system), tmp_path / "run", show=False)
+
+
+def policy_of(task: str = "reacher", head: str = "squashed_gaussian", **parts: Any) -> Policy:
+    policy = build_run(tiny(task, **parts)).policy
+    policy.head = head
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (None, "holds neither a policy nor a run"),
+        # As `--algo td3 --depth 4` makes them: all of the output is the action.
+        (lambda: policy_of(head="tanh"), "must be a tower that sees states and draws actions"),
+        (lambda: policy_of(algorithm={"chunk": 2}), "this run: chunk 2 and not 1"),
+        (
+            lambda: policy_of("ant"),
+            "this run: state_size 29 and not 10, goal_size 2 and not 3, action_size 8 and not 2",
+        ),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_told_before_anything_is_built(
+    policy: Callable[[], Policy] | None, told: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    if policy is not None:
+        save_policy(policy(), folder, {})
+    recipe = tiny(system={"collectors": 2, "collector_policy": str(folder)})
+    with pytest.raises(RecipeError, match=told):
+        train(recipe, tmp_path / "run", show=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_of_words_fits_runs_of_words_only() -> None:
+    run = RunDirectory(located("zoo:point_u_maze_words"))
+    system = {"collectors": 2, "collector_policy": str(run)}
+    recipe = with_changes(run.read_recipe(), system=system)
+    assert policy_problems(recipe) == []
+    (told,) = policy_problems(with_changes(recipe, goal_space={"goals": "state"}))
+    assert "goals words and not state" in told
 
 
 def test_a_collector_by_ray_that_is_killed_is_replaced(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Checks of a recipe whose steps are collected by other processes."""
 
-from pathlib import Path
-
 from torch_crl.recipe.record import Recipe
 from torch_crl.system.ray_cluster import missing_ray
 
@@ -22,6 +20,4 @@ def collector_problems(recipe: Recipe) -> list[str]:
         problems.append("--overlap on is what --collectors do anyway; leave it out")
     if system.simulator != "cpu":
         problems.append("--collectors have physics on CPUs; leave out --simulator warp")
-    if system.collector_policy and not Path(system.collector_policy).exists():
-        problems.append(f"--collector-policy {system.collector_policy} does not exist")
     return problems

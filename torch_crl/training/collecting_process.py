@@ -7,12 +7,15 @@ import torch
 from torch import Generator, nn
 
 from torch_crl.agent.networks import ResidualTower
+from torch_crl.envs.registry import UnknownTaskError, task_spec
 from torch_crl.experience.collector import Collector
 from torch_crl.experience.overlap import Staging
 from torch_crl.experience.remote import Part, Weights
+from torch_crl.goals.pictures import PictureReader
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import load_policy
+from torch_crl.system.checkpoint import CheckpointError
 from torch_crl.system.torch_defaults import torch_defaults
 from torch_crl.training.goal_spaces import build_goal_space
 from torch_crl.training.run import make_training_env, stream_seed
@@ -104,3 +107,37 @@ def _actor(recipe: Recipe) -> ResidualTower:
     actor: nn.Module = load_policy(recipe.system.collector_policy).actor
     assert isinstance(actor, ResidualTower)
     return actor.requires_grad_(False)
+
+
+def policy_problems(recipe: Recipe) -> list[str]:
+    """The reasons why collectors cannot act with the policy that the recipe names for them."""
+    path = recipe.system.collector_policy
+    if not (recipe.system.collectors and path):
+        return []
+    try:
+        policy, spec = load_policy(path), task_spec(recipe.task.name)
+    except CheckpointError as error:
+        return [f"--collector-policy: {error}"]
+    except UnknownTaskError:
+        return []  # Reported by the checks of the task.
+    draws = isinstance(policy.actor, ResidualTower) and policy.head == "squashed_gaussian"
+    if not draws or policy.camera is not None:
+        return [
+            f"--collector-policy {path} must be a tower that sees states and draws actions from a "
+            "Gaussian, such as one of --algo crl or gcbc or a student of it"
+        ]
+    reader = policy.reader
+    goals = "pictures" if isinstance(reader, PictureReader) else "words" if reader else "state"
+    compared = {
+        "state_size": (policy.state_size, spec.state_size),
+        "goals": (goals, recipe.goal_space.goals),
+        "goal_size": (reader.size if reader else policy.goal_size, recipe.goal_size),
+        "action_size": (policy.action_size, spec.action_size),
+        "chunk": (policy.chunk, recipe.algorithm.chunk),
+    }
+    told = [
+        f"{name} {theirs} and not {ours}"
+        for name, (theirs, ours) in compared.items()
+        if theirs != ours
+    ]
+    return [f"--collector-policy {path} does not fit this run: {', '.join(told)}"] if told else []

@@ -15,6 +15,7 @@ from torch_crl.recipe.share import share, share_problems
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.weights_and_biases import missing_wandb
 from torch_crl.system.devices import resolve_device
+from torch_crl.training.collecting_process import policy_problems
 from torch_crl.training.crl_run import build_run
 from torch_crl.training.run import Run
 
@@ -64,7 +65,7 @@ def find_problems(
                 problems = [f"--resume keeps the recipe of the run; asked to change {changed}"]
             recipe = asked
     problems += missing_wandb() if wandb else []
-    problems += share_problems(recipe, ranks)
+    problems += share_problems(recipe, ranks) + policy_problems(recipe)
     checks.check(
         recipe, run_problems=problems, of_device=lambda recipe: _of_one_device(recipe, ranks)
     )
