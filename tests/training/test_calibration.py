@@ -1,12 +1,21 @@
 """How long a run would take: what is measured, what follows by arithmetic, and what is told."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from tests.helpers.drawing import draws
 from tests.helpers.recipes import tiny
+from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.envs.vector_env import StepResult
+from torch_crl.goals import pictures
+from torch_crl.goals.pictures import PictureGoals
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.training import calibration
 from torch_crl.training.calibration import Estimate, Pace, estimate, summary
+from torch_crl.training.crl_run import CrlRun
 
 
 def test_a_run_takes_its_steps_updates_and_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +29,54 @@ def test_a_run_takes_its_steps_updates_and_evaluations(monkeypatch: pytest.Monke
     (less,) = estimate([overlapped])
     shorter = min(0.5 * recipe.total_env_steps, 2.0 * recipe.total_updates)
     assert less.seconds == found.seconds - shorter
+
+
+def of_pictures(every: int) -> Recipe:
+    space = {"goals": "pictures", "picture_every": every, "goal_features": 4, "picture_size": 64}
+    return tiny("reacher", goal_space=space)
+
+
+def test_a_goal_of_an_evaluation_is_filmed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = Pace(env_step=0.5, update=2.0, picture=30.0)
+    monkeypatch.setattr(calibration, "measure", lambda recipe: pace)
+    recipe = of_pictures(every=5)
+    (found,) = estimate([recipe])
+    episodes = recipe.budget.evaluations * recipe.task.num_eval_envs
+    training = (0.5 + 30.0 / 5) * recipe.total_env_steps + 2.0 * recipe.total_updates
+    assert found.seconds == training + episodes * (0.5 * recipe.task.episode_length + 30.0)
+
+
+@draws
+@pytest.mark.parametrize("every", [1, 5])
+def test_pictures_are_timed_apart_from_the_steps_between_them(
+    monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    now = 0.0
+    step, update = TaskVectorEnv.step, CrlRun.update
+
+    def stepped(self: TaskVectorEnv, action: torch.Tensor) -> StepResult:
+        nonlocal now
+        now += 0.5 * self.num_envs
+        return step(self, action)
+
+    def filmed(self: PictureGoals, qpos_NQ: torch.Tensor, row: int) -> None:
+        nonlocal now
+        if row % self.every == 0:
+            now += 30.0 * len(qpos_NQ)
+
+    def updated(self: CrlRun) -> dict[str, torch.Tensor]:
+        nonlocal now
+        now += 2.0
+        return update(self)
+
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr(calibration, "time", clock)
+    monkeypatch.setattr(pictures, "KNOWN", 12)
+    monkeypatch.setattr(TaskVectorEnv, "step", stepped)
+    monkeypatch.setattr(PictureGoals, "film", filmed)
+    monkeypatch.setattr(CrlRun, "update", updated)
+    pace = calibration.measure(of_pictures(every))
+    assert pace == Pace(env_step=0.5, update=2.0, picture=30.0)
 
 
 def test_kinds_are_measured_once_and_the_others_follow_by_their_operations(

@@ -145,12 +145,11 @@ def _paces(options: Options, shares: "list[Recipe]") -> list[tuple[float, float]
         stages.begin("measuring an update and env steps on this machine")
         estimates = estimate(shares)
     found = []
-    for each in estimates:
+    for recipe, each in zip(shares, estimates, strict=True):
         if each.pace is None:
             raise UsageError(f"{each.how}; give --update-ms and --env-steps-per-second")
-        found.append(
-            (given[0] or each.pace.update, 1 / given[1] if given[1] else each.pace.env_step)
-        )
+        step = 1 / given[1] if given[1] else each.pace.collecting(recipe)
+        found.append((given[0] or each.pace.update, step))
     return found
 
 

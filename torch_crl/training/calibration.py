@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.goals.pictures import PictureGoals
 from torch_crl.recipe.compute_choice import choose_compute, thread_count
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
@@ -18,6 +20,8 @@ from torch_crl.recipe.settings import BudgetRecipe
 from torch_crl.system.devices import resolve_device
 from torch_crl.system.terminal import duration
 from torch_crl.system.threads import torch_threads
+from torch_crl.training.crl_run import CrlRun
+from torch_crl.training.run import Run
 from torch_crl.training.starting import build
 
 MANY_HOURS = 24.0
@@ -36,9 +40,15 @@ class Pace:
     """The speed of a run on this machine."""
 
     env_step: float
-    """Seconds for a control step of one training env, with the policy's action."""
+    """Seconds for a control step of one env, with the policy's action and without pictures."""
     update: float
     """Seconds for a gradient update."""
+    picture: float = 0.0
+    """Seconds for a picture of one env; 0 where goals are no pictures."""
+
+    def collecting(self, recipe: Recipe) -> float:
+        """Seconds for a control step of one training env, with its share of a picture."""
+        return self.env_step + self.picture / recipe.goal_space.picture_every
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,8 +139,23 @@ def measure(recipe: Recipe) -> Pace:
         run.collect()
         collection = _seconds_each(lambda: len(run.collect()) and 1)
         updates = _seconds_each(update, while_true=lambda: run.updates_done < run.updates_due)
-    pace = Pace(env_step=collection / small.steps_per_collection, update=updates)
+        picture = _seconds_of_a_picture(run)
+    pace = Pace(env_step=collection / small.steps_per_collection, update=updates, picture=picture)
     return _scaled(pace, of=small, to=recipe)
+
+
+def _seconds_of_a_picture(run: Run) -> float:
+    if not (isinstance(run, CrlRun) and isinstance(run.replay.goals, PictureGoals)):
+        return 0.0
+    goals, env = run.replay.goals, run.env
+    assert isinstance(env, TaskVectorEnv)
+    qpos_NQ = env.simulator.data["qpos"]
+
+    def film() -> int:
+        goals.film(qpos_NQ, 0)
+        return len(qpos_NQ)
+
+    return _seconds_each(film)
 
 
 def _scaled(pace: Pace, *, of: Recipe, to: Recipe) -> Pace:
@@ -138,7 +163,7 @@ def _scaled(pace: Pace, *, of: Recipe, to: Recipe) -> Pace:
     cost, other = of.update_cost, to.update_cost
     rate = cost.flop / pace.update
     acting = max(0, other.networks.actor.dense_flop - cost.networks.actor.dense_flop)
-    return Pace(env_step=pace.env_step + acting / rate, update=other.flop / rate)
+    return replace(pace, env_step=pace.env_step + acting / rate, update=other.flop / rate)
 
 
 def _seconds_each(
@@ -195,6 +220,8 @@ def _small(recipe: Recipe) -> Recipe:
     return with_changes(
         recipe,
         system=here,
+        # The collections that are timed are those between two pictures.
+        goal_space={"picture_every": _REPLAY_ROWS},
         task={"episode_length": steps} if ends else {},
         algorithm={"batch_size": batch},
         budget={
@@ -222,15 +249,15 @@ def _estimate(
     if nearest != kind:
         pace, how = _scaled(pace, of=nearest, to=kind), "scaled from a similar run"
     task = recipe.task
-    collecting = recipe.total_env_steps * pace.env_step
+    collecting = recipe.total_env_steps * pace.collecting(recipe)
     updating = recipe.total_updates * pace.update
     training = collecting + updating
     if recipe.system.overlap == "on":
         training = max(collecting, updating)
+    # The goal of an episode is filmed once.
+    episode = task.episode_length * pace.env_step + pace.picture
     episodes = recipe.budget.evaluations * task.num_eval_envs
-    return Estimate(
-        seconds=training + episodes * task.episode_length * pace.env_step, pace=pace, how=how
-    )
+    return Estimate(seconds=training + episodes * episode, pace=pace, how=how)
 
 
 def _comparable(kind: Recipe, other: Recipe) -> bool:
