@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import Moment, RunDirectory, default_run_dir
 from torch_crl.runs.metrics import DivergenceError, UpdateMetrics, first_not_finite
 from torch_crl.system import checkpoint
+from torch_crl.training import saving
 from torch_crl.training.crl_run import build_run
 from torch_crl.training.trainer import train
 
@@ -43,6 +46,26 @@ def test_resume_equals_the_uninterrupted_run(tmp_path: Path, parity: str) -> Non
     assert older.exists()
     train(recipe, tmp_path / "parts", resume=True, show=False)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resuming_on_another_number_of_threads_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    train(tiny(), run.path)
+    train(tiny(), run.path, resume=True)
+    assert "computed until now" not in capsys.readouterr().err
+    monkeypatch.setattr(saving, "thread_count", lambda recipe: 2)
+    train(tiny(), run.path, resume=True)
+    told = capsys.readouterr().err
+    assert re.search("until now as fp32, .*, CPU threads: 1, from here on as .*threads: 2: ", told)
+    # Of before the number was saved.
+    folder = run.saved_checkpoints[0]
+    tensors, meta = checkpoint.load(folder)
+    shutil.rmtree(folder)
+    checkpoint.save(folder, tensors, {name: meta[name] for name in meta if name != "threads"})
+    train(tiny(), run.path, resume=True)
+    assert "computed until now" not in capsys.readouterr().err
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import torch
 from torch_crl import __version__, fields
 from torch_crl.distributed.equality import check_equal
 from torch_crl.distributed.ranks import ALONE, LostRankError, RankError, Ranks
-from torch_crl.fields import Count, PositiveOrZero, StepsOrZero
+from torch_crl.fields import Count, CountOrZero, PositiveOrZero, StepsOrZero
+from torch_crl.recipe.compute_choice import thread_count
+from torch_crl.recipe.share import share
 from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
 from torch_crl.runs.policies import save_policy
 from torch_crl.system import checkpoint
@@ -36,6 +38,8 @@ class CheckpointMeta:
     device: str
     computed: str = ""
     """Precision and kernels; empty in checkpoints of before these were saved."""
+    threads: CountOrZero = 0
+    """CPU threads of updates on the CPU; 0 elsewhere and in checkpoints of before."""
     ranks: Count = 1
     collections_done: StepsOrZero
     updates_done: StepsOrZero
@@ -68,22 +72,27 @@ def commit(run: Run, directory: RunDirectory, ranks: Ranks = ALONE) -> None:
     else:
         save_policy(run.policy, policy, meta)
         if run.resumable:
-            tensors, counters = _state_of(run)
+            tensors, counters = _state_of(run, ranks)
             checkpoint.save(folder, tensors, meta | counters)
     if ranks.is_first:
         directory.prune(checkpoints=_KEPT_CHECKPOINTS)
 
 
-def _state_of(run: Run) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _state_of(run: Run, ranks: Ranks) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The run's tensors, and the rest of it as metadata."""
     tensors, counters = run.state_dict()
-    return tensors, counters | {"round": asdict(run.round)}
+    return tensors, counters | {"round": asdict(run.round), "threads": _threads(run, ranks)}
+
+
+def _threads(run: Run, ranks: Ranks) -> int:
+    """CPU threads of updates, whose number decides how sums are rounded; 0 on other devices."""
+    return thread_count(share(run.recipe, ranks)) if run.device.type == "cpu" else 0
 
 
 def _save_parts(run: Run, policy: Path, folder: Path, ranks: Ranks) -> None:
     """Save the policy and the checkpoint of several ranks, all of it or nothing."""
     with ranks.together():
-        tensors, counters = _state_of(run)
+        tensors, counters = _state_of(run, ranks)
     own = {name: tensor for name, tensor in tensors.items() if is_of_rank(name)}
     shared = {name: tensor for name, tensor in tensors.items() if not is_of_rank(name)}
     check_equal(shared, ranks)
@@ -188,10 +197,12 @@ def _restored(
             raise CheckpointError(f"{folder} does not fit this run: {error}") from error
     skipped = [f"passed over: {failure}" for failure in failures]
     resumed = f"resumed from {folder}: {run.env_steps:,} steps, {run.updates_done:,} updates"
-    if counters.computed not in ("", run.description):
+    before = _computed(counters.computed or run.description, counters.threads)
+    now = _computed(run.description, _threads(run, ranks) if counters.threads else 0)
+    if before != now:
         resumed += (
-            f"; computed until now as {counters.computed}, from here on as {run.description}: "
-            "results differ by rounding from those of an undisturbed run"
+            f"; computed until now as {before}, from here on as {now}: results differ by rounding "
+            "from those of an undisturbed run"
         )
     if counters.ranks != ranks.size:
         resumed += (
@@ -203,6 +214,10 @@ def _restored(
     if not run.env.saves_state:
         resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
     return moment_of(run), [*skipped, resumed]
+
+
+def _computed(description: str, threads: int) -> str:
+    return f"{description}, CPU threads: {threads}" if threads else description
 
 
 def _of_other_ranks(folder: Path, written_by: int, ranks: Ranks) -> str:
