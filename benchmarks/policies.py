@@ -26,6 +26,8 @@ from torch_crl.runs.plots import load_matplotlib
 from torch_crl.runs.policies import save_policy
 
 TASK, WIDTH = "ant", 256
+# Without -P, files in the working directory would be imported in place of libraries.
+_PYTHON = (sys.executable, "-P")
 _ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _NAMES = {"torch": "load_policy", "numpy": "NumPy", "onnx": "ONNX Runtime", "c": "C"}
 
@@ -81,7 +83,7 @@ def _policy(depth: int) -> Policy:
 def _calls(runtime: str, folder: Path, seconds: float) -> list[int]:
     """Nanoseconds of each call."""
     if runtime != "c":
-        program = [sys.executable, "-m", policy_calls.__name__]
+        program = [*_PYTHON, "-m", policy_calls.__name__]
         return [int(x) for x in json.loads(_run([*program, runtime, str(folder), str(seconds)]))]
     binary = str(folder / "policy")
     flags = ["-O3", "-march=native", "-DPOLICY_MAIN"]
@@ -111,7 +113,7 @@ def _bytes_per_second() -> float:
     read = "import numpy, time; x = numpy.ones(2**27, numpy.float32); taken = []\n"
     read += "for _ in range(5):\n begin = time.perf_counter(); numpy.dot(x, x)\n"
     read += " taken.append(time.perf_counter() - begin)\nprint(x.nbytes / min(taken))"
-    return float(_run([sys.executable, "-c", read]))
+    return float(_run([*_PYTHON, "-c", read]))
 
 
 def save_latency_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) -> None:

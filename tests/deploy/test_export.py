@@ -1,6 +1,7 @@
 """Exported policies: equal actions in every runtime, errors for damaged files, clear refusals."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.cli.main import main
 from torch_crl.deploy.c_file import header_text
 from torch_crl.deploy.checks import check, compiler
-from torch_crl.deploy.export import Runtime, export
+from torch_crl.deploy.export import Runtime, export, signed
 from torch_crl.envs.registry import task_spec
 from torch_crl.errors import UsageError
 from torch_crl.runs.directory import RunDirectory
@@ -193,6 +194,25 @@ def test_a_check_finds_damage_anywhere(to: Runtime, tmp_path: Path) -> None:
                 check(tmp_path)
             path.write_bytes(whole)
     assert check(tmp_path).difference < 1e-5
+
+
+@pytest.mark.parametrize("to", RUNTIMES)
+def test_a_check_reads_regular_files_of_the_folder_only(to: Runtime, tmp_path: Path) -> None:
+    export(make_policy(), "reacher", to, tmp_path)
+    for path in (tmp_path / name for name in (WEIGHTS[to], "policy.json")):
+        whole = path.read_bytes()
+        path.unlink()
+        # Opening a pipe without a writer would wait for ever.
+        os.mkfifo(path)
+        with pytest.raises(UsageError, match="no regular file"):
+            check(tmp_path)
+        path.unlink()
+        path.write_bytes(whole)
+    told = json.loads((tmp_path / "policy.json").read_text())
+    told["files"]["/dev/zero"] = 64 * "0"
+    (tmp_path / "policy.json").write_text(json.dumps(signed(told)))
+    with pytest.raises(UsageError, match="was changed after the export"):
+        check(tmp_path)
 
 
 @pytest.mark.parametrize("to", ["numpy", "onnx"])

@@ -185,9 +185,11 @@ def _report(
 
 def _with_critic(options: Options, trained: Trained) -> "TrainedRun | None":
     """Critic and replay of the run; None where there are none, which is told."""
+    from torch_crl.system.checkpoint import CheckpointError
+
     try:
         return trained_run(options, trained)
-    except UsageError as error:
+    except (UsageError, CheckpointError) as error:
         print_line(f"the picture has no distances: {error}", stderr=True)
         return None
 

@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
     folder = options.out or output_folder(directory, "pruned")
     check_folder("--out", folder)
     teacher = Teacher(policy=told_policy(options.run, options.policy), recipe=recipe)
+    teacher.policy.require_numbers("prune")
     length = recipe.task.episode_length
     rows = met_rows(teacher.policy, recipe.task.name, episode_length=length)
     blocks = Blocks(teacher.policy, rows)

@@ -17,6 +17,7 @@ import numpy as np
 from torch_crl.deploy.c_file import header_text
 from torch_crl.deploy.export import RUNTIME_FILES, RUNTIMES, Runtime, sha256, signed
 from torch_crl.errors import UsageError
+from torch_crl.system.files import DamagedFileError, read_bytes
 
 TOLERANCE = 1e-5
 """Largest difference of an action that the self-tests allow."""
@@ -26,6 +27,7 @@ _WEIGHTS: dict[Runtime, str] = {
     "c": "policy.bin",
 }
 _LONGEST_SECONDS = 300
+_MOST_BYTES = 1 << 32
 
 
 class Checked(NamedTuple):
@@ -60,11 +62,7 @@ def check(folder: Path) -> Checked:
         raise UsageError(f"{folder} {what}")
     told, of_files = _read(folder)
     for name, expected in of_files.items():
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            raise UsageError(f"{folder / name} cannot be read: {error.strerror}") from None
-        if sha256(content) != expected:
+        if sha256(_content(folder / name)) != expected:
             raise UsageError(
                 f"{folder / name} is damaged, or of another policy than policy.json; copy or "
                 "export it again"
@@ -75,9 +73,16 @@ def check(folder: Path) -> Checked:
         raise UsageError(f"{folder}: the self-test failed, actions differ by {difference:.2g}")
     name = RUNTIME_FILES[told.runtime]
     ours = RUNTIMES.joinpath(name).read_bytes()
-    changed = not (folder / name).exists() or (folder / name).read_bytes() != ours
+    changed = not (folder / name).exists() or _content(folder / name) != ours
     note = f"{folder / name} is not that of this version of torch_crl, and was not run"
     return Checked(difference, [note] if changed else [])
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path, most=_MOST_BYTES)
+    except DamagedFileError as error:
+        raise UsageError(str(error)) from None
 
 
 def _read(folder: Path) -> tuple[_Told, dict[str, str]]:
@@ -87,11 +92,12 @@ def _read(folder: Path) -> tuple[_Told, dict[str, str]]:
         hint = f"; did you mean {inside[0]}?" if inside else ""
         raise UsageError(f"{folder} holds no exported policy: there is no policy.json in it{hint}")
     try:
-        told: dict[str, Any] = json.loads(path.read_text())
+        told: dict[str, Any] = json.loads(read_bytes(path))
         damaged = signed(told) != told
         read = _Told(told["runtime"], told)
         of_files = {str(name): str(value) for name, value in told["files"].items()}
         known = read.runtime in RUNTIME_FILES and _WEIGHTS[read.runtime] in of_files
+        known &= all(Path(name).name == name for name in of_files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is no description of an exported policy: {error!r}") from None
     if damaged or not known:
@@ -135,9 +141,9 @@ def _c(folder: Path, told: _Told) -> float:
         outputs = sizes[2] * int(told.all["chunk"])
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder / 'policy.json'} describes no policy: {error!r}") from None
-    if (folder / "policy.h").read_text() != header:
+    if _content(folder / "policy.h") != header.encode():
         raise UsageError(f"{folder / 'policy.h'} is not of this version; export again")
-    content = (folder / "policy.bin").read_bytes()
+    content = _content(folder / "policy.bin")
     count = int.from_bytes(content[52:56], "little")
     row = sizes[0] + sizes[1] + outputs
     if len(content) < 128 + 4 * count * row or not count:
