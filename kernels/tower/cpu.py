@@ -122,7 +122,6 @@ def backward_tower(
 
 _KEPT_SIZES = 8
 _ROWS_AT_ONCE = 1024
-"""Of a pass without gradients, whose layers need not be kept for all rows."""
 
 
 class Space:
@@ -216,10 +215,9 @@ def whole_tower(
     Raises ValueError for tensors of other devices and dtypes.
     """
     require_cpu("tower", x_RI, parameters.tensors[0])
-    if len(x_RI) > _ROWS_AT_ONCE and not torch.is_grad_enabled():
-        parts = x_RI.split(_ROWS_AT_ONCE)
-        given: dict[str, Any] = {"live": 0, "activation": activation, "branch_scale": branch_scale}
-        return torch.cat([whole_tower(x, parameters, precision=precision, **given) for x in parts])
     apply: Callable[..., Tensor] = _WholeTower.apply
     options = parameters, live, activation == "relu", branch_scale, precision
-    return apply(x_RI.contiguous(), *options, *parameters.tensors)
+    # Without gradients the layers need not be kept for all rows at once.
+    parts = [x_RI] if torch.is_grad_enabled() else x_RI.split(_ROWS_AT_ONCE)
+    y_RO = [apply(x.contiguous(), *options, *parameters.tensors) for x in parts]
+    return y_RO[0] if len(y_RO) == 1 else torch.cat(y_RO)

@@ -10,12 +10,13 @@ B batch, K steps, W window of steps that are looked at, O bins of offsets.
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from torch_crl.agent.objectives.objective import Distance
 
 
 def first_hit(inside_BW: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,9 +151,7 @@ def time_distance(
     return (each_B * counts_B).sum() / counts_B.sum().clamp_min(1)
 
 
-def distinct(
-    goal_BG: Tensor, *, distance: Callable[[Tensor, Tensor], Tensor], radius: float
-) -> Tensor:
+def distinct(goal_BG: Tensor, *, distance: Distance, radius: float) -> Tensor:
     """bool [B, B]: whether two goals are more than `radius` apart, by a task's distance."""
     pair_BBG = goal_BG.expand(len(goal_BG), *goal_BG.shape)
     one, other = pair_BBG.flatten(0, 1), pair_BBG.transpose(0, 1).flatten(0, 1)
