@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from torch_crl.cli.main import main
 from torch_crl.deploy.distil import Distillation, DistilSettings, distil
 from torch_crl.deploy.distil_loss import distil_loss, gaussian_kl
 from torch_crl.deploy.export import export
-from torch_crl.deploy.students import Teacher, report
+from torch_crl.deploy.students import Teacher, report, retention, save_front, student
 from torch_crl.errors import UsageError
+from torch_crl.runs.curves import CurveError, read_curve
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.lock import DirectoryInUseError
+from torch_crl.system.checkpoint import CheckpointError
 
 SMALL: dict[str, Any] = {"rows": 60, "updates": 12, "rounds": 4, "num_envs": 5, "batch_size": 8}
 
@@ -70,7 +74,7 @@ def test_loss_by_hand() -> None:
 
 def test_where_tanh_is_flat_a_student_may_be_anywhere_beyond() -> None:
     teacher = torch.tensor([[9.0, 0.0]], dtype=torch.float64)
-    for own, wanted in ((2.5, 0.0), (30.0, 0.0), (2.0, 0.25)):
+    for own, wanted in ((2.5, 0.0), (30.0, 0.0), (2.0, 0.25), (-5.5, 64.0)):
         student = torch.tensor([[own, 0.0]], dtype=torch.float64)
         loss, metrics = distil_loss(teacher, student)
         action = (torch.tensor(own).double().tanh() - torch.tensor(9.0).double().tanh()) ** 2
@@ -238,3 +242,33 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "other settings" in capsys.readouterr().err
     assert main(["distil", str(tmp_path / "run"), "--depth", "6"]) == 1
     assert "multiples of 4, got [6]" in capsys.readouterr().err
+    # It has neither a learning curve nor a learner.
+    with pytest.raises(CurveError, match="no learning curve"):
+        read_curve(one)
+    with pytest.raises(CheckpointError, match="made of another one; the command that made it"):
+        train(RunDirectory(one).read_recipe(), one, resume=True, show=False)
+
+
+def test_a_student_in_the_making_is_left_to_its_process(tmp_path: Path) -> None:
+    teacher = Teacher(policy=make_teacher(), recipe=tiny("reacher"))
+    settings = DistilSettings(width=8, **SMALL)
+    directory = RunDirectory(tmp_path / "depth4_width8_seed0")
+    with directory.owned(), pytest.raises(DirectoryInUseError, match="in use by"):
+        student(teacher, settings, tmp_path, on_round=lambda *_: None)
+    directory.path.mkdir()
+    (directory.path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds something that is no student"):
+        student(teacher, settings, tmp_path, on_round=lambda *_: None)
+    assert (directory.path / "notes.txt").read_text() == "mine"
+
+
+def test_nothing_is_kept_of_a_teacher_that_is_never_at_the_goal(tmp_path: Path) -> None:
+    teacher = Teacher(policy=make_teacher(depth=8), recipe=tiny("reacher"))
+    row = {"depth": 4, "width": 8, "seed": 0, "parameters": 80, "ms_p50": 0.25}
+    rows = [row | {"time_at_goal_share": 0.0}]
+    never = {"time_at_goal_share": 0.0}
+    assert math.isnan(retention(rows[0], never))
+    text = report(teacher, never, rows)
+    assert "the teacher is never there" in text and "| nan |" in text
+    save_front(teacher, never, rows, tmp_path / "front.png")
+    assert (tmp_path / "front.png").stat().st_size > 1000

@@ -386,6 +386,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     }
     assert "@" not in (folder / "README.md").read_text()
     assert main(["export", str(folder), "--check"]) == 0
+    assert main(["export", str(folder), "--check", "--to", "c", "--single-input"]) == 1
+    assert "takes no other flag, got --to, --single-input" in capsys.readouterr().err
     flip(folder / "policy.safetensors", 2000)
     assert main(["export", str(folder), "--check"]) == 1
     assert "damaged" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """`torch-crl distil RUN`: trains small policies that do what a trained one does."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +15,7 @@ from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, Depth, Seed
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import output_folder, run_directory_of
+from torch_crl.system.files import write_json, write_text
 from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     from torch_crl.deploy.students import Teacher, report, retention, save_front, student
 
     tasks = [recipe.task.name, recipe.task.eval_name]
-    allow_tasks_of(directory, tasks, typed=[], trust=options.trust)
+    allow_tasks_of(directory, tasks, typed=None, trust=options.trust)
     folder = options.out or output_folder(directory, "students")
     check_folder("--out", folder)
     policy = told_policy(options.run, options.policy)
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
             )
             rows.append(done)
     text = report(teacher, of_teacher, rows)
-    (folder / "report.md").write_text(text)
+    write_text(folder / "report.md", text)
     kept = [row | {"retention": retention(row, of_teacher)} for row in rows]
     document = {
         "task": recipe.task.name,
@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
         "teacher": of_teacher,
         "students": kept,
     }
-    (folder / "students.json").write_text(json.dumps(document, indent=2) + "\n")
+    write_json(folder / "students.json", document)
     save_front(teacher, of_teacher, rows, folder / "front.png")
     print_line(text)
     print_line(f"written: {folder}/report.md, students.json, front.png", stderr=True)

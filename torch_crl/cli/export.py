@@ -45,6 +45,10 @@ def main(arguments: list[str]) -> int:
     """Export, or check what has been exported. Returns the exit status."""
     options = read_flags(Options, arguments, command="export")
     if options.check:
+        usual = Options(run=options.run, check=True)
+        if given := [name for name, value in vars(options).items() if value != vars(usual)[name]]:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise UsageError(f"--check writes nothing and takes no other flag, got {flags}")
         _report(options.run)
         return 0
     if options.to is None:

@@ -81,10 +81,14 @@ def main(arguments: list[str]) -> int:
 
 
 def acting_policy(own: "Policy", run: Path | None) -> "Policy":
-    """The policy of another run or folder, if one is given. Raises UsageError for other sizes."""
+    """The policy of another run or folder, if one is given.
+
+    Raises UsageError for one that does not see numbers, or other ones.
+    """
     if run is None:
         return own
     policy = told_policy(run, "newest")
+    policy.require_numbers("--controller")
     sizes = [(each.state_size, each.goal_size, each.action_size) for each in (policy, own)]
     if sizes[0] != sizes[1]:
         raise UsageError(

@@ -1,7 +1,6 @@
 """`torch-crl prune RUN`: removes blocks of a trained policy and heals what is left."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +14,7 @@ from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Seed
 from torch_crl.runs.finding import output_folder, run_directory_of
-from torch_crl.system.files import write_text
+from torch_crl.system.files import write_json, write_text
 from torch_crl.system.terminal import print_line
 
 
@@ -57,7 +56,7 @@ def main(arguments: list[str]) -> int:
     from torch_crl.system.machine import machine
 
     allow_tasks_of(
-        directory, [recipe.task.name, recipe.task.eval_name], typed=[], trust=options.trust
+        directory, [recipe.task.name, recipe.task.eval_name], typed=None, trust=options.trust
     )
     folder = options.out or output_folder(directory, "pruned")
     check_folder("--out", folder)
@@ -97,10 +96,10 @@ def main(arguments: list[str]) -> int:
         "blocks": blocks.count,
         "teacher": of_teacher,
         "order": order,
-        "pruned": [asdict(each) for each in made],
+        "pruned": made,
         "machine": machine(),
     }
-    write_text(folder / "pruned.json", json.dumps(document, indent=2) + "\n")
+    write_json(folder / "pruned.json", document)
     save_curve(made, of_teacher, folder / "curve.png", count=blocks.count)
     print_line(text)
     print_line(f"written: {folder}/report.md, pruned.json, curve.png", stderr=True)

@@ -139,7 +139,7 @@ def told_policy(run: Path, which: Literal["newest", "best"], *, depth: int = 0) 
 
 
 def allow_tasks_of(
-    directory: RunDirectory, names: Iterable[str], *, typed: Iterable[str], trust: bool
+    directory: RunDirectory, names: Iterable[str], *, typed: Iterable[str] | None, trust: bool
 ) -> None:
     """Call `allow_tasks` for tasks that a run's recipe names, and load those that are Python code.
 

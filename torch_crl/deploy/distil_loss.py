@@ -35,9 +35,10 @@ def distil_loss(teacher_B2A: Tensor, student_B2A: Tensor) -> tuple[Tensor, dict[
     difference_BA = torch.tanh(own_mean_BA) - torch.tanh(mean_BA)
     action = difference_BA.square().sum(-1).mean()
     flat_BA = mean_BA.clamp(-FLAT, FLAT)
-    # A student beyond the flat part is as right as the teacher there.
-    near_BA = torch.where(flat_BA.abs() < FLAT, own_mean_BA, own_mean_BA.clamp(-FLAT, FLAT))
-    mean = (near_BA - flat_BA).square().sum(-1).mean()
+    error_BA = own_mean_BA - flat_BA
+    # A student that is further out than a teacher in the flat part is as right as it.
+    is_right_BA = (flat_BA.abs() == FLAT) & (error_BA * flat_BA > 0)
+    mean = error_BA.masked_fill(is_right_BA, 0.0).square().sum(-1).mean()
     std = gaussian_kl(mean_BA, log_std_BA, own_mean_BA.detach(), own_log_std_BA).mean()
     loss = action + MEAN_WEIGHT * mean + STD_WEIGHT * std
     return loss, {"action_error": difference_BA.detach().abs().mean(), "kl": std.detach()}

@@ -9,7 +9,15 @@ from typing import Any
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.deploy.distil import DistilSettings
 from torch_crl.deploy.prune import Blocks
-from torch_crl.deploy.students import EPISODES, Teacher, latency, parameters, retention, student
+from torch_crl.deploy.students import (
+    EPISODES,
+    Teacher,
+    latency,
+    nothing_kept,
+    parameters,
+    retention,
+    student,
+)
 from torch_crl.kernels.tower import BLOCK
 from torch_crl.runs.plots import load_matplotlib
 
@@ -88,8 +96,9 @@ def report(
         f"{latency(teacher.policy)['ms_p50']:.3g} ms for an action and is at the goal for "
         f"{of_teacher['time_at_goal_share']:.3f} of the time ({EPISODES} episodes of "
         f"{teacher.recipe.task.eval_name}; all policies have equal starts and goals). Columns 4 to "
-        "6 are shares of that time: with blocks left out, with their means in their place, and "
-        f"healed by distillation. The actions' standard deviation is {spread:.3g}. An action takes "
+        f"6 are shares of that time{nothing_kept(of_teacher)}: with blocks left out, with their "
+        f"means in their place, and healed by distillation. The actions' standard "
+        f"deviation is {spread:.3g}. An action takes "
         "two FLOP and reads four bytes a parameter.",
         "",
         "| blocks left | parameters | ms, p50 / p99 | left out | means | healed | smallest, "

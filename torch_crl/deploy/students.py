@@ -1,6 +1,7 @@
 """A grid of students of one policy: each trained, evaluated beside its teacher, and reported."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.policy import Policy
 from torch_crl.deploy.distil import DistilSettings, distil, fingerprint, met_rows, name_of
 from torch_crl.deploy.senses import SIDE, Senses
+from torch_crl.errors import UsageError
 from torch_crl.planning.goal_value import GoalValue
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.plots import load_matplotlib
 from torch_crl.runs.policies import save_policy
+from torch_crl.runs.records import read_file
 from torch_crl.system.machine import machine
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.timing import wall_clock
@@ -124,43 +127,50 @@ def student(
 
     It begins as `initial`, or with random weights. `on_round` is called after each round of the
     training, `on_step` after each control step of the evaluation. A student that was finished
-    before is read and not trained again. Raises UsageError if the folder holds one of another
-    policy or with other settings.
+    before is read and not trained again.
+
+    Raises UsageError if the folder holds one of another policy or with other settings, or
+    something that is no student, and DirectoryInUseError if another process trains it.
     """
     seeing = "_camera" if teacher.senses and teacher.senses.camera else ""
     directory = RunDirectory(folder / (name_of(settings) + seeing))
-    if not directory.holds_run:
-        recipe = with_changes(
-            teacher.recipe, networks={"actor_depth": settings.depth, "width": settings.width}
+    with directory.owned():
+        if not directory.holds_run:
+            if directory.is_occupied:
+                raise UsageError(
+                    f"{directory} holds something that is no student; it is left alone"
+                )
+            recipe = with_changes(
+                teacher.recipe, networks={"actor_depth": settings.depth, "width": settings.width}
+            )
+            directory.begin(recipe, machine=machine())
+        made = distil(
+            teacher.policy,
+            teacher.recipe.task.name,
+            settings,
+            directory,
+            episode_length=teacher.recipe.task.episode_length,
+            on_round=on_round,
+            initial=initial,
+            senses=teacher.senses,
         )
-        directory.begin(recipe, machine=machine())
-    made = distil(
-        teacher.policy,
-        teacher.recipe.task.name,
-        settings,
-        directory,
-        episode_length=teacher.recipe.task.episode_length,
-        on_round=on_round,
-        initial=initial,
-        senses=teacher.senses,
-    )
-    told = json.loads(directory.result.read_text()) if directory.result.exists() else None
-    if told is None:
-        moment = directory.saved_checkpoints[0].name
-        origin = {"distilled_from": fingerprint(teacher.policy.actor)}
-        save_policy(made, directory.policies / moment, origin)
-        told = {
-            "depth": settings.depth,
-            "width": settings.width,
-            "seed": settings.seed,
-            "parameters": parameters(made),
-            "policy": str(directory.policies / moment),
-            **latency(made),
-            **teacher.scores(made, on_step),
-            "regret": teacher.regret(made),
-        }
-        directory.finish(told)
-    row: dict[str, Any] = told
+        if not directory.is_finished:
+            moment = directory.saved_checkpoints[0].name
+            origin = {"distilled_from": fingerprint(teacher.policy.actor)}
+            save_policy(made, directory.policies / moment, origin)
+            directory.finish(
+                {
+                    "depth": settings.depth,
+                    "width": settings.width,
+                    "seed": settings.seed,
+                    "parameters": parameters(made),
+                    "policy": str(directory.policies / moment),
+                    **latency(made),
+                    **teacher.scores(made, on_step),
+                    "regret": teacher.regret(made),
+                }
+            )
+        row: dict[str, Any] = read_file(directory.result, json.loads)
     return row
 
 
@@ -219,10 +229,10 @@ def report(teacher: Teacher, of_teacher: dict[str, float], rows: list[dict[str, 
         f"of them at most {ours['ms_p99']:.3g}) and is at the goal for "
         f"{of_teacher['time_at_goal_share']:.3f} of the time ({teacher.episodes} episodes of "
         f"{teacher.recipe.task.eval_name}; all policies have equal starts and goals). Retention is "
-        "a student's share of that time. Milliseconds are those of `load_policy` on one core. "
-        "Regret is what the teacher's critic thinks is lost by the student's actions, in the units "
-        "of its energy; it is empty where the run has no checkpoint any more. On the front are the "
-        "sizes that no smaller one matches.",
+        f"a student's share of that time{nothing_kept(of_teacher)}. Milliseconds are those of "
+        "`load_policy` on one core. Regret is what the teacher's critic thinks is lost by the "
+        "student's actions, in the units of its energy; it is empty where the run has no "
+        "checkpoint any more. On the front are the sizes that no smaller one matches.",
         "",
         "| depth | width | seeds | parameters | of the teacher's | ms, p50 | retention | "
         "smallest, largest | front | regret |",
@@ -287,7 +297,12 @@ def _front_by_time(sizes: list[Size]) -> list[Size]:
     ]
 
 
+def nothing_kept(of_teacher: dict[str, float]) -> str:
+    """What reports add where the teacher is never at the goal."""
+    return "" if of_teacher["time_at_goal_share"] else " (nan, as the teacher is never there)"
+
+
 def retention(row: dict[str, Any], of_teacher: dict[str, float]) -> float:
-    """Time at the goal, student's over teacher's; 1 where the teacher is never there."""
+    """Time at the goal, student's over teacher's; NaN where the teacher is never there."""
     ours, best = float(row["time_at_goal_share"]), of_teacher["time_at_goal_share"]
-    return ours / best if best else 1.0
+    return ours / best if best else math.nan

@@ -1,7 +1,6 @@
 """What planning changes for a run: with and without plans, and with plans that come late."""
 
 import itertools
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch_crl.planning.episodes import record_episodes
 from torch_crl.planning.following import Late, PlanningPolicy
 from torch_crl.planning.pictures import graph_picture, ground_of, lateness_picture, save
 from torch_crl.planning.planner import GraphPlanner
-from torch_crl.system.files import write_text
+from torch_crl.system.files import write_json, write_text
 from torch_crl.system.machine import machine
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.timing import wall_clock
@@ -139,7 +138,7 @@ def write_plan_report(
         "machine": machine(),
     }
     text = _markdown(document, is_maze=ground.is_maze)
-    write_text(folder / "plan.json", json.dumps(document, indent=2) + "\n")
+    write_json(folder / "plan.json", document)
     write_text(folder / "report.md", text)
     return text
 

@@ -67,6 +67,11 @@ class Curve:
 def read_curve(run_dir: Path) -> Curve:
     """The curve of one run directory. Raises CurveError if it cannot be read."""
     recipe, records = _read(run_dir)
+    if not records and RunDirectory(run_dir).is_finished:
+        raise CurveError(
+            f"{run_dir} has no learning curve: policies that distil or prune made have none, and "
+            "the report.md beside them compares them"
+        )
     if not records:
         raise CurveError(f"{run_dir} has no evaluation yet; let it train on")
     return _curve(run_dir, recipe, records)

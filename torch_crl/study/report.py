@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_crl.study.statistics import Estimate
-from torch_crl.system.files import read_bytes, write_text
+from torch_crl.system.files import read_bytes, write_json, write_text
 from torch_crl.system.machine import machine
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def write_report(report: Report, folder: str | Path) -> Path:
         + (f"<h2>How this came about</h2>\n<dl>{facts}</dl>\n" if facts else "")
         + f"<script>\n{_asset('report.js')}</script>\n</body></html>\n"
     )
-    write_text(folder / "report.json", _json(report))
+    write_json(folder / "report.json", _document(report))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -221,11 +221,11 @@ def _names(picture: Picture) -> list[str]:
     return [f"{picture.name}_{_file_name(view)}.png" for view in picture.views]
 
 
-def _json(report: Report) -> str:
+def _document(report: Report) -> dict[str, Any]:
     parts = [part for section in report.sections for part in section.parts]
     tables = [part for part in parts if isinstance(part, Table)]
     pictures = [part for part in parts if isinstance(part, Picture)]
-    document = {
+    return {
         "title": report.title,
         "question": report.question,
         "findings": report.findings,
@@ -234,22 +234,6 @@ def _json(report: Report) -> str:
         "pictures": [name for picture in pictures for name in _names(picture)],
         "data": report.data,
     }
-    return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that are not finite, which JSON lacks, by null, and arrays by lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {str(name): _finite(below) for name, below in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_finite(below) for below in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def _text(text: str) -> str:

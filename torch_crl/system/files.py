@@ -1,12 +1,15 @@
 """Files that are written whole or not at all, and read with care: their source may be unknown."""
 
+import dataclasses
+import json
+import math
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from torch_crl.errors import TorchCrlError
 
@@ -25,6 +28,28 @@ def write_text(path: Path, text: str) -> None:
     If the path is a link, the link is replaced, and its target stays as it is.
     """
     write_parts(path, [text])
+
+
+def write_json(path: Path, document: object) -> None:
+    """`write_text` of a document of dataclasses, mappings, lists, arrays, paths and plain values.
+
+    Numbers that are not finite, which JSON lacks, become null.
+    """
+    write_text(path, json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(below) for name, below in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(below) for below in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_parts(path: Path, parts: Iterable[str]) -> None:

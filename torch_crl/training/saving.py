@@ -171,6 +171,11 @@ def _restored(
     folder, tensors, meta, failures = checkpoint.load_newest(
         saved, most_bytes=most_bytes, rank=ranks.rank, ranks=ranks.size, of_all=ranks.all_of
     )
+    if "teacher" in meta:
+        raise CheckpointError(
+            f"{folder} is of a policy that was made of another one; the command that made it, "
+            "distil or prune, goes on with it if it is given again"
+        )
     if "format" not in meta:
         raise CheckpointError(
             f"{folder} was written by an earlier version of torch_crl and cannot be resumed by "

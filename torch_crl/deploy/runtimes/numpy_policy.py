@@ -56,7 +56,7 @@ class Policy:
         x = np.concatenate(parts, -1).reshape(-1, len(t["input_weight"][0]))
         names = ("weight", "bias", "ln_weight", "ln_bias")
         x = self._layer(x, *(t[f"input_{name}"] for name in names))
-        layers = list(zip(*(t[name] for name in names), strict=True))
+        layers = [[t[name][k] for name in names] for k in range(len(t["weight"]))]
         for start in range(0, meta["depth"], BLOCK):
             inner = x
             for k in range(start, start + BLOCK):

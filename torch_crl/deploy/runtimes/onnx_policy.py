@@ -49,7 +49,7 @@ class Policy:
         if inputs == ["obs"]:
             action = self.session.run(None, {"obs": np.concatenate(rows, -1)})[0]
         else:
-            action = self.session.run(None, dict(zip(inputs, rows, strict=True)))[0]
+            action = self.session.run(None, {name: rows[k] for k, name in enumerate(inputs)})[0]
         return action.reshape(*leading, *action.shape[1:])
 
     def self_test(self):
