@@ -53,7 +53,7 @@ def comparison_report(
     """
     names = ", ".join(comparison.tasks)
     sections = [scores_section(comparison), curves_section(comparison, published=published)]
-    if len(comparison.tasks) > 1 and comparison.everywhere:
+    if len(comparison.tasks) > 1 and len(comparison.everywhere) > 1:
         sections.insert(1, _overall(comparison))
     sections += [
         speed_section(comparison),
