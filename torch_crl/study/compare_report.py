@@ -181,7 +181,7 @@ def curves_section(comparison: Comparison, *, published: bool) -> Section:
     parts: list[Text | Picture] = [Picture(name="curves", caption=caption, views=views)]
     if published:
         parts.append(Text(text=about_published(overlay)))
-    if len(comparison.tasks) > 1 and comparison.everywhere:
+    if len(comparison.tasks) > 1 and len(comparison.everywhere) > 1:
         parts.append(_overall_picture(comparison))
     return Section(title="Learning curves", parts=tuple(parts))
 
