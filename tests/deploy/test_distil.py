@@ -242,6 +242,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "other settings" in capsys.readouterr().err
     assert main(["distil", str(tmp_path / "run"), "--depth", "6"]) == 1
     assert "multiples of 4, got [6]" in capsys.readouterr().err
+    # The number is taken for the run.
+    assert main(["distil", "--width", "8"]) == 1
+    assert "--width takes at least one number; the run stands" in capsys.readouterr().err
     # It has neither a learning curve nor a learner.
     with pytest.raises(CurveError, match="no learning curve"):
         read_curve(one)

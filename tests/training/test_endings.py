@@ -1,8 +1,10 @@
 """How runs end: with what they made, whatever is missing, full or removed, and at every signal."""
 
+import io
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -233,7 +235,33 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
     lines = capsys.readouterr().err.splitlines()
     # Fifteen seconds after the start, and after the evaluation, and so on.
     assert [int(line.split()[4]) for line in lines] == [15, 20, 35, 50]
-    assert lines[0].split("   ")[-1] == "training, 100 steps/s, 10.0 updates/s, about 85 s left"
+    told = "training, collects 100 steps/s, makes 10.0 updates/s, about 85 s left"
+    assert lines[0].split("   ")[-1] == told
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+def test_on_a_terminal_bar_and_time_left_are_never_cut(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rates = {"collected_steps_per_second": 123_456.0, "updates_per_second": 1_234.5}
+    moment = {"updates": 771_605, "seconds": 12_345.0}
+    evaluated = {"success_any": 1.0, "time_at_goal_share": 0.25, "mean_distance": 0.0123}
+    with RunLog(RunDirectory(tmp_path), total=100_000_000, resumed_at=None, show=True) as log:
+        log.progress("evaluating", completed=12_345_678, rates=rates, **moment)
+        log.evaluation({"env_steps": 12_345_678, **moment, **evaluated})
+    text = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", shown.getvalue())
+    lines = [line.rstrip() for line in re.split("[\r\n]+", text)]
+    (bar,) = {line for line in lines if "evaluating" in line}
+    assert "12,345,678 of 100,000,000 steps" in bar and " left" in bar and "\u2026" not in bar
+    assert ("771,605 updates; collects 123,456 steps/s" in bar) == (columns == 140)
+    (evaluation,) = {line for line in lines if "success" in line}
+    assert evaluation.endswith("mean distance 0.0123 m")
+    assert max(map(len, lines)) <= columns
 
 
 def test_matplotlib_says_nothing_of_its_cache(

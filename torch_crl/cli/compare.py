@@ -38,7 +38,7 @@ class Options:
 
     __pydantic_config__ = STRICT
 
-    tasks: Positional[tuple[str, ...]] = ()
+    tasks: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[TASK ...]")] = ()
     """Tasks to train on, each with its own preset; leave them out with --runs."""
     algos: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ALGO ...")] = ("crl", "sac_her")
     """Algorithms to train: crl, gcbc, ppo, sac, td3, sac_her, td3_her."""

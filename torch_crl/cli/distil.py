@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from tyro.conf import Positional
 
-from torch_crl.cli.flags import read_flags
+from torch_crl.cli.flags import RunPath, read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import allow_tasks_of, told_policy
@@ -29,7 +28,7 @@ class Options:
 
     __pydantic_config__ = STRICT
 
-    run: Positional[Path]
+    run: RunPath
     """Run directory of the teacher, or one of the folders in its policies/."""
     depth: Annotated[tuple[Depth, ...], tyro.conf.arg(metavar="DEPTH ...")] = (4,)
     """Depths of the students; multiples of 4."""
@@ -60,9 +59,13 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Distil, print and write the report. Returns the exit status."""
     options = read_flags(Options, arguments, command="distil")
-    wrong = [depth for depth in options.depth if depth <= 0 or depth % 4]
-    if wrong or not (options.depth and options.width and options.seeds):
-        raise UsageError(f"--depth takes positive multiples of 4, got {wrong or 'none'}")
+    if wrong := [depth for depth in options.depth if depth <= 0 or depth % 4]:
+        raise UsageError(f"--depth takes positive multiples of 4, got {wrong}")
+    if empty := [name for name in ("depth", "width", "seeds") if not getattr(options, name)]:
+        raise UsageError(
+            f"--{empty[0]} takes at least one number; the run stands before all flags: torch-crl "
+            f"distil RUN --{empty[0]} ..."
+        )
     directory = run_directory_of(options.run)
     recipe = directory.read_recipe()
     from torch_crl.deploy.senses import senses_of

@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.table import Table
@@ -20,7 +21,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _envs(contains: tyro.conf.Positional[str] = "", png: Path | None = None) -> None:
+def _envs(
+    contains: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[TEXT]")] = "",
+    png: Path | None = None,
+) -> None:
     """List the tasks, or draw one.
 
     Args:

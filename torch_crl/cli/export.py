@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
-
-from torch_crl.cli.flags import read_flags
+from torch_crl.cli.flags import RunPath, read_flags
 from torch_crl.cli.runs import allow_tasks_of, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, CountOrZero
@@ -20,7 +18,7 @@ class Options:
 
     __pydantic_config__ = STRICT
 
-    run: Positional[Path]
+    run: RunPath
     """Run directory, or one of the folders in its policies/; with --check an exported folder."""
     to: Literal["onnx", "numpy", "c"] | None = None
     """`onnx`: a graph for ONNX Runtime and everything that reads ONNX. `numpy`: weights and one

@@ -23,6 +23,8 @@ from torch_crl.sweep.launch import Launch
 
 Options = TypeVar("Options")
 
+RunPath: TypeAlias = Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+"""The run directory that a command is about, or one of the folders in its policies/."""
 LaunchFlags: TypeAlias = Annotated[Launch, tyro.conf.arg(name="")]
 """The flags that `sweep`, `compare` and `study` share: those of `Launch`, without a prefix."""
 
@@ -42,6 +44,7 @@ _BY_ITSELF = {
     "envs": ("the task", "ant", _TASKS),
     "compare": ("each task", "reacher", _TASKS),
     "sweep": ("each task", "reacher", _TASKS),
+    "scale": ("the task", "ant", _TASKS),
     "study": ("the study", "depth", ("--study", "--name")),
 }
 _REGISTRY = ConstructorRegistry()

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import Positional
 
-from torch_crl.cli.flags import read_flags
+from torch_crl.cli.flags import RunPath, read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import allow_tasks_of, told_policy
@@ -24,7 +23,7 @@ class Options:
 
     __pydantic_config__ = STRICT
 
-    run: Positional[Path]
+    run: RunPath
     """Run directory of the policy, or one of the folders in its policies/."""
     blocks: Annotated[tuple[Count, ...], tyro.conf.arg(metavar="BLOCKS ...")] = ()
     """How many blocks are left, several numbers for a curve; three quarters, half and a quarter of

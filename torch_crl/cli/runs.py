@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tyro.conf import Positional
-
+from torch_crl.cli.flags import RunPath
 from torch_crl.cli.progress import Stages
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.envs.trust import allow_tasks
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 class TrainedOptions:
     """Which policy to run, and on which task: what `eval`, `watch`, `plan`, `heatmap` share."""
 
-    run: Positional[Path]
+    run: RunPath
     """Run directory, or one of the folders in its policies/."""
     policy: Literal["newest", "best"] = "newest"
     """Which policy of the run: the newest, or the best by the evaluations during training."""

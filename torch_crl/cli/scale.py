@@ -28,7 +28,7 @@ class Options:
 
     __pydantic_config__ = STRICT
 
-    task: Positional[str]
+    task: Annotated[Positional[str], tyro.conf.arg(metavar="TASK")]
     """Task to train on; its preset is the recipe, whose totals the ranks divide."""
     set: UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]] = ()
     """A setting of the recipe, such as depth=64 or batch_size=2048; may be repeated."""

@@ -4,8 +4,9 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import LaunchFlags, read_flags
@@ -26,7 +27,7 @@ class Options:
 
     __pydantic_config__ = STRICT
 
-    name: Positional[str] = ""
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="[STUDY]")] = ""
     """Name of the study; if left out, all studies are listed."""
     scale: Literal["smoke", "small", "full"] = "smoke"
     """smoke: shows only that the study runs, in a minute or two, two runs at a time.

@@ -34,7 +34,7 @@ class Options:
 
     __pydantic_config__ = STRICT
 
-    tasks: Positional[tuple[str, ...]]
+    tasks: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="TASK ...")]
     """Tasks to train on, each with its own preset; `torch-crl envs` lists them."""
     grid: UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=A,B,...")]] = ()
     """A setting and its values, such as depth=4,8; NAME is a flag of `torch-crl train`.

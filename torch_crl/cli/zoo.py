@@ -1,7 +1,9 @@
 """`torch-crl zoo`: lists the trained policies that come with the package."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from torch_crl.cli.flags import read_flags
@@ -17,7 +19,7 @@ class Options:
 
     __pydantic_config__ = STRICT
 
-    name: Positional[str] = ""
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="[POLICY]")] = ""
     """A policy of the zoo, with or without `zoo:`."""
 
 

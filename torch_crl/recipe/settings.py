@@ -41,7 +41,7 @@ class TaskRecipe:
 
     __pydantic_config__ = STRICT
 
-    name: Annotated[Positional[str], Mark.NOT_OF_METHOD] = "reacher"
+    name: Annotated[Positional[str], arg(metavar="[TASK]"), Mark.NOT_OF_METHOD] = "reacher"
     """Task to train on: a name that `torch-crl envs` lists, `module:function` or `gymnasium:ID`."""
     eval_name: Annotated[str, Mark.SAME_IN_COMPARISONS] = "reacher"
     """Task to evaluate on; usually the training task."""

@@ -27,6 +27,8 @@ from torch_crl.system.terminal import console, duration, plain
 
 # Shortest time between two lines of progress where there is no terminal to draw a bar on.
 _SECONDS_OF_SILENCE = 15.0
+_NARROW, _WIDE = 100, 132
+"""Columns that a terminal needs for an evaluation in one line, and for all beside the bar."""
 
 
 class DivergenceError(TorchCrlError, RuntimeError):
@@ -113,13 +115,12 @@ class RunLog:
             TextColumn("{task.description:<10}", markup=False),
             BarColumn(bar_width=16),
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
-            TextColumn("{task.fields[rates]}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("left{task.fields[last]}"),
+            TextColumn("left{task.fields[more]}"),
             console=self._console,
             disable=not (show and on_terminal),
         )
-        self._bar = self._progress.add_task("starting", total=total, rates="", last="")
+        self._bar = self._progress.add_task("starting", total=total, more="")
         self._total = total
         self._began: tuple[float, float] | None = None
         """Env steps and seconds at the first call of `progress`."""
@@ -169,12 +170,13 @@ class RunLog:
     ) -> None:
         """Move the bar to `completed` env steps; without a terminal, print a line now and then."""
         speed = (
-            f"{rates['collected_steps_per_second']:,.0f} steps/s, "
-            f"{rates['updates_per_second']:,.1f} updates/s"
+            f"collects {rates['collected_steps_per_second']:,.0f} steps/s, "
+            f"makes {rates['updates_per_second']:,.1f} updates/s"
         )
         if not self._progress.disable:
-            text = f"{updates:,} updates, {speed},"
-            self._progress.update(self._bar, description=phase, completed=completed, rates=text)
+            # On a narrow terminal it would take the room of the bar and of the time left.
+            more = f"   {updates:,} updates; {speed}" if self._console.width >= _WIDE else ""
+            self._progress.update(self._bar, description=phase, completed=completed, more=more)
             return
         first_completed, first_seconds = self._began = self._began or (completed, seconds)
         if time.monotonic() - self._spoke_at < _SECONDS_OF_SILENCE:
@@ -193,7 +195,6 @@ class RunLog:
         """Write the record of an evaluation, and print a line about it."""
         self._write("evaluation", record)
         success, share = record["success_any"], record["time_at_goal_share"]
-        self._progress.update(self._bar, last=f"   success {success:.0%}, at goal {share:.0%}")
         found = (
             f"success {success:>4.0%}   at goal {share:>4.0%}   "
             f"mean distance {record['mean_distance']:.3g} m"
@@ -206,9 +207,11 @@ class RunLog:
 
     def _speak(self, env_steps: float, updates: float, seconds: float, what: str) -> None:
         self._spoke_at = time.monotonic()
-        self.announce(
-            f"{env_steps:>12,.0f} steps {updates:>9,.0f} updates {seconds:>6,.0f} s   {what}"
-        )
+        if self._progress.disable or self._console.width >= _NARROW:
+            so_far = f"{env_steps:>12,.0f} steps {updates:>9,.0f} updates"
+        else:
+            so_far = f"{env_steps:>10,.0f} steps"
+        self.announce(f"{so_far} {seconds:>6,.0f} s   {what}")
 
     def _write(self, kind: str, record: dict[str, float]) -> None:
         self._append(self._records, (json.dumps({"kind": kind, **record}) + "\n").encode())
