@@ -1,5 +1,6 @@
 """`torch-crl bench`: measures the speed of this machine, and of plain PyTorch beside it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,8 @@ _UNITS = {
     "actions_per_second": "actions/s",
     "env_steps_per_second": "steps/s",
 }
+_QUIET = 0.5
+"""A larger load average before a measurement is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,11 @@ def main(arguments: list[str]) -> int:
     from torch_crl.system.machine import machine
 
     out.mkdir(parents=True, exist_ok=True)
+    if (load := os.getloadavg()[0]) > _QUIET:
+        print_line(
+            f"note: the load average is {load:.1f}; what else runs here makes times longer",
+            stderr=True,
+        )
     scenarios = quick(depths=options.depths, batch=options.batch)
     rows: list[dict[str, Any]] = []
     with Stages() as stages:
@@ -107,6 +115,8 @@ def _policies(options: Options) -> int:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
+    from torch_crl.study.report import shown
+
     table = Table(
         title="median time of a call, 20th to 80th percentile; ratio to eager PyTorch",
         title_justify="left",
@@ -132,10 +142,11 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             for key, unit in _UNITS.items()
             if key in row
         )
-        spread, by = f"{row['ms_p20']:.3g} - {row['ms_p80']:.3g}", row["implementation"]
+        spread = f"{shown(row['ms_p20'])} - {shown(row['ms_p80'])}"
+        by = row["implementation"]
         if row["kind"] == "floor":
             # Computed from rates, so it has no spread.
             spread, by = "", "matmuls and Adam alone"
-        cells = (row["kind"], str(row["depth"]), by, f"{row['ms_p50']:.3g}")
+        cells = (row["kind"], str(row["depth"]), by, shown(row["ms_p50"]))
         table.add_row(*cells, spread, rate, ratio)
     return table
