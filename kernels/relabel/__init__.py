@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_crl.kernels.relabel import reference
-from torch_crl.kernels.relabel.reference import Batch as Batch
+from torch_crl.kernels.relabel.reference import RelabeledBatch as RelabeledBatch
 from torch_crl.kernels.relabel.reference import Ring as Ring
 from torch_crl.kernels.relabel.reference import multiple_ahead as multiple_ahead
 from torch_crl.kernels.relabel.reference import slots_of_chunks as slots_of_chunks
@@ -25,7 +25,7 @@ def relabel(
     window: int = 0,
     chunk: int = 1,
     implementation: str,
-) -> Batch:
+) -> RelabeledBatch:
     """Draw steps uniformly from the ring, each with a goal from its future.
 
     The goal of a step is the one that its trajectory had achieved `truncated_geometric` steps after
@@ -51,7 +51,7 @@ def relabel(
             float32; "triton" is one kernel, on a CUDA device or under Triton's interpreter.
 
     Returns:
-        See `Batch`. No value is read on the host, and there is no gradient.
+        See `RelabeledBatch`. No value is read on the host, and there is no gradient.
 
     Raises:
         ValueError: For shapes that do not match, an unknown name, or tensors that the

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_crl.kernels.cpu import array, products, require_cpu
-from torch_crl.kernels.relabel.reference import Batch, Ring
+from torch_crl.kernels.relabel.reference import RelabeledBatch, Ring
 
 
 @products
@@ -67,13 +67,13 @@ def relabel(
     discount: float,
     window: int,
     chunk: int,
-) -> Batch:
+) -> RelabeledBatch:
     """See `torch_crl.kernels.relabel.relabel`; the numbers of the ring must be fp32."""
     require_cpu("relabel", ring.state, ring.action, ring.achieved)
     batch = uniform_4B.shape[1]
     sizes = (ring.state.shape[-1],), (chunk * ring.action.shape[-1],), (ring.achieved.shape[-1],)
     parts = [torch.empty(batch, *size) for size in (*sizes, ())]
-    drawn = Batch(*parts, *torch.empty(3, batch, dtype=torch.int64).unbind())
+    drawn = RelabeledBatch(*parts, *torch.empty(3, batch, dtype=torch.int64).unbind())
     _draw(
         *(array(uniform_4B), int(position), *map(array, ring), goal_slice[0]),
         *(discount, window, chunk, *map(array, drawn)),

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from torch_crl.kernels.launch import require_device
-from torch_crl.kernels.relabel.reference import Batch, Ring
+from torch_crl.kernels.relabel.reference import RelabeledBatch, Ring
 
 # Elements of a tile of states. A program waits for memory three times in a row, so programs are
 # small and many.
@@ -21,7 +21,7 @@ _TILE = 512
 _MOST_SAMPLES = 8
 NUM_WARPS = 4
 
-# The fields of Batch.
+# The fields of RelabeledBatch.
 _Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -167,7 +167,7 @@ def relabel_forward(
     window: int,
     chunk: int,
 ) -> _Fields:
-    """Launch the kernel; returns the fields of `Batch`."""
+    """Launch the kernel; returns the fields of `RelabeledBatch`."""
     batch = uniform_4B.shape[1]
     rows, num_envs, state_size = state.shape
     constants = constants_of(
@@ -227,7 +227,7 @@ def relabel(
     discount: float,
     window: int,
     chunk: int,
-) -> Batch:
+) -> RelabeledBatch:
     """See `torch_crl.kernels.relabel.relabel`."""
     require_device(uniform_4B, "relabel")
     for name, x in {"uniform": uniform_4B, "position": position, **ring._asdict()}.items():
@@ -236,6 +236,6 @@ def relabel(
                 f"{name} is on {x.device} with strides {x.stride()}; the triton implementation "
                 f"takes contiguous tensors, all on {uniform_4B.device}"
             )
-    return Batch(
+    return RelabeledBatch(
         *relabel_forward(uniform_4B, position, *ring, *goal_slice, discount, window, chunk)
     )

@@ -28,7 +28,7 @@ class Ring(NamedTuple):
     the entry is then the row before."""
 
 
-class Batch(NamedTuple):
+class RelabeledBatch(NamedTuple):
     """Drawn steps. What is not said to be int64 is float32."""
 
     state: Tensor
@@ -108,7 +108,7 @@ def relabel(
     discount: float,
     window: int,
     chunk: int,
-) -> Batch:
+) -> RelabeledBatch:
     """See `torch_crl.kernels.relabel.relabel`; nothing is read on the host."""
     rows, num_envs = ring.trajectory.shape
     filled = position.clamp(max=rows)
@@ -144,7 +144,7 @@ def relabel(
         action_BHA = ring.action[slot_BH, column_B[:, None]].float()
         action_BA = (action_BHA * inside_BH[..., None]).flatten(1)
         whole_B = inside_BH[:, -1]
-    return Batch(
+    return RelabeledBatch(
         ring.state[slot_B, column_B].float(),
         action_BA,
         goal_BG.float(),

@@ -22,7 +22,7 @@ from torch_crl.agent.networks import ResidualTower, run_towers
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.kernels.blas import multiplies_bf16
 from torch_crl.kernels.infonce import ENERGIES, pair_scores
-from torch_crl.kernels.relabel import Batch, Ring, relabel
+from torch_crl.kernels.relabel import RelabeledBatch, Ring, relabel
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.recipe import compute_choice
 from torch_crl.recipe.presets import with_changes
@@ -302,7 +302,7 @@ def test_batches_of_a_replay_are_the_very_ones_of_plain_torch(ends: float, windo
                 relabel(uniform, position, ring, implementation=by, **options)
                 for by in ("numba", "reference")
             )
-        for name, x, y in zip(Batch._fields, ours, theirs, strict=True):
+        for name, x, y in zip(RelabeledBatch._fields, ours, theirs, strict=True):
             assert torch.equal(x, y) and x.dtype == y.dtype, (name, written, chunk, discount)
 
 

@@ -10,7 +10,13 @@ from torch import Generator, Tensor
 from tests.kernels.check import DEVICE, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
 from torch_crl.experience.replay import Replay, Transition
-from torch_crl.kernels.relabel import Batch, Ring, multiple_ahead, relabel, truncated_geometric
+from torch_crl.kernels.relabel import (
+    RelabeledBatch,
+    Ring,
+    multiple_ahead,
+    relabel,
+    truncated_geometric,
+)
 
 NEXT_TO_ONE = 1.0 - 2.0**-53
 
@@ -78,7 +84,7 @@ def assert_same(uniform: Tensor, position: Tensor, ring: Ring, **options: Any) -
     with poisoned():
         ours = relabel(uniform, position, ring, implementation="triton", **options)
     theirs = relabel(uniform, position, ring, implementation="reference", **options)
-    for name, x, y in zip(Batch._fields, ours, theirs, strict=True):
+    for name, x, y in zip(RelabeledBatch._fields, ours, theirs, strict=True):
         assert x.dtype == y.dtype and x.is_contiguous()
         assert torch.equal(x, y), name
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from torch_crl.agent.objectives.objective import HitLabels
 from torch_crl.agent.objectives.time_to_goal import first_hit, occupancy_labels
-from torch_crl.kernels.relabel import Batch, Ring
+from torch_crl.kernels.relabel import RelabeledBatch, Ring
 
 
 def other_goals(
-    drawn: Batch,
+    drawn: RelabeledBatch,
     ring: Ring,
     *,
     uniform_3B: Tensor,
@@ -39,7 +39,7 @@ def other_goals(
 
 
 def hit_labels(
-    drawn: Batch,
+    drawn: RelabeledBatch,
     goal_BG: Tensor,
     ring: Ring,
     *,

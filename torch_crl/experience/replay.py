@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 from torch_crl.agent.objectives.objective import HitLabels
 from torch_crl.experience.labels import hit_labels, other_goals
 from torch_crl.goals.space import GoalSpace, StateGoals
-from torch_crl.kernels.relabel import Batch, Ring, relabel, slots_of_chunks
+from torch_crl.kernels.relabel import RelabeledBatch, Ring, relabel, slots_of_chunks
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -246,20 +246,20 @@ class Replay:
         parts |= told
         return _table(parts, batch_size)
 
-    def _filled_up(self, drawn: Batch, chunk: int) -> Tensor:
+    def _filled_up(self, drawn: RelabeledBatch, chunk: int) -> Tensor:
         _, inside_BH = slots_of_chunks(
             self._ring, drawn.row_B, drawn.column_B, self._position - 1, chunk=chunk
         )
         return filled_up(drawn.action.view(*inside_BH.shape, -1), inside_BH)
 
-    def _failed(self, drawn: Batch) -> Tensor:
+    def _failed(self, drawn: RelabeledBatch) -> Tensor:
         """bool [B]: whether the trajectories of these steps ended by failing."""
         trajectory_B = self.storage["trajectory"][drawn.row_B % self.rows, drawn.column_B].long()
         failed_B: Tensor = self.storage["failed"][trajectory_B % self.rows, drawn.column_B]
         return failed_B
 
     def _labelled(
-        self, drawn: Batch, failed_B: Tensor, labels: HitLabels, generator: Generator
+        self, drawn: RelabeledBatch, failed_B: Tensor, labels: HitLabels, generator: Generator
     ) -> dict[str, Tensor]:
         """Goals and labels of these steps."""
         ring = self._ring

@@ -21,7 +21,7 @@ from torch_crl.envs.task import Task
 from torch_crl.envs.tasks.sampling import Constant
 from torch_crl.errors import NotFiniteError, in_one_line
 from torch_crl.goals.space import GoalSpace
-from torch_crl.kernels.relabel import Batch, multiple_ahead
+from torch_crl.kernels.relabel import RelabeledBatch, multiple_ahead
 
 KNOWN = 128
 """P, the number of goals that are filmed before training, and commanded in it."""
@@ -242,7 +242,7 @@ class PictureGoals(GoalSpace):
     def of_future(
         self,
         goal_BG: Tensor,  # noqa: ARG002
-        drawn: Batch,
+        drawn: RelabeledBatch,
         generator: Generator,
     ) -> dict[str, Tensor]:
         """Features of a picture that was taken later in each trajectory, by `multiple_ahead`.

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from torch import Generator, Tensor
 
 from torch_crl.envs.places import GoalPoints
-from torch_crl.kernels.relabel import Batch
+from torch_crl.kernels.relabel import RelabeledBatch
 
 
 class GoalSpace(ABC):
@@ -24,8 +24,10 @@ class GoalSpace(ABC):
         return None
 
     @abstractmethod
-    def of_future(self, goal_BG: Tensor, drawn: Batch, generator: Generator) -> dict[str, Tensor]:
-        """Batch entries for goals that were achieved: `goal` [B, F], and what else tells of them.
+    def of_future(
+        self, goal_BG: Tensor, drawn: RelabeledBatch, generator: Generator
+    ) -> dict[str, Tensor]:
+        """Entries of a batch for achieved goals: `goal` [B, F], and what else tells of them.
 
         `place` (int64 [B]) says which of them are the same place, if places have several features;
         `whole` (float32 [B]) is 0 where nothing is known of the future, else 1. It may be captured
@@ -59,7 +61,7 @@ class StateGoals(GoalSpace):
     def of_future(
         self,
         goal_BG: Tensor,
-        drawn: Batch,  # noqa: ARG002
+        drawn: RelabeledBatch,  # noqa: ARG002
         generator: Generator,  # noqa: ARG002
     ) -> dict[str, Tensor]:
         """The goals themselves."""

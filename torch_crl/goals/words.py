@@ -15,7 +15,7 @@ from torch_crl.envs.places import GoalPoints, Places, nearest
 from torch_crl.envs.tasks.sampling import Constant
 from torch_crl.goals.sentences import Reader, Tables, Vocabulary, plain
 from torch_crl.goals.space import GoalSpace
-from torch_crl.kernels.relabel import Batch
+from torch_crl.kernels.relabel import RelabeledBatch
 
 NOISE = 0.25
 """Standard deviation of the noise on the features that networks learn from, whose own mean square
@@ -106,7 +106,7 @@ class WordGoals(GoalSpace):
     def of_future(
         self,
         goal_BG: Tensor,
-        drawn: Batch,  # noqa: ARG002
+        drawn: RelabeledBatch,  # noqa: ARG002
         generator: Generator,
     ) -> dict[str, Tensor]:
         """A phrase of the place where each goal is, or of what is near it, with noise.
