@@ -9,17 +9,15 @@ import tyro
 from torch_crl.cli.flags import RunPath, read_flags
 from torch_crl.cli.output import check_folder
 from torch_crl.cli.progress import Stages
-from torch_crl.cli.runs import allow_tasks_of, told_policy
+from torch_crl.cli.runs import allow_tasks_of, critic_if_any, told_policy
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, Depth, Seed
-from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.files import write_json, write_text
 from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
     from torch_crl.deploy.distil import DistilSettings
-    from torch_crl.planning.goal_value import TrainedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +68,7 @@ def main(arguments: list[str]) -> int:
     recipe = directory.read_recipe()
     from torch_crl.deploy.senses import senses_of
     from torch_crl.deploy.students import Teacher, report, retention, save_front, student
+    from torch_crl.planning.goal_value import load_trained_run
 
     tasks = [recipe.task.name, recipe.task.eval_name]
     allow_tasks_of(directory, tasks, typed=None, trust=options.trust)
@@ -79,7 +78,9 @@ def main(arguments: list[str]) -> int:
     length = recipe.task.episode_length
     with Stages() as stages:
         stages.begin("reading the run's critic")
-        run = _critic_of(directory)
+        run = critic_if_any(
+            lambda: load_trained_run(directory, states=1), without="no regret will be told"
+        )
         stages.begin("what students see")
         senses = senses_of(
             policy,
@@ -153,15 +154,3 @@ def _grid(options: Options, episode_length: int) -> "list[DistilSettings]":
         for width in options.width
         for seed in options.seeds
     ]
-
-
-def _critic_of(directory: RunDirectory) -> "TrainedRun | None":
-    """The run's critic, for the students' regret; None where there is none, which is told."""
-    from torch_crl.planning.goal_value import load_trained_run
-    from torch_crl.system.checkpoint import CheckpointError
-
-    try:
-        return load_trained_run(directory, states=1)
-    except (UsageError, CheckpointError) as error:
-        print_line(f"no regret will be told: {error}", stderr=True)
-        return None

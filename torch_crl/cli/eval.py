@@ -14,6 +14,7 @@ from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import (
     Trained,
     TrainedOptions,
+    critic_if_any,
     film_env,
     load_trained,
     reader_of,
@@ -27,7 +28,6 @@ from torch_crl.system.terminal import print_line
 
 if TYPE_CHECKING:
     from torch_crl.agent.policy import Acts
-    from torch_crl.planning.goal_value import TrainedRun
 
 
 Shares = dict[str, list[list[float]]]
@@ -156,7 +156,9 @@ def _report(
     from torch_crl.cli.heatmap import draw
     from torch_crl.study.report import Picture, Report, Section, Table, provenance, write_report
 
-    run = _with_critic(options, trained)
+    run = critic_if_any(
+        lambda: trained_run(options, trained), without="the picture has no distances"
+    )
     figure = draw(trained, policy, run, num_envs=options.num_envs, seed=options.seed)
     caption = f"Mean over {options.num_envs} episodes, seed {options.seed}."
     numbers = Table(caption=caption, columns=("metric", "value"), rows=tuple(result.items()))
@@ -181,17 +183,6 @@ def _report(
         folder,
     )
     print_line(f"report: {page}", stderr=True)
-
-
-def _with_critic(options: Options, trained: Trained) -> "TrainedRun | None":
-    """Critic and replay of the run; None where there are none, which is told."""
-    from torch_crl.system.checkpoint import CheckpointError
-
-    try:
-        return trained_run(options, trained)
-    except (UsageError, CheckpointError) as error:
-        print_line(f"the picture has no distances: {error}", stderr=True)
-        return None
 
 
 def _evaluate(

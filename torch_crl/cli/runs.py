@@ -1,6 +1,6 @@
 """Loads policies and tasks from run directories, for the commands that need them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -120,6 +120,17 @@ def trained_run(options: TrainedOptions, trained: Trained) -> "TrainedRun":
     for failure in run.passed_over:
         print_line(f"passed over, critic and replay are older: {failure}", stderr=True)
     return run
+
+
+def critic_if_any(load: "Callable[[], TrainedRun]", *, without: str) -> "TrainedRun | None":
+    """What `load` reads; None where there is no critic to read, which is told as `without`."""
+    from torch_crl.system.checkpoint import CheckpointError
+
+    try:
+        return load()
+    except (UsageError, CheckpointError) as error:
+        print_line(f"{without}: {error}", stderr=True)
+        return None
 
 
 def told_policy(run: Path, which: Literal["newest", "best"], *, depth: int = 0) -> "Policy":
