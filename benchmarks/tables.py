@@ -42,6 +42,16 @@ def compiled_peers_table() -> str:
     return _cpu_table("compiled_peers.json")
 
 
+def amd_peers_table() -> str:
+    """The same of compiled_peers_amd.json: on a processor of AMD, as it is."""
+    return _cpu_table("compiled_peers_amd.json")
+
+
+def amd_avx512_table() -> str:
+    """The same of compiled_peers_amd_avx512.json: with MKL's AVX-512."""
+    return _cpu_table("compiled_peers_amd_avx512.json")
+
+
 def startup_table() -> str:
     """The same of startup.json: what a run does before its first update."""
     return _cpu_table("startup.json")
@@ -305,6 +315,8 @@ PARTS = {
     "startup": startup_table,
     "compiled": compiled_table,
     "compiled peers": compiled_peers_table,
+    "amd peers": amd_peers_table,
+    "amd avx512": amd_avx512_table,
     "envs": envs_table,
     "learning": learning_table,
     "baselines": baselines_table,

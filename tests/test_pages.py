@@ -23,6 +23,8 @@ NOT_RUN = {
     ".venv/bin/pre-commit install": "would change the checkout's git hooks",
     "torch-crl watch": "needs a display",
     "torch-crl bench": "takes a minute; tests/test_packaging.py runs it with one depth",
+    "echo 'int mkl_serv": "for processors of AMD; tests/kernels/test_blas.py does it",
+    "LD_PRELOAD=": "for processors of AMD; tests/kernels/test_blas.py does it",
     "torch-crl study limits": "takes half a minute; tests/test_packaging.py runs it",
     "python -m torch_crl.benchmarks.gpu": "needs a GPU",
     "python -m tests.campaigns": "take minutes to an hour; tests/test_campaigns.py has a sample",

@@ -1,6 +1,7 @@
 """`torch-crl bench`: measures the speed of this machine, and of plain PyTorch beside it."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if wrong or not options.depths:
         raise UsageError(f"--depths are positive multiples of 4, got {wrong or 'none'}")
     # Imported here, so that --help stays quick.
-    from torch_crl.system.devices import device_problems
+    from torch_crl.system.devices import device_problems, resolve_device
 
     if problems := device_problems(device):
         raise UsageError(problems[0])
@@ -63,11 +64,8 @@ def main(arguments: list[str]) -> int:
     from torch_crl.system.machine import machine
 
     out.mkdir(parents=True, exist_ok=True)
-    if (load := os.getloadavg()[0]) > _QUIET:
-        print_line(
-            f"note: the load average is {load:.1f}; what else runs here makes times longer",
-            stderr=True,
-        )
+    for note in _notes(resolve_device(device).type):
+        print_line(f"note: {note}", stderr=True)
     scenarios = quick(depths=options.depths, batch=options.batch)
     rows: list[dict[str, Any]] = []
     with Stages() as stages:
@@ -81,6 +79,19 @@ def main(arguments: list[str]) -> int:
     save_time_by_depth(rows, out / "bench.png", machine=machine()["device"])
     print_line(f"written: {out / 'bench.json'}, {out / 'bench.png'}", stderr=True)
     return 0
+
+
+def _notes(device: str) -> Iterator[str]:
+    """What makes the numbers of this machine worse than they could be."""
+    from torch_crl.kernels.blas import leaves_avx512_unused
+
+    if (load := os.getloadavg()[0]) > _QUIET:
+        yield f"the load average is {load:.1f}; what else runs here makes times longer"
+    if device == "cpu" and leaves_avx512_unused():
+        yield (
+            "torch's MKL leaves AVX-512 unused on this AMD processor; docs/performance.md says "
+            "how to change that"
+        )
 
 
 def _policies(options: Options) -> int:
