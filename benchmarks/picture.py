@@ -44,7 +44,7 @@ def save_time_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) 
     depths = sorted({row["depth"] for row in rows} | set(published))
     if floor:
         label = f"matmuls and Adam alone, batch {batch}"
-        axes.plot(*zip(*sorted(floor.items()), strict=True), ":", label=label, **style)
+        axes.plot(*zip(*sorted(floor.items()), strict=True), ":.", label=label, **style)
     axes.set(xlabel="depth of all three networks")
     axes.set(ylabel="time of one update (ms)", title=f"width {width}, {machine}")
     save_by_depth(figure, depths, path)
@@ -52,9 +52,13 @@ def save_time_by_depth(rows: list[dict[str, Any]], path: Path, *, machine: str) 
 
 def save_by_depth(figure: Any, depths: list[int], path: Path) -> None:
     """Write a figure whose only axes are logarithmic and have these depths as ticks."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     (axes,) = figure.axes
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(depths, [str(depth) for depth in depths])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -24,7 +24,8 @@ def norm_act(
 
     Args:
         x_BD: [B, D] in fp32, fp16 or bf16; the statistics are fp32.
-        weight_D, bias_D: parameters of the LayerNorm, whose epsilon is 1e-6.
+        weight_D: [D], factor of the LayerNorm, whose epsilon is 1e-6.
+        bias_D: [D], added by the LayerNorm.
         residual_BD: if given, added after the activation; the result has its dtype, else that of x.
         activation: `swish` or `relu`.
         scale: factor on the activation that is added to the residual; unused without a residual.

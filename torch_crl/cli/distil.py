@@ -27,7 +27,7 @@ class Options:
     __pydantic_config__ = STRICT
 
     run: RunPath
-    """Run directory of the teacher, or one of the folders in its policies/."""
+    """Run directory of the teacher, or one of the folders in its policies/, or zoo:NAME."""
     depth: Annotated[tuple[Depth, ...], tyro.conf.arg(metavar="DEPTH ...")] = (4,)
     """Depths of the students; multiples of 4."""
     width: Annotated[tuple[Count, ...], tyro.conf.arg(metavar="WIDTH ...")] = (64,)

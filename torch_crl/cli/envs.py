@@ -49,8 +49,9 @@ def _table(contains: str) -> Table:
         steps = preset(spec.name).task.episode_length
         table.add_row(spec.name, *map(str, sizes), spec.success_text, str(steps))
     if not table.rows:
-        near = difflib.get_close_matches(contains, TASKS, n=4, cutoff=0.3)
-        raise UsageError(f"no task name contains {contains!r}; nearest: {near}")
+        near = difflib.get_close_matches(contains, TASKS, n=4)
+        hint = f"nearest: {', '.join(near)}" if near else "`torch-crl envs` lists all"
+        raise UsageError(f"no task name contains {contains!r}; {hint}")
     return table
 
 

@@ -19,7 +19,8 @@ class Options:
     __pydantic_config__ = STRICT
 
     run: RunPath
-    """Run directory, or one of the folders in its policies/; with --check an exported folder."""
+    """Run directory, one of the folders in its policies/, or zoo:NAME; with --check an exported
+    folder."""
     to: Literal["onnx", "numpy", "c"] | None = None
     """`onnx`: a graph for ONNX Runtime and everything that reads ONNX. `numpy`: weights and one
     Python file. `c`: weights, one header and one source without dependencies."""

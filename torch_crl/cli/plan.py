@@ -51,13 +51,14 @@ def main(arguments: list[str]) -> int:
     from torch_crl.planning.planner import build_planner
     from torch_crl.planning.report import Trial, write_plan_report
 
+    policy = acting_policy(trained.policy, options.controller)
     run = trained_run(options, trained)
     with Stages() as stages:
         stages.begin("measuring distances")
         planner = build_planner(run, nodes=options.nodes, reach=options.reach)
     trial = Trial(
         planner=planner,
-        policy=acting_policy(trained.policy, options.controller),
+        policy=policy,
         task=trained.task,
         num_envs=options.num_envs,
         episode_length=trained.episode_length,

@@ -24,7 +24,7 @@ class Options:
     __pydantic_config__ = STRICT
 
     run: RunPath
-    """Run directory of the policy, or one of the folders in its policies/."""
+    """Run directory of the policy, or one of the folders in its policies/, or zoo:NAME."""
     blocks: Annotated[tuple[Count, ...], tyro.conf.arg(metavar="BLOCKS ...")] = ()
     """How many blocks are left, several numbers for a curve; three quarters, half and a quarter of
     them by default. A block has 4 layers."""

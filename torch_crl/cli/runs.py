@@ -28,7 +28,7 @@ class TrainedOptions:
     """Which policy to run, and on which task: what `eval`, `watch`, `plan`, `heatmap` share."""
 
     run: RunPath
-    """Run directory, or one of the folders in its policies/."""
+    """Run directory, or one of the folders in its policies/, or zoo:NAME."""
     policy: Literal["newest", "best"] = "newest"
     """Which policy of the run: the newest, or the best by the evaluations during training."""
     depth: CountOrZero = 0

@@ -280,7 +280,7 @@ def save_front(
     axes.set(xlim=(0.0, 1.15 * slowest), ylim=(0.0, 1.08 * highest))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=130)
 
 

@@ -216,7 +216,8 @@ def load_planner(folder: str | Path, *, trust: bool = False) -> GraphPlanner:
         folder = folder / "planner"
     if not folder.exists():
         raise checkpoint.CheckpointError(
-            f"{folder} does not exist; give a folder that `torch-crl plan` has written"
+            f"{folder} does not exist; give a folder that `torch-crl plan` has written, or `graph` "
+            "to `torch-crl eval RUN --planner`, which makes a plan of the run itself"
         )
     tensors, meta = checkpoint.load(folder)
     try:

@@ -50,7 +50,7 @@ def plan_rows(recipe: Recipe) -> list[tuple[str, str, str]]:
         *_work_rows(recipe),
         (
             "evaluations / checkpoints",
-            f"{budget.evaluations} / {budget.checkpoints}",
+            f"{recipe.evaluations} / {recipe.checkpoints}",
             f"{task.num_eval_envs} episodes of {task.episode_length} steps each",
         ),
     ]

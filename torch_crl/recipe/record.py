@@ -100,6 +100,16 @@ class Recipe:
         return math.ceil(self.budget.prefill_rows / self.budget.unroll_length)
 
     @property
+    def evaluations(self) -> int:
+        """Evaluations that the run makes: at most one after each collection."""
+        return min(self.budget.evaluations, self.collections)
+
+    @property
+    def checkpoints(self) -> int:
+        """Checkpoints that the run writes: at most one after each collection."""
+        return min(self.budget.checkpoints, self.collections)
+
+    @property
     def collections(self) -> int:
         """Collections that are followed by updates, at least one."""
         after_prefill = self.budget.env_steps - self.prefill_collections * self.steps_per_collection

@@ -60,7 +60,9 @@ def comparison_report(
         Section(title="How the numbers were made", parts=(Text(text=making(comparison)),)),
     ]
     return Report(
-        title=f"{len(comparison.methods)} methods on {names}",
+        title=f"{'; '.join(comparison.methods)} on {names}"
+        if len(comparison.methods) == 1
+        else f"{len(comparison.methods)} methods on {names}",
         question="Which method brings its agent to the goal and keeps it there, and how many env "
         "steps and how much time does it need?",
         findings=(*failures(failed or {}), *findings(comparison)),

@@ -56,7 +56,7 @@ def making(comparison: Comparison) -> str:
         recipe = next(recipe for recipe in recipes if recipe.task.name == task)
         lines.append(
             f"{task}: {recipe.budget.env_steps:,} env steps asked for, "
-            f"{recipe.budget.evaluations} evaluations of {recipe.task.num_eval_envs} episodes of "
+            f"{recipe.evaluations} evaluations of {recipe.task.num_eval_envs} episodes of "
             f"{recipe.task.episode_length} steps on {recipe.task.eval_name}, with the "
             "deterministic policy; the same for every method. A score is the mean of "
             f"{scored_part(comparison.on(task))}."

@@ -256,7 +256,7 @@ def _estimate(
         training = max(collecting, updating)
     # The goal of an episode is filmed once.
     episode = task.episode_length * pace.env_step + pace.picture
-    episodes = recipe.budget.evaluations * task.num_eval_envs
+    episodes = recipe.evaluations * task.num_eval_envs
     return Estimate(seconds=training + episodes * episode, pace=pace, how=how)
 
 

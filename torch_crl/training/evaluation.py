@@ -53,7 +53,10 @@ def evaluate(
         task_name: a registered task or `module:function`.
         episode_length: the time limit, in control steps.
         seed: of the random starts and goals.
-        simulator, num_threads, device, env_timeout: see `make_vector_env`.
+        simulator: see `make_vector_env`.
+        num_threads: see `make_vector_env`.
+        device: see `make_vector_env`.
+        env_timeout: see `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
         observe: called before each control step.
         ranks: those that evaluate this policy together, each in `num_envs` envs of its own.
