@@ -166,7 +166,7 @@ def _wanted(detail: "ErrorDetails", field: Any) -> str:
     """What a field must be: from its annotation if that has a bound, else from the error."""
     bounds = dict(_bounds(field))
     if {"above", "below"} <= set(bounds):
-        between = f"lie between {bounds['above']:g} and {bounds['below']:g}"
+        between = f"be above {bounds['above']:g} and below {bounds['below']:g}"
     else:
         between = ""
     context = detail.get("ctx", {})

@@ -93,7 +93,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         "--critic-depth must be",
         "--eval-name: unknown task 'antt'; nearest: ant",
         "--episode-length must be at least 1, got 0",
-        "--discount must lie between 0 and 1, got 1.5",
+        "--discount must be above 0 and below 1, got 1.5",
         "--batch-size 100000 is more than the replay can serve",
         "--device cuda:99",
         "--resume:",

@@ -120,7 +120,7 @@ def test_problems_of_recipes_are_told_with_their_trials(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         sweep(trials, tmp_path)
     told = caught.value.problems
-    assert told[0].startswith("all 4 trials: --discount must lie between 0 and 1")
+    assert told[0].startswith("all 4 trials: --discount must be above 0 and below 1")
     assert told[1].startswith("reacher_crl_depth6_seed0, reacher_crl_depth6_seed1: --actor-depth")
     with pytest.raises(RecipeError, match="two trials have this name"):
         check_trials([*fakes(0), *fakes(0)])

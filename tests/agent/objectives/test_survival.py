@@ -268,7 +268,7 @@ def test_the_critic_learns_how_far_goals_are(objective: str) -> None:
         (
             "ant",
             {"objective": "survival", "value_discount": 1.0},
-            "--value-discount must lie between 0 and 1",
+            "--value-discount must be above 0 and below 1",
         ),
     ],
 )
