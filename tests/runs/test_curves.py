@@ -56,6 +56,7 @@ def test_all_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
     write_run(tmp_path / "good", REACHER, SHARES)
     young = write_run(tmp_path / "young", REACHER, SHARES)
     (young / "metrics.jsonl").write_text("")
+    (young / "result.json").unlink()
     broken = write_run(tmp_path / "broken", REACHER, SHARES)
     (broken / "recipe.json").write_text("{}")
     with pytest.raises(CurveError) as told:

@@ -47,14 +47,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of one episode of `policy` in each of `num_envs` fresh envs.
 
-    Arguments that are not told here are those of `make_vector_env`.
-
     Args:
         policy: (state [N, S], goal [N, G]) to action [N, A], float32 on the device of physics, or
             what has a method `controller` that makes such a function for `num_envs` episodes.
         task_name: a registered task or `module:function`.
         episode_length: the time limit, in control steps.
-        seed: of the random starts and goals.
+        seed: of the random starts and goals. What is left out here is as in `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
         observe: called before each control step.
         ranks: those that evaluate this policy together, each in `num_envs` envs of its own.
