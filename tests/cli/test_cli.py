@@ -131,7 +131,8 @@ def test_envs_lists_every_task_with_its_numbers() -> None:
     assert re.findall(r"[\d.]+", row) == ["246", "3", "17", "0.5", "2", "1000"]
     narrowed = torch_crl("envs", "point").stdout
     assert "point_u_maze" in narrowed and "humanoid" not in narrowed
-    assert "nearest" in torch_crl("envs", "poinnt").stderr
+    assert "nearest: point" in torch_crl("envs", "poinnt").stderr
+    assert "`torch-crl envs` lists all" in torch_crl("envs", "qqq").stderr
 
 
 def test_envs_cuts_no_name_short(

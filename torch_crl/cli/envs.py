@@ -49,7 +49,9 @@ def _table(contains: str) -> Table:
         steps = preset(spec.name).task.episode_length
         table.add_row(spec.name, *map(str, sizes), spec.success_text, str(steps))
     if not table.rows:
-        near = difflib.get_close_matches(contains, TASKS, n=4)
+        # Of names, and of their parts, since the text may be one.
+        texts = {*TASKS, *(part for name in TASKS for part in name.split("_"))}
+        near = difflib.get_close_matches(contains, texts, n=4)
         hint = f"nearest: {', '.join(near)}" if near else "`torch-crl envs` lists all"
         raise UsageError(f"no task name contains {contains!r}; {hint}")
     return table
