@@ -9,6 +9,8 @@ import argparse
 import itertools
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +29,8 @@ from torch_crl.kernels.tower import PERSISTENT_WIDTHS
 from torch_crl.recipe.presets import preset, with_changes
 
 
-def results_table() -> str:
-    """Table of every row of cpu.json, with the machine that it was measured on."""
-    return _cpu_table("cpu.json")
-
-
-def compiled_table() -> str:
-    """The same of compiled.json: updates on kernels compiled by numba."""
-    return _cpu_table("compiled.json")
-
-
-def compiled_peers_table() -> str:
-    """The same of compiled_peers.json: the compiled kernels beside other compilers."""
-    return _cpu_table("compiled_peers.json")
-
-
-def amd_peers_table() -> str:
-    """The same of compiled_peers_amd.json: on a processor of AMD, as it is."""
-    return _cpu_table("compiled_peers_amd.json")
-
-
-def amd_avx512_table() -> str:
-    """The same of compiled_peers_amd_avx512.json: with MKL's AVX-512."""
-    return _cpu_table("compiled_peers_amd_avx512.json")
-
-
-def startup_table() -> str:
-    """The same of startup.json: what a run does before its first update."""
-    return _cpu_table("startup.json")
-
-
 def _cpu_table(name: str) -> str:
+    """Every row of a result of `benchmarks.cpu`, with the machine that it was measured on."""
     document = read_result(name)
     lines = ["| what | here | beside | ratio |", "|---|---|---|---|"]
     lines += [_result_line(row) for row in document["rows"]]
@@ -308,15 +281,15 @@ def first_run() -> str:
     return f"```\n{(RESULTS / 'first_run.txt').read_text().rstrip()}\n```"
 
 
-PARTS = {
+PARTS: dict[str, Callable[[], str]] = {
     "first run": first_run,
     "own task": own_task,
-    "results": results_table,
-    "startup": startup_table,
-    "compiled": compiled_table,
-    "compiled peers": compiled_peers_table,
-    "amd peers": amd_peers_table,
-    "amd avx512": amd_avx512_table,
+    "results": partial(_cpu_table, "cpu.json"),
+    "startup": partial(_cpu_table, "startup.json"),
+    "compiled": partial(_cpu_table, "compiled.json"),
+    "compiled peers": partial(_cpu_table, "compiled_peers.json"),
+    "amd peers": partial(_cpu_table, "compiled_peers_amd.json"),
+    "amd avx512": partial(_cpu_table, "compiled_peers_amd_avx512.json"),
     "envs": envs_table,
     "learning": learning_table,
     "baselines": baselines_table,

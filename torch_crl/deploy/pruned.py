@@ -97,7 +97,7 @@ def report(
         f"{of_teacher['time_at_goal_share']:.3f} of the time ({EPISODES} episodes of "
         f"{teacher.recipe.task.eval_name}; all policies have equal starts and goals). Columns 4 to "
         f"6 are shares of that time{nothing_kept(of_teacher)}: with blocks left out, with their "
-        f"means in their place, and healed by distillation. The actions' standard "
+        "means in their place, and healed by distillation. The actions' standard "
         f"deviation is {spread:.3g}. An action takes "
         "two FLOP and reads four bytes a parameter.",
         "",

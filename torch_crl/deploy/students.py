@@ -135,11 +135,9 @@ def student(
     seeing = "_camera" if teacher.senses and teacher.senses.camera else ""
     directory = RunDirectory(folder / (name_of(settings) + seeing))
     with directory.owned():
+        if directory.is_occupied and not directory.holds_run:
+            raise UsageError(f"{directory} holds something that is no student; it is left alone")
         if not directory.holds_run:
-            if directory.is_occupied:
-                raise UsageError(
-                    f"{directory} holds something that is no student; it is left alone"
-                )
             recipe = with_changes(
                 teacher.recipe, networks={"actor_depth": settings.depth, "width": settings.width}
             )
