@@ -1,9 +1,5 @@
 """What the kernels for one CPU core share; imported by the `cpu.py` files only: it imports numba.
 
-Products are computed by the BLAS of torch itself, so that no second one has threads of its own.
-Their operands are 64-byte aligned, as torch's are: elsewhere BLAS may sum in another order, and
-equal runs would differ.
-
 Compiled code is kept on disk beside the source, or in the user's cache folder where that is
 read-only, so that only the first run waits for the compiler.
 """
@@ -14,33 +10,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite.binding import add_symbol
 from numba import njit, types
+from numba.core.ccallback import CFunc
 from numba.extending import overload
 from torch import Tensor
 
-from torch_crl.kernels.blas import address
+from torch_crl.kernels.blas import leaves_avx512_unused
 
 # A function that is called in several places is compiled for each of them, and LLVM, asked for one
 # of these copies by its name, takes whichever the process has loaded first. They differ in the
 # order of their sums. So that equal runs do not, all calls are written out: no copy has a name.
 _INLINE = {"forceinline": True}
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, **_INLINE}
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 # Sums may be taken in any order, and products fused with them; a NaN stays a NaN.
 _LOOSE = {"contract", "nsz", "arcp", "reassoc"}
 
 
 def _digest() -> str:
-    """Of the content of every file of the kernels."""
+    """Of the content of every file of the kernels, and of what else decides about the code."""
     files = sorted(Path(__file__).parent.rglob("*.py"))
-    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    texts = [*(file.read_bytes() for file in files), str(leaves_avx512_unused()).encode()]
+    return sha256(b"".join(texts)).hexdigest()
 
 
 _SOURCES = _digest()
 
 
 def _compiled(function: Any, **options: Any) -> Any:
-    dispatcher = njit(**_OPTIONS, **options)(function)
+    dispatcher = njit(cache=True, **_OPTIONS, **_INLINE, **options)(function)
     # numba would look at the function's own file only, and take code from the disk that calls
     # functions of other files as they were once.
     dispatcher._cache._cache_file._source_stamp = _SOURCES
@@ -53,72 +50,24 @@ def loops(function: Any) -> Any:
 
 
 def products(function: Any) -> Any:
-    """Compiles calls of BLAS and of loops."""
+    """Compiles calls of products and of loops."""
     return _compiled(function)
 
 
+def callable_by_address(function: Any, signature: Any) -> int:
+    """Compiles a function for these arguments of C now; where it is in memory."""
+    compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, dict(_OPTIONS))
+    compiled.enable_caching()
+    compiled._cache._cache_file._source_stamp = _SOURCES
+    compiled.compile()
+    _KEPT.append(compiled)
+    return int(compiled.address)
+
+
+_KEPT: list[CFunc] = []
+
+
 _KINDS = {(torch.float32, "cpu"), (torch.float64, "cpu")}
-
-
-def _of_blas(name: str) -> types.ExternalFunction:
-    """Fortran's general product, all of whose 13 arguments are pointers."""
-    where = address(name)
-    if where is None:
-        raise ImportError(f"the libraries of torch {torch.__version__} have no {name}")
-    add_symbol(f"torch_crl_{name}", where)
-    return types.ExternalFunction(f"torch_crl_{name}", types.void(*[types.voidptr] * 13))
-
-
-_SINGLE, _DOUBLE = _of_blas("sgemm_"), _of_blas("dgemm_")
-# Where there is none, no recipe asks for it; code that could call it is compiled all the same.
-_HALF = _of_blas("gemm_bf16bf16f32_" if address("gemm_bf16bf16f32_") else "sgemm_")
-_FLAGS = np.frombuffer(b"NT", np.uint8)
-
-
-def product(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
-    """out = a b, of contiguous matrices or their transposes; only within compiled code.
-
-    All three are fp32 or fp64, or a and b are bf16 and out is fp32.
-    """
-    raise NotImplementedError(a, a_transposed, b, b_transposed, out)
-
-
-@overload(product)
-def _(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
-    gemm = _DOUBLE if a.dtype == types.float64 else _SINGLE if a.dtype == types.float32 else _HALF
-
-    def call(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
-        # Fortran reads a matrix by columns, and so finds its transpose: out^T = b^T a^T.
-        sizes = np.empty(5, np.int32)
-        sizes[0], sizes[1] = out.shape[1], out.shape[0]
-        sizes[2] = a.shape[0] if a_transposed else a.shape[1]
-        sizes[3], sizes[4] = b.shape[1], a.shape[1]
-        # BLAS would read and write beyond the ends.
-        if (
-            sizes[2] != (b.shape[1] if b_transposed else b.shape[0])
-            or sizes[0] != (b.shape[0] if b_transposed else b.shape[1])
-            or sizes[1] != (a.shape[1] if a_transposed else a.shape[0])
-        ):
-            raise ValueError("the sizes of the operands of a product do not match")
-        factors = np.empty(2, out.dtype)
-        factors[0], factors[1] = 1, 0
-        gemm(
-            _FLAGS[int(b_transposed) :].ctypes,
-            _FLAGS[int(a_transposed) :].ctypes,
-            sizes.ctypes,
-            sizes[1:].ctypes,
-            sizes[2:].ctypes,
-            factors.ctypes,
-            b.ctypes,
-            sizes[3:].ctypes,
-            a.ctypes,
-            sizes[4:].ctypes,
-            factors[1:].ctypes,
-            out.ctypes,
-            sizes.ctypes,
-        )
-
-    return call
 
 
 @products

@@ -77,6 +77,23 @@ def _critic_loss(scores, whole, masked, rows, columns, softplus, penalty, upstre
 
 
 @loops
+def _centre(phi, psi):
+    """Subtracts the mean of psi from both; the reference of infonce says why."""
+    batch, size = psi.shape
+    share = psi.dtype.type(1.0 / batch)
+    mean = np.zeros(size, psi.dtype)
+    for i in range(batch):
+        for j in range(size):
+            mean[j] += psi[i, j]
+    for j in range(size):
+        mean[j] *= share
+    for i in range(batch):
+        for j in range(size):
+            phi[i, j] -= mean[j]
+            psi[i, j] -= mean[j]
+
+
+@loops
 def _policy_scores(phi, psi, goal_of, kind, score, dphi):
     """The energies [B] of the policy's actions, and dphi, the gradient of minus their mean."""
     batch, size = phi.shape
@@ -169,11 +186,7 @@ def contrastive_gradients(
     upstream = np.empty((4, batch), dtype)
     phi = phi[:batch]
     if kind:
-        # See the reference of infonce for why distances are centred.
-        for j in range(size):
-            offset = psi[:, j].mean()
-            phi[:, j] -= offset
-            psi[:, j] -= offset
+        _centre(phi, psi)
     forward_scores(phi, psi, kind, whole, masked, place, placed, columns, softplus, energy, scores)
     _critic_loss(scores, whole, masked, rows, columns, softplus, penalty, upstream, metrics)
     backward_scores(

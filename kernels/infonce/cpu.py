@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, exponential, loops, product, products, require_cpu, room
+from torch_crl.kernels.cpu import array, exponential, loops, products, require_cpu, room
 from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT, PairScores
+from torch_crl.kernels.matmul.cpu import product
 
 DISTANCES = {"dot": 0, "l2": 1, "norm": 2}
 """Name of an energy to how it follows from the products: as it is, minus the squared distance,

@@ -30,6 +30,9 @@ def forward_rows(x, before, weight, bias, residual, has_residual, relu, scale, s
         root = one / np.sqrt(squares * share + x.dtype.type(EPSILON))
         stats[i, 0] = mean
         stats[i, 1] = root
+    # Not in the loop of before: a processor goes on with other rows while one waits for its sums.
+    for i in range(rows):
+        mean, root = stats[i, 0], stats[i, 1]
         if relu:
             for j in range(width):
                 z = (x[i, j] + before[j] - mean) * root * weight[j] + bias[j]
@@ -45,11 +48,12 @@ def forward_rows(x, before, weight, bias, residual, has_residual, relu, scale, s
 
 @loops
 def backward_rows(
-    dout, x, before, weight, bias, relu, scale, stats, live, scratch, dx, dbefore, dweight, dbias
+    dout, x, before, weight, bias, relu, scale, stats, live, sums, dx, dbefore, dweight, dbias
 ):
     """Gradients of `forward_rows` from that of its output, without the residual's.
 
-    Only the first `live` rows count for those of the parameters. scratch is [2, D].
+    Only the first `live` rows count for those of the parameters. `sums` [B, 2] gets two means of
+    each row.
     """
     rows, width = x.shape
     zero, one = x.dtype.type(0.0), x.dtype.type(1.0)
@@ -66,8 +70,7 @@ def backward_rows(
                 normed = (x[i, j] + before[j] - mean) * root
                 z = normed * weight[j] + bias[j]
                 slope = scale * dout[i, j] if z > zero else zero
-                scratch[0, j] = normed
-                scratch[1, j] = slope
+                dx[i, j] = slope
                 of_ones += slope * weight[j]
                 of_normed += slope * weight[j] * normed
         else:
@@ -76,16 +79,22 @@ def backward_rows(
                 z = normed * weight[j] + bias[j]
                 sigmoid = one / (one + exponential(-z))
                 slope = scale * dout[i, j] * sigmoid * (one + z * (one - sigmoid))
-                scratch[0, j] = normed
-                scratch[1, j] = slope
+                dx[i, j] = slope
                 of_ones += slope * weight[j]
                 of_normed += slope * weight[j] * normed
-        of_ones *= share
-        of_normed *= share
-        for j in range(width):
-            dx[i, j] = root * (scratch[1, j] * weight[j] - of_ones - scratch[0, j] * of_normed)
+        sums[i, 0] = of_ones * share
+        sums[i, 1] = of_normed * share
+    for i in range(rows):
+        mean, root, of_ones, of_normed = stats[i, 0], stats[i, 1], sums[i, 0], sums[i, 1]
         if i < live:
             for j in range(width):
+                normed = (x[i, j] + before[j] - mean) * root
+                slope = dx[i, j]
+                dx[i, j] = root * (slope * weight[j] - of_ones - normed * of_normed)
                 dbefore[j] += dx[i, j]
-                dweight[j] += scratch[1, j] * scratch[0, j]
-                dbias[j] += scratch[1, j]
+                dweight[j] += slope * normed
+                dbias[j] += slope
+        else:
+            for j in range(width):
+                normed = (x[i, j] + before[j] - mean) * root
+                dx[i, j] = root * (dx[i, j] * weight[j] - of_ones - normed * of_normed)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, product, products, require_cpu, room, to_bf16
+from torch_crl.kernels.cpu import array, products, require_cpu, room, to_bf16
+from torch_crl.kernels.matmul.cpu import product
 from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
 from torch_crl.kernels.tower.reference import BLOCK, Parts
 
@@ -80,7 +81,7 @@ def backward_tower(
     layers, width = bias.shape
     rows = len(x)
     ddense, branch = room(rows, width, dy), room(rows, width, dy)
-    upstream, scratch = room(rows, width, dy), np.empty((2, width), dy.dtype)
+    upstream, sums = room(rows, width, dy), np.empty((rows, 2), dy.dtype)
     gradient16 = room(rows if len(weight16) else 0, width, weight16)
     one = scale / scale
     product(dy, False, head_weight, False, upstream)
@@ -95,7 +96,7 @@ def backward_tower(
         ends = k % BLOCK == BLOCK - 1
         backward_rows(
             upstream if ends else branch, dense[k + 1], bias[k], ln_weight[k], ln_bias[k],
-            relu, scale if ends else one, stats[k + 1], live, scratch,
+            relu, scale if ends else one, stats[k + 1], live, sums,
             ddense, dbias[k], dln_weight[k], dln_bias[k],
         )  # fmt: skip
         if len(weight16):
@@ -111,7 +112,7 @@ def backward_tower(
             upstream += branch
     backward_rows(
         upstream, dense[0], first_bias, first_ln_weight, first_ln_bias,
-        relu, one, stats[0], live, scratch,
+        relu, one, stats[0], live, sums,
         ddense, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
     )  # fmt: skip
     if live:
@@ -120,7 +121,6 @@ def backward_tower(
         product(ddense, False, first_weight, False, dx)
 
 
-_KEPT_SIZES = 8
 _ROWS_AT_ONCE = 1024
 
 
@@ -128,9 +128,11 @@ class Space:
     """What the forward pass of L layers keeps of R rows. Its memory is used again once it is gone.
 
     Fresh memory of this size would cost as much time as the layers: its pages are made one by one.
-    Of all sizes, the last `_KEPT_SIZES` are kept, which is more than a run needs.
+    Of all sizes, the last `_kept_sizes` are kept, which is more than a run needs.
     """
 
+    # A part of the class, since Python has forgotten the names of a module when it ends.
+    _kept_sizes: ClassVar[int] = 8
     _unused: ClassVar[dict[tuple[Any, ...], list[tuple[Any, ...]]]] = {}
 
     def __init__(
@@ -154,7 +156,7 @@ class Space:
     def __del__(self) -> None:
         # The size that was used last stands at the end.
         self._unused[self._key] = [*self._unused.pop(self._key, ()), self.arrays]
-        while len(self._unused) > _KEPT_SIZES:
+        while len(self._unused) > self._kept_sizes:
             del self._unused[next(iter(self._unused))]
 
 

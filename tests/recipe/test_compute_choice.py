@@ -106,3 +106,15 @@ def test_runs_on_a_gpu_have_the_threads_of_plain_torch(
     monkeypatch.setattr(compute_choice.torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(compute_choice, "usable_cpus", lambda: 4)
     assert thread_count(with_changes(long(), networks={"width": width})) == threads
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(("by_blas", "threads"), [(True, 2), (False, 1)])
+def test_only_the_products_of_blas_are_shared_among_threads(
+    by_blas: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = with_changes(long(tower="numba"), networks={"width": 256})
+    monkeypatch.setattr(blas, "leaves_avx512_unused", lambda: not by_blas)
+    monkeypatch.setattr(compute_choice.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(compute_choice, "usable_cpus", lambda: 2)
+    assert thread_count(large) == threads

@@ -92,8 +92,10 @@ def thread_count(recipe: Recipe) -> int:
 
     Threads that wait for each other at every operation are very slow if another process runs.
     """
-    plain = _SHARED_LAYER_FLOP["reference"]
-    shared = _layer_flop(recipe) >= _SHARED_LAYER_FLOP.get(choose_compute(recipe).tower, plain)
+    tower, plain = choose_compute(recipe).tower, _SHARED_LAYER_FLOP["reference"]
+    shared = _layer_flop(recipe) >= _SHARED_LAYER_FLOP.get(tower, plain)
+    # What takes the place of BLAS there computes on one thread.
+    shared &= not (tower == "numba" and blas.leaves_avx512_unused())
     return recipe.system.torch_threads or (_every_thread() if shared else 1)
 
 

@@ -1,0 +1,1 @@
+"""Products of matrices within compiled code. Their definition is `torch.matmul`."""
