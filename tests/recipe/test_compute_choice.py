@@ -67,7 +67,7 @@ def test_without_numba_it_is_plain_torch_and_asking_for_it_says_how_to_get_it(
     monkeypatch.setattr(blas, "address", lambda name: None)
     assert choose_compute(long()).tower == "reference"
     assert compute_problems(long(tower="numba")) == [
-        "--tower numba needs numba: pip install 'torch-crl[cpu]'; 'reference' does not",
+        "--tower numba needs numba: pip install 'numba>=0.60'; 'reference' does not",
         f"--tower numba calls the BLAS of torch, and torch {torch.__version__} has none that "
         "others can call; 'reference' does not",
     ]

@@ -225,7 +225,7 @@ def test_a_missing_extra_names_itself(
 ) -> None:
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda _name: None)
     message = told(capsys, ["eval", str(run_dir), "--video", "a.mp4"])
-    assert "pip install 'torch_crl[video]'; a .gif does without" in message
+    assert "pip install 'imageio-ffmpeg>=0.5'; a .gif does without" in message
 
 
 def test_watching_needs_a_display(

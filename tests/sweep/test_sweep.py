@@ -458,7 +458,7 @@ def test_what_ray_cannot_do_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="--cpus-per-run 3 is more than any node"):
         ray_launcher([], cpus_per_run=3)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RecipeError, match=r"pip install 'torch_crl\[study\]'"):
+    with pytest.raises(RecipeError, match=r"pip install 'ray"):
         ray_launcher([])
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from torch_crl.deploy.c_file import header_text
 from torch_crl.deploy.export import RUNTIME_FILES, RUNTIMES, Runtime, sha256, signed
 from torch_crl.errors import UsageError
+from torch_crl.system.extras import install
 from torch_crl.system.files import DamagedFileError, read_bytes
 
 TOLERANCE = 1e-5
@@ -115,9 +116,7 @@ def _onnx(folder: Path, told: _Told) -> float:
     try:
         from torch_crl.deploy.runtimes import onnx_policy
     except ImportError:
-        raise UsageError(
-            "the check of ONNX needs its runtime: pip install 'torch-crl[export]'"
-        ) from None
+        raise UsageError(f"the check of ONNX needs its runtime: {install('export')}") from None
     return _in_python(onnx_policy.Policy, folder, told)
 
 

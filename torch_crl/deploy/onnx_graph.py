@@ -14,6 +14,7 @@ from torch_crl.deploy.actor import ExportedActor, Floats
 from torch_crl.errors import UsageError
 from torch_crl.kernels.norm_act.reference import EPSILON
 from torch_crl.kernels.tower import BLOCK
+from torch_crl.system.extras import install
 
 if TYPE_CHECKING:
     import onnx
@@ -59,7 +60,7 @@ def model_of(
     try:
         from onnx import TensorProto, checker, helper
     except ImportError:
-        raise UsageError("--to onnx needs onnx: pip install 'torch-crl[export]'") from None
+        raise UsageError(f"--to onnx needs onnx: {install('export')}") from None
     size = sum(tensor.nbytes for tensor in actor.tensors.values())
     if size > _LARGEST:
         raise UsageError(

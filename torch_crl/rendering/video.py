@@ -17,6 +17,7 @@ from torch_crl.envs.vector_env import VectorEnv
 from torch_crl.rendering.captions import with_captions, with_insets
 from torch_crl.rendering.gl import RenderError
 from torch_crl.rendering.renderer import Image, Renderer, grid_of
+from torch_crl.system.extras import install
 from torch_crl.system.threads import torch_threads
 
 ENDINGS = (".mp4", ".gif")
@@ -32,9 +33,7 @@ def check_ending(path: Path) -> None:
     if path.suffix.lower() not in ENDINGS:
         raise RenderError(f"a video ends in {' or '.join(ENDINGS)}, got {path.name!r}")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise RenderError(
-            "an .mp4 needs imageio-ffmpeg: pip install 'torch_crl[video]'; a .gif does without"
-        )
+        raise RenderError(f"an .mp4 needs imageio-ffmpeg: {install('video')}; a .gif does without")
 
 
 @torch_threads(1)

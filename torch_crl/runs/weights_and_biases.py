@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from torch_crl.errors import in_one_line
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.system.extras import install
 
 # Without -P, files in the working directory would be imported in place of libraries.
 _COMMAND = (sys.executable, "-P", "-m", __name__)
@@ -40,7 +41,7 @@ def missing_wandb() -> list[str]:
     # A folder `wandb` left by earlier runs in "." looks like a package without a file.
     if found is not None and found.origin is not None:
         return []
-    return ["--wandb needs the library of Weights & Biases; pip install 'torch_crl[wandb]'"]
+    return [f"--wandb needs the library of Weights & Biases: {install('wandb')}"]
 
 
 class WandbProcess:

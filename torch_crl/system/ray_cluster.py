@@ -5,13 +5,14 @@ import os
 from typing import Any
 
 from torch_crl.errors import UsageError
+from torch_crl.system.extras import install
 
 
 def missing_ray(flag: str) -> list[str]:
     """Why this installation cannot use Ray for what the flag asks; empty if it can."""
     if importlib.util.find_spec("ray") is not None:
         return []
-    return [f"{flag} needs Ray: pip install 'torch_crl[study]'"]
+    return [f"{flag} needs Ray: {install('study')}"]
 
 
 def connect(address: str, *, flag: str, cpus: int) -> None:
