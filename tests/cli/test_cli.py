@@ -164,7 +164,7 @@ def test_train_eval_and_resume(tmp_path: Path) -> None:
     assert resumed.returncode == 0, resumed.stderr
     changed = warm_torch_crl("train", "--resume", "--run-dir", str(run_dir), "--depth", "8")
     assert changed.returncode == 1
-    assert "networks.actor_depth: 4 -> 8" in changed.stderr
+    assert "--actor-depth: 4 -> 8" in changed.stderr
 
 
 def dry_run(

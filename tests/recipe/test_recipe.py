@@ -59,7 +59,7 @@ def test_json_with_missing_and_unknown_fields_is_refused() -> None:
 def test_differences_name_the_fields() -> None:
     ours = preset("reacher")
     theirs = with_changes(ours, networks={"width": 32}, system={"seed": 4})
-    assert differences(ours, theirs) == ["networks.width: 64 -> 32", "system.seed: 0 -> 4"]
+    assert differences(ours, theirs) == ["--width: 64 -> 32", "--seed: 0 -> 4"]
 
 
 def test_published_arithmetic() -> None:

@@ -602,16 +602,19 @@ def test_a_study_reads_its_finished_runs_and_writes_a_report(tmp_path: Path) -> 
     for trial in trials:
         trainer.train(trial.recipe, tmp_path / "runs" / trial.name, show=False)
     tiny = Study(question="?", statistic="!", trials=lambda _: trials, answer=cost.answer)
-    path = run_study("cost", tiny, "smoke", tmp_path, command="torch-crl study", show=False)
-    assert path == tmp_path / "report.html"
+    report = run_study("cost", tiny, "smoke", tmp_path, command="torch-crl study", show=False)
     document = json.loads((tmp_path / "report.json").read_text())
     rows = document["tables"][0]["rows"]
     assert [row[1] for row in rows] == [4, 8]
     for row in rows:
         assert 0 < row[3] < 1 and 0 < row[4] < 1000
-    assert any(text.startswith("One seed") for text in document["findings"])
+    assert any(text.startswith("One seed") for text in report.findings)
+    assert document["findings"] == list(report.findings)
     assert document["tables"][0]["columns"][3] == "wall-clock of a run, hours"
-    assert f"on one device (--device cpu, {machine()['device']})" in path.read_text()
+    assert (
+        f"on one device (--device cpu, {machine()['device']})"
+        in (tmp_path / "report.html").read_text()
+    )
     assert (tmp_path / "fronts_wall_clock.png").exists()
 
 
@@ -654,7 +657,8 @@ def test_a_study_runs_at_its_smoke_scale(
     monkeypatch.setattr(driver, "run_trials", run_trials)
     out = tmp_path / "out"
     assert main(["study", "transitions", "--scale", "smoke", "--out", str(out)]) == 0
-    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"report: {out / 'report.html'}" in told and "\n- " in told
     document = json.loads((out / "report.json").read_text())
     assert document["facts"]["runs"] == "4" and document["facts"]["seeds of a setting"] == "2"
     assert [row[:3] for row in document["tables"][0]["rows"]] == [

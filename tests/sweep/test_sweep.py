@@ -254,7 +254,7 @@ def test_a_run_directory_of_another_recipe_is_refused_by_name(tmp_path: Path) ->
         sweep(changed, tmp_path)
     another, strange = caught.value.problems
     assert another.startswith(f"{trials[0].name}: ")
-    assert "algorithm.discount: 0.99 -> 0.9" in another
+    assert "--discount: 0.99 -> 0.9" in another
     assert strange.startswith(f"{trials[1].name}: ") and "is not a run" in strange
     with pytest.raises(ValueError, match=r"algorithm\.discount"):
         (tmp_path / trials[0].name / "result.json").unlink()

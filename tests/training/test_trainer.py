@@ -68,11 +68,14 @@ def test_resuming_on_another_number_of_threads_is_told(
     assert "computed until now" not in capsys.readouterr().err
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tiny()
     first = train(recipe, tmp_path / "run", show=False)
     before = final_tensors(tmp_path / "run")
-    second = train(recipe, tmp_path / "run", resume=True, show=False)
+    second = train(recipe, tmp_path / "run", resume=True)
+    assert "the run is finished; a larger --env-steps lets it go on" in capsys.readouterr().err
     assert second.evaluation == first.evaluation
     assert before[1] == final_tensors(tmp_path / "run")[1]
 
@@ -225,7 +228,7 @@ def test_run_directory_rules(tmp_path: Path) -> None:
     train(recipe, run_dir, show=False)
     with pytest.raises(RecipeError, match="--resume continues the run in it, --overwrite"):
         train(recipe, run_dir, show=False)
-    with pytest.raises(RecipeError, match=r"asked to change networks\.width: 8 -> 16"):
+    with pytest.raises(RecipeError, match=r"asked to change --width: 8 -> 16"):
         train(tiny(networks={"width": 16}), run_dir, resume=True, show=False)
     with pytest.raises(RecipeError, match="exclude each other"):
         train(recipe, run_dir, resume=True, overwrite=True, show=False)

@@ -116,6 +116,7 @@ _ROWS = (
 
 def _cells(recipe: "Recipe", of_rank: "Recipe", each: "Prediction") -> list[str]:
     """One number of ranks, in the order of `_ROWS`."""
+    from torch_crl.study.report import shown as number
 
     def shown(seconds: float) -> str:
         return duration(seconds) if seconds >= 1 else f"{seconds:.2g} s"
@@ -123,9 +124,9 @@ def _cells(recipe: "Recipe", of_rank: "Recipe", each: "Prediction") -> list[str]
     return [
         f"{of_rank.algorithm.batch_size:,}",
         f"{of_rank.task.num_envs:,}",
-        f"{1e3 * each.slowest:.3g}",
-        f"{1e3 * each.exchange:.3g}",
-        f"{1 / each.update:,.4g}",
+        number(1e3 * each.slowest),
+        number(1e3 * each.exchange),
+        number(1 / each.update),
         f"{recipe.total_env_steps / each.run:,.0f}",
         shown(each.run) if math.isfinite(each.run) else "for ever",
         f"{each.failures:.2g}",

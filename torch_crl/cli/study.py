@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     if trains and options.scale == "full" and not (options.yes or _agreed()):
         return 1
     check_folder("--out", folder)
-    path = run_study(
+    report = run_study(
         options.name,
         study,
         options.scale,
@@ -88,7 +88,9 @@ def main(arguments: list[str]) -> int:
         report_only=options.report_only,
         launch=replace(options.launch, parallel=options.launch.parallel or _usual(options.scale)),
     )
-    print_line(f"report: {path}")
+    for finding in report.findings:
+        print_line(f"- {finding}")
+    print_line(f"report: {folder / 'report.html'}")
     return 0
 
 

@@ -222,7 +222,10 @@ def _draw_success(
             axes.text(x, y, text, ha="center", va="center", fontsize=7, color=color)
     reached = float(episodes.reached_N.float().mean())
     _frame(axes, ground, f"goals reached: {reached:.0%} of {len(episodes.goal_NG)} episodes")
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="share of the episodes that reach the goal")
+    from matplotlib.ticker import PercentFormatter
+
+    label = "episodes that reach the goal"
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label=label, format=PercentFormatter(1.0))
 
 
 def graph_picture(
@@ -249,7 +252,11 @@ def graph_picture(
         goals = _seen(each.goal_NG.unique(dim=0)).T.numpy()
         axes.plot(*goals, "*", ms=10, color="black", ls="none")
         reached = float(each.reached_N.float().mean())
-        _frame(axes, ground, f"{name}: {reached:.0%} of {len(each.goal_NG)} goals reached")
+        _frame(axes, ground, f"{name}: {reached:.0%} of {len(each.goal_NG)} episodes reach it")
+    figure.supxlabel(
+        "blue: nodes and edges; stars: goals; green: episodes that reach theirs, red: the others",
+        fontsize=9,
+    )
     return figure
 
 
@@ -286,6 +293,7 @@ def _frame(axes: "Axes", ground: Ground, title: str) -> None:
         axes.set(xlim=(low_x + cut, high_x - cut), ylim=(low_y + cut, high_y - cut))
     axes.set_title(title, fontsize=9)
     axes.set(aspect="equal", xlabel="x, m", ylabel="y, m")
+    axes.locator_params(nbins=5)
 
 
 def save(figure: "Figure", path: Path) -> None:

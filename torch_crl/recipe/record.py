@@ -283,10 +283,10 @@ def extended(recipe: Recipe, env_steps: int) -> Recipe:
 
 
 def differences(ours: Recipe, theirs: Recipe) -> list[str]:
-    """One line `part.field: ours -> theirs` for every leaf that differs."""
+    """One line `--flag: ours -> theirs` for every leaf that differs."""
     other = theirs.leaves()
     return [
-        f"{name}: {value!r} -> {other[name]!r}"
+        f"{flag_of(name)}: {value!r} -> {other[name]!r}"
         for name, value in ours.leaves().items()
         if value != other[name]
     ]

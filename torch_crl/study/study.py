@@ -124,8 +124,8 @@ def run_study(
     launch: Launch = ONE_MACHINE,
     report_only: bool = False,
     show: bool = True,
-) -> Path:
-    """Run the trials that are not finished yet and write FOLDER/report.html; returns its path.
+) -> Report:
+    """Run the trials that are not finished yet and write FOLDER/report.html; returns the report.
 
     Args:
         command: the command line, which the report shows.
@@ -158,7 +158,8 @@ def run_study(
         missing=missing,
         command=command,
     )
-    return write_report(report, folder)
+    write_report(report, folder)
+    return report
 
 
 def finished_trials(trials: Sequence[Trial], runs: Path) -> tuple[list[Path], dict[str, str]]:
