@@ -89,8 +89,8 @@ def _notes(device: str) -> Iterator[str]:
         yield f"the load average is {load:.1f}; what else runs here makes times longer"
     if device == "cpu" and leaves_avx512_unused():
         yield (
-            "torch's MKL leaves AVX-512 unused on this AMD processor; docs/performance.md says "
-            "how to change that"
+            "plain PyTorch leaves AVX-512 unused on this AMD processor; --tower numba uses it, and "
+            "docs/performance.md says how to change that"
         )
 
 
