@@ -256,7 +256,7 @@ def test_a_run_directory_of_another_recipe_is_refused_by_name(tmp_path: Path) ->
     assert another.startswith(f"{trials[0].name}: ")
     assert "--discount: 0.99 -> 0.9" in another
     assert strange.startswith(f"{trials[1].name}: ") and "is not a run" in strange
-    with pytest.raises(ValueError, match="--discount: 0.99 -> 0.9"):
+    with pytest.raises(ValueError, match=r"--discount: 0\.99 -> 0\.9"):
         (tmp_path / trials[0].name / "result.json").unlink()
         work(changed[0].recipe, tmp_path / trials[0].name, train=pytest.fail)
 
