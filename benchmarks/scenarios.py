@@ -31,6 +31,7 @@ from torch_crl.benchmarks.timing import Timing, time_calls
 from torch_crl.distributed.ranks import ALONE, Ranks, group_of_one
 from torch_crl.experience.collector import Collector
 from torch_crl.experience.replay import Transition
+from torch_crl.recipe.compute_choice import choose_compute
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.system.devices import resolve_device
@@ -143,7 +144,8 @@ def _floor(scenario: Scenario, device: torch.device) -> list[Row]:
     used again. The matmuls of the first and the last layers are taken to be as fast as those of
     hidden ones.
     """
-    cost = recipe_of(scenario, device).update_cost
+    recipe = recipe_of(scenario, device)
+    cost = recipe.update_cost
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     # On a GPU always as many, since a few products do not fill it.
     layers = _MOST_FLOOR_LAYERS
@@ -166,8 +168,15 @@ def _floor(scenario: Scenario, device: torch.device) -> list[Row]:
             _ = x_BD @ weight_DD.T, x_BD @ weight_DD, x_BD.T @ x_BD
 
     seconds = scenario.seconds / 2
-    # As one graph, since the host takes longer to launch small products than a GPU to compute them.
-    run_products = _captured(products) if device.type == "cuda" else products
+    run_products: Callable[[], object] = products
+    if device.type == "cuda":
+        # As one graph, since the host takes longer to launch small products than they take.
+        run_products = _captured(products)
+    elif choose_compute(recipe).tower == "numba":
+        # Imported here, so that numba is needed only where it is installed.
+        from torch_crl.benchmarks.compiled_products import products_of_layers
+
+        run_products = products_of_layers(x_LBD, weight_LDD)
     of_products = time_calls(run_products, device=device, seconds=seconds).p50
     of_copy = time_calls(lambda: target.copy_(source), device=device, seconds=seconds).p50
     flop = 6 * layers * scenario.batch * scenario.width**2

@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,3 +109,25 @@ def test_precision_rows_rank_as_their_mantissas() -> None:
     errors = {row["precision"]: row["weight_gradient"] for row in rows}
     assert errors["fp32"] < 1e-5 < errors["fp16"] < errors["bf16"]
     assert errors["fp16"] == pytest.approx(errors["tf32"], rel=0.2)
+
+
+def test_an_update_by_compiled_kernels_has_the_floor_of_their_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    from torch_crl.benchmarks.compiled_products import products_of_layers
+
+    x_LBD, weight_LDD = torch.randn(2, 8, 16), torch.randn(2, 16, 16)
+    products_of_layers(x_LBD, weight_LDD)()
+    seen = []
+
+    def measured(*operands: torch.Tensor) -> Any:
+        seen.append([x.shape for x in operands])
+        return products_of_layers(*operands)
+
+    monkeypatch.setattr("torch_crl.benchmarks.compiled_products.products_of_layers", measured)
+    scenario = Scenario(kind="floor", depth=4, batch=64, width=32, seconds=0.1)
+    for tower, expected in (("numba", [[(4, 64, 32), (4, 32, 32)]]), ("reference", [])):
+        run_scenario(replace(scenario, tower=tower), device="cpu")
+        assert seen == expected
+        seen.clear()
