@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch_crl.cli.main import main
 from torch_crl.envs.gymnasium import registration
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.metrics import RunLog
-from torch_crl.system.terminal import NameCell, console, plain, print_line
+from torch_crl.system.terminal import NameCell, console, plain, print_line, print_markdown
 
 COMMAND = str(Path(sys.executable).with_name("torch-crl"))
 
@@ -159,3 +160,18 @@ def test_ctrl_c_while_the_command_imports_is_quiet(
     monkeypatch.setattr(registration, "register_tasks", interrupted)
     assert main(["zoo"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("of_terminal", [True, False])
+def test_reports_fit_a_terminal_and_stay_markdown_elsewhere(
+    of_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "# Title\n\n| some words | others |\n|---|---|\n| " + "long " * 20 + "| 1.5 |\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: of_terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    print_markdown(text)
+    shown = capsys.readouterr().out
+    assert (shown == text + "\n") == (not of_terminal)
+    if of_terminal:
+        lines = [re.sub("\x1b\\[[0-9;]*m", "", line) for line in shown.splitlines()]
+        assert max(map(len, lines)) <= 40 and "1.5" in shown

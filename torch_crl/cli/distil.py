@@ -14,7 +14,7 @@ from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, Depth, Seed
 from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.files import write_json, write_text
-from torch_crl.system.terminal import print_line
+from torch_crl.system.terminal import print_line, print_markdown
 
 if TYPE_CHECKING:
     from torch_crl.deploy.distil import DistilSettings
@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> int:
     }
     write_json(folder / "students.json", document)
     save_front(teacher, of_teacher, rows, folder / "front.png")
-    print_line(text)
+    print_markdown(text)
     print_line(f"written: {folder}/report.md, students.json, front.png", stderr=True)
     return 0
 

@@ -14,7 +14,7 @@ from torch_crl.cli.runs import TrainedOptions, load_trained, told_policy, traine
 from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, CountOrZero, PositiveOrZero
 from torch_crl.runs.finding import output_folder, run_directory_of
-from torch_crl.system.terminal import print_line
+from torch_crl.system.terminal import print_line, print_markdown
 
 if TYPE_CHECKING:
     from torch_crl.agent.policy import Policy
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
             planned.append(trial.planned(late, lambda _: stages.advance()))
         stages.begin("pictures")
         text = write_plan_report(trial, flat, planned, folder)
-    print_line(text)
+    print_markdown(text)
     print_line(f"written: {folder}/report.md, plan.json, graph.png, lateness.png", stderr=True)
     planner_folder = folder / "planner"
     print_line(f"with these plans: torch-crl eval {options.run} --planner {planner_folder}")

@@ -14,7 +14,7 @@ from torch_crl.errors import UsageError
 from torch_crl.fields import STRICT, Count, Seed
 from torch_crl.runs.finding import output_folder, run_directory_of
 from torch_crl.system.files import write_json, write_text
-from torch_crl.system.terminal import print_line
+from torch_crl.system.terminal import print_line, print_markdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     }
     write_json(folder / "pruned.json", document)
     save_curve(made, of_teacher, folder / "curve.png", count=blocks.count)
-    print_line(text)
+    print_markdown(text)
     print_line(f"written: {folder}/report.md, pruned.json, curve.png", stderr=True)
     return 0
 

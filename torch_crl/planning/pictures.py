@@ -251,8 +251,8 @@ def graph_picture(
             )
         goals = _seen(each.goal_NG.unique(dim=0)).T.numpy()
         axes.plot(*goals, "*", ms=10, color="black", ls="none")
-        reached = float(each.reached_N.float().mean())
-        _frame(axes, ground, f"{name}: {reached:.0%} of {len(each.goal_NG)} episodes reach it")
+        reached, count = float(each.reached_N.float().mean()), len(each.goal_NG)
+        _frame(axes, ground, f"{name}: {reached:.0%} of {count} episodes reach the goal")
     figure.supxlabel(
         "blue: nodes and edges; stars: goals; green: episodes that reach theirs, red: the others",
         fontsize=9,

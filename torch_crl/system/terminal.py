@@ -41,6 +41,17 @@ def print_line(text: object, *, stderr: bool = False) -> None:
     stream.flush()
 
 
+def print_markdown(text: str) -> None:
+    """Print a report: laid out for a terminal of any width, and as it is into a pipe or a file."""
+    terminal = console()
+    if not terminal.is_terminal:
+        print_line(text)
+        return
+    from rich.markdown import Markdown
+
+    terminal.print(Markdown(plain(text)))
+
+
 def console(*, stderr: bool = False, quiet: bool = False) -> "Console":
     """A rich console that does not raise, and prints text without markup or highlighting.
 
