@@ -64,9 +64,8 @@ def callable_by_address(function: Any, signature: Any) -> int:
     return int(compiled.address)
 
 
+# Nothing else keeps their code in memory.
 _KEPT: list[CFunc] = []
-
-
 _KINDS = {(torch.float32, "cpu"), (torch.float64, "cpu")}
 
 

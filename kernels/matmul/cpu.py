@@ -58,8 +58,9 @@ _OURS: dict[Any, Any] = {}
 if leaves_avx512_unused():
     _OURS[types.float32] = _at_address("fp32_product", tiles.fp32_product(), *tiles.SIGNATURE.args)
     if multiplies_bf16():
-        where = tiles.bf16_product()
-        _OURS[types.uint16] = _at_address("bf16_product", where, *tiles.SIGNATURE.args)
+        _OURS[types.uint16] = _at_address(
+            "bf16_product", tiles.bf16_product(), *tiles.SIGNATURE.args
+        )
 
 
 @overload(product)
