@@ -41,9 +41,11 @@ class First(NamedTuple):
     plain: str
     """Contrastive RL at the least depth, without chunks of actions if it was run so; empty if it
     was not run."""
+    p_value: float
+    """Of a permutation test of the seeds of the two; 1 if the plain method is the first or was not
+    run. Three seeds each never give less than 0.1."""
     told_apart: bool
-    """Whether the plain method's interval ends below that of the first, and a permutation test of
-    the seeds gives a p of at most 0.05; three seeds each never do."""
+    """Whether the plain method's interval ends below that of the first, and p is at most 0.05."""
     reached: bool
     """Whether the first one is at the goal for more than passing by: a hundredth of the time."""
     alone: bool
@@ -59,12 +61,13 @@ def first_method(comparison: Comparison, task: str) -> First:
     theirs, ours = (comparison.estimate(method, task=task).interval for method in (plain, best))
     contrastive = not plainness[plain].other_objective
     below = contrastive and theirs is not None and ours is not None and theirs[1] < ours[0]
-    apart = below and _p_value(comparison, task, best, plain) <= _LARGEST_P
+    p_value = _p_value(comparison, task, best, plain) if contrastive and plain != best else 1.0
     return First(
         task=task,
         method=best,
         plain=plain if contrastive else "",
-        told_apart=apart,
+        p_value=p_value,
+        told_apart=below and p_value <= _LARGEST_P,
         reached=comparison.estimate(best, task=task).point >= _LEAST_SHARE,
         alone=len(methods) == 1,
     )
@@ -150,7 +153,10 @@ def sentence(comparison: Comparison, first: First) -> str:
     told += f"; {first.plain} has {score[first.plain]}"
     share = _times_the_minutes(comparison, task, first.plain, first.method)
     told += "" if share is None else f" in {share:.2g} of the time"
-    return f"{told}." if first.told_apart else f"{told}; the seeds do not tell them apart."
+    p = f"p = {first.p_value:.2g}"
+    if first.told_apart:
+        return f"{told} ({p})."
+    return f"{told}; the seeds do not tell them apart ({p} by a permutation test)."
 
 
 def _minutes(comparison: Comparison, task: str, method: str) -> float:
