@@ -24,6 +24,7 @@ from torch_crl.distributed.ranks import Ranks
 from torch_crl.system.cuda_graph import between_graphs
 
 T = TypeVar("T")
+_ANSWERS = "answers.json"
 
 
 class Loopback(Ranks):
@@ -78,20 +79,20 @@ def free_port() -> int:
 
 def stages_on_ranks(*stages: Stage, seconds: float = 200) -> list[list[Ended]]:
     """Each stage after the one before; how all of its ranks ended."""
-    command = [sys.executable, "-m", __name__, json.dumps(stages)]
     # One thread each, and quick to notice that a rank does not answer.
     quick = {"OMP_NUM_THREADS": "1", "TORCH_CRL_RANK_TIMEOUT": "60"}
-    result = subprocess.run(
-        command,
-        env=os.environ | quick,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=seconds,
-        cwd=ROOT,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr[-6000:]
-    found = json.loads(result.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run(
+            [sys.executable, "-m", __name__, json.dumps(stages), folder],
+            env=os.environ | quick,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            cwd=ROOT,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr[-6000:]
+        found = json.loads(Path(folder, _ANSWERS).read_text())
     return [[Ended(*rank) for rank in stage] for stage in found]
 
 
@@ -153,5 +154,5 @@ if __name__ == "__main__":
     asked = [Stage(*stage) for stage in json.loads(sys.argv[1])]
     for each in asked:
         _function(each.function)
-    with tempfile.TemporaryDirectory() as name:
-        print(json.dumps([_run(stage, Path(name)) for stage in asked]))
+    place = Path(sys.argv[2])
+    place.joinpath(_ANSWERS).write_text(json.dumps([_run(stage, place) for stage in asked]))
