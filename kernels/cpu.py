@@ -1,4 +1,4 @@
-"""What the kernels for one CPU core share; imported by the `cpu.py` files only: it imports numba.
+"""What the kernels for one CPU core share; imported by compiled code only: it imports numba.
 
 Compiled code is kept on disk beside the source, or in the user's cache folder where that is
 read-only, so that only the first run waits for the compiler.
@@ -36,12 +36,15 @@ def _digest() -> str:
 _SOURCES = _digest()
 
 
-def _compiled(function: Any, **options: Any) -> Any:
-    dispatcher = njit(cache=True, **_OPTIONS, **_INLINE, **options)(function)
+def _of_all_sources(compiled: Any) -> Any:
     # numba would look at the function's own file only, and take code from the disk that calls
     # functions of other files as they were once.
-    dispatcher._cache._cache_file._source_stamp = _SOURCES
-    return dispatcher
+    compiled._cache._cache_file._source_stamp = _SOURCES
+    return compiled
+
+
+def _compiled(function: Any, **options: Any) -> Any:
+    return _of_all_sources(njit(cache=True, **_OPTIONS, **_INLINE, **options)(function))
 
 
 def loops(function: Any) -> Any:
@@ -58,8 +61,7 @@ def callable_by_address(function: Any, signature: Any) -> int:
     """Compiles a function for these arguments of C now; where it is in memory."""
     compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, dict(_OPTIONS))
     compiled.enable_caching()
-    compiled._cache._cache_file._source_stamp = _SOURCES
-    compiled.compile()
+    _of_all_sources(compiled).compile()
     _KEPT.append(compiled)
     return int(compiled.address)
 

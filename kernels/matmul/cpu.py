@@ -26,7 +26,8 @@ def product(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> A
 
 
 @products
-def _check(a, a_transposed, b, b_transposed, out):
+def _summands(a, a_transposed, b, b_transposed, out):
+    """Their number, if the sizes match: what multiplies would read and write beyond the ends."""
     summands = len(a) if a_transposed else a.shape[1]
     if (
         summands != (b.shape[1] if b_transposed else len(b))
@@ -34,6 +35,7 @@ def _check(a, a_transposed, b, b_transposed, out):
         or out.shape[1] != (len(b) if b_transposed else b.shape[1])
     ):
         raise ValueError("the sizes of the operands of a product do not match")
+    return summands
 
 
 def _at_address(name: str, where: int, *arguments: Any) -> types.ExternalFunction:
@@ -68,19 +70,17 @@ def _(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
     gemm, ours = _BLAS[a.dtype], _OURS.get(a.dtype, _BLAS[a.dtype])
 
     def call_ours(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
-        _check(a, a_transposed, b, b_transposed, out)
-        summands = len(a) if a_transposed else a.shape[1]
+        summands = _summands(a, a_transposed, b, b_transposed, out)
         ours(
             *(a.ctypes, a_transposed, b.ctypes, b_transposed, out.ctypes),
             *(out.shape[0], out.shape[1], summands),
         )
 
     def call_blas(a: Any, a_transposed: Any, b: Any, b_transposed: Any, out: Any) -> Any:
-        _check(a, a_transposed, b, b_transposed, out)
+        summands = _summands(a, a_transposed, b, b_transposed, out)
         # Fortran reads a matrix by columns, and so finds its transpose: out^T = b^T a^T.
         sizes = np.empty(5, np.int32)
-        sizes[0], sizes[1] = out.shape[1], out.shape[0]
-        sizes[2] = len(a) if a_transposed else a.shape[1]
+        sizes[0], sizes[1], sizes[2] = out.shape[1], out.shape[0], summands
         sizes[3], sizes[4] = b.shape[1], a.shape[1]
         factors = np.empty(2, out.dtype)
         factors[0], factors[1] = 1, 0

@@ -99,17 +99,21 @@ def _pairs(x, in_rows, rows, columns):
     return out
 
 
+@products
+def _shape(rows, columns, transposed):
+    """How a matrix lies in memory."""
+    return (columns, rows) if transposed else (rows, columns)
+
+
 def _fp32_product(a, a_transposed, b, b_transposed, out, rows, columns, summands):
-    a_shape = (summands, rows) if a_transposed else (rows, summands)
-    b_shape = (columns, summands) if b_transposed else (summands, columns)
-    a, b = carray(a, a_shape, np.float32), carray(b, b_shape, np.float32)
+    a = carray(a, _shape(rows, summands, a_transposed), np.float32)
+    b = carray(b, _shape(summands, columns, b_transposed), np.float32)
     _multiply(a, a_transposed, b, b_transposed, carray(out, (rows, columns), np.float32))
 
 
 def _bf16_product(a, a_transposed, b, b_transposed, out, rows, columns, summands):
-    a_shape = (summands, rows) if a_transposed else (rows, summands)
-    b_shape = (columns, summands) if b_transposed else (summands, columns)
-    a, b = _pairs(a, not a_transposed, *a_shape), _pairs(b, b_transposed, *b_shape)
+    a = _pairs(a, not a_transposed, *_shape(rows, summands, a_transposed))
+    b = _pairs(b, b_transposed, *_shape(summands, columns, b_transposed))
     _multiply(a, a_transposed, b, b_transposed, carray(out, (rows, columns), np.float32))
 
 

@@ -218,6 +218,8 @@ def _restored(
         resumed += "; its collectors begin fresh episodes"
     if not run.env.saves_state:
         resumed += f"; {run.recipe.task.name} cannot be saved and begins fresh episodes"
+    if run.updates_done >= run.recipe.total_updates:
+        resumed += "; the run is finished; a larger --env-steps lets it go on"
     return moment_of(run), [*skipped, resumed]
 
 

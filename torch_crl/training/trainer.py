@@ -125,8 +125,6 @@ def train(
             notes += restore(run, directory, ranks, reshard=reshard)
         ranks.of_first(lambda: _begin(directory, recipe, described, resume=resume))
         resumed_at = moment_of(run) if resume else None
-        if resumed_at and resumed_at.updates >= recipe.total_updates:
-            notes.append("the run is finished; a larger --env-steps lets it go on")
         log = _log(run, directory, ranks, resumed_at=resumed_at, show=show, wandb=wandb)
         session = _session(run, directory, log, ranks, callback)
         with session.log, torch_threads(thread_count(share(recipe, ranks))):
