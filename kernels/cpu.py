@@ -79,37 +79,68 @@ def room(rows: Any, columns: Any, like: Any) -> Any:
     return raw[start : start + rows * columns].reshape(rows, columns)
 
 
-def exponential(x: Any) -> Any:
-    """exp(x), as vector instructions in fp32; only within compiled code."""
+def exp_minus(x: Any) -> Any:
+    """exp(-x), as vector instructions in fp32; only within compiled code."""
     raise NotImplementedError(x)
 
 
-@overload(exponential, jit_options={"fastmath": {"contract", "nsz"}, **_INLINE})
+def tanh(x: Any) -> Any:
+    """The hyperbolic tangent, as vector instructions in fp32; only within compiled code."""
+    raise NotImplementedError(x)
+
+
+# Their sums keep the order in which they are written.
+_EXACT: dict[str, Any] = {"fastmath": {"contract", "nsz"}, **_INLINE}
+
+
+@overload(exp_minus, jit_options=_EXACT)
 def _(x: Any) -> Any:
-    return _exp_fp32 if x == types.float32 else _exp_fp64
+    return _exp_minus_fp32 if x == types.float32 else _exp_minus_fp64
 
 
-def _exp_fp64(x: Any) -> Any:
-    return np.exp(x)
+@overload(tanh, jit_options=_EXACT)
+def _(x: Any) -> Any:
+    return _tanh_fp32 if x == types.float32 else _tanh_fp64
 
 
-def _exp_fp32(x: Any) -> Any:
-    # exp(x) = 2^n exp(r) with |r| <= ln(2) / 2: a polynomial of degree 6 for exp(r), to 2 units in
-    # the last place, and 2^n by the bits of its exponent. ln(2) is subtracted in two parts.
-    # Conditions, unlike min and max, leave a NaN as it is.
-    x = np.float32(-87.0) if x < np.float32(-87.0) else x
-    x = np.float32(88.0) if x > np.float32(88.0) else x
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375)
-    r = r + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
+def _exp_minus_fp64(x: Any) -> Any:
+    return np.exp(-x)
+
+
+def _tanh_fp64(x: Any) -> Any:
+    return np.tanh(x)
+
+
+def _exp_minus_fp32(x: Any) -> Any:
+    # exp(-x) = 2^n exp(-r) with |r| <= ln(2) / 2: a polynomial of degree 6 for exp(-r), and 2^n by
+    # the bits of its exponent. ln(2) is added in two parts. Of a number and not of its negative,
+    # the conditions are the processor's own min and max; unlike Python's they leave a NaN as it is.
+    x = np.float32(-88.0) if x < np.float32(-88.0) else x
+    x = np.float32(87.0) if x > np.float32(87.0) else x
+    n = np.floor(np.float32(0.5) - x * np.float32(1.44269504))
+    r = x + n * np.float32(0.693359375)
+    r = r - n * np.float32(2.12194440e-4)
+    p = r * np.float32(1.38638e-3) - np.float32(8.36748e-3)
+    p = p * r + np.float32(4.166724e-2)
+    p = p * r - np.float32(1.6666534e-1)
+    p = p * r + np.float32(0.5)
+    p = p * r - np.float32(1.0)
+    p = p * r + np.float32(1.0)
     return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+def _tanh_fp32(x: Any) -> Any:
+    # 1 - 2 s / (1 + s), with s = exp(-2 |x|), cancels near zero. The polynomial there is that of
+    # squashed_gaussian's kernel for GPUs, and so is the treatment of NaN.
+    one, two, size, square = np.float32(1.0), np.float32(2.0), abs(x), x * x
+    p = np.float32(0.0207959724) - np.float32(0.00589515885) * square
+    p = p * square - np.float32(0.0537838305)
+    p = p * square + np.float32(0.133319241)
+    p = p * square - np.float32(0.33333298)
+    small = exp_minus(two * size)
+    far = one - two * small / (one + small)
+    far = -far if x < np.float32(0.0) else far
+    return x + x * square * p if size < np.float32(0.6) else far
 
 
 @loops

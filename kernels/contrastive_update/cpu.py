@@ -194,11 +194,10 @@ def contrastive_gradients(
         dphi[:batch], dpsi,
     )  # fmt: skip
 
-    dpairs, unused = room(*pairs.shape, state), room(0, 0, state)
-    backward_tower(dphi, batch, True, pairs, *critic, *of_critic, dpairs, *dcritic)
-    backward_tower(dpsi, batch, False, goal, *goals, *of_goals, unused, *dgoals)
+    dchosen, unused = room(*noise.shape, state), room(0, 0, state)
+    backward_tower(dphi, batch, pairs, *critic, *of_critic, dchosen, *dcritic)
+    backward_tower(dpsi, batch, goal, *goals, *of_goals, unused, *dgoals)
     _actor_losses(score, log_prob, log_alpha, target_entropy, dlog_alpha, dlog_prob, metrics)
-    dchosen = dpairs[batch:, states:].copy()
     doutput = room(*output.shape, state)
     _of_drawn(dchosen, dlog_prob, noise, chosen, squashed, doutput)
-    backward_tower(doutput, batch, False, inputs, *actor, *of_actor, unused, *dactor)
+    backward_tower(doutput, batch, inputs, *actor, *of_actor, unused, *dactor)

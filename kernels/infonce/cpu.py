@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, exponential, loops, products, require_cpu, room
+from torch_crl.kernels.cpu import array, exp_minus, loops, products, require_cpu, room
 from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT, PairScores
 from torch_crl.kernels.matmul.cpu import product
 
@@ -50,26 +50,29 @@ def _reduce(energy, mask, masked, columns, softplus, scores):
     zero = energy.dtype.type(0.0)
     diagonal, row_logsumexp, column_logsumexp = scores[0], scores[1], scores[2]
     row_softplus, row_rival, row_sum = scores[3], scores[4], scores[5]
+    # In a loop of its own: a processor goes on with other rows while comparisons wait for another.
     for i in range(batch):
         row = energy[i]
         diagonal[i] = row[i]
-        rival, total = -energy.dtype.type(np.inf), zero
-        for j in range(i):
-            rival = max(rival, row[j])
-        for j in range(i + 1, batch):
-            rival = max(rival, row[j])
-        highest = max(rival, row[i])
-        exponentials = zero
+        row[i] = -np.inf
+        rival = row[i]
         for j in range(batch):
-            exponentials += exponential(row[j] - highest)
-            total += row[j]
+            rival = max(rival, row[j])
+        row[i] = diagonal[i]
         row_rival[i] = rival
+    for i in range(batch):
+        row = energy[i]
+        highest = max(row_rival[i], row[i])
+        exponentials, total = zero, zero
+        for j in range(batch):
+            exponentials += exp_minus(highest - row[j])
+            total += row[j]
         row_sum[i] = total
         row_logsumexp[i] = highest + np.log(exponentials)
         if softplus:
             total = zero
             for j in range(batch):
-                total += max(row[j], zero) + np.log1p(exponential(-abs(row[j])))
+                total += max(row[j], zero) + np.log1p(exp_minus(abs(row[j])))
             row_softplus[i] = total
     if columns:
         _reduce_columns(energy, mask, masked, column_logsumexp)
@@ -87,7 +90,7 @@ def _reduce_columns(energy, mask, masked, column_logsumexp):
     for i in range(batch):
         if not (masked and mask[i] == 0):
             for j in range(batch):
-                exponentials[j] += exponential(energy[i, j] - highest[j])
+                exponentials[j] += exp_minus(highest[j] - energy[i, j])
     for j in range(batch):
         column_logsumexp[j] = highest[j] + np.log(exponentials[j])
 
@@ -139,13 +142,13 @@ def _weights(
         row, to = energy[i], weight[i]
         of_row, logsumexp = upstream[1, i], scores[1, i]
         for j in range(batch):
-            to[j] = of_row * exponential(row[j] - logsumexp)
+            to[j] = of_row * exp_minus(logsumexp - row[j])
         if columns and not (masked and mask[i] == 0):
             for j in range(batch):
-                to[j] += upstream[2, j] * exponential(row[j] - scores[2, j])
+                to[j] += upstream[2, j] * exp_minus(scores[2, j] - row[j])
         if softplus:
             for j in range(batch):
-                to[j] += upstream[3, i] / (one + exponential(-row[j]))
+                to[j] += upstream[3, i] / (one + exp_minus(row[j]))
         to[i] += upstream[0, i]
         if kind == 2:
             # The gradient of minus the root, times minus two, is that of the products.

@@ -14,7 +14,9 @@ from torch_crl.kernels.matmul.vectors import (
     VECTOR_BYTES,
     VECTORS,
     eight_rows,
+    eight_short_rows,
     one_row,
+    one_short_row,
     transpose,
 )
 
@@ -23,23 +25,18 @@ _STRIP_BYTES = VECTORS * VECTOR_BYTES
 
 
 @products
-def _copy_strip(b, transposed, start, strip):
-    """strip [K, _WIDTH] gets columns of b, or of its transpose, and 0 beyond the last."""
-    steps = len(strip)
-    columns = min(_WIDTH, (len(b) if transposed else b.shape[1]) - start)
-    done = 0
-    if transposed and columns == _WIDTH:
-        done = steps - steps % LANES
-        source, to = np.intp(b.ctypes.data), np.intp(strip.ctypes.data)
-        for j in range(0, _WIDTH, LANES):
-            for k in range(0, done, LANES):
-                square = source + ((start + j) * steps + k) * b.itemsize
-                transpose(square, steps * b.itemsize, to + (k * _WIDTH + j) * b.itemsize)
-    for k in range(done, steps):
-        for j in range(columns):
-            strip[k, j] = b[start + j, k] if transposed else b[k, start + j]
-        for j in range(columns, _WIDTH):
-            strip[k, j] = 0
+def _copy_strip(b, start, strip):
+    """strip [K, _WIDTH] gets columns of the transpose of b."""
+    steps, columns = len(strip), min(_WIDTH, len(b) - start)
+    done, whole = steps - steps % LANES, columns - columns % LANES
+    source, to = np.intp(b.ctypes.data), np.intp(strip.ctypes.data)
+    for j in range(0, whole, LANES):
+        for k in range(0, done, LANES):
+            square = source + ((start + j) * steps + k) * b.itemsize
+            transpose(square, steps * b.itemsize, to + (k * _WIDTH + j) * b.itemsize)
+    for k in range(steps):
+        for j in range(whole if k < done else 0, columns):
+            strip[k, j] = b[start + j, k]
 
 
 @products
@@ -49,28 +46,30 @@ def _multiply(a, a_transposed, b, b_transposed, out):
     steps = len(a) if a_transposed else a.shape[1]
     a_row, a_step = (size, size * rows) if a_transposed else (size * steps, size)
     count = ROWS if rows >= ROWS else 1
-    strip, beyond = room(steps, _WIDTH, b), room(ROWS, _WIDTH, out)
+    strip = room(steps if b_transposed else 0, _WIDTH, b)
     for start in range(0, columns, _WIDTH):
-        whole = start + _WIDTH <= columns
+        is_short = columns - start <= LANES
+        last = columns - start - (0 if is_short else _WIDTH - LANES)
+        mask = (1 << min(last, LANES)) - 1
         from_b, b_step = np.intp(b.ctypes.data) + start * size, size * columns
-        if b_transposed or not whole:
-            _copy_strip(b, b_transposed, start, strip)
+        if b_transposed:
+            _copy_strip(b, start, strip)
             from_b, b_step = np.intp(strip.ctypes.data), _STRIP_BYTES
         for first in range(0, rows, count):
             # The last rows are some of those before once more, unless their number fits.
             i = min(first, rows - count)
             from_a = np.intp(a.ctypes.data) + i * a_row
-            to, to_row = np.intp(out.ctypes.data) + (i * columns + start) * size, columns * size
-            if not whole:
-                to, to_row = np.intp(beyond.ctypes.data), _STRIP_BYTES
-            if count == 1:
-                one_row(a, from_a, a_row, a_step, from_b, b_step, steps, to, to_row)
+            to = np.intp(out.ctypes.data) + (i * columns + start) * size
+            places = mask, from_a, a_row, a_step, from_b, b_step, steps, to, size * columns
+            if count == ROWS:
+                if is_short:
+                    eight_short_rows(a, *places)
+                else:
+                    eight_rows(a, *places)
+            elif is_short:
+                one_short_row(a, *places)
             else:
-                eight_rows(a, from_a, a_row, a_step, from_b, b_step, steps, to, to_row)
-            if not whole:
-                for k in range(count):
-                    for j in range(columns - start):
-                        out[i + k, start + j] = beyond[k, j]
+                one_row(a, *places)
 
 
 @products

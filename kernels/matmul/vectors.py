@@ -17,43 +17,43 @@ LANES = 16
 VECTOR_BYTES = 4 * LANES
 ROWS = 8
 VECTORS = 2
-"""A tile is `ROWS` by `VECTORS` vectors. Its sums take 16 of the 32 registers of AVX-512."""
+"""A tile is `ROWS` by `VECTORS` vectors at most: its sums take 16 of AVX-512's 32 registers."""
 
 _WORD, _INDEX = ir.IntType(64), ir.IntType(32)
 # Without it LLVM does not read the one instruction that is written out below.
 initialize_native_asmparser()
 
 
-def _tile(rows: int) -> Any:
+def _tile(rows: int, vectors: int) -> Any:
     @intrinsic
-    def tile(context, like, a, a_row, a_step, b, b_step, steps, out, out_row):
+    def tile(context, like, mask, a, a_row, a_step, b, b_step, steps, out, out_row):
         def generate(context, builder, signature, arguments):
-            name = f"torch_crl_tile_{rows}_{like.dtype}"
+            name = f"torch_crl_tile_{rows}_{vectors}_{like.dtype}"
             function = builder.module.globals.get(name)
             if function is None:
-                kind = ir.FunctionType(ir.VoidType(), [_WORD] * 8)
+                kind = ir.FunctionType(ir.VoidType(), [_WORD] * 9)
                 function = ir.Function(builder.module, kind, name)
                 function.linkage = "linkonce_odr"
                 function.attributes.add("noinline")
-                _generate_tile(function, rows, like.dtype)
+                _generate_tile(function, rows, vectors, like.dtype)
             builder.call(function, arguments[1:])
             return context.get_dummy_value()
 
-        return types.void(like, *[types.intp] * 8), generate
+        return types.void(like, *[types.intp] * 9), generate
 
     return tile
 
 
-eight_rows = _tile(ROWS)
-"""eight_rows(like, a, a_row, a_step, b, b_step, steps, out, out_row) writes `ROWS` rows of a b.
+eight_rows = _tile(ROWS, VECTORS)
+"""eight_rows(like, mask, a, a_row, a_step, b, b_step, steps, out, out_row) writes a tile of a b.
 
-`like` is an array of what a and b are. The rows are `VECTORS` vectors wide. Each sum is one chain
-of multiply-adds in the order of the summands, so it depends neither on the sizes of the product nor
-on its place in it.
+`like` is an array of what a and b are, and the bits of `mask` say which numbers of the last vector
+of a row there are. Each sum is one chain of multiply-adds in the order of the summands, so it
+depends neither on the sizes of the product nor on its place in it.
 """
 
-one_row = _tile(1)
-"""The same for one row, with the same sums."""
+eight_short_rows, one_row, one_short_row = _tile(ROWS, 1), _tile(1, VECTORS), _tile(1, 1)
+"""The same for rows of one vector, and for one row, with the same sums."""
 
 
 @intrinsic
@@ -80,31 +80,41 @@ def transpose(context, a, a_row, out):
     return types.void(types.intp, types.intp, types.intp), generate
 
 
-def _generate_tile(function: ir.Function, rows: int, dtype: Any) -> None:
+def _generate_tile(function: ir.Function, rows: int, vectors: int, dtype: Any) -> None:
     operand, total, add = _arithmetic(function.module, dtype)
     entry, loop, end = map(function.append_basic_block, ("entry", "loop", "end"))
-    a, a_row, a_step, b, b_step, steps, out, out_row = function.args
+    mask, a, a_row, a_step, b, b_step, steps, out, out_row = function.args
     builder = ir.IRBuilder(entry)
+    bits = ir.IntType(LANES)
+    last = builder.bitcast(builder.trunc(mask, bits), ir.VectorType(ir.IntType(1), LANES))
+    whole = ir.Constant(last.type, [1] * LANES)
+    masks = [whole] * (vectors - 1) + [last]
     builder.branch(loop)
 
     builder.position_at_end(loop)
     step, from_a, from_b = (builder.phi(_WORD) for _ in range(3))
-    sums = [builder.phi(total) for _ in range(rows * VECTORS)]
+    sums = [builder.phi(total) for _ in range(rows * vectors)]
     variables = [
         (step, _WORD(0), builder.add(step, _WORD(1))),
         (from_a, a, builder.add(from_a, a_step)),
         (from_b, b, builder.add(from_b, b_step)),
     ]
     vector_bytes = _WORD(VECTOR_BYTES)
+    load, store = (
+        _masked(function.module, *each) for each in (("load", operand), ("store", total))
+    )
     of_b = [
-        builder.load(_at(builder, operand, from_b, vector_bytes, j), align=4)
-        for j in range(VECTORS)
+        builder.call(
+            load,
+            [_at(builder, operand, from_b, vector_bytes, j), _INDEX(4), masks[j], operand(None)],
+        )
+        for j in range(vectors)
     ]
     for i in range(rows):
         one = builder.load(_at(builder, operand.element, from_a, a_row, i), align=4)
         of_a = builder.insert_element(operand(ir.Undefined), one, _INDEX(0))
         of_a = builder.shuffle_vector(of_a, of_a, _numbers([0] * operand.count))
-        for j, x in enumerate(sums[i * VECTORS : (i + 1) * VECTORS]):
+        for j, x in enumerate(sums[i * vectors : (i + 1) * vectors]):
             variables.append((x, total(None), builder.call(add, [of_a, of_b[j], x])))
     for variable, first, following in variables:
         variable.add_incoming(first, entry)
@@ -113,9 +123,9 @@ def _generate_tile(function: ir.Function, rows: int, dtype: Any) -> None:
 
     builder.position_at_end(end)
     for number, (_, _, x) in enumerate(variables[3:]):
-        i, j = divmod(number, VECTORS)
+        i, j = divmod(number, vectors)
         to = builder.add(out, builder.mul(out_row, _WORD(i)))
-        builder.store(x, _at(builder, total, to, vector_bytes, j), align=4)
+        builder.call(store, [x, _at(builder, total, to, vector_bytes, j), _INDEX(4), masks[j]])
     builder.ret_void()
 
 
@@ -129,6 +139,19 @@ def _arithmetic(module: ir.Module, dtype: Any) -> tuple[ir.VectorType, ir.Vector
     kind = ir.FunctionType(total, [pairs, pairs, total])
     # LLVM's own function for it has other types from version to version.
     return pairs, total, ir.InlineAsm(kind, "vdpbf16ps $2, $1, $0", "=v,v,v,0")
+
+
+def _masked(module: ir.Module, what: str, vector: ir.VectorType) -> Any:
+    """LLVM's load(pointer, alignment, mask, otherwise) or store(x, pointer, alignment, mask)."""
+    element = f"{'f' if isinstance(vector.element, ir.FloatType) else 'i'}32"
+    mask, pointer = ir.VectorType(ir.IntType(1), LANES), vector.as_pointer()
+    kind = (
+        ir.FunctionType(vector, [pointer, _INDEX, mask, vector])
+        if what == "load"
+        else ir.FunctionType(ir.VoidType(), [vector, pointer, _INDEX, mask])
+    )
+    name = f"llvm.masked.{what}.v{LANES}{element}.p0v{LANES}{element}"
+    return cgutils.get_or_insert_function(module, kind, name)
 
 
 def _at(builder: ir.IRBuilder, what: Any, start: Any, distance: Any, count: int) -> Any:

@@ -5,7 +5,7 @@ B rows, D width.
 
 import numpy as np
 
-from torch_crl.kernels.cpu import exponential, loops
+from torch_crl.kernels.cpu import exp_minus, loops
 from torch_crl.kernels.norm_act.reference import EPSILON
 
 
@@ -18,19 +18,18 @@ def forward_rows(x, before, weight, bias, residual, has_residual, relu, scale, s
     rows, width = x.shape
     zero, one = x.dtype.type(0.0), x.dtype.type(1.0)
     share = one / x.dtype.type(width)
+    # In loops of their own: a processor goes on with other rows while one waits for its sums.
     for i in range(rows):
         total = zero
         for j in range(width):
             total += x[i, j] + before[j]
-        mean = total * share
-        squares = zero
+        stats[i, 0] = total * share
+    for i in range(rows):
+        mean, squares = stats[i, 0], zero
         for j in range(width):
             centred = x[i, j] + before[j] - mean
             squares += centred * centred
-        root = one / np.sqrt(squares * share + x.dtype.type(EPSILON))
-        stats[i, 0] = mean
-        stats[i, 1] = root
-    # Not in the loop of before: a processor goes on with other rows while one waits for its sums.
+        stats[i, 1] = one / np.sqrt(squares * share + x.dtype.type(EPSILON))
     for i in range(rows):
         mean, root = stats[i, 0], stats[i, 1]
         if relu:
@@ -40,7 +39,7 @@ def forward_rows(x, before, weight, bias, residual, has_residual, relu, scale, s
         else:
             for j in range(width):
                 z = (x[i, j] + before[j] - mean) * root * weight[j] + bias[j]
-                out[i, j] = z / (one + exponential(-z))
+                out[i, j] = z / (one + exp_minus(z))
         if has_residual:
             for j in range(width):
                 out[i, j] = residual[i, j] + scale * out[i, j]
@@ -77,7 +76,7 @@ def backward_rows(
             for j in range(width):
                 normed = (x[i, j] + before[j] - mean) * root
                 z = normed * weight[j] + bias[j]
-                sigmoid = one / (one + exponential(-z))
+                sigmoid = one / (one + exp_minus(z))
                 slope = scale * dout[i, j] * sigmoid * (one + z * (one - sigmoid))
                 dx[i, j] = slope
                 of_ones += slope * weight[j]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, loops, require_cpu
+from torch_crl.kernels.cpu import array, exp_minus, loops, require_cpu, tanh
 from torch_crl.kernels.squashed_gaussian.reference import (
     EPSILON,
     LOG_ROOT_TWO_PI,
@@ -17,43 +17,54 @@ from torch_crl.kernels.squashed_gaussian.reference import (
 )
 
 _HALF_RANGE = 0.5 * (LOG_STD_HIGH - LOG_STD_LOW)
+_TINY = 1e-250
 
 
 @loops
 def forward_rows(output, noise, action, squashed, log_prob):
     """action [B, A], tanh of the raw log-std [B, A] and log_prob [B]; sums are in fp64."""
     rows, size = noise.shape
-    one = noise.dtype.type(1.0)
+    one, epsilon = noise.dtype.type(1.0), noise.dtype.type(EPSILON)
+    low, half = noise.dtype.type(LOG_STD_LOW), noise.dtype.type(_HALF_RANGE)
     for i in range(rows):
-        total = 0.0
         for j in range(size):
-            tanh = math.tanh(output[i, size + j])
-            log_std = LOG_STD_LOW + _HALF_RANGE * (tanh + 1.0)
-            chosen = noise.dtype.type(math.tanh(output[i, j] + math.exp(log_std) * noise[i, j]))
-            squashed[i, j] = tanh
-            action[i, j] = chosen
-            under_log = (one - chosen) * (one + chosen) + noise.dtype.type(EPSILON)
-            total -= 0.5 * noise[i, j] * noise[i, j] + log_std + LOG_ROOT_TWO_PI
-            total -= math.log(under_log)
-        log_prob[i] = total
+            action[i, j] = output[i, j]
+            squashed[i, j] = output[i, size + j]
+    # Of all entries at once, since an action has fewer of them than a vector.
+    flat_action, flat_squashed, flat_noise = action.ravel(), squashed.ravel(), noise.ravel()
+    for k in range(len(flat_noise)):
+        flat_squashed[k] = tanh(flat_squashed[k])
+        std = exp_minus(-low - half * (flat_squashed[k] + one))
+        flat_action[k] = tanh(flat_action[k] + std * flat_noise[k])
+    for i in range(rows):
+        total, under_logs = 0.0, 1.0
+        for j in range(size):
+            total -= 0.5 * noise[i, j] * noise[i, j] + LOG_ROOT_TWO_PI
+            total -= LOG_STD_LOW + _HALF_RANGE * (squashed[i, j] + 1.0)
+            # The logarithm of a product in place of a sum of logarithms, while it is no tiny one.
+            under_logs *= (one - action[i, j]) * (one + action[i, j]) + epsilon
+            if under_logs < _TINY:
+                total -= math.log(under_logs)
+                under_logs = 1.0
+        log_prob[i] = total - math.log(under_logs)
 
 
 @loops
 def backward_rows(daction, dlog_prob, noise, action, squashed, doutput):
     """Gradient [B, 2 A] of the output from those of action and log-density."""
     rows, size = noise.shape
-    one = noise.dtype.type(1.0)
+    one, epsilon = noise.dtype.type(1.0), noise.dtype.type(EPSILON)
+    low, half = noise.dtype.type(LOG_STD_LOW), noise.dtype.type(_HALF_RANGE)
     for i in range(rows):
         for j in range(size):
-            chosen = action[i, j]
-            under_log = (one - chosen) * (one + chosen) + noise.dtype.type(EPSILON)
-            of_action = daction[i, j] + dlog_prob[i] * (chosen + chosen) / under_log
-            of_mean = of_action * (one - chosen) * (one + chosen)
-            tanh = squashed[i, j]
-            std = math.exp(LOG_STD_LOW + _HALF_RANGE * (tanh + 1.0))
+            chosen, squash = action[i, j], squashed[i, j]
+            slope = (one - chosen) * (one + chosen)
+            of_action = daction[i, j] + dlog_prob[i] * (chosen + chosen) / (slope + epsilon)
+            of_mean = of_action * slope
+            std = exp_minus(-low - half * (squash + one))
             of_log_std = of_mean * std * noise[i, j] - dlog_prob[i]
             doutput[i, j] = of_mean
-            doutput[i, size + j] = of_log_std * _HALF_RANGE * (one - tanh * tanh)
+            doutput[i, size + j] = of_log_std * half * (one - squash * squash)
 
 
 class _SquashedGaussian(torch.autograd.Function):

@@ -70,14 +70,17 @@ def forward_tower(
 
 @products
 def backward_tower(
-    dy, live, need_dx,
+    dy, live,
     x, first_weight, first_bias, first_ln_weight, first_ln_bias,
     weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale,
     dense, stats, inner, weight16, inner16,
     dx, dfirst_weight, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
     dweight, dbias, dln_weight, dln_bias, dhead_weight, dhead_bias,
 ):  # fmt: skip
-    """Gradients of the input and, from the first `live` rows (none if 0), of the parameters."""
+    """Gradients of the input and, from the first `live` rows (none if 0), of the parameters.
+
+    dx [N, C], of any size, gets that of the last C inputs of the last N rows.
+    """
     layers, width = bias.shape
     rows = len(x)
     ddense, branch = room(rows, width, dy), room(rows, width, dy)
@@ -117,8 +120,13 @@ def backward_tower(
     )  # fmt: skip
     if live:
         product(ddense[:live], True, x[:live], False, dfirst_weight)
-    if need_dx:
-        product(ddense, False, first_weight, False, dx)
+    if dx.size:
+        (count, inputs), first = dx.shape, first_weight.shape[1] - dx.shape[1]
+        of_inputs = room(width, inputs, dx)
+        for i in range(width):
+            for j in range(inputs):
+                of_inputs[i, j] = first_weight[i, first + j]
+        product(ddense[rows - count :], False, of_inputs, False, dx)
 
 
 _ROWS_AT_ONCE = 1024
@@ -188,9 +196,9 @@ class _WholeTower(torch.autograd.Function):
     def backward(ctx: Any, dy_RO: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [torch.empty_like(parameter) for parameter in ctx.tensors]
         need_dx = ctx.needs_input_grad[0]
-        dx = torch.empty(ctx.kept[0].shape, dtype=dy_RO.dtype)
+        dx = torch.empty(ctx.kept[0].shape if need_dx else (0, 0), dtype=dy_RO.dtype)
         backward_tower(
-            *(array(dy_RO.contiguous()), ctx.live, need_dx, *ctx.kept, *ctx.space.arrays),
+            *(array(dy_RO.contiguous()), ctx.live, *ctx.kept, *ctx.space.arrays),
             *(array(dx), *map(array, gradients)),
         )
         of_parameters = gradients if ctx.live else [None] * len(gradients)

@@ -364,3 +364,30 @@ def test_results_do_not_depend_on_what_was_compiled_or_loaded_before(tmp_path: P
 
     compiled, loaded, loaded_after_others = digest(), digest(), digest("alone")
     assert compiled == loaded == loaded_after_others
+
+
+def test_exponential_and_tangent_are_exact_to_two_units_in_the_last_place() -> None:
+    from numba import njit
+
+    from torch_crl.kernels.cpu import exp_minus, tanh
+
+    @njit
+    def of_all(x: Any, exponentials: Any, tangents: Any) -> None:
+        for i in range(len(x)):
+            exponentials[i] = exp_minus(x[i])
+            tangents[i] = tanh(x[i])
+
+    small = torch.logspace(-30, 1.9, 100_000, dtype=torch.float64)
+    x = torch.cat([small, -small, torch.linspace(-87.9, 86.9, 400_001)]).float()
+    found = torch.empty(2, len(x))
+    of_all(*(each.numpy() for each in (x, *found)))
+    exact = torch.stack([torch.exp(-x.double()), torch.tanh(x.double())])
+    unit = torch.finfo(torch.float32).eps * exact.abs()
+    assert ((found - exact).abs() <= 2 * unit).all()
+
+    ends = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    found = torch.empty(2, 3)
+    of_all(*(each.numpy() for each in (ends, *found)))
+    assert found[:, 0].isnan().all()
+    assert found[0, 1] < 2e-38 and found[0, 2] > 1e38
+    assert found[1, 1:].tolist() == [1.0, -1.0]

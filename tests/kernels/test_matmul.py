@@ -18,7 +18,7 @@ from torch_crl.kernels.matmul import tiles
 from torch_crl.kernels.matmul.vectors import ROWS
 
 # Rows, columns and summands: whole tiles; ends of all three; fewer rows than a tile has; one.
-SIZES = [(16, 64, 32), (13, 70, 37), (ROWS - 1, 33, 5), (1, 1, 1)]
+SIZES = [(16, 64, 32), (13, 70, 37), (9, 59, 16), (ROWS - 1, 33, 5), (1, 1, 1)]
 TRANSPOSED = [(False, False), (False, True), (True, False), (True, True)]
 
 
