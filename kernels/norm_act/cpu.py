@@ -10,10 +10,10 @@ from torch_crl.kernels.norm_act.reference import EPSILON
 
 
 @loops
-def forward_rows(x, before, weight, bias, residual, has_residual, relu, scale, stats, out):
-    """out = [residual + scale *] activation(LayerNorm(x + before)).
+def forward_rows(x, before, weight, bias, residual, has_residual, relu, scale, roots, out):
+    """out = [residual + scale *] activation(LayerNorm(x + before)), and x its normalised rows.
 
-    `before` [D] is the bias of the dense layer that made x. stats [B, 2] get mean and 1 / std.
+    `before` [D] is the bias of the dense layer that made x. roots [B] get 1 / std.
     """
     rows, width = x.shape
     zero, one = x.dtype.type(0.0), x.dtype.type(1.0)
@@ -23,22 +23,24 @@ def forward_rows(x, before, weight, bias, residual, has_residual, relu, scale, s
         total = zero
         for j in range(width):
             total += x[i, j] + before[j]
-        stats[i, 0] = total * share
+        roots[i] = total * share
     for i in range(rows):
-        mean, squares = stats[i, 0], zero
+        mean, squares = roots[i], zero
         for j in range(width):
-            centred = x[i, j] + before[j] - mean
-            squares += centred * centred
-        stats[i, 1] = one / np.sqrt(squares * share + x.dtype.type(EPSILON))
+            x[i, j] = x[i, j] + before[j] - mean
+            squares += x[i, j] * x[i, j]
+        roots[i] = one / np.sqrt(squares * share + x.dtype.type(EPSILON))
     for i in range(rows):
-        mean, root = stats[i, 0], stats[i, 1]
+        root = roots[i]
         if relu:
             for j in range(width):
-                z = (x[i, j] + before[j] - mean) * root * weight[j] + bias[j]
+                x[i, j] *= root
+                z = x[i, j] * weight[j] + bias[j]
                 out[i, j] = zero if z < zero else z
         else:
             for j in range(width):
-                z = (x[i, j] + before[j] - mean) * root * weight[j] + bias[j]
+                x[i, j] *= root
+                z = x[i, j] * weight[j] + bias[j]
                 out[i, j] = z / (one + exp_minus(z))
         if has_residual:
             for j in range(width):
@@ -47,53 +49,61 @@ def forward_rows(x, before, weight, bias, residual, has_residual, relu, scale, s
 
 @loops
 def backward_rows(
-    dout, x, before, weight, bias, relu, scale, stats, live, sums, dx, dbefore, dweight, dbias
-):
+    dout, normed, weight, bias, out, has_residual, relu, scale, roots, live, sums,
+    dx, dbefore, dweight, dbias,
+):  # fmt: skip
     """Gradients of `forward_rows` from that of its output, without the residual's.
 
-    Only the first `live` rows count for those of the parameters. `sums` [B, 2] gets two means of
-    each row.
+    `normed` is what became of its x. Only the first `live` rows count for the gradients of the
+    parameters. `sums` [B, 2] gets two means of each row.
     """
-    rows, width = x.shape
-    zero, one = x.dtype.type(0.0), x.dtype.type(1.0)
-    share = one / x.dtype.type(width)
+    rows, width = normed.shape
+    zero, one = normed.dtype.type(0.0), normed.dtype.type(1.0)
+    half, share = normed.dtype.type(0.5), one / normed.dtype.type(width)
     for j in range(width):
         dbefore[j] = zero
         dweight[j] = zero
         dbias[j] = zero
     for i in range(rows):
-        mean, root = stats[i, 0], stats[i, 1]
         of_ones, of_normed = zero, zero
         if relu:
             for j in range(width):
-                normed = (x[i, j] + before[j] - mean) * root
-                z = normed * weight[j] + bias[j]
+                z = normed[i, j] * weight[j] + bias[j]
                 slope = scale * dout[i, j] if z > zero else zero
                 dx[i, j] = slope
                 of_ones += slope * weight[j]
-                of_normed += slope * weight[j] * normed
-        else:
+                of_normed += slope * weight[j] * normed[i, j]
+        elif has_residual:
             for j in range(width):
-                normed = (x[i, j] + before[j] - mean) * root
-                z = normed * weight[j] + bias[j]
+                z = normed[i, j] * weight[j] + bias[j]
                 sigmoid = one / (one + exp_minus(z))
                 slope = scale * dout[i, j] * sigmoid * (one + z * (one - sigmoid))
                 dx[i, j] = slope
                 of_ones += slope * weight[j]
-                of_normed += slope * weight[j] * normed
+                of_normed += slope * weight[j] * normed[i, j]
+        else:
+            # swish(z) = z sigmoid(z), and z is to the bit that of the forward pass; if a compiler
+            # should round it otherwise, the slopes of numbers near zero remain between 0 and 1.
+            for j in range(width):
+                z = normed[i, j] * weight[j] + bias[j]
+                sigmoid = half if z == zero else out[i, j] / z
+                sigmoid = zero if sigmoid < zero else sigmoid
+                sigmoid = one if sigmoid > one else sigmoid
+                slope = scale * dout[i, j] * (sigmoid + out[i, j] * (one - sigmoid))
+                dx[i, j] = slope
+                of_ones += slope * weight[j]
+                of_normed += slope * weight[j] * normed[i, j]
         sums[i, 0] = of_ones * share
         sums[i, 1] = of_normed * share
     for i in range(rows):
-        mean, root, of_ones, of_normed = stats[i, 0], stats[i, 1], sums[i, 0], sums[i, 1]
+        root, of_ones, of_normed = roots[i], sums[i, 0], sums[i, 1]
         if i < live:
             for j in range(width):
-                normed = (x[i, j] + before[j] - mean) * root
                 slope = dx[i, j]
-                dx[i, j] = root * (slope * weight[j] - of_ones - normed * of_normed)
+                dx[i, j] = root * (slope * weight[j] - of_ones - normed[i, j] * of_normed)
                 dbefore[j] += dx[i, j]
-                dweight[j] += slope * normed
+                dweight[j] += slope * normed[i, j]
                 dbias[j] += slope
         else:
             for j in range(width):
-                normed = (x[i, j] + before[j] - mean) * root
-                dx[i, j] = root * (dx[i, j] * weight[j] - of_ones - normed * of_normed)
+                dx[i, j] = root * (dx[i, j] * weight[j] - of_ones - normed[i, j] * of_normed)

@@ -36,16 +36,17 @@ class Parameters:
 def forward_tower(
     x, first_weight, first_bias, first_ln_weight, first_ln_bias,
     weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale,
-    dense, stats, inner, weight16, inner16, y,
+    normed, roots, inner, weight16, inner16, y,
 ):  # fmt: skip
-    """y [R, O]. inner [L + 1, R, D] gets what each layer gives, dense what its LayerNorm gets.
+    """y [R, O]. inner [L + 1, R, D] gets what each layer gives, normed its normalised rows, and
+    roots [L + 1, R] their 1 / std.
 
     If there is room for it, weight16 and inner16 get both operands of the inner products in bf16.
     """
-    product(x, False, first_weight, True, dense[0])
+    product(x, False, first_weight, True, normed[0])
     forward_rows(
-        dense[0], first_bias, first_ln_weight, first_ln_bias, dense[0], False, relu, scale,
-        stats[0], inner[0],
+        normed[0], first_bias, first_ln_weight, first_ln_bias, inner[0], False, relu, scale,
+        roots[0], inner[0],
     )  # fmt: skip
     block = inner[0]
     for k in range(len(weight)):
@@ -53,12 +54,12 @@ def forward_tower(
         if len(weight16):
             to_bf16(inner[k], inner16[k])
             to_bf16(weight[k], weight16[k])
-            product(inner16[k], False, weight16[k], True, dense[k + 1])
+            product(inner16[k], False, weight16[k], True, normed[k + 1])
         else:
-            product(inner[k], False, weight[k], True, dense[k + 1])
+            product(inner[k], False, weight[k], True, normed[k + 1])
         forward_rows(
-            dense[k + 1], bias[k], ln_weight[k], ln_bias[k], block, ends, relu, scale,
-            stats[k + 1], inner[k + 1],
+            normed[k + 1], bias[k], ln_weight[k], ln_bias[k], block, ends, relu, scale,
+            roots[k + 1], inner[k + 1],
         )  # fmt: skip
         if ends:
             block = inner[k + 1]
@@ -71,9 +72,9 @@ def forward_tower(
 @products
 def backward_tower(
     dy, live,
-    x, first_weight, first_bias, first_ln_weight, first_ln_bias,
+    x, first_weight, _first_bias, first_ln_weight, first_ln_bias,
     weight, bias, ln_weight, ln_bias, head_weight, head_bias, relu, scale,
-    dense, stats, inner, weight16, inner16,
+    normed, roots, inner, weight16, inner16,
     dx, dfirst_weight, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
     dweight, dbias, dln_weight, dln_bias, dhead_weight, dhead_bias,
 ):  # fmt: skip
@@ -98,8 +99,8 @@ def backward_tower(
         # `upstream` is the gradient of the block's output, `branch` that of a layer within it.
         ends = k % BLOCK == BLOCK - 1
         backward_rows(
-            upstream if ends else branch, dense[k + 1], bias[k], ln_weight[k], ln_bias[k],
-            relu, scale if ends else one, stats[k + 1], live, sums,
+            upstream if ends else branch, normed[k + 1], ln_weight[k], ln_bias[k], inner[k + 1],
+            ends, relu, scale if ends else one, roots[k + 1], live, sums,
             ddense, dbias[k], dln_weight[k], dln_bias[k],
         )  # fmt: skip
         if len(weight16):
@@ -114,8 +115,8 @@ def backward_tower(
         if k % BLOCK == 0:
             upstream += branch
     backward_rows(
-        upstream, dense[0], first_bias, first_ln_weight, first_ln_bias,
-        relu, one, stats[0], live, sums,
+        upstream, normed[0], first_ln_weight, first_ln_bias, inner[0],
+        False, relu, one, roots[0], live, sums,
         ddense, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
     )  # fmt: skip
     if live:
@@ -152,14 +153,14 @@ class Space:
 
     def _new(self) -> tuple[Any, ...]:
         layers, rows, width, dtype, precision = self._key
-        dense, inner = torch.empty(2, layers + 1, rows, width, dtype=dtype)
-        stats = torch.empty(layers + 1, rows, 2, dtype=dtype)
+        normed, inner = torch.empty(2, layers + 1, rows, width, dtype=dtype)
+        roots = torch.empty(layers + 1, rows, dtype=dtype)
         halves = [(layers, width, width), (layers, rows, width)]
         in_bf16 = [
             torch.empty(shape if precision == "bf16" else (0, 0, 0), dtype=torch.uint16)
             for shape in halves
         ]
-        return tuple(map(array, (dense, stats, inner, *in_bf16)))
+        return tuple(map(array, (normed, roots, inner, *in_bf16)))
 
     def __del__(self) -> None:
         # The size that was used last stands at the end.

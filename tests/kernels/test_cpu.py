@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -391,3 +392,47 @@ def test_exponential_and_tangent_are_exact_to_two_units_in_the_last_place() -> N
     assert found[:, 0].isnan().all()
     assert found[0, 1] < 2e-38 and found[0, 2] > 1e38
     assert found[1, 1:].tolist() == [1.0, -1.0]
+
+
+def test_slopes_of_swish_near_zero_are_exact() -> None:
+    # They are read off swish(z) / z, of which z must be that of the forward pass to the bit.
+    from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
+
+    rows, width = 16, 48
+    x, dout = normal(rows, width, seed=0).float(), normal(rows, width, seed=1).float()
+    before, weight = torch.zeros(width), normal(width, seed=2).float()
+    normed, roots, out = x.clone(), torch.empty(rows), torch.empty(rows, width)
+
+    def forward(bias: Tensor) -> None:
+        normed.copy_(x)
+        tensors = (normed, before, weight, bias, x)
+        forward_rows(
+            *(each.numpy() for each in tensors),
+            False,
+            False,
+            np.float32(1.0),
+            roots.numpy(),
+            out.numpy(),
+        )
+
+    forward(torch.zeros(width))
+    # Each column is nearly zero, or zero, in one row.
+    bias = -(normed * weight)[torch.arange(width) % rows, torch.arange(width)]
+    bias[::3] = torch.nextafter(bias[::3], torch.tensor(torch.inf))
+    forward(bias)
+    assert (out.abs() < 1e-6).sum() >= width
+    found = [torch.empty(rows, 2), torch.empty(rows, width), *torch.empty(3, width)]
+    sums, dx, dbefore, dweight, dbias = (each.numpy() for each in found)
+    tensors = (dout, normed, weight, bias, out)
+    backward_rows(
+        *(each.numpy() for each in tensors), False, False, np.float32(1.0), roots.numpy(), rows,
+        sums, dx, dbefore, dweight, dbias,
+    )  # fmt: skip
+
+    leaves = [each.double().requires_grad_() for each in (x, before, weight, bias)]
+    shifted = leaves[0] + leaves[1]
+    exact = torch.nn.functional.layer_norm(shifted, (width,), leaves[2], leaves[3], eps=1e-6)
+    gradients = torch.autograd.grad(torch.nn.functional.silu(exact), leaves, dout.double())
+    for ours, theirs in zip((dx, dbefore, dweight, dbias), gradients, strict=True):
+        scale = theirs.abs().max()
+        assert (torch.from_numpy(ours).double() - theirs).abs().max() < 2e-6 * scale
