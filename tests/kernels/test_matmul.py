@@ -1,6 +1,8 @@
 """Products by tiles against those of integers, which are exact, on any processor."""
 
 import ctypes
+import mmap
+import sys
 from functools import cache
 from typing import Any
 
@@ -91,6 +93,32 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(
     assert spoiled[5].isnan().all()
     others = torch.arange(len(a)) != 5
     assert torch.equal(spoiled[others], whole[others])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects memory as Linux does")
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("transposed", TRANSPOSED)
+def test_nothing_is_read_behind_the_last_number(
+    kind: str, sizes: tuple[int, int, int], transposed: tuple[bool, bool]
+) -> None:
+    # Whoever reads behind an operand ends this process.
+    rows, columns, summands = sizes
+    size = 2 if kind == "bf16" else 4
+    spaces = [at_the_end_of_memory(size * summands * each) for each in (rows, columns)]
+    out = torch.empty(rows, columns)
+    places = [place for place, _ in spaces]
+    flat = [each for pair in zip(places, transposed, strict=True) for each in pair]
+    compiled(kind)(*flat, out.data_ptr(), rows, columns, summands)
+    assert (out == 0).all()
+
+
+def at_the_end_of_memory(size: int) -> tuple[int, mmap.mmap]:
+    """Where `size` bytes of zeros lie, behind which no memory can be read, and what keeps them."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, (size // page + 2) * page)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + len(memory) - page
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), page, 0) == 0
+    return end - size, memory
 
 
 def test_sums_in_fp32_are_as_exact_as_a_chain_of_additions() -> None:
