@@ -19,7 +19,7 @@ from torch_crl.envs.task import Task
 from torch_crl.rendering import camera
 from torch_crl.rendering.renderer import Renderer
 from torch_crl.rendering.snapshots import Snapshots
-from torch_crl.rendering.viewer import _aim
+from torch_crl.rendering.viewer import _aim, _coloured
 
 TILE = (160, 120)
 
@@ -179,6 +179,10 @@ def test_no_wall_hides_a_robot_from_an_encoder() -> None:
 )
 def test_the_viewer_looks_from_where_films_do(name: str) -> None:
     task, view = make_task(name), mujoco.MjvCamera()
-    _aim(view, task.model)
-    with Renderer(task, tile=(16, 16)) as renderer:
+    with Renderer(task, tile=(16, 12)) as renderer:
+        _aim(view, task, _coloured(task.model), renderer.radius)
         assert (view.azimuth, view.elevation) == renderer._direction
+        if view.type == mujoco.mjtCamera.mjCAMERA_FREE:
+            of_films = renderer._overview_camera
+            assert 1.0 < view.distance / of_films.distance < 1.3
+            np.testing.assert_allclose(view.lookat, of_films.lookat)

@@ -4,12 +4,56 @@ from typing import Any
 
 import mujoco
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from torch_crl.envs.task import Task
 
 Array = NDArray[np.float64]
 
+# Number of random starts and goals that a picture of all of a task has room for.
+_SAMPLES = 64
+
 _MARGIN = 0.9
 _CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(8, 3)
+
+
+def sampled_points(
+    task: Task, model: mujoco.MjModel, data: mujoco.MjData, *, radius: float
+) -> Array:
+    """Corners of everything that is visible at some random starts and goals: [P, 3].
+
+    `model` is the task's in colours of its own, `radius` that of goals. Positions in `data` change.
+    """
+    start = task.sample_start(_SAMPLES, torch.Generator().manual_seed(0))
+    fixed, moving = visible_geoms(model)
+    found = [sphere_corners(goal_points(task, start.goal_NG), radius)]
+    for qpos_Q in start.qpos_NQ:
+        pose(model, data, qpos_Q)
+        found.append(geom_corners(model, data, moving))
+    found.append(geom_corners(model, data, fixed))
+    return np.concatenate(found)
+
+
+def visible_geoms(model: mujoco.MjModel) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Ids of the visible fixed geoms but for planes, and of the visible geoms that move."""
+    plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+    visible = (model.geom_rgba[:, 3] > 0) & ~plane & (model.geom_group < 3)
+    fixed = model.body_weldid[model.geom_bodyid] == 0
+    return np.flatnonzero(visible & fixed), np.flatnonzero(visible & ~fixed)
+
+
+def goal_points(task: Task, goal_MG: Tensor) -> Array:
+    """Where the spheres of these goals are, [P, 3]."""
+    points = [task.goal_points(goal_G) for goal_G in goal_MG.detach().cpu()]
+    return torch.cat([torch.zeros(0, 3), *points]).double().numpy()
+
+
+def pose(model: mujoco.MjModel, data: mujoco.MjData, qpos_Q: Tensor) -> None:
+    """Place the geoms as they are at these positions."""
+    data.qpos[:] = qpos_Q.detach().cpu().numpy()
+    mujoco.mj_kinematics(model, data)
 
 
 def geom_corners(model: mujoco.MjModel, data: mujoco.MjData, geoms: Array) -> Array:

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import mujoco
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,8 +18,6 @@ from torch_crl.rendering.gl import Canvas, make_canvas
 
 Image: TypeAlias = NDArray[np.uint8]
 
-# Number of random starts and goals from which camera and light are placed.
-_SAMPLES = 64
 # On an open floor larger than this (metres), a camera that shows all of it shows robots too small.
 _FOLLOW_BEYOND = 5.0
 # Azimuth and elevation in degrees: MuJoCo's default, for mazes (the rows of the layout run
@@ -65,11 +62,11 @@ class Renderer:
         self.width, self.height = (
             count * (side + _GAP) - _GAP for count, side in zip(self._grid, tile, strict=True)
         )
-        self._static, self._moving = self._visible_geoms()
-        self._overview = self._sampled_points()
+        static, self._moving = camera.visible_geoms(self._model)
+        self._overview = camera.sampled_points(task, self._model, self._data, radius=self.radius)
         low, high = self._overview.min(0), self._overview.max(0)
         span = high - low
-        self._follows = float(span.max()) > _FOLLOW_BEYOND and len(self._static) == 0
+        self._follows = float(span.max()) > _FOLLOW_BEYOND and len(static) == 0
         self._direction = direction_of(
             task.model, float(span.max()), follows=self._follows, for_encoders=for_encoders
         )
@@ -171,8 +168,8 @@ class Renderer:
         )
 
     def _set_scene(self, qpos_Q: Tensor, goal_MG: Tensor, *, reached: bool, overview: bool) -> None:
-        self._pose(qpos_Q)
-        points_P3 = self._points(goal_MG)
+        camera.pose(self._model, self._data, qpos_Q)
+        points_P3 = camera.goal_points(self.task, goal_MG)
         view = self._overview_camera
         if self._follows and not overview:
             robot = camera.geom_corners(self._model, self._data, self._moving)
@@ -192,14 +189,6 @@ class Renderer:
         radius = self._small_radius if overview else self.radius
         add_spheres(scene, points_P3, radius, stage.REACHED if reached else stage.GOAL)
 
-    def _pose(self, qpos_Q: Tensor) -> None:
-        self._data.qpos[:] = qpos_Q.detach().cpu().numpy()
-        mujoco.mj_kinematics(self._model, self._data)
-
-    def _points(self, goal_MG: Tensor) -> NDArray[np.float64]:
-        points = [self.task.goal_points(goal_G) for goal_G in goal_MG.detach().cpu()]
-        return torch.cat([torch.zeros(0, 3), *points]).double().numpy()
-
     def _camera(self, points: NDArray[np.float64]) -> Any:
         return camera.frame(
             points,
@@ -208,24 +197,6 @@ class Renderer:
             fovy=_FOVY,
             aspect=self._tile[0] / self._tile[1],
         )
-
-    def _visible_geoms(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Ids of the visible fixed geoms, and of the visible geoms that move."""
-        model = self._model
-        plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
-        visible = (model.geom_rgba[:, 3] > 0) & ~plane & (model.geom_group < 3)
-        fixed = model.body_weldid[model.geom_bodyid] == 0
-        return np.flatnonzero(visible & fixed), np.flatnonzero(visible & ~fixed)
-
-    def _sampled_points(self) -> NDArray[np.float64]:
-        """Corners of everything that is visible at some random starts and goals, [P, 3]."""
-        start = self.task.sample_start(_SAMPLES, torch.Generator().manual_seed(0))
-        found = [camera.sphere_corners(self._points(start.goal_NG), self.radius)]
-        for qpos_Q in start.qpos_NQ:
-            self._pose(qpos_Q)
-            found.append(camera.geom_corners(self._model, self._data, self._moving))
-        found.append(camera.geom_corners(self._model, self._data, self._static))
-        return np.concatenate(found)
 
     def _floor_height(self) -> float:
         """Height of the model's own floor; without one, of the lowest visible point."""

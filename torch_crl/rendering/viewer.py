@@ -12,10 +12,16 @@ import mujoco
 import torch
 
 from torch_crl.agent.policy import Acts, Policy, controller_of, places_of
+from torch_crl.envs.task import Task
 from torch_crl.envs.task_vector_env import TaskVectorEnv
-from torch_crl.rendering import stage
+from torch_crl.rendering import camera, stage
 from torch_crl.rendering.gl import RenderError, load_triton_first
 from torch_crl.rendering.renderer import add_spheres, direction_of
+
+# Windows begin with two thirds of the screen, which is this wide over its height or wider.
+_ASPECT = 4 / 3
+# A little further away than films: arms move beyond where they begin.
+_ROOM = 1.2
 
 
 @torch.no_grad()
@@ -50,7 +56,7 @@ def watch(
         raise RenderError(f"MuJoCo's viewer could not be opened: {error}. {_OTHERWISE}") from error
     try:
         with viewer:
-            _aim(viewer.cam, model)
+            _aim(viewer.cam, task, model, radius)
             while viewer.is_running():
                 begin = time.perf_counter()
                 if (new := told()) is not None:
@@ -96,15 +102,26 @@ def _coloured(model: mujoco.MjModel) -> mujoco.MjModel:
     return shown
 
 
-def _aim(view: mujoco.MjvCamera, model: mujoco.MjModel) -> None:
+def _aim(view: mujoco.MjvCamera, task: Task, model: mujoco.MjModel, radius: float) -> None:
     """Let the camera see all of a task, or follow a robot, from where films see it."""
     mujoco.mjv_defaultFreeCamera(model, view)
     root = _followed(model)
-    span = model.stat.extent if root is None else math.inf
-    view.azimuth, view.elevation = direction_of(model, span, follows=root is not None)
     if root is not None:
+        view.azimuth, view.elevation = direction_of(model, math.inf, follows=True)
         view.type = mujoco.mjtCamera.mjCAMERA_TRACKING
         view.trackbodyid = root
+        return
+    points = camera.sampled_points(task, model, mujoco.MjData(model), radius=radius)
+    span = float((points.max(0) - points.min(0)).max())
+    view.azimuth, view.elevation = direction_of(model, span, follows=False)
+    fitting = camera.frame(
+        points,
+        azimuth=view.azimuth,
+        elevation=view.elevation,
+        fovy=model.vis.global_.fovy,
+        aspect=_ASPECT,
+    )
+    view.lookat[:], view.distance = fitting.lookat, _ROOM * fitting.distance
 
 
 def _followed(model: mujoco.MjModel) -> int | None:
