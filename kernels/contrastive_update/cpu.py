@@ -151,37 +151,37 @@ def _join(first, second, second_of, out):
 @products
 def contrastive_gradients(
     state, action, goal, whole, masked, place, placed, noise, own, goal_of,
-    log_alpha, dlog_alpha, target_entropy,
-    actor, critic, goals, dactor, dcritic, dgoals, of_actor, of_critic, of_goals,
+    log_alpha, dlog_alpha, target_entropy, towers, dtowers, spaces,
     kind, rows, columns, softplus, penalty, metrics,
 ):  # fmt: skip
     """Every gradient of the losses together, and their metrics.
 
     With `placed`, `place` has the places of the goals, and goals of one place are no negatives of
-    each other. Each of actor, critic (of states and actions) and goals holds the parameters of a
-    tower with its activation and scale, the names with d its gradients, those with of what its
-    passes keep.
+    each other. Three towers, of the actor, of states and actions, and of goals, hold parameters,
+    activation and scale, dtowers their gradients, and spaces what their passes keep.
     """
     batch, states = state.shape
     dtype = state.dtype
     inputs = room(batch, states + goal.shape[1], state)
     _join(state, goal, goal_of, inputs)
     output = room(batch, 2 * noise.shape[1], state)
-    forward_tower(inputs, *actor, *of_actor, output)
     chosen, squashed = np.empty_like(noise), np.empty_like(noise)
     log_prob, dlog_prob, score = np.empty((3, batch), dtype)
-    _draw(output, noise, chosen, squashed, log_prob)
-
     pairs = room(2 * batch, states + action.shape[1], state)
     _join(state, action, own, pairs[:batch])
-    _join(state, chosen, own, pairs[batch:])
-    size = len(goals[9])
+    size = len(towers[2][9])
     phi, dphi = room(2 * batch, size, state), room(2 * batch, size, state)
     psi, dpsi = room(batch, size, state), room(batch, size, state)
-    forward_tower(pairs, *critic, *of_critic, phi)
-    forward_tower(goal, *goals, *of_goals, psi)
-    _policy_scores(phi[batch:], psi, goal_of, kind, score, dphi[batch:])
 
+    # One call in a loop, since each one is compiled as if it stood there written out.
+    of_towers, from_towers = (inputs, pairs, goal), (output, phi, psi)
+    for k in range(3):
+        if k == 1:
+            _draw(output, noise, chosen, squashed, log_prob)
+            _join(state, chosen, own, pairs[batch:])
+        forward_tower(of_towers[k], *towers[k], *spaces[k], from_towers[k])
+
+    _policy_scores(phi[batch:], psi, goal_of, kind, score, dphi[batch:])
     energy, scores = room(batch, batch, state), np.empty((6, batch), dtype)
     upstream = np.empty((4, batch), dtype)
     phi = phi[:batch]
@@ -194,10 +194,13 @@ def contrastive_gradients(
         dphi[:batch], dpsi,
     )  # fmt: skip
 
-    dchosen, unused = room(*noise.shape, state), room(0, 0, state)
-    backward_tower(dphi, batch, pairs, *critic, *of_critic, dchosen, *dcritic)
-    backward_tower(dpsi, batch, goal, *goals, *of_goals, unused, *dgoals)
     _actor_losses(score, log_prob, log_alpha, target_entropy, dlog_alpha, dlog_prob, metrics)
+    dchosen, unused = room(*noise.shape, state), room(0, 0, state)
     doutput = room(*output.shape, state)
-    _of_drawn(dchosen, dlog_prob, noise, chosen, squashed, doutput)
-    backward_tower(doutput, batch, inputs, *actor, *of_actor, unused, *dactor)
+    to_towers, behind_towers = (doutput, dphi, dpsi), (unused, dchosen, unused)
+    for k in (1, 2, 0):
+        if k == 0:
+            _of_drawn(dchosen, dlog_prob, noise, chosen, squashed, doutput)
+        backward_tower(
+            to_towers[k], batch, of_towers[k], *towers[k], *spaces[k], behind_towers[k], *dtowers[k]
+        )

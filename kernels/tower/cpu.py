@@ -43,26 +43,24 @@ def forward_tower(
 
     If there is room for it, weight16 and inner16 get both operands of the inner products in bf16.
     """
-    product(x, False, first_weight, True, normed[0])
-    forward_rows(
-        normed[0], first_bias, first_ln_weight, first_ln_bias, inner[0], False, relu, scale,
-        roots[0], inner[0],
-    )  # fmt: skip
     block = inner[0]
-    for k in range(len(weight)):
-        ends = k % BLOCK == BLOCK - 1
-        if len(weight16):
-            to_bf16(inner[k], inner16[k])
-            to_bf16(weight[k], weight16[k])
-            product(inner16[k], False, weight16[k], True, normed[k + 1])
+    # One call in a loop, the first layer's too, since each call is compiled as if written out.
+    for k in range(len(weight) + 1):
+        before, gamma, beta = first_bias, first_ln_weight, first_ln_bias
+        if k == 0:
+            product(x, False, first_weight, True, normed[0])
         else:
-            product(inner[k], False, weight[k], True, normed[k + 1])
-        forward_rows(
-            normed[k + 1], bias[k], ln_weight[k], ln_bias[k], block, ends, relu, scale,
-            roots[k + 1], inner[k + 1],
-        )  # fmt: skip
+            before, gamma, beta = bias[k - 1], ln_weight[k - 1], ln_bias[k - 1]
+            if len(weight16):
+                to_bf16(inner[k - 1], inner16[k - 1])
+                to_bf16(weight[k - 1], weight16[k - 1])
+                product(inner16[k - 1], False, weight16[k - 1], True, normed[k])
+            else:
+                product(inner[k - 1], False, weight[k - 1], True, normed[k])
+        ends = k > 0 and k % BLOCK == 0
+        forward_rows(normed[k], before, gamma, beta, block, ends, relu, scale, roots[k], inner[k])
         if ends:
-            block = inner[k + 1]
+            block = inner[k]
     product(block, False, head_weight, True, y)
     for i in range(len(y)):
         for j in range(len(head_bias)):
@@ -95,32 +93,34 @@ def backward_tower(
         for i in range(live):
             for j in range(len(head_bias)):
                 dhead_bias[j] += dy[i, j]
-    for k in range(layers - 1, -1, -1):
-        # `upstream` is the gradient of the block's output, `branch` that of a layer within it.
-        ends = k % BLOCK == BLOCK - 1
+    for k in range(layers, -1, -1):
+        # `upstream` is the gradient of what a block begins with, `branch` of a layer within it.
+        gamma, beta = first_ln_weight, first_ln_bias
+        dbefore, dgamma, dbeta = dfirst_bias, dfirst_ln_weight, dfirst_ln_bias
+        if k > 0:
+            gamma, beta = ln_weight[k - 1], ln_bias[k - 1]
+            dbefore, dgamma, dbeta = dbias[k - 1], dln_weight[k - 1], dln_bias[k - 1]
+        ends = k > 0 and k % BLOCK == 0
         backward_rows(
-            upstream if ends else branch, normed[k + 1], ln_weight[k], ln_bias[k], inner[k + 1],
-            ends, relu, scale if ends else one, roots[k + 1], live, sums,
-            ddense, dbias[k], dln_weight[k], dln_bias[k],
+            upstream if k % BLOCK == 0 else branch, normed[k], gamma, beta, inner[k],
+            ends, relu, scale if ends else one, roots[k], live, sums,
+            ddense, dbefore, dgamma, dbeta,
         )  # fmt: skip
-        if len(weight16):
-            to_bf16(ddense, gradient16)
+        if k == 0:
             if live:
-                product(gradient16[:live], True, inner16[k][:live], False, dweight[k])
-            product(gradient16, False, weight16[k], False, branch)
+                product(ddense[:live], True, x[:live], False, dfirst_weight)
         else:
-            if live:
-                product(ddense[:live], True, inner[k][:live], False, dweight[k])
-            product(ddense, False, weight[k], False, branch)
-        if k % BLOCK == 0:
-            upstream += branch
-    backward_rows(
-        upstream, normed[0], first_ln_weight, first_ln_bias, inner[0],
-        False, relu, one, roots[0], live, sums,
-        ddense, dfirst_bias, dfirst_ln_weight, dfirst_ln_bias,
-    )  # fmt: skip
-    if live:
-        product(ddense[:live], True, x[:live], False, dfirst_weight)
+            if len(weight16):
+                to_bf16(ddense, gradient16)
+                if live:
+                    product(gradient16[:live], True, inner16[k - 1][:live], False, dweight[k - 1])
+                product(gradient16, False, weight16[k - 1], False, branch)
+            else:
+                if live:
+                    product(ddense[:live], True, inner[k - 1][:live], False, dweight[k - 1])
+                product(ddense, False, weight[k - 1], False, branch)
+            if k % BLOCK == 1:
+                upstream += branch
     if dx.size:
         (count, inputs), first = dx.shape, first_weight.shape[1] - dx.shape[1]
         of_inputs = room(width, inputs, dx)
