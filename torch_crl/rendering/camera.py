@@ -14,26 +14,46 @@ Array = NDArray[np.float64]
 
 # Number of random starts and goals that a picture of all of a task has room for.
 _SAMPLES = 64
+# Share of the way to a random angle: arms with all of their room would be small in the picture.
+_MOVED = 0.2
 
 _MARGIN = 0.9
 _CORNERS = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(8, 3)
 
 
 def sampled_points(
-    task: Task, model: mujoco.MjModel, data: mujoco.MjData, *, radius: float
+    task: Task, model: mujoco.MjModel, data: mujoco.MjData, *, radius: float, moved: bool = True
 ) -> Array:
     """Corners of everything that is visible at some random starts and goals: [P, 3].
 
-    `model` is the task's in colours of its own, `radius` that of goals. Positions in `data` change.
+    `model` is the task's in colours of its own, `radius` that of goals. With `moved`, limbs are
+    also where they may be later. Positions in `data` change.
     """
-    start = task.sample_start(_SAMPLES, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    start = task.sample_start(_SAMPLES, generator)
     fixed, moving = visible_geoms(model)
     found = [sphere_corners(goal_points(task, start.goal_NG), radius)]
-    for qpos_Q in start.qpos_NQ:
+    positions_NQ = start.qpos_NQ
+    if moved:
+        later_NQ = _with_limbs_moved(model, start.qpos_NQ, generator)
+        positions_NQ = torch.cat([positions_NQ, later_NQ])
+    for qpos_Q in positions_NQ:
         pose(model, data, qpos_Q)
         found.append(geom_corners(model, data, moving))
     found.append(geom_corners(model, data, fixed))
     return np.concatenate(found)
+
+
+def _with_limbs_moved(model: mujoco.MjModel, qpos_NQ: Tensor, generator: torch.Generator) -> Tensor:
+    """Positions [N, Q] with every limited hinge part of the way to a random angle."""
+    hinges = (model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE) & model.jnt_limited.astype(bool)
+    columns = torch.from_numpy(model.jnt_qposadr[hinges]).long()
+    low_H, high_H = torch.from_numpy(model.jnt_range[hinges]).T.to(qpos_NQ)
+    draws_NH = torch.rand(len(qpos_NQ), len(columns), generator=generator).to(qpos_NQ)
+    moved_NQ = qpos_NQ.clone()
+    angle_NH = low_H + draws_NH * (high_H - low_H)
+    moved_NQ[:, columns] += _MOVED * (angle_NH - qpos_NQ[:, columns])
+    return moved_NQ
 
 
 def visible_geoms(model: mujoco.MjModel) -> tuple[NDArray[Any], NDArray[Any]]:

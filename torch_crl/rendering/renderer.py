@@ -63,7 +63,10 @@ class Renderer:
             count * (side + _GAP) - _GAP for count, side in zip(self._grid, tile, strict=True)
         )
         static, self._moving = camera.visible_geoms(self._model)
-        self._overview = camera.sampled_points(task, self._model, self._data, radius=self.radius)
+        # What encoders have learned to see must not change its size.
+        self._overview = camera.sampled_points(
+            task, self._model, self._data, radius=self.radius, moved=not for_encoders
+        )
         low, high = self._overview.min(0), self._overview.max(0)
         span = high - low
         self._follows = float(span.max()) > _FOLLOW_BEYOND and len(static) == 0

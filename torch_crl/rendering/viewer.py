@@ -20,8 +20,6 @@ from torch_crl.rendering.renderer import add_spheres, direction_of
 
 # Windows begin with two thirds of the screen, which is this wide over its height or wider.
 _ASPECT = 4 / 3
-# A little further away than films: arms move beyond where they begin.
-_ROOM = 1.2
 
 
 @torch.no_grad()
@@ -121,7 +119,7 @@ def _aim(view: mujoco.MjvCamera, task: Task, model: mujoco.MjModel, radius: floa
         fovy=model.vis.global_.fovy,
         aspect=_ASPECT,
     )
-    view.lookat[:], view.distance = fitting.lookat, _ROOM * fitting.distance
+    view.lookat[:], view.distance = fitting.lookat, fitting.distance
 
 
 def _followed(model: mujoco.MjModel) -> int | None:
