@@ -174,12 +174,12 @@ def contrastive_gradients(
     psi, dpsi = room(batch, size, state), room(batch, size, state)
 
     # One call in a loop, since each one is compiled as if it stood there written out.
-    of_towers, from_towers = (inputs, pairs, goal), (output, phi, psi)
+    given, outputs = (inputs, pairs, goal), (output, phi, psi)
     for k in range(3):
         if k == 1:
             _draw(output, noise, chosen, squashed, log_prob)
             _join(state, chosen, own, pairs[batch:])
-        forward_tower(of_towers[k], *towers[k], *spaces[k], from_towers[k])
+        forward_tower(given[k], *towers[k], *spaces[k], outputs[k])
 
     _policy_scores(phi[batch:], psi, goal_of, kind, score, dphi[batch:])
     energy, scores = room(batch, batch, state), np.empty((6, batch), dtype)
@@ -197,10 +197,8 @@ def contrastive_gradients(
     _actor_losses(score, log_prob, log_alpha, target_entropy, dlog_alpha, dlog_prob, metrics)
     dchosen, unused = room(*noise.shape, state), room(0, 0, state)
     doutput = room(*output.shape, state)
-    to_towers, behind_towers = (doutput, dphi, dpsi), (unused, dchosen, unused)
+    doutputs, dgiven = (doutput, dphi, dpsi), (unused, dchosen, unused)
     for k in (1, 2, 0):
         if k == 0:
             _of_drawn(dchosen, dlog_prob, noise, chosen, squashed, doutput)
-        backward_tower(
-            to_towers[k], batch, of_towers[k], *towers[k], *spaces[k], behind_towers[k], *dtowers[k]
-        )
+        backward_tower(doutputs[k], batch, given[k], *towers[k], *spaces[k], dgiven[k], *dtowers[k])
