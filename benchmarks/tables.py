@@ -153,9 +153,16 @@ def objective_study() -> str:
     return "\n".join([*findings, "", _scores(document), *(["", *left] if rows else [])])
 
 
-def _scores(document: dict[str, Any]) -> str:
-    """The table of scores in the report of a comparison or a study of methods."""
-    scores = next(table for table in document["tables"] if table["caption"].startswith("Scores"))
+def depth_study() -> str:
+    """What the studies `depth` and `cost` found in the same runs, and the scores."""
+    depth, cost = (read_result(f"{name}/report.json") for name in ("depth", "cost"))
+    findings = [f"- {finding}" for report in (depth, cost) for finding in report["findings"]]
+    return "\n".join([*findings, "", _scores(cost, "every depth")])
+
+
+def _scores(document: dict[str, Any], caption: str = "Scores") -> str:
+    """The table of scores, whose caption begins so, in the report of a comparison or a study."""
+    scores = next(table for table in document["tables"] if table["caption"].startswith(caption))
     facts = document["facts"]
     lines = [f"| {' | '.join(scores['columns'])} |", "|---" * len(scores["columns"]) + "|"]
     lines += [f"| {' | '.join(map(_cell, row))} |" for row in scores["rows"]]
@@ -308,6 +315,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "links": links_table,
     "objectives": objectives_table,
     "objective study": objective_study,
+    "depth study": depth_study,
     "deepest": deepest_table,
 }
 
