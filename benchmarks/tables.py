@@ -156,8 +156,11 @@ def objective_study() -> str:
 def depth_study() -> str:
     """What the studies `depth` and `cost` found in the same runs, and the scores."""
     depth, cost = (read_result(f"{name}/report.json") for name in ("depth", "cost"))
-    findings = [f"- {finding}" for report in (depth, cost) for finding in report["findings"]]
-    return "\n".join([*findings, "", _scores(cost, "every depth")])
+    found = [each for report in (depth, cost) for each in report["findings"]]
+    # How many runs there are stands in the table of scores.
+    findings = [f"- {each}" for each in found if not each.startswith("Incomplete")]
+    scores, costs = _scores(depth, "share of the episode"), _scores(cost, "every depth")
+    return "\n".join([*findings, "", scores, "", costs])
 
 
 def _scores(document: dict[str, Any], caption: str = "Scores") -> str:
@@ -167,7 +170,8 @@ def _scores(document: dict[str, Any], caption: str = "Scores") -> str:
     lines = [f"| {' | '.join(scores['columns'])} |", "|---" * len(scores["columns"]) + "|"]
     lines += [f"| {' | '.join(map(_cell, row))} |" for row in scores["rows"]]
     made = f"{facts['report written on']}, {facts['versions']}, commit {facts['commit']}"
-    return "\n".join([*lines, "", f"{scores['caption']} {made}, {facts['date']}."])
+    told = f"{scores['caption'].rstrip('.')}. {made}, {facts['date']}."
+    return "\n".join([*lines, "", told[0].upper() + told[1:]])
 
 
 def _cell(cell: Any) -> str:
@@ -176,6 +180,8 @@ def _cell(cell: Any) -> str:
             return f"{cell['point']:.2f} (no interval)"
         low, high = cell["interval"]
         return f"{cell['point']:.2f} [{low:.2f}, {high:.2f}]"
+    if isinstance(cell, float):
+        return f"{cell:.3g}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
