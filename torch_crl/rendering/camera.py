@@ -1,4 +1,7 @@
-"""Places the camera so that given points fill the picture."""
+"""Places the camera so that all of a task, or given points, fill the picture.
+
+N starts, Q positions, H limited hinges, M goals of G numbers, P points.
+"""
 
 from typing import Any
 
