@@ -1,7 +1,8 @@
 """What the kernels for one CPU core share; imported by compiled code only: it imports numba.
 
 Compiled code is kept on disk beside the source, or in the user's cache folder where that is
-read-only, so that only the first run waits for the compiler.
+read-only, so that only the first run waits for the compiler. Arrays are copied by loops: into a
+slice, numba would compile the text of an error for other sizes as well, which takes seconds.
 """
 
 from hashlib import sha256
@@ -20,7 +21,7 @@ from torch_crl.kernels.blas import leaves_avx512_unused
 # A function that is called in several places is compiled for each of them, and LLVM, asked for one
 # of these copies by its name, takes whichever the process has loaded first. They differ in the
 # order of their sums. So that equal runs do not, all calls are written out: no copy has a name.
-_INLINE = {"forceinline": True}
+_INLINE = {"forceinline": True, "no_cfunc_wrapper": True}
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True}
 # Sums may be taken in any order, and products fused with them; a NaN stays a NaN.
 _LOOSE = {"contract", "nsz", "arcp", "reassoc"}
@@ -43,18 +44,31 @@ def _of_all_sources(compiled: Any) -> Any:
     return compiled
 
 
-def _compiled(function: Any, **options: Any) -> Any:
-    return _of_all_sources(njit(cache=True, **_OPTIONS, **_INLINE, **options)(function))
+def _within(function: Any, **options: Any) -> Any:
+    """A stand-in for the function that compiled code can call; Python's way in is left out."""
+
+    def stand_in(*_: Any) -> Any:
+        raise NotImplementedError(f"only compiled code calls {function.__name__}; see `entry`")
+
+    options = {**_OPTIONS, **_INLINE, **options}
+    stand_in.__dict__.update(function=function, options=options)
+    overload(stand_in, jit_options=options, strict=False)(lambda *_: function)
+    return stand_in
 
 
 def loops(function: Any) -> Any:
-    """Compiles loops over rows, whose sums become vector instructions."""
-    return _compiled(function, fastmath=_LOOSE)
+    """Loops over rows, whose sums become vector instructions, for compiled code to call."""
+    return _within(function, fastmath=_LOOSE)
 
 
 def products(function: Any) -> Any:
-    """Compiles calls of products and of loops."""
-    return _compiled(function)
+    """Calls of products and of loops, for compiled code to call."""
+    return _within(function)
+
+
+def entry(within: Any) -> Any:
+    """Compiles what `loops` or `products` gave for Python to call too, and keeps it on disk."""
+    return _of_all_sources(njit(cache=True, **within.options)(within.function))
 
 
 def callable_by_address(function: Any, signature: Any) -> int:

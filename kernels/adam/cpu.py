@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_crl.kernels.cpu import array, loops
+from torch_crl.kernels.cpu import array, entry, loops
 
 
+@entry
 @loops
 def _step(parameters, gradients, means, squares, steps, rates, beta1, beta2, epsilon):
     start = 0

@@ -7,7 +7,7 @@ R representation.
 
 import numpy as np
 
-from torch_crl.kernels.cpu import loops, products, room
+from torch_crl.kernels.cpu import entry, loops, products, room
 from torch_crl.kernels.infonce.cpu import backward_scores, forward_scores
 from torch_crl.kernels.infonce.reference import EPSILON
 from torch_crl.kernels.squashed_gaussian import cpu as squashed_gaussian
@@ -148,6 +148,7 @@ def _join(first, second, second_of, out):
             out[i, first.shape[1] + j] = second[second_of[i], j]
 
 
+@entry
 @products
 def contrastive_gradients(
     state, action, goal, whole, masked, place, placed, noise, own, goal_of,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, exp_minus, loops, products, require_cpu, room
+from torch_crl.kernels.cpu import array, entry, exp_minus, loops, products, require_cpu, room
 from torch_crl.kernels.infonce.reference import EPSILON, LEFT_OUT, PairScores
 from torch_crl.kernels.matmul.cpu import product
 
@@ -110,6 +110,7 @@ def _leave_out(energy, group, row_sum):
         energy[i, i] = own
 
 
+@entry
 @products
 def forward_scores(x, y, kind, mask, masked, group, grouped, columns, softplus, energy, scores):
     """Energies [B, B] and scores [6, B] of centred representations."""
@@ -124,7 +125,8 @@ def forward_scores(x, y, kind, mask, masked, group, grouped, columns, softplus, 
         _leave_out(energy, group, row_sum)
     _reduce(energy, mask, masked, columns, softplus, scores)
     if grouped:
-        scores[5] = row_sum
+        for i in range(len(row_sum)):
+            scores[5, i] = row_sum[i]
 
 
 @loops
@@ -165,6 +167,7 @@ def _weights(
             of_rows[i] = total
 
 
+@entry
 @products
 def backward_scores(x, y, kind, mask, masked, columns, softplus, energy, scores, upstream, dx, dy):
     """Gradients [B, R] of the representations from those of the scores [4, B]."""

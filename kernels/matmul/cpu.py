@@ -5,6 +5,7 @@ leaves half of the processor unused. The operands of BLAS are 64-byte aligned, a
 elsewhere it may sum in another order, and equal runs would differ.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,17 @@ _FLAGS = np.frombuffer(b"NT", np.uint8)
 _OURS: dict[Any, Any] = {}
 if leaves_avx512_unused():
     _OURS[types.float32] = _at_address("fp32_product", tiles.fp32_product(), *tiles.SIGNATURE.args)
-    if multiplies_bf16():
-        _OURS[types.uint16] = _at_address(
-            "bf16_product", tiles.bf16_product(), *tiles.SIGNATURE.args
-        )
+
+
+@cache
+def load_bf16_products() -> None:
+    """To be called before compiled code that has products in bf16, also if it is on the disk.
+
+    Few runs have any, and it takes seconds to compile them.
+    """
+    if leaves_avx512_unused() and multiplies_bf16():
+        where = tiles.bf16_product()
+        _OURS[types.uint16] = _at_address("bf16_product", where, *tiles.SIGNATURE.args)
 
 
 @overload(product)

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_crl.kernels.cpu import array, products, require_cpu
+from torch_crl.kernels.cpu import array, entry, products, require_cpu
 from torch_crl.kernels.relabel.reference import RelabeledBatch, Ring
 
 
+@entry
 @products
 def _draw(
     uniform, newest, state, action, achieved, trajectory, last_row, first, discount, window, chunk,

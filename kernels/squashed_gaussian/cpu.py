@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, exp_minus, loops, require_cpu, tanh
+from torch_crl.kernels.cpu import array, entry, exp_minus, loops, require_cpu, tanh
 from torch_crl.kernels.squashed_gaussian.reference import (
     EPSILON,
     LOG_ROOT_TWO_PI,
@@ -20,6 +20,7 @@ _HALF_RANGE = 0.5 * (LOG_STD_HIGH - LOG_STD_LOW)
 _TINY = 1e-250
 
 
+@entry
 @loops
 def forward_rows(output, noise, action, squashed, log_prob):
     """action [B, A], tanh of the raw log-std [B, A] and log_prob [B]; sums are in fp64."""
@@ -49,6 +50,7 @@ def forward_rows(output, noise, action, squashed, log_prob):
         log_prob[i] = total - math.log(under_logs)
 
 
+@entry
 @loops
 def backward_rows(daction, dlog_prob, noise, action, squashed, doutput):
     """Gradient [B, 2 A] of the output from those of action and log-density."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torch_crl.kernels.cpu import array, products, require_cpu, room, to_bf16
-from torch_crl.kernels.matmul.cpu import product
+from torch_crl.kernels.cpu import array, entry, products, require_cpu, room, to_bf16
+from torch_crl.kernels.matmul.cpu import load_bf16_products, product
 from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
 from torch_crl.kernels.tower.reference import BLOCK, Parts
 
@@ -32,6 +32,7 @@ class Parameters:
         return same and self._places == [x.data_ptr() for x in self.tensors]
 
 
+@entry
 @products
 def forward_tower(
     x, first_weight, first_bias, first_ln_weight, first_ln_bias,
@@ -41,7 +42,7 @@ def forward_tower(
     """y [R, O]. inner [L + 1, R, D] gets what each layer gives, normed its normalised rows, and
     roots [L + 1, R] their 1 / std.
 
-    If there is room for it, weight16 and inner16 get both operands of the inner products in bf16.
+    weight16 and inner16 get both operands of the inner products in bf16, unless they are None.
     """
     block = inner[0]
     # One call in a loop, the first layer's too, since each call is compiled as if written out.
@@ -51,12 +52,13 @@ def forward_tower(
             product(x, False, first_weight, True, normed[0])
         else:
             before, gamma, beta = bias[k - 1], ln_weight[k - 1], ln_bias[k - 1]
-            if len(weight16):
+            # Decided by the type of an argument, so that the other precision is not compiled.
+            if weight16 is None:
+                product(inner[k - 1], False, weight[k - 1], True, normed[k])
+            else:
                 to_bf16(inner[k - 1], inner16[k - 1])
                 to_bf16(weight[k - 1], weight16[k - 1])
                 product(inner16[k - 1], False, weight16[k - 1], True, normed[k])
-            else:
-                product(inner[k - 1], False, weight[k - 1], True, normed[k])
         ends = k > 0 and k % BLOCK == 0
         forward_rows(normed[k], before, gamma, beta, block, ends, relu, scale, roots[k], inner[k])
         if ends:
@@ -67,6 +69,7 @@ def forward_tower(
             y[i, j] += head_bias[j]
 
 
+@entry
 @products
 def backward_tower(
     dy, live,
@@ -84,12 +87,14 @@ def backward_tower(
     rows = len(x)
     ddense, branch = room(rows, width, dy), room(rows, width, dy)
     upstream, sums = room(rows, width, dy), np.empty((rows, 2), dy.dtype)
-    gradient16 = room(rows if len(weight16) else 0, width, weight16)
+    if weight16 is not None:
+        gradient16 = room(rows, width, weight16)
     one = scale / scale
     product(dy, False, head_weight, False, upstream)
     if live:
         product(dy[:live], True, inner[layers][:live], False, dhead_weight)
-        dhead_bias[:] = 0
+        for j in range(len(head_bias)):
+            dhead_bias[j] = 0
         for i in range(live):
             for j in range(len(head_bias)):
                 dhead_bias[j] += dy[i, j]
@@ -110,17 +115,19 @@ def backward_tower(
             if live:
                 product(ddense[:live], True, x[:live], False, dfirst_weight)
         else:
-            if len(weight16):
+            if weight16 is None:
+                if live:
+                    product(ddense[:live], True, inner[k - 1][:live], False, dweight[k - 1])
+                product(ddense, False, weight[k - 1], False, branch)
+            else:
                 to_bf16(ddense, gradient16)
                 if live:
                     product(gradient16[:live], True, inner16[k - 1][:live], False, dweight[k - 1])
                 product(gradient16, False, weight16[k - 1], False, branch)
-            else:
-                if live:
-                    product(ddense[:live], True, inner[k - 1][:live], False, dweight[k - 1])
-                product(ddense, False, weight[k - 1], False, branch)
             if k % BLOCK == 1:
-                upstream += branch
+                for i in range(rows):
+                    for j in range(width):
+                        upstream[i, j] += branch[i, j]
     if dx.size:
         (count, inputs), first = dx.shape, first_weight.shape[1] - dx.shape[1]
         of_inputs = room(width, inputs, dx)
@@ -155,11 +162,11 @@ class Space:
         layers, rows, width, dtype, precision = self._key
         normed, inner = torch.empty(2, layers + 1, rows, width, dtype=dtype)
         roots = torch.empty(layers + 1, rows, dtype=dtype)
+        if precision != "bf16":
+            return *map(array, (normed, roots, inner)), None, None
+        load_bf16_products()
         halves = [(layers, width, width), (layers, rows, width)]
-        in_bf16 = [
-            torch.empty(shape if precision == "bf16" else (0, 0, 0), dtype=torch.uint16)
-            for shape in halves
-        ]
+        in_bf16 = [torch.empty(shape, dtype=torch.uint16) for shape in halves]
         return tuple(map(array, (normed, roots, inner, *in_bf16)))
 
     def __del__(self) -> None:

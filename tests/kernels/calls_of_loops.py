@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from torch_crl.kernels.cpu import products
+from torch_crl.kernels.cpu import entry, products
 from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
 
 
+@entry
 @products
 def both(dout, x, vectors, residual, roots, out, sums, dx, dvectors):  # type: ignore[no-untyped-def]
     """Forward and backward pass of one layer."""
@@ -37,8 +38,8 @@ def main() -> None:
     if "alone" in sys.argv:
         one, (roots, out, sums, dx, dvectors) = np.float32(1.0), (part.copy() for part in kept)
         normed, (_, *affine) = x.copy(), vectors
-        forward_rows(normed, *vectors, residual, True, False, one, roots, out)
-        backward_rows(
+        entry(forward_rows)(normed, *vectors, residual, True, False, one, roots, out)
+        entry(backward_rows)(
             *(dout, normed, *affine, out, True, False, one, roots, 64, sums, dx, *dvectors)
         )
     both(dout, x, vectors, residual, *kept)

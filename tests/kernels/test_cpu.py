@@ -128,12 +128,12 @@ def test_towers_in_bf16_are_those_of_plain_torch(depth: int, width: int, rows: i
 
 @pytest.mark.parametrize("bits", [0x3F808000, 0x3F818000, 0x3F808001, 0x7F800001, 0xFF7FFFFF])
 def test_numbers_are_rounded_to_bf16_as_torch_does(bits: int) -> None:
-    from torch_crl.kernels.cpu import to_bf16
+    from torch_crl.kernels.cpu import entry, to_bf16
 
     numbers = torch.tensor([[bits - 2**32 if bits >= 2**31 else bits]], dtype=torch.int32)
     x = numbers.view(torch.float32)
     found = torch.empty(1, 1, dtype=torch.uint16)
-    to_bf16(x.numpy(), found.numpy())
+    entry(to_bf16)(x.numpy(), found.numpy())
     theirs, ours = x.bfloat16().item(), found.view(torch.bfloat16).item()
     assert ours == theirs or (ours != ours and theirs != theirs)
 
@@ -396,8 +396,10 @@ def test_exponential_and_tangent_are_exact_to_two_units_in_the_last_place() -> N
 
 def test_slopes_of_swish_near_zero_are_exact() -> None:
     # They are read off swish(z) / z, of which z must be that of the forward pass to the bit.
-    from torch_crl.kernels.norm_act.cpu import backward_rows, forward_rows
+    from torch_crl.kernels.cpu import entry
+    from torch_crl.kernels.norm_act import cpu as norm_act
 
+    forward_rows, backward_rows = map(entry, (norm_act.forward_rows, norm_act.backward_rows))
     rows, width = 16, 48
     x, dout = normal(rows, width, seed=0).float(), normal(rows, width, seed=1).float()
     before, weight = torch.zeros(width), normal(width, seed=2).float()

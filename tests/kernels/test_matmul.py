@@ -15,12 +15,13 @@ from torch_crl.kernels import blas
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from torch_crl.kernels.cpu import array, to_bf16
+from torch_crl.kernels.cpu import array, entry, to_bf16
 from torch_crl.kernels.matmul import tiles
 from torch_crl.kernels.matmul.vectors import ROWS
 
 # Rows, columns and summands: whole tiles; ends of all three; fewer rows than a tile has; one.
 SIZES = [(16, 64, 32), (13, 70, 37), (9, 59, 16), (ROWS - 1, 33, 5), (1, 1, 1)]
+_to_bf16 = entry(to_bf16)
 TRANSPOSED = [(False, False), (False, True), (True, False), (True, True)]
 
 
@@ -42,7 +43,7 @@ def multiply(
     if kind == "bf16":
         halves = [np.empty(x.shape, np.uint16) for x in operands]
         for x, half in zip(operands, halves, strict=True):
-            to_bf16(x, half)
+            _to_bf16(x, half)
         operands = halves
     places = [x.ctypes.data for x in operands]
     pairs = zip(places, transposed, strict=True)
