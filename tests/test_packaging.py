@@ -23,7 +23,7 @@ def test_a_wheel_works_beside_the_parents_packages(wheel: Path, tmp_path: Path) 
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
     subprocess.run([*pip, str(wheel)], check=True, timeout=120)
-    # As without the extra `cpu`: numba would compile a minute for functions in another folder.
+    # As where there is no numba, which would compile for functions in another folder.
     (site / "sitecustomize.py").write_text("import sys\n\nsys.modules['numba'] = None\n")
 
     def run(*arguments: str) -> str:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_command_names_the_packages_and_needs_no_release_of_this_library() -> None:
-    assert extras.install("cpu") == "pip install 'numba>=0.60'"
+    assert extras.install("video") == "pip install 'imageio-ffmpeg>=0.5'"
     assert extras.install("export") == "pip install 'onnx>=1.16' 'onnxruntime>=1.17'"
 
 
@@ -23,7 +23,7 @@ def test_without_installed_metadata_it_is_an_extra_of_the_sources(
         raise extras.PackageNotFoundError(name)
 
     monkeypatch.setattr(extras, "requires", missing)
-    assert extras.install("cpu") == "pip install -e '.[cpu]' in the sources of torch_crl"
+    assert extras.install("video") == "pip install -e '.[video]' in the sources of torch_crl"
 
 
 def test_every_extra_that_is_asked_for_exists() -> None:

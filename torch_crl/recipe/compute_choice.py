@@ -16,7 +16,6 @@ from torch_crl.kernels.tower import (
 )
 from torch_crl.recipe.record import Recipe
 from torch_crl.system.devices import resolve_device
-from torch_crl.system.extras import install
 from torch_crl.system.threads import usable_cpus
 
 # With fewer operations per layer, a second thread gains nothing, or a tenth with compiled kernels;
@@ -148,7 +147,7 @@ def _numba_problems(recipe: Recipe) -> list[str]:
             "compute them again"
         )
     if find_spec("numba") is None:
-        problems.append(f"needs numba: {install('cpu')}; 'reference' does not")
+        problems.append("needs numba: pip install 'numba>=0.60'; 'reference' does not")
     if blas.address("sgemm_") is None:
         problems.append(
             f"calls the BLAS of torch, and torch {torch.__version__} has none that others can "

@@ -277,7 +277,7 @@ class SystemRecipe:
     than fp32, on processors with AVX512_BF16 or AMX; plain PyTorch computes the others slowly."""
     tower: Literal["auto", "reference", "numba", "norm_act", "persistent"] = "auto"
     """Implementation of the towers: `reference` is plain PyTorch; `numba` has one compiled function
-    for all layers on one CPU core (the extra `cpu`); `norm_act` has a matmul and one
+    for all layers on one CPU core; `norm_act` has a matmul and one
     Triton kernel per layer; `persistent` has one kernel for all layers (--width 128 or 256, fp16 or
     bf16). `auto` is the fastest that is possible on the device; on a CPU that is numba if it is
     installed, the run has 5,000 updates or more, and layers are small (width 128 at batch 256) or
