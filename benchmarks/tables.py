@@ -156,11 +156,19 @@ def objective_study() -> str:
 def depth_study() -> str:
     """What the studies `depth` and `cost` found in the same runs, and the scores."""
     depth, cost = (read_result(f"{name}/report.json") for name in ("depth", "cost"))
-    found = [each for report in (depth, cost) for each in report["findings"]]
-    # How many runs there are stands in the table of scores.
-    findings = [f"- {each}" for each in found if not each.startswith("Incomplete")]
     scores, costs = _scores(depth, "share of the episode"), _scores(cost, "every depth")
-    return "\n".join([*findings, "", scores, "", costs])
+    return "\n".join([*_findings(depth), *_findings(cost), "", scores, "", costs])
+
+
+def block_study() -> str:
+    """What the study `block` found, and the scores."""
+    document = read_result("block/report.json")
+    return "\n".join([*_findings(document), "", _scores(document, "share of the episode")])
+
+
+def _findings(document: dict[str, Any]) -> list[str]:
+    # How many runs there are stands in the table of scores.
+    return [f"- {each}" for each in document["findings"] if not each.startswith("Incomplete")]
 
 
 def _scores(document: dict[str, Any], caption: str = "Scores") -> str:
@@ -322,6 +330,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "objectives": objectives_table,
     "objective study": objective_study,
     "depth study": depth_study,
+    "block study": block_study,
     "deepest": deepest_table,
 }
 
