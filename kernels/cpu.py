@@ -5,6 +5,8 @@ read-only, so that only the first run waits for the compiler. Arrays are copied 
 slice, numba would compile the text of an error for other sizes as well, which takes seconds.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit, types
+from numba.core import event
 from numba.core.ccallback import CFunc
 from numba.extending import overload
 from torch import Tensor
@@ -169,9 +172,23 @@ def to_bf16(x, out):
             out[i, j] = np.uint32(0x7FC0) if number != number else bits >> np.uint32(16)
 
 
-def is_on_disk(function: Any) -> bool:
-    """Whether code of the present sources, compiled in some earlier process, is kept."""
-    return bool(function._cache._cache_file._load_index())
+class _First(event.Listener):  # type: ignore[misc]
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call: Callable[[], object] | None = call
+
+    def on_start(self, _: Any) -> None:
+        call, self._call = self._call, None
+        if call:
+            call()
+
+    def on_end(self, _: Any) -> None:
+        pass
+
+
+def when_compiling(call: Callable[[], object]) -> AbstractContextManager[object]:
+    """Within it, `call` is called once, before the first function that is not read from disk."""
+    manager: AbstractContextManager[object] = event.install_listener("numba:compile", _First(call))
+    return manager
 
 
 def array(x: Tensor) -> np.ndarray[Any, Any]:

@@ -267,14 +267,34 @@ def test_nan_is_not_swallowed(where: str) -> None:
 
 
 def test_code_of_other_sources_is_not_the_code_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch_crl.kernels.cpu import is_on_disk
     from torch_crl.kernels.tower.cpu import backward_tower
 
     sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8)
     passed(made_towers(sizes, "numba", torch.float32), 3)
-    assert is_on_disk(backward_tower)
-    monkeypatch.setattr(backward_tower._cache._cache_file, "_source_stamp", "other sources")
-    assert not is_on_disk(backward_tower)
+    on_disk = backward_tower._cache._cache_file
+    assert on_disk._load_index()
+    monkeypatch.setattr(on_disk, "_source_stamp", "other sources")
+    assert not on_disk._load_index()
+
+
+def test_the_first_compilation_is_told_and_code_from_the_disk_is_not() -> None:
+    from numba import njit
+
+    from torch_crl.kernels.cpu import entry, to_bf16, when_compiling
+
+    def convert() -> None:
+        entry(to_bf16)(np.ones((1, 1), np.float32), np.empty((1, 1), np.uint16))
+
+    convert()
+    told: list[str] = []
+    with when_compiling(lambda: told.append("compiling")):
+        convert()
+        assert not told
+        for number in range(2):
+            assert njit(lambda x, y=number: x + y)(1) == 1 + number
+    assert told == ["compiling"]
+    njit(lambda x: x)(1)
+    assert len(told) == 1
 
 
 def test_what_the_kernels_do_not_take() -> None:

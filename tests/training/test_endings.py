@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from torch_crl.runs.plots import load_matplotlib
 from torch_crl.system import checkpoint
 from torch_crl.system.machine import machine
 from torch_crl.system.stopping import StopSignals
+from torch_crl.training import clock as clocks
 from torch_crl.training import crl_run, trainer
 from torch_crl.training.trainer import train
 
@@ -240,6 +242,34 @@ def test_without_a_terminal_a_line_now_and_then_says_how_far_it_is(
     assert [int(line.split()[4]) for line in lines] == [15, 20, 35, 50]
     told = "training, collects 100 steps/s, makes 10.0 updates/s, about 85 s left"
     assert lines[0].split("   ")[-1] == told
+
+
+def test_the_first_update_of_a_session_tells_nothing_about_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    for name in ("monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: now)
+    run: Any = SimpleNamespace(
+        seconds=0.0, updates_done=7, progress=0.0, recipe=SimpleNamespace(steps_per_collection=100)
+    )
+    clock = clocks.Clock(run)
+    with RunLog(RunDirectory(tmp_path), total=10_000, resumed_at=None, show=True) as log:
+        for _ in range(3):
+            clock.show("collecting", log)
+            with clock.collecting():
+                now += 1.0
+            with clock.updating():
+                for _ in range(20):
+                    # The first one waits for a compiler.
+                    now += 30.0 if run.updates_done == 7 else 0.5
+                    run.updates_done, run.progress = run.updates_done + 1, run.progress + 5
+                    clock.show("training", log)
+            assert clock.rates()["updates_per_second"] == pytest.approx(2.0)
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first.endswith("training, collects 100 steps/s, makes 2.0 updates/s")
+    # The 140 steps since then took 15 s, and 9,850 are left.
+    assert second.endswith("makes 2.0 updates/s, about 17.6 min left")
 
 
 @pytest.mark.parametrize("columns", [80, 140])

@@ -123,7 +123,7 @@ class RunLog:
         self._bar = self._progress.add_task("starting", total=total, more="")
         self._total = total
         self._began: tuple[float, float] | None = None
-        """Env steps and seconds at the first call of `progress`."""
+        """Env steps and seconds when training was shown first."""
         self._spoke_at = time.monotonic()
         self._told: set[Path] = set()
         self._run, self._project = run, wandb
@@ -178,12 +178,14 @@ class RunLog:
             more = f"   {updates:,} updates; {speed}" if self._console.width >= _WIDE else ""
             self._progress.update(self._bar, description=phase, completed=completed, more=more)
             return
-        first_completed, first_seconds = self._began = self._began or (completed, seconds)
+        # What comes before, such as a compilation, comes once.
+        if phase == "training":
+            self._began = self._began or (completed, seconds)
         if time.monotonic() - self._spoke_at < _SECONDS_OF_SILENCE:
             return
         left = ""
-        if completed > first_completed:
-            pace = (seconds - first_seconds) / (completed - first_completed)
+        if self._began and completed > self._began[0]:
+            pace = (seconds - self._began[1]) / (completed - self._began[0])
             left = f", about {duration(pace * (self._total - completed))} left"
         self._speak(completed, updates, seconds, f"{phase}, {speed}{left}")
 

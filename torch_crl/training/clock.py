@@ -19,6 +19,7 @@ class Clock:
         self._begin = time.perf_counter() - run.seconds
         self._collect_rate = self._update_rate = 0.0
         self._updates_begin: tuple[float, int] | None = None
+        self._first_update = run.updates_done + 1
         self._shown_phase, self._shown_at = "", 0.0
 
     @property
@@ -44,6 +45,10 @@ class Clock:
     def show(self, phase: str, log: RunLog) -> None:
         """Refresh the display of progress, unless it showed this phase a moment ago."""
         now, run = time.perf_counter(), self._run
+        # The first update of a session may compile and capture; it tells nothing about the others.
+        if self._updates_begin and run.updates_done == self._first_update:
+            self._updates_begin = now, run.updates_done
+            return
         # Drawing takes as long as launching a small update.
         if phase == self._shown_phase and now - self._shown_at < _SECONDS_BETWEEN_DISPLAYS:
             return
@@ -57,7 +62,10 @@ class Clock:
         )
 
     def rates(self) -> dict[str, float]:
-        """Rates of collecting and updating; inside `updating`, the rate of the updates so far."""
+        """Rates of collecting and updating; inside `updating`, the rate of the updates so far.
+
+        0 before there is any; the first update of a session does not count.
+        """
         return {
             "collected_steps_per_second": self._collect_rate,
             "updates_per_second": self._present_update_rate(),
@@ -67,4 +75,5 @@ class Clock:
         if self._updates_begin is None:
             return self._update_rate
         begin, before = self._updates_begin
-        return (self._run.updates_done - before) / (time.perf_counter() - begin)
+        done = self._run.updates_done - before
+        return done / (time.perf_counter() - begin) if done else self._update_rate

@@ -1,6 +1,6 @@
 """Training from the first step to the evaluated policy; begin reading at `train`."""
 
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from torch_crl.training.starting import build, check_seen_by_all, find_problems
 _UPDATES_BETWEEN_STOPS = 50
 """Of several ranks, which are ended half a minute after a signal."""
 _WARP_NOTE = "physics by MuJoCo Warp, which compiles for up to a minute at the first use of a task"
-_NUMBA_NOTE = "the towers are compiled at the first update, once for this machine, in some seconds"
+_NUMBA_NOTE = "compiling kernels for this processor, which takes some ten seconds once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +194,11 @@ def _train(session: Session, notes: list[str]) -> None:
     run, log, clock, recipe = session.run, session.log, session.clock, session.run.recipe
     ranks = session.ranks
     stability = DivergenceMonitor(run.env)
-    with StopSignals(log.announce) as stop:
+    with StopSignals(log.announce) as stop, _told_of_compiling(run, log):
         log.announce(
             f"{recipe.task.name} on {run.device} ({run.description}), {_ranks_told(ranks)}run "
             f"directory {session.directory}",
             *([_WARP_NOTE] if recipe.system.simulator == "warp" else []),
-            *_numba_note(run),
             *notes,
         )
         # The record of an evaluation may be damaged, or the evaluation itself may have failed.
@@ -253,15 +252,14 @@ def _ranks_told(ranks: Ranks) -> str:
     return "" if ranks.is_alone else f"{ranks.size} ranks, "
 
 
-def _numba_note(run: Run) -> list[str]:
-    """A line where the first update will compile kernels, and so take long."""
+def _told_of_compiling(run: Run, log: RunLog) -> AbstractContextManager[object]:
+    """Announces it when the first kernel is compiled, which updates wait for."""
     if choose_compute(run.recipe).tower != "numba":
-        return []
+        return nullcontext()
     # Imported here, so that numba is needed only if its kernels are requested.
-    from torch_crl.kernels.cpu import is_on_disk
-    from torch_crl.kernels.tower.cpu import backward_tower
+    from torch_crl.kernels.cpu import when_compiling
 
-    return [] if is_on_disk(backward_tower) else [_NUMBA_NOTE]
+    return when_compiling(lambda: log.announce(_NUMBA_NOTE))
 
 
 def _is_due(run: Run, times: int) -> bool:
