@@ -1,5 +1,6 @@
 """The compiled update of contrastive RL against that of plain torch in fp64."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.compute import Compute, Tower
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES
 from torch_crl.agent.networks import build_networks
-from torch_crl.agent.sizes import network_sizes
+from torch_crl.agent.sizes import BlockName, network_sizes
 
 pytest.importorskip("numba", reason="numba is not installed")
 
@@ -28,6 +29,7 @@ def made_learner(
     *,
     energy: str = "norm",
     contrastive_loss: str = "forward_info_nce",
+    block: BlockName = "published",
     **options: Any,
 ) -> ActorCritic:
     """Networks as after some training, the actor deeper than the critic."""
@@ -39,6 +41,7 @@ def made_learner(
         critic_depth=4,
         width=16,
         representation_size=6,
+        block=block,
     )
     compute = Compute(tower=tower)
     networks = build_networks(sizes, generator=Generator().manual_seed(0), compute=compute)
@@ -106,6 +109,20 @@ def test_it_is_as_exact_as_plain_torch(
         assert (learner._compiled is not None) == (tower == "numba")
         return found
 
+    assert_exact(run)
+
+
+def test_it_is_as_exact_with_pre_norm_blocks() -> None:
+    def run(tower: Tower, dtype: torch.dtype) -> dict[str, Tensor]:
+        learner = made_learner(tower, dtype, block="pre_norm")
+        found = updated(learner)
+        assert (learner._compiled is not None) == (tower == "numba")
+        return found
+
+    assert_exact(run)
+
+
+def assert_exact(run: Callable[[Tower, torch.dtype], dict[str, Tensor]]) -> None:
     truth, plain = (run("reference", dtype) for dtype in (torch.float64, torch.float32))
     fp64, fp32 = (run("numba", dtype) for dtype in (torch.float64, torch.float32))
     assert fp32.keys() == fp64.keys() == truth.keys()

@@ -79,10 +79,11 @@ def made_towers(
     return made
 
 
+@pytest.mark.parametrize("block", ["published", "pre_norm"])
 @pytest.mark.parametrize("activation", ["swish", "relu"])
 @pytest.mark.parametrize(("depth", "width", "rows"), [(4, 16, 1), (8, 12, 7), (4, 64, 33)])
 def test_towers_are_as_exact_as_plain_torch(
-    depth: int, width: int, rows: int, activation: Any
+    depth: int, width: int, rows: int, activation: Any, block: Any
 ) -> None:
     sizes = TowerSizes(
         input_size=INPUT,
@@ -90,6 +91,7 @@ def test_towers_are_as_exact_as_plain_torch(
         depth=depth,
         width=width,
         activation=activation,
+        block=block,
         branch_scale=0.7,
     )
 
@@ -113,9 +115,12 @@ def passed(towers: list[ResidualTower], rows: int) -> Results:
 
 
 @pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply bf16")
+@pytest.mark.parametrize("block", ["published", "pre_norm"])
 @pytest.mark.parametrize(("depth", "width", "rows"), [(4, 16, 1), (8, 12, 7), (4, 64, 33)])
-def test_towers_in_bf16_are_those_of_plain_torch(depth: int, width: int, rows: int) -> None:
-    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=depth, width=width)
+def test_towers_in_bf16_are_those_of_plain_torch(
+    depth: int, width: int, rows: int, block: Any
+) -> None:
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=depth, width=width, block=block)
     truth = passed(made_towers(sizes, "reference", torch.float64, "bf16"), rows)
     plain = passed(made_towers(sizes, "reference", torch.float32, "bf16"), rows)
     exact = passed(made_towers(sizes, "reference", torch.float64), rows)

@@ -76,11 +76,11 @@ def test_without_numba_it_is_plain_torch_and_asking_for_it_says_how_to_get_it(
 @pytest.mark.usefixtures("installed")
 def test_what_numba_does_not_have_is_refused_by_flag() -> None:
     recipe = tiny(
-        networks={"block": "pre_norm"},
+        networks={"block": "no_norm"},
         system={"tower": "numba", "precision": "tf32", "recompute": 4},
     )
     problems = "\n".join(compute_problems(recipe))
-    for flag in ("--block published, got pre_norm", "bf16, got tf32", "--recompute 4"):
+    for flag in ("--block published and pre_norm, got no_norm", "bf16, got tf32", "--recompute 4"):
         assert flag in problems, problems
 
 

@@ -4,7 +4,7 @@ A block has four layers (`BLOCK`), which is why a depth is a multiple of four. E
 same stacked parameters, so depth and parameter count mean the same for all; of the blocks `shared`
 and `gated` a tower has one, which is applied depth / 4 times.
 The table shows how each block uses them; every parameter gets a gradient. The published block
-runs on fused kernels if `Compute` says so; the others run in plain torch.
+runs on fused kernels if `Compute` says so, and pre_norm on a CPU; the others run in plain torch.
 
 | block          | first layer     | a block of four layers              | before the head |
 |----------------|-----------------|-------------------------------------|-----------------|

@@ -57,6 +57,7 @@ class CompiledUpdate:
                 *(tower.sizes.depth, rows, tower.sizes.width),
                 dtype=tower.weight.dtype,
                 precision=tower.compute.precision,
+                block=tower.sizes.block,
             )
             for tower, rows in zip(towers, (size, 2 * size, size), strict=True)
         ]

@@ -177,6 +177,7 @@ class ResidualTower(nn.Module):
             activation=sizes.activation,
             branch_scale=sizes.branch_scale,
             precision=self.compute.precision,
+            block=sizes.block,
         )
 
 

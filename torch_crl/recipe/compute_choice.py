@@ -127,9 +127,10 @@ def _numba_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"is for crl and gcbc, got --algo {recipe.algorithm.algo}, which 'reference' has"
         )
-    if recipe.networks.block != "published":
+    if recipe.networks.block not in ("published", "pre_norm"):
         problems.append(
-            f"is for --block published, got {recipe.networks.block}; 'reference' has every block"
+            f"is for --block published and pre_norm, got {recipe.networks.block}; 'reference' has "
+            "every block"
         )
     precision = _precision(recipe)
     if precision not in ("fp32", "bf16"):
