@@ -6,7 +6,8 @@ slice, numba would compile the text of an error for other sizes as well, which t
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from functools import wraps
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,30 @@ def _digest() -> str:
 _SOURCES = _digest()
 
 
-def _of_all_sources(compiled: Any) -> Any:
+def _kept_on_disk(compiled: Any) -> Any:
+    """Lets a function keep its code; where that is not possible it is compiled in every process."""
+    try:
+        compiled.enable_caching()
+    except RuntimeError:
+        # No folder for it can be written to.
+        return compiled
     # numba would look at the function's own file only, and take code from the disk that calls
     # functions of other files as they were once.
     compiled._cache._cache_file._source_stamp = _SOURCES
+    save = compiled._cache.save_overload
+
+    def save_if_there_is_room(*overload: Any) -> None:
+        with suppress(OSError):
+            save(*overload)
+
+    compiled._cache.save_overload = save_if_there_is_room
     return compiled
 
 
 def _within(function: Any, **options: Any) -> Any:
     """A stand-in for the function that compiled code can call; Python's way in is left out."""
 
+    @wraps(function)
     def stand_in(*_: Any) -> Any:
         raise NotImplementedError(f"only compiled code calls {function.__name__}; see `entry`")
 
@@ -71,14 +86,13 @@ def products(function: Any) -> Any:
 
 def entry(within: Any) -> Any:
     """Compiles what `loops` or `products` gave for Python to call too, and keeps it on disk."""
-    return _of_all_sources(njit(cache=True, **within.options)(within.function))
+    return _kept_on_disk(njit(**within.options)(within.function))
 
 
 def callable_by_address(function: Any, signature: Any) -> int:
     """Compiles a function for these arguments of C now; where it is in memory."""
     compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, dict(_OPTIONS))
-    compiled.enable_caching()
-    _of_all_sources(compiled).compile()
+    _kept_on_disk(compiled).compile()
     _KEPT.append(compiled)
     return int(compiled.address)
 
@@ -176,9 +190,10 @@ class _First(event.Listener):  # type: ignore[misc]
     def __init__(self, call: Callable[[], object]) -> None:
         self._call: Callable[[], object] | None = call
 
-    def on_start(self, _: Any) -> None:
-        call, self._call = self._call, None
-        if call:
+    def on_start(self, event: Any) -> None:
+        # Other libraries in this process compile too.
+        if self._call and event.data["dispatcher"].py_func.__module__.startswith(__package__ or ""):
+            call, self._call = self._call, None
             call()
 
     def on_end(self, _: Any) -> None:

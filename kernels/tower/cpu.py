@@ -21,6 +21,9 @@ from torch_crl.kernels.norm_act.cpu import (
 )
 from torch_crl.kernels.tower.reference import BLOCK, Parts
 
+BLOCKS = ("published", "shared", "pre_norm")
+"""Residual blocks that are compiled; of `shared` the layers are given one by one."""
+
 
 class Parameters:
     """All parameters of a tower, as tensors and as arrays on the same memory."""
@@ -275,10 +278,12 @@ def whole_tower(
         live: the parameters get gradients from the first `live` rows only.
         activation, branch_scale: as in `torch_crl.kernels.tower.tower`.
         precision: `bf16` rounds the operands of the inner products, of fp32 tensors only.
-        block: `published` or `pre_norm`; `torch_crl.agent.blocks` defines them.
+        block: one of `BLOCKS`, which `torch_crl.agent.blocks` defines.
 
-    Raises ValueError for tensors of other devices and dtypes.
+    Raises ValueError for tensors of other devices and dtypes, and for other blocks.
     """
+    if block not in BLOCKS:
+        raise ValueError(f"compiled towers have the blocks {', '.join(BLOCKS)}, got {block!r}")
     require_cpu("tower", x_RI, parameters.tensors[0])
     apply: Callable[..., Tensor] = _WholeTower.apply
     options = parameters, live, activation == "relu", branch_scale, precision, block

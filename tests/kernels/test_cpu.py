@@ -290,16 +290,51 @@ def test_the_first_compilation_is_told_and_code_from_the_disk_is_not() -> None:
     def convert() -> None:
         entry(to_bf16)(np.ones((1, 1), np.float32), np.empty((1, 1), np.uint16))
 
+    def compiled(module: str) -> None:
+        def more(x: int) -> int:
+            return x + 1
+
+        more.__module__ = module
+        assert njit(more)(1) == 2
+
     convert()
     told: list[str] = []
     with when_compiling(lambda: told.append("compiling")):
         convert()
+        compiled("a_task_of_a_user")
         assert not told
-        for number in range(2):
-            assert njit(lambda x, y=number: x + y)(1) == 1 + number
+        for _ in range(2):
+            compiled("torch_crl.kernels.of_this_test")
     assert told == ["compiling"]
-    njit(lambda x: x)(1)
-    assert len(told) == 1
+
+
+@pytest.mark.parametrize("lacks", ["folder", "room"])
+def test_without_a_place_for_its_code_a_kernel_is_compiled_all_the_same(
+    lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from numba.core import caching, dispatcher
+
+    from torch_crl.kernels.cpu import entry, products
+
+    def fails(*_: Any) -> None:
+        if lacks == "folder":
+            raise RuntimeError("cannot cache function: no locator available")
+        raise OSError("no space left on device")
+
+    if lacks == "folder":
+        monkeypatch.setattr(dispatcher, "FunctionCache", fails)
+    else:
+        monkeypatch.setattr(caching.FunctionCache, "save_overload", fails)
+    assert entry(products(lambda x: x + 1))(1) == 2
+
+
+def test_towers_of_other_blocks_are_refused() -> None:
+    sizes = TowerSizes(
+        input_size=INPUT, output_size=OUTPUT, depth=4, width=8, block="hyperspherical"
+    )
+    tower, _ = made_towers(sizes, "numba", torch.float32)
+    with pytest.raises(ValueError, match="published, shared, pre_norm, got 'hyperspherical'"):
+        tower(normal(2, INPUT, seed=0).float())
 
 
 def test_what_the_kernels_do_not_take() -> None:

@@ -1,5 +1,8 @@
 """Which implementation a run on the CPU gets, and why others are refused."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -21,7 +24,7 @@ def long(**system: object) -> Recipe:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compute_choice, "find_spec", lambda _: object())
+    monkeypatch.setattr(compute_choice, "_import_error_of_numba", lambda: None)
     monkeypatch.setattr(blas, "address", lambda _: 1)
 
 
@@ -31,6 +34,8 @@ def test_long_runs_of_small_layers_get_the_compiled_kernels() -> None:
     assert choose_compute(long()).tower == "numba"
     maze = with_changes(preset("point_u_maze"), system=ON_CPU)
     assert choose_compute(maze).tower == "numba" and thread_count(maze) == 1
+    before = with_changes(long(), networks={"block": "pre_norm"})
+    assert choose_compute(before).tower == "numba"
     for threads in (1, 2):
         wide = with_changes(long(torch_threads=threads), networks={"width": 512})
         assert choose_compute(wide).tower == "numba" and thread_count(wide) == threads
@@ -63,7 +68,8 @@ def test_others_are_computed_in_plain_torch(
 def test_without_numba_it_is_plain_torch_and_asking_for_it_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compute_choice, "find_spec", lambda name: None)
+    missing = ModuleNotFoundError("No module named 'numba'", name="numba")
+    monkeypatch.setattr(compute_choice, "_import_error_of_numba", lambda: missing)
     monkeypatch.setattr(blas, "address", lambda name: None)
     assert choose_compute(long()).tower == "reference"
     assert compute_problems(long(tower="numba")) == [
@@ -73,6 +79,21 @@ def test_without_numba_it_is_plain_torch_and_asking_for_it_says_how_to_get_it(
     ]
 
 
+def test_a_numba_that_cannot_be_imported_is_as_good_as_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.5 or less')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
+    compute_choice._import_error_of_numba.cache_clear()
+    try:
+        assert choose_compute(long()).tower == "reference"
+        (problem, *_) = compute_problems(long(tower="numba"))
+    finally:
+        compute_choice._import_error_of_numba.cache_clear()
+    assert "needs numba that can be imported (Numba needs NumPy 2.5 or less): pip" in problem
+
+
 @pytest.mark.usefixtures("installed")
 def test_what_numba_does_not_have_is_refused_by_flag() -> None:
     recipe = tiny(
@@ -80,7 +101,7 @@ def test_what_numba_does_not_have_is_refused_by_flag() -> None:
         system={"tower": "numba", "precision": "tf32", "recompute": 4},
     )
     problems = "\n".join(compute_problems(recipe))
-    for flag in ("--block published and pre_norm, got no_norm", "bf16, got tf32", "--recompute 4"):
+    for flag in ("--block published or pre_norm, got no_norm", "bf16, got tf32", "--recompute 4"):
         assert flag in problems, problems
 
 

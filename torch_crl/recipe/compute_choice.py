@@ -1,6 +1,7 @@
 """Choice of the implementation and precision of a run's computations, by recipe and device."""
 
-from importlib.util import find_spec
+from functools import cache
+from importlib import import_module
 
 import torch
 
@@ -121,6 +122,16 @@ def _fastest_cpu_tower(recipe: Recipe) -> Tower:
     return "numba" if pays and not _numba_problems(recipe) else "reference"
 
 
+@cache
+def _import_error_of_numba() -> ImportError | None:
+    """Why numba cannot be imported; it may be missing, or older than the NumPy beside it."""
+    try:
+        import_module("numba")
+    except ImportError as error:
+        return error
+    return None
+
+
 def _numba_problems(recipe: Recipe) -> list[str]:
     problems = []
     if recipe.by_library:
@@ -129,7 +140,7 @@ def _numba_problems(recipe: Recipe) -> list[str]:
         )
     if recipe.networks.block not in ("published", "pre_norm"):
         problems.append(
-            f"is for --block published and pre_norm, got {recipe.networks.block}; 'reference' has "
+            f"is for --block published or pre_norm, got {recipe.networks.block}; 'reference' has "
             "every block"
         )
     precision = _precision(recipe)
@@ -147,8 +158,10 @@ def _numba_problems(recipe: Recipe) -> list[str]:
             f"keeps all activations, got --recompute {recipe.system.recompute}; 'reference' can "
             "compute them again"
         )
-    if find_spec("numba") is None:
-        problems.append("needs numba: pip install 'numba>=0.60'; 'reference' does not")
+    if error := _import_error_of_numba():
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "numba"
+        says = "" if missing else f" that can be imported ({error})"
+        problems.append(f"needs numba{says}: pip install 'numba>=0.60'; 'reference' does not")
     if blas.address("sgemm_") is None:
         problems.append(
             f"calls the BLAS of torch, and torch {torch.__version__} has none that others can "

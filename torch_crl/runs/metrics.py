@@ -173,14 +173,15 @@ class RunLog:
             f"collects {rates['collected_steps_per_second']:,.0f} steps/s, "
             f"makes {rates['updates_per_second']:,.1f} updates/s"
         )
+        # What comes before, such as a compilation, comes once.
+        if phase == "training" and self._began is None:
+            self._began = completed, seconds
+            self._progress.reset(self._bar, completed=int(completed))
         if not self._progress.disable:
             # On a narrow terminal it would take the room of the bar and of the time left.
             more = f"   {updates:,} updates; {speed}" if self._console.width >= _WIDE else ""
             self._progress.update(self._bar, description=phase, completed=completed, more=more)
             return
-        # What comes before, such as a compilation, comes once.
-        if phase == "training":
-            self._began = self._began or (completed, seconds)
         if time.monotonic() - self._spoke_at < _SECONDS_OF_SILENCE:
             return
         left = ""

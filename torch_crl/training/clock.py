@@ -37,9 +37,13 @@ class Clock:
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Context around the updates after a collection, which measures their rate."""
-        self._updates_begin = (time.perf_counter(), self._run.updates_done)
+        begin, before = self._updates_begin = (time.perf_counter(), self._run.updates_done)
         yield
         self._update_rate = self._present_update_rate()
+        if not self._update_rate:
+            # A round of a single update, and the first one.
+            done = self._run.updates_done - before
+            self._update_rate = done / (time.perf_counter() - begin)
         self._updates_begin = None
 
     def show(self, phase: str, log: RunLog) -> None:
@@ -64,7 +68,7 @@ class Clock:
     def rates(self) -> dict[str, float]:
         """Rates of collecting and updating; inside `updating`, the rate of the updates so far.
 
-        0 before there is any; the first update of a session does not count.
+        0 before there is any; the first update of a session counts only in a round of its own.
         """
         return {
             "collected_steps_per_second": self._collect_rate,
