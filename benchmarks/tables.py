@@ -166,6 +166,11 @@ def block_study() -> str:
     return "\n".join([*_findings(document), "", _scores(document, "share of the episode")])
 
 
+def pre_norm_by_depth() -> str:
+    """Scores of two blocks by depth."""
+    return _scores(read_result("pre_norm/report.json"))
+
+
 def _findings(document: dict[str, Any]) -> list[str]:
     # How many runs there are stands in the table of scores.
     return [f"- {each}" for each in document["findings"] if not each.startswith("Incomplete")]
@@ -331,6 +336,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "objective study": objective_study,
     "depth study": depth_study,
     "block study": block_study,
+    "pre-norm by depth": pre_norm_by_depth,
     "deepest": deepest_table,
 }
 
