@@ -161,6 +161,19 @@ def test_goals_in_words_and_their_encoders_are_told_apart(tmp_path: Path) -> Non
     }
 
 
+def test_a_method_has_one_name_on_all_tasks(tmp_path: Path) -> None:
+    block = {"networks": {"block": "pre_norm"}}
+    for task, changes in (("reacher", {}), ("reacher", block), ("point_u_maze", block)):
+        write_runs(tmp_path / f"{task}{len(changes)}", with_changes(preset(task), **changes), [0.5])
+    comparison = compare(read_curves(tmp_path))
+    assert set(comparison.runs) == {
+        ("reacher", "CRL depth 4, block published"),
+        ("reacher", "CRL depth 4, block pre_norm"),
+        ("point_u_maze", "CRL depth 4, block pre_norm"),
+    }
+    assert comparison.everywhere == ("CRL depth 4, block pre_norm",)
+
+
 def test_runs_are_sorted_by_task_method_and_seed(folder: Path) -> None:
     write_runs(folder, preset("reacher", depth=16), [0.9])
     write_runs(folder, preset("reacher", depth=8), [0.9])
@@ -179,7 +192,6 @@ def test_another_setting_makes_another_method(folder: Path) -> None:
     write_run(folder / "c", threads, [0.5])
     comparison = compare(read_curves(folder))
     assert comparison.methods == (
-        "CRL depth 4",
         "CRL depth 4, batch_size 128",
         "CRL depth 4, batch_size 64",
         "SAC",

@@ -5,7 +5,7 @@ Legend: R seeds, X points of a grid.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -54,7 +54,8 @@ _NAMES = {
     "td3_her": "TD3+HER",
 }
 # Fields that the method's name already contains, and fields that do not change the results. Any
-# other field that differs between runs of one name on one task becomes part of the name.
+# other field that differs between runs of one name on one task becomes part of the name, on every
+# task: otherwise one method would have two names, and two methods the same one.
 _NOT_IN_NAME = {
     *marked(Recipe, Mark.IN_METHOD_NAME),
     *marked(Recipe, Mark.NOT_OF_METHOD),
@@ -212,16 +213,14 @@ def compare(curves: Sequence[Curve]) -> Comparison:
     named = defaultdict(list)
     for curve in curves:
         named[curve.recipe.task.name, method_name(curve.recipe)].append(curve)
+    varied: dict[str, set[str]] = defaultdict(set)
+    for (_, name), same_name in named.items():
+        varied[name].update(_varied([curve.recipe.leaves() for curve in same_name]))
     runs: dict[tuple[str, str], list[Curve]] = defaultdict(list)
     for (task, name), same_name in named.items():
-        leaves = [curve.recipe.leaves() for curve in same_name]
-        varied = [
-            leaf
-            for leaf in leaves[0]
-            if leaf not in _NOT_IN_NAME and len({str(each[leaf]) for each in leaves}) > 1
-        ]
-        for curve, own in zip(same_name, leaves, strict=True):
-            parts = [name, *(_told(leaf, own[leaf]) for leaf in varied)]
+        for curve in same_name:
+            own = curve.recipe.leaves()
+            parts = [name, *(_told(leaf, own[leaf]) for leaf in own if leaf in varied[name])]
             runs[task, ", ".join(parts)].append(curve)
     for same in runs.values():
         same.sort(key=lambda curve: curve.recipe.system.seed)
@@ -242,6 +241,15 @@ def compare(curves: Sequence[Curve]) -> Comparison:
         methods=tuple(dict.fromkeys(method for _, method in sorted(runs, key=place))),
         runs=dict(runs),
     )
+
+
+def _varied(leaves: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields that differ between these runs and can be part of a name."""
+    return [
+        leaf
+        for leaf in leaves[0]
+        if leaf not in _NOT_IN_NAME and len({str(each[leaf]) for each in leaves}) > 1
+    ]
 
 
 def _told(leaf: str, value: object) -> str:
