@@ -108,7 +108,9 @@ class Block:
     has_sum: bool
     """Whether the block has a residual sum, so that `branch_scale` has an effect."""
     has_kernels: bool = False
-    """Whether the block has fused kernels besides plain torch."""
+    """Whether the block has fused kernels for a GPU besides plain torch."""
+    has_cpu_kernels: bool = False
+    """Whether the block has compiled kernels for a CPU core."""
     has_activation: bool = True
     """Whether the block reads the activation of its sizes."""
 
@@ -336,6 +338,7 @@ BLOCKS: dict[str, Block] = {
         finish=_finish_nothing,
         has_sum=True,
         has_kernels=True,
+        has_cpu_kernels=True,
     ),
     "no_skip": Block(
         embed=_embed_norm,
@@ -360,6 +363,7 @@ BLOCKS: dict[str, Block] = {
         inner=partial(_in_plain_torch, _pre_norm),
         finish=_layer_norm,
         has_sum=True,
+        has_cpu_kernels=True,
     ),
     "shared": Block(
         embed=_embed_norm,

@@ -138,10 +138,10 @@ def _numba_problems(recipe: Recipe) -> list[str]:
         problems.append(
             f"is for crl and gcbc, got --algo {recipe.algorithm.algo}, which 'reference' has"
         )
-    if recipe.networks.block not in ("published", "pre_norm"):
+    if not BLOCKS[recipe.networks.block].has_cpu_kernels:
+        compiled = " or ".join(name for name, each in BLOCKS.items() if each.has_cpu_kernels)
         problems.append(
-            f"is for --block published or pre_norm, got {recipe.networks.block}; 'reference' has "
-            "every block"
+            f"is for --block {compiled}, got {recipe.networks.block}; 'reference' has every block"
         )
     precision = _precision(recipe)
     if precision not in ("fp32", "bf16"):

@@ -212,14 +212,14 @@ def compare(curves: Sequence[Curve]) -> Comparison:
     check_comparable(curves)
     named = defaultdict(list)
     for curve in curves:
-        named[curve.recipe.task.name, method_name(curve.recipe)].append(curve)
+        recipe = curve.recipe
+        named[recipe.task.name, method_name(recipe)].append((curve, recipe.leaves()))
     varied: dict[str, set[str]] = defaultdict(set)
     for (_, name), same_name in named.items():
-        varied[name].update(_varied([curve.recipe.leaves() for curve in same_name]))
+        varied[name].update(_varied([leaves for _, leaves in same_name]))
     runs: dict[tuple[str, str], list[Curve]] = defaultdict(list)
     for (task, name), same_name in named.items():
-        for curve in same_name:
-            own = curve.recipe.leaves()
+        for curve, own in same_name:
             parts = [name, *(_told(leaf, own[leaf]) for leaf in own if leaf in varied[name])]
             runs[task, ", ".join(parts)].append(curve)
     for same in runs.values():
