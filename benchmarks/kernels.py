@@ -105,7 +105,7 @@ def _tower_parts(
 ) -> list[tuple[str, Callable[[], object], int]]:
     """Each pass of the persistent tower with every tile size, for the rows of actor and critic."""
     from torch_crl.kernels.tower.hopper.tiles import HopperTile, usable_tiles
-    from torch_crl.kernels.tower.kernel import (
+    from torch_crl.kernels.tower.passes import (
         TILES,
         Layers,
         backward_layers,

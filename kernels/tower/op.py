@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_crl.kernels.dense import PRECISIONS, weight_gradients
 from torch_crl.kernels.launch import require_device
-from torch_crl.kernels.tower.kernel import Layers, backward_layers, empty_kept, forward_layers
+from torch_crl.kernels.tower.passes import Layers, backward_layers, empty_kept, forward_layers
 from torch_crl.kernels.tower.reference import Stack
 
 

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd
-from torch_crl.kernels.tower.kernel import normalise, rows_of_program, sum_over_programs
+from torch_crl.kernels.tower.published import normalise
+from torch_crl.kernels.tower.rows import rows_of_program, sum_over_programs
 
 # The fastest on an H100 of those that are as exact as fp32 (benchmarks/LOG.md): forward each factor
 # is a sum of two TF32 numbers, and the backward pass does without the tensor cores.

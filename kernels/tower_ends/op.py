@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from torch_crl.kernels.norm_act.reference import EPSILON
-from torch_crl.kernels.tower.kernel import SUMMED, Tile, programs
+from torch_crl.kernels.tower.passes import SUMMED, Tile, programs
 from torch_crl.kernels.tower_ends.kernel import (
     embed_bwd_kernel,
     embed_fwd_kernel,

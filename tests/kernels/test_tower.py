@@ -223,20 +223,21 @@ def test_what_does_not_fit_is_told(change: dict[str, Any], told: str) -> None:
 
 def jobs(kernel_name: str) -> dict[str, Job]:
     """Every tile and generation in fp16, and one in bf16."""
-    from torch_crl.kernels.tower import kernel
+    from torch_crl.kernels.tower import published
+    from torch_crl.kernels.tower.passes import TILES
 
-    arguments = getattr(kernel, kernel_name).arg_names
+    arguments = getattr(published, kernel_name).arg_names
     found = {}
-    sizes = list(itertools.product(kernel.TILES, (0, 1), SHARED_MEMORY, ["fp16"]))
+    sizes = list(itertools.product(TILES, (0, 1), SHARED_MEMORY, ["fp16"]))
     for width, tile, arch, narrow in [*sizes, (256, 0, 90, "bf16")]:
-        chosen = kernel.TILES[width][tile]
+        chosen = TILES[width][tile]
         rows, stages = chosen.rows, chosen.stages
         constants = {"SAVE": True, "RELU": False, "EPS": 1e-6, "BLOCK": 4}
         constants |= {"D": width, "BM": rows, "STAGES": stages}
         constants = {name: value for name, value in constants.items() if name in arguments}
         types = {name: argument_type(name, narrow) for name in arguments if name not in constants}
         options = chosen.options | {"num_stages": stages}
-        job = Job(kernel.__name__, kernel_name, types, constants, options, arch)
+        job = Job(published.__name__, kernel_name, types, constants, options, arch)
         found[f"width {width}, {rows} rows, {narrow}, sm_{arch}"] = job
     return found
 

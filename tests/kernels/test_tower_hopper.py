@@ -12,7 +12,7 @@ from tests.kernels.check import DEVICE, assert_as_exact, error, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
 from tests.kernels.hopper_model import Machine, as_python, runnable
 from tests.kernels.test_tower import argument_type, exact, run, stack
-from torch_crl.kernels.tower import Stack, kernel, tower
+from torch_crl.kernels.tower import Stack, passes, tower
 from torch_crl.kernels.tower.hopper import backward, forward, parts
 from torch_crl.kernels.tower.hopper import tiles as tiles_module
 from torch_crl.kernels.tower.hopper.tiles import TILES, HopperTile, Tiles, choose_tiles
@@ -29,7 +29,7 @@ def modelled(
 ) -> Iterator[None]:
     """The kernels are taken, and run as the Python that they are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "choose_tiles", lambda *_: tiles)
+        patch.setattr(passes, "choose_tiles", lambda *_: tiles)
         for module, name in (
             (forward, "tower_fwd_hopper_kernel"),
             (backward, "tower_bwd_hopper_kernel"),

@@ -236,7 +236,7 @@ def test_torch_library_sees_the_ends_with_all_that_they_promise() -> None:
 
 
 def end_jobs() -> dict[str, Job]:
-    from torch_crl.kernels.tower import kernel
+    from torch_crl.kernels.tower import passes, rows
     from torch_crl.kernels.tower_ends import kernel as ends_kernel
     from torch_crl.kernels.tower_ends import op as ends
 
@@ -245,7 +245,7 @@ def end_jobs() -> dict[str, Job]:
         "EPS": 1e-6,
         "SAVE": True,
         "BM": 16,
-        "BP": kernel.SUMMED,
+        "BP": passes.SUMMED,
     }
     of_kernel = {
         "embed_fwd_kernel": ({"BK": 32}, 8),
@@ -258,7 +258,7 @@ def end_jobs() -> dict[str, Job]:
     found = {}
     generations = [*((256, arch) for arch in SHARED_MEMORY), (128, 90)]
     for (width, arch), (name, (own, warps)) in itertools.product(generations, of_kernel.items()):
-        module = kernel if name == "sums_kernel" else ends_kernel
+        module = rows if name == "sums_kernel" else ends_kernel
         arguments = getattr(module, name).arg_names
         constants = {k: v for k, v in (sizes | own | {"D": width}).items() if k in arguments}
         types = {

@@ -33,7 +33,7 @@ from torch_crl.kernels.tower.hopper.tiles import HopperTile
 from torch_crl.kernels.tower.reference import BLOCK
 
 if TYPE_CHECKING:
-    from torch_crl.kernels.tower.kernel import Layers
+    from torch_crl.kernels.tower.passes import Layers
 
 SUMMING_REGISTERS = gl.constexpr(96)
 """Of a thread of the warps that sum up."""

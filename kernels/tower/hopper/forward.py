@@ -31,7 +31,7 @@ from torch_crl.kernels.tower.hopper.tiles import HopperTile
 from torch_crl.kernels.tower.reference import BLOCK
 
 if TYPE_CHECKING:
-    from torch_crl.kernels.tower.kernel import Layers
+    from torch_crl.kernels.tower.passes import Layers
 
 _SIZES = ["live0", "live1", "frozen", "depth", "weight_rows"]
 
@@ -197,7 +197,7 @@ def forward(
     grid: int,
     tile: HopperTile,
 ) -> None:
-    """Fill y [R, D] and what is kept, as `torch_crl.kernels.tower.kernel.forward_layers` does."""
+    """Fill y [R, D] and what is kept, as `torch_crl.kernels.tower.passes.forward_layers` does."""
     weight16, vectors, rows, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
     block = [tile.rows, width]
