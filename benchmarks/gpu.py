@@ -217,8 +217,8 @@ def _work(part: str) -> None:
 
 
 _SHOWN = (
-    *("kind", "part", "status", "passed", "failed", "task", "objective", "simulator", "overlap"),
-    "envs",
+    *("kind", "part", "status", "passed", "failed", "task", "block", "objective", "simulator"),
+    *("overlap", "envs"),
     *("implementation", "depth", "batch", "width", "precision", "tower", "cuda_graph", "recompute"),
     *("ms_p50", "us_per_layer", "peak_gb", "launches", "us", "us_per_launch", "share"),
     *("share_of_towers", *COUNTED.values(), "sm_mhz", "watts", "env_steps_per_second"),

@@ -118,17 +118,20 @@ def _tower_parts(
     dtypes = torch.float16, torch.bfloat16
     tiles: list[tuple[Any, Any]] = [(tile, tile) for tile in TILES[width]]
     tiles += usable_tiles(width, (batch,), stack.bias_LD.device)
-    cases = itertools.product(dtypes, ("actor", "critic"), tiles)
-    for dtype, whose, (tile, backward_tile) in cases:
+    cases = [("published", *case) for case in itertools.product(dtypes, ("actor", "critic"), tiles)]
+    by_triton = itertools.product(dtypes[:1], ("actor", "critic"), tiles[: len(TILES[width])])
+    cases += [("pre_norm", *case) for case in by_triton]
+    for block, dtype, whose, (tile, backward_tile) in cases:
         rows = (batch, 0, 0) if whose == "actor" else (batch, batch, batch)
         towers = 1 if whose == "actor" else 2
         weight16 = torch.stack([stack.weight_LDD.to(dtype)] * towers)
-        layers = Layers(weight16, [list(stack[1:])] * towers, rows, False, 1.0)
+        layers = Layers(weight16, [list(stack[1:])] * towers, rows, block, False, 1.0)
         x, dy = normal(sum(rows), width), normal(sum(rows), width)
         kept = empty_kept(x, layers)
         forward_layers(x, layers, kept=kept)
         sums = normal(towers, 3, depth, width)
         kind = "hopper" if isinstance(tile, HopperTile) else "triton"
+        kind += "" if block == "published" else f", {block}"
         name = f"{kind}, {whose}, {tile.rows} rows, {str(dtype).partition('.')[2]}"
 
         def forward(x: Any = x, layers: Any = layers, kept: Any = kept, tile: Any = tile) -> object:
@@ -150,6 +153,6 @@ def _tower_parts(
 
         parts += [(f"tower forward, {name}", forward, depth)]
         parts += [(f"tower backward, {name}", backward, depth)]
-        if tile == tiles[0][0] and whose == "actor":
+        if tile == tiles[0][0] and whose == "actor" and block == "published":
             parts += [(f"weight gradients, {name}", weights, depth)]
     return parts

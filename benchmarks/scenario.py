@@ -29,6 +29,7 @@ class Scenario:
     batch: int = 512
     """Rows of a batch, for updates and for the parts of an update."""
     width: int = 256
+    block: str = "published"
     objective: str = "crl"
     implementation: str = "ours"
     """`ours`; `one_rank`, the same divided at its exchanges with other ranks; or a peer:

@@ -76,7 +76,7 @@ def recipe_of(scenario: Scenario, device: torch.device) -> Recipe:
     return with_changes(
         preset(scenario.task, depth=scenario.depth),
         task={"num_envs": scenario.envs},
-        networks={"width": scenario.width},
+        networks={"width": scenario.width, "block": scenario.block},
         algorithm={"batch_size": scenario.batch, "objective": scenario.objective},
         budget={"replay_rows": 200},
         system={
@@ -272,7 +272,7 @@ def _baseline(scenario: Scenario, device: torch.device) -> list[Row]:
     recipe = with_changes(
         preset(scenario.task, depth=scenario.depth, algo=scenario.implementation),
         task={"num_envs": _BASELINE_ENVS},
-        networks={"width": scenario.width},
+        networks={"width": scenario.width, "block": scenario.block},
         algorithm={"batch_size": scenario.batch},
         budget={
             "unroll_length": scenario.batch // _BASELINE_ENVS,

@@ -126,8 +126,8 @@ def test_every_objective_is_captured_with_its_labels(objective: str, order: str)
     run.collect()
 
 
-@pytest.mark.parametrize("block", ["shared", "gated"])
-def test_shared_weights_are_captured(block: str) -> None:
+@pytest.mark.parametrize("block", ["shared", "gated", "pre_norm"])
+def test_other_blocks_are_captured(block: str) -> None:
     networks = {"width": 128, "block": block, "actor_depth": 8, "critic_depth": 8}
     run = build_run(tiny("ant", networks=networks, system={"device": "cuda", "recompute": 4}))
     updates_are_captured(run)

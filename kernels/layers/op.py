@@ -4,7 +4,7 @@ R rows, D width, L layers, C chunks of layers.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,31 +12,18 @@ from torch.autograd.function import once_differentiable
 
 from torch_crl.kernels.dense import PRECISIONS, product, rounded, weight_gradients
 from torch_crl.kernels.launch import require_device
-from torch_crl.kernels.layers.kernel import (
-    Kept,
-    before_matmul,
-    between_matmuls,
-    programs_of,
-)
+from torch_crl.kernels.layers import pre_norm, published
+from torch_crl.kernels.layers.common import Kept, Options, programs_of
 from torch_crl.kernels.tower.reference import BLOCK, Stack
 
-
-class Options(NamedTuple):
-    """How the layers are computed; see `torch_crl.kernels.tower.tower`."""
-
-    live: int
-    """The parameters get gradients from the first `live` rows only."""
-    relu: bool
-    branch_scale: float
-    precision: str
-    recompute: int
-    gradient_scale: float
+_BLOCKS = {"published": published, "pre_norm": pre_norm}
 
 
-def _empty_kept(x_RD: Tensor, layers: int, dtype: torch.dtype) -> Kept:
+def _empty_kept(x_RD: Tensor, layers: int, dtype: torch.dtype, block: str) -> Kept:
     rows, width = x_RD.shape
-    inputs_LRD, xhat_LRD = (x_RD.new_empty(layers, rows, width, dtype=dtype) for _ in range(2))
-    return Kept(inputs_LRD, xhat_LRD, x_RD.new_empty(layers, rows))
+    inputs_LRD, values_LRD = (x_RD.new_empty(layers, rows, width, dtype=dtype) for _ in range(2))
+    statistics = (layers, rows) if block == "published" else (layers, 2, rows)
+    return Kept(inputs_LRD, values_LRD, x_RD.new_empty(statistics))
 
 
 def _forward(x_RD: Tensor, stack: Stack, options: Options, kept: Kept | None) -> Tensor:
@@ -44,23 +31,21 @@ def _forward(x_RD: Tensor, stack: Stack, options: Options, kept: Kept | None) ->
     weight_LDD, layers = stack.weight_LDD, len(stack.weight_LDD)
     # Without anything to keep, two inputs take turns.
     inputs = kept.inputs_LRD if kept else x_RD.new_empty(2, *x_RD.shape, dtype=weight_LDD.dtype)
-    inputs[0].copy_(rounded(x_RD, "tf32") if options.precision == "tf32" else x_RD)
     h_RD, y_RD = torch.empty_like(x_RD), torch.empty_like(x_RD)
-    for layer in range(layers):
-        product(inputs[layer % len(inputs)], weight_LDD[layer].T, options.precision, out=h_RD)
-        ends = layer % BLOCK == BLOCK - 1
-        between_matmuls(
-            h_RD,
+    for layer in range(layers + 1):
+        input_RD = inputs[layer % len(inputs)]
+        _BLOCKS[options.block].between_matmuls(
+            h_RD if layer else x_RD,
             stack,
             layer,
-            relu=options.relu,
-            tf32=options.precision == "tf32",
-            block_RD=(x_RD if layer < BLOCK else y_RD) if ends else None,
-            scale=options.branch_scale,
-            next_RD=inputs[(layer + 1) % len(inputs)] if layer < layers - 1 else None,
+            options,
+            block_RD=x_RD if layer <= BLOCK else y_RD,
+            next_RD=input_RD,
             sum_RD=y_RD,
             kept=kept,
         )
+        if layer < layers:
+            product(input_RD, weight_LDD[layer].T, options.precision, out=h_RD)
     return y_RD
 
 
@@ -74,31 +59,24 @@ def _backward(
     weight_LDD, layers, (rows, width) = stack.weight_LDD, len(stack.weight_LDD), dy_RD.shape
     dh_LRD = torch.empty_like(kept.inputs_LRD)
     partial = dy_RD.new_empty(3, layers, programs_of(rows, options.live, width), width)
-    # At the end of a block the gradient of the residual sum goes into its branch.
     dsum_RD, dinner_RD = dy_RD, torch.empty_like(dy_RD)
-    for layer in reversed(range(layers)):
-        ends = layer % BLOCK == BLOCK - 1
-        before_matmul(
-            dsum_RD if ends else dinner_RD,
+    for layer in reversed(range(-1, layers)):
+        dh_RD = dh_LRD[layer]
+        _BLOCKS[options.block].behind_matmul(
+            dinner_RD,
             stack,
             layer,
-            relu=options.relu,
-            tf32=options.precision == "tf32",
+            options,
             kept=kept,
-            live=options.live,
-            scale=options.branch_scale if ends else 1.0,
-            unscale=1.0 / options.gradient_scale,
-            dh_RD=dh_LRD[layer],
+            dsum_RD=dsum_RD,
+            dh_RD=dh_RD,
             partial=partial,
         )
-        starts = layer % BLOCK == 0
-        product(
-            dh_LRD[layer],
-            weight_LDD[layer],
-            options.precision,
-            out=dsum_RD if starts else dinner_RD,
-            add=starts,
-        )
+        if layer >= 0:
+            # The residual sum goes into the first matmul of a published block as it is.
+            adds = options.block == "published" and layer % BLOCK == 0
+            out = dsum_RD if adds else dinner_RD
+            product(dh_RD, weight_LDD[layer], options.precision, out=out, add=adds)
     return dsum_RD, dh_LRD, partial
 
 
@@ -118,7 +96,7 @@ class _Layers(torch.autograd.Function):
         for chunk in ctx.chunks:
             inputs.append(x_RD)
             if keep and not options.recompute:
-                kept.append(_empty_kept(x_RD, layers, weight_LDD.dtype))
+                kept.append(_empty_kept(x_RD, layers, weight_LDD.dtype, options.block))
             x_RD = _forward(x_RD, _part(stack, chunk), options, kept[-1] if kept else None)
         ctx.options, ctx.trained = options, any(ctx.needs_input_grad[3:])
         saved = kept[0] if kept else inputs
@@ -138,7 +116,8 @@ class _Layers(torch.autograd.Function):
         for index, chunk in reversed(list(enumerate(ctx.chunks))):
             part = _part(stack, chunk)
             if options.recompute:
-                kept = _empty_kept(dx_RD, len(part.weight_LDD), part.weight_LDD.dtype)
+                weight_LDD = part.weight_LDD
+                kept = _empty_kept(dx_RD, len(weight_LDD), weight_LDD.dtype, options.block)
                 _forward(saved[index], part, options, kept)
             else:
                 kept = Kept(*saved)
@@ -168,6 +147,7 @@ def tower(
     stacks: Sequence[Stack],
     *,
     frozen: Tensor | None,
+    block: str,
     activation: str,
     branch_scale: float,
     precision: str,
@@ -184,7 +164,7 @@ def tower(
         parameters = [parameter.contiguous() for parameter in stack]
         asked = any(tensor.requires_grad for tensor in (x_RD, *parameters))
         relu = activation == "relu"
-        options = Options(live, relu, branch_scale, precision, recompute, gradient_scale)
+        options = Options(live, block, relu, branch_scale, precision, recompute, gradient_scale)
         apply: Callable[..., Tensor] = _Layers.apply
         keep = torch.is_grad_enabled() and asked
         outputs.append(apply(x_RD.contiguous(), options, keep, *parameters))

@@ -9,6 +9,7 @@ from torch_crl.kernels.dense import PRECISIONS
 from torch_crl.kernels.norm_act import LARGEST_WIDTH
 from torch_crl.kernels.tower import reference
 from torch_crl.kernels.tower.reference import BLOCK as BLOCK
+from torch_crl.kernels.tower.reference import BLOCKS as BLOCKS
 from torch_crl.kernels.tower.reference import Arithmetic
 from torch_crl.kernels.tower.reference import Parts as Parts
 from torch_crl.kernels.tower.reference import Stack as Stack
@@ -25,6 +26,7 @@ def tower(
     stacks: Sequence[Stack],
     *,
     frozen: Tensor | None = None,
+    block: str = "published",
     activation: str = "swish",
     branch_scale: float = 1.0,
     precision: str = "fp32",
@@ -32,17 +34,21 @@ def tower(
     gradient_scale: float | None = None,
     recompute: int = 0,
 ) -> list[Tensor]:
-    """x + branch_scale * f(x) for every block f, four times dense - LayerNorm - activation.
+    """x + branch_scale * f(x) for every block f of four layers.
+
+    A layer of the block `published` is dense - LayerNorm - activation (arXiv 2503.14858, where the
+    scale is 1). In `pre_norm` it is LayerNorm - dense, with an activation between two layers, so
+    that the last thing before the sum is linear (after SimBa, arXiv 2410.09754).
 
     Two towers of equal sizes can share a call, each with its own rows. Further rows may pass
-    through the first tower as if its parameters were constants. Source: arXiv 2503.14858, where
-    the scale is 1.
+    through the first tower as if its parameters were constants.
 
     Args:
         rows: fp32 [B, D] for each stack; B may differ. The residual sums stay fp32.
         stacks: parameters of one or two towers with equal numbers of layers, a multiple of four.
         frozen: fp32 [F, D], further rows for the first stack; they get a gradient, but its
             parameters get none from them.
+        block: `published` or `pre_norm`.
         activation: `swish` or `relu`.
         branch_scale: factor on every block's output before it is added to the residual sum.
         precision: that of the inputs of every matmul: `fp32`, `tf32`, `fp16` or `bf16`.
@@ -60,7 +66,7 @@ def tower(
     Raises:
         ValueError: for arguments that do not match, or an implementation that cannot run here.
     """
-    problem = _problem(rows, stacks, frozen, precision, implementation, recompute)
+    problem = _problem(rows, stacks, frozen, block, precision, implementation, recompute)
     if problem:
         raise ValueError(f"tower: {problem}")
     scale = gradient_scale or default_gradient_scale(rows, precision)
@@ -74,13 +80,14 @@ def tower(
             rows,
             stacks,
             frozen=frozen,
+            block=block,
             activation=activation,
             branch_scale=branch_scale,
             precision=precision,
             gradient_scale=scale,
             recompute=recompute,
         )
-    arithmetic = Arithmetic(activation, precision, scale, branch_scale)
+    arithmetic = Arithmetic(block, activation, precision, scale, branch_scale)
     groups = [*zip(rows, stacks, strict=True)]
     if frozen is not None:
         groups.append((frozen, stacks[0].detached()))
@@ -105,6 +112,7 @@ def _problem(
     rows: Sequence[Tensor],
     stacks: Sequence[Stack],
     frozen: Tensor | None,
+    block: str,
     precision: str,
     implementation: str,
     recompute: int,
@@ -113,6 +121,8 @@ def _problem(
     inputs = [*rows] if frozen is None else [*rows, frozen]
     if implementation not in IMPLEMENTATIONS:
         return f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
+    if block not in BLOCKS:
+        return f"block must be one of {tuple(BLOCKS)}, got {block!r}"
     if len(rows) != len(stacks):
         return f"takes one or two stacks and rows for each; got {len(stacks)} and {len(rows)}"
     if any(x.dim() != 2 or x.shape[1] != width for x in inputs):

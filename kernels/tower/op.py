@@ -22,6 +22,7 @@ def tower_forward(
     vectors: list[Tensor],
     live: list[int],
     frozen: int,
+    block: str,
     activation: str,
     branch_scale: float,
     precision: str,
@@ -39,7 +40,7 @@ def tower_forward(
     weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=dtype)
     # One kernel for both towers.
     torch._foreach_copy_(list(weight16.unbind(0)), weights)
-    layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
+    layers = _layers(weight16, vectors, live, frozen, block, activation, branch_scale)
     kept = empty_kept(x, layers) if keep and not recompute else None
     if kept is not None or not keep:
         return forward_layers(x, layers, kept=kept), weight16, kept or []
@@ -59,6 +60,7 @@ def tower_backward(
     kept: list[Tensor],
     live: list[int],
     frozen: int,
+    block: str,
     activation: str,
     branch_scale: float,
     recompute: int,
@@ -68,7 +70,7 @@ def tower_backward(
 
     Without live rows the parameters' gradients are left as they are.
     """
-    layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
+    layers = _layers(weight16, vectors, live, frozen, block, activation, branch_scale)
     dweights, sums = _empty_gradients(dy, weight16)
     dx = dy
     chunks = _chunks(layers, recompute)
@@ -92,12 +94,13 @@ def _layers(
     vectors: list[Tensor],
     live: list[int],
     frozen: int,
+    block: str,
     activation: str,
     branch_scale: float,
 ) -> Layers:
     grouped = [vectors[start : start + 3] for start in range(0, len(vectors), 3)]
     rows = (live[0], live[1] if len(live) > 1 else 0, frozen)
-    return Layers(weight16, grouped, rows, activation == "relu", branch_scale)
+    return Layers(weight16, grouped, rows, block, activation == "relu", branch_scale)
 
 
 def _chunks(layers: Layers, recompute: int) -> list[slice]:
@@ -119,6 +122,7 @@ def _(
     vectors: list[Tensor],
     live: list[int],
     frozen: int,
+    block: str,
     activation: str,
     branch_scale: float,
     precision: str,
@@ -127,7 +131,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
-    layers = _layers(weight16, vectors, live, frozen, activation, branch_scale)
+    layers = _layers(weight16, vectors, live, frozen, block, activation, branch_scale)
     kept: list[Tensor] = []
     if keep:
         chunks = _chunks(layers, recompute)
@@ -151,7 +155,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
 def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
     weight16, *saved = ctx.saved_tensors
     vectors, kept = saved[: ctx.num_vectors], saved[ctx.num_vectors :]
-    live, frozen, activation, branch_scale, _, recompute, scale = ctx.options
+    live, frozen, block, activation, branch_scale, _, recompute, scale = ctx.options
     dx, dweights, sums = tower_backward(
         dy.contiguous(),
         weight16,
@@ -159,14 +163,15 @@ def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
         kept,
         live,
         frozen,
+        block,
         activation,
         branch_scale,
         recompute,
         scale,
     )
     if not sum(live):
-        return dx, [None] * len(dweights), [None] * ctx.num_vectors, *[None] * 8
-    return dx, dweights, list(sums.flatten(0, 1).unbind(0)), *[None] * 8
+        return dx, [None] * len(dweights), [None] * ctx.num_vectors, *[None] * 9
+    return dx, dweights, list(sums.flatten(0, 1).unbind(0)), *[None] * 9
 
 
 tower_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -177,6 +182,7 @@ def tower(
     stacks: Sequence[Stack],
     *,
     frozen: Tensor | None,
+    block: str,
     activation: str,
     branch_scale: float,
     precision: str,
@@ -191,6 +197,7 @@ def tower(
         x_RD,
         stacks,
         counts[: len(stacks)],
+        block=block,
         activation=activation,
         branch_scale=branch_scale,
         precision=precision,
@@ -205,6 +212,7 @@ def tower_rows(
     stacks: Sequence[Stack],
     live: list[int],
     *,
+    block: str,
     activation: str,
     branch_scale: float,
     precision: str,
@@ -221,6 +229,6 @@ def tower_rows(
         # No row is kept for gradients that nobody asks for.
         live = [0]
     frozen = len(x_RD) - sum(live)
-    options = (activation, branch_scale, precision, recompute, gradient_scale, keep)
+    options = (block, activation, branch_scale, precision, recompute, gradient_scale, keep)
     y_RD: Tensor = tower_forward(x_RD, weights, vectors, live, frozen, *options)[0]
     return y_RD

@@ -15,6 +15,7 @@ from torch_crl.kernels.norm_act.reference import EPSILON
 from torch_crl.kernels.tower.hopper.backward import backward
 from torch_crl.kernels.tower.hopper.forward import forward
 from torch_crl.kernels.tower.hopper.tiles import HopperTile, choose_tiles
+from torch_crl.kernels.tower.pre_norm import pre_norm_bwd_kernel, pre_norm_fwd_kernel
 from torch_crl.kernels.tower.published import tower_bwd_kernel, tower_fwd_kernel
 from torch_crl.kernels.tower.reference import BLOCK
 from torch_crl.kernels.tower.rows import sums_kernel
@@ -50,6 +51,8 @@ class Layers(NamedTuple):
     """For each tower its bias, LayerNorm weight and LayerNorm bias, each [L, D]."""
     rows: tuple[int, int, int]
     """Numbers of live rows of both towers (the second may be 0) and of frozen rows."""
+    block: str
+    """`published` or `pre_norm`."""
     relu: bool
     branch_scale: float
 
@@ -71,10 +74,11 @@ def choose_tile(width: int, rows: Sequence[int], device: torch.device) -> Tile:
 
 
 def _choose(
-    width: int, rows: Sequence[int], device: torch.device
+    layers: Layers, width: int, device: torch.device
 ) -> Sequence[Tile] | Sequence[HopperTile]:
     """The tiles of the forward and of the backward pass."""
-    return choose_tiles(width, rows, device) or [choose_tile(width, rows, device)] * 2
+    on_hopper = choose_tiles(width, layers.rows, device) if layers.block == "published" else None
+    return on_hopper or [choose_tile(width, layers.rows, device)] * 2
 
 
 def forward_layers(
@@ -85,15 +89,16 @@ def forward_layers(
     tile: Tile | HopperTile | None = None,
 ) -> Tensor:
     """y [R, D]; fills `kept`, made by `empty_kept`, with what the backward pass needs."""
-    weight16, vectors, rows, relu, branch_scale = layers
+    weight16, vectors, rows, block, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
-    tile = tile or _choose(width, rows, x.device)[0]
+    tile = tile or _choose(layers, width, x.device)[0]
     y = torch.empty_like(x)
     if isinstance(tile, HopperTile):
         forward(x, y, layers, kept, programs(rows, tile), tile)
         return y
+    kernel = tower_fwd_kernel if block == "published" else pre_norm_fwd_kernel
     with torch.cuda.device_of(x):
-        tower_fwd_kernel[(programs(rows, tile),)](
+        kernel[(programs(rows, tile),)](
             x, weight16, *vectors[0], *vectors[-1],
             y, *(kept or (y, y, y)),
             *rows, depth, weight16.stride(0) // width, branch_scale,
@@ -104,13 +109,18 @@ def forward_layers(
 
 
 def empty_kept(x: Tensor, layers: Layers) -> list[Tensor]:
-    """Empty layer inputs [L, live, D], normalised values [L, R, D] and their 1 / std [L, R]."""
+    """What the backward pass reads, empty.
+
+    Layer inputs [L, live, D]; with the block `published` normalised values [L, R, D] and their
+    1 / std [L, R]; with `pre_norm` what is before each layer's LayerNorm and activation, or behind
+    the LayerNorm of the first layer of a block, [L, R, D], and mean and 1 / std [L, 2, R].
+    """
     depth, dtype = len(layers.vectors[0][0]), layers.weight16.dtype
     rows, width = x.shape
     return [
         x.new_empty(depth, sum(layers.rows[:2]), width, dtype=dtype),
         x.new_empty(depth, rows, width, dtype=dtype),
-        x.new_empty(depth, rows),
+        x.new_empty(depth, rows) if layers.block == "published" else x.new_empty(depth, 2, rows),
     ]
 
 
@@ -129,20 +139,23 @@ def backward_layers(
     Fills `sums` [T, 3, all layers, D] from `first_layer` on with the gradients of bias, LayerNorm
     weight and LayerNorm bias of each tower.
     """
-    weight16, vectors, rows, relu, branch_scale = layers
+    weight16, vectors, rows, block, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
-    tile = tile or _choose(width, rows, dy.device)[1]
+    tile = tile or _choose(layers, width, dy.device)[1]
     live_programs = [programs([count], tile) for count in rows[: len(vectors)]]
-    _, xhat, rstd = kept
+    _, values, statistics = kept
     dx = torch.empty_like(dy)
     dh = dy.new_empty(depth, sum(rows[:2]), width, dtype=weight16.dtype)
     partial = dy.new_empty(depth, sum(live_programs), 3, width)
     if isinstance(tile, HopperTile):
         backward(dy, dx, dh, partial, layers, kept, scale, programs(rows, tile), tile)
     else:
+        kernel = tower_bwd_kernel if block == "published" else pre_norm_bwd_kernel
+        # With `pre_norm` nothing depends on the LayerNorm's bias.
+        needed = slice(1, 3 if block == "published" else 2)
         with torch.cuda.device_of(dy):
-            tower_bwd_kernel[(programs(rows, tile),)](
-                dy, xhat, rstd, weight16, *vectors[0][1:], *vectors[-1][1:],
+            kernel[(programs(rows, tile),)](
+                dy, values, statistics, weight16, *vectors[0][needed], *vectors[-1][needed],
                 dx, dh, partial,
                 *rows, depth, weight16.stride(0) // width, branch_scale, scale,
                 RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,

@@ -1,12 +1,15 @@
 """The definition of `tower` in plain torch. R rows, D width, L layers."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from torch_crl.kernels.dense import dense
-from torch_crl.kernels.norm_act import norm_act
+from torch_crl.kernels.norm_act import ACTIVATIONS, EPSILON, norm_act
 
 BLOCK = 4
 """Number of layers in one residual block."""
@@ -39,36 +42,63 @@ class Parts(NamedTuple):
 class Arithmetic(NamedTuple):
     """How the layers are computed; see `torch_crl.kernels.tower.tower`."""
 
+    block: str
     activation: str
     precision: str
     gradient_scale: float
     branch_scale: float
 
 
-def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
-    """x + branch_scale * f(x) for every block f, four times dense - LayerNorm - activation."""
-    # unbind, not weight[i], whose backward makes a full-size zero tensor for every layer.
-    layers = zip(*(parameter.unbind(0) for parameter in stack), strict=True)
+Layer = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Weight [out, in], bias, LayerNorm weight and LayerNorm bias [D]."""
+
+
+def _published(x_RD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic) -> Tensor:
     inner_RD = x_RD
     for index, (weight_DD, bias_D, ln_weight_D, ln_bias_D) in enumerate(layers):
-        ends_block = index % BLOCK == BLOCK - 1
-        inner_RD = dense(
-            inner_RD,
-            weight_DD,
-            bias_D,
-            precision=arithmetic.precision,
-            gradient_scale=arithmetic.gradient_scale,
-        )
+        inner_RD = _dense(inner_RD, weight_DD, bias_D, arithmetic)
         inner_RD = norm_act(
             inner_RD,
             ln_weight_D,
             ln_bias_D,
-            x_RD if ends_block else None,
+            x_RD if index == BLOCK - 1 else None,
             activation=arithmetic.activation,
             scale=arithmetic.branch_scale,
         )
-        if ends_block:
-            x_RD = inner_RD
+    return inner_RD
+
+
+def _pre_norm(x_RD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic) -> Tensor:
+    inner_RD = x_RD
+    for index, (weight_DD, bias_D, ln_weight_D, ln_bias_D) in enumerate(layers):
+        inner_RD = ACTIVATIONS[arithmetic.activation](inner_RD) if index else inner_RD
+        inner_RD = functional.layer_norm(
+            inner_RD, ln_weight_D.shape, ln_weight_D, ln_bias_D, EPSILON
+        )
+        inner_RD = _dense(inner_RD, weight_DD, bias_D, arithmetic)
+    return torch.add(x_RD, inner_RD, alpha=arithmetic.branch_scale)
+
+
+def _dense(x_RD: Tensor, weight_DD: Tensor, bias_D: Tensor, arithmetic: Arithmetic) -> Tensor:
+    return dense(
+        x_RD,
+        weight_DD,
+        bias_D,
+        precision=arithmetic.precision,
+        gradient_scale=arithmetic.gradient_scale,
+    )
+
+
+BLOCKS = {"published": _published, "pre_norm": _pre_norm}
+"""Name of a block to the function of its input and its four layers."""
+
+
+def walk(x_RD: Tensor, stack: Stack, arithmetic: Arithmetic) -> Tensor:
+    """All blocks, one after the other."""
+    # unbind, not weight[i], whose backward makes a full-size zero tensor for every layer.
+    layers = list(zip(*(parameter.unbind(0) for parameter in stack), strict=True))
+    for start in range(0, len(layers), BLOCK):
+        x_RD = BLOCKS[arithmetic.block](x_RD, layers[start : start + BLOCK], arithmetic)
     return x_RD
 
 

@@ -56,6 +56,7 @@ def whole_towers(
         x_RD,
         [tower.stack for tower in towers],
         counts[: len(towers)],
+        block="published",
         activation=activation,
         branch_scale=branch_scale,
         precision=precision,

@@ -246,11 +246,12 @@ def test_other_blocks_have_the_depth_that_they_were_trained_with() -> None:
         policy.at_depth(12)
 
 
-def test_shared_weights_run_on_the_kernels() -> None:
+@pytest.mark.parametrize("block", [name for name, each in BLOCKS.items() if each.has_kernels])
+def test_towers_of_these_blocks_run_on_the_kernels(block: str) -> None:
     x = torch.randn(6, INPUTS, generator=Generator().manual_seed(6))
     results = []
     for tower in ("reference", "norm_act"):
-        sizes = replace(make_tower("shared").sizes, width=16)
+        sizes = replace(make_tower(block).sizes, width=16)
         network = ResidualTower(
             sizes, generator=Generator().manual_seed(0), compute=Compute(tower=tower)
         ).to(DEVICE)
@@ -325,7 +326,7 @@ def test_a_policy_is_loaded_as_it_was_saved(block: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("networks", "system", "message"),
     [
-        ({"block": "no_norm"}, {"tower": "norm_act"}, "--tower norm_act has the published block"),
+        ({"block": "no_norm"}, {"tower": "norm_act"}, "--tower norm_act is for --block published"),
         ({"block": "no_skip", "branch": "scaled"}, {}, "--branch scaled multiplies what a block"),
         ({"block": "gated", "activation": "relu"}, {}, "--activation relu is not read by --block"),
         ({"block": "post_norm"}, {}, "--block must be one of 'published', 'no_skip'"),

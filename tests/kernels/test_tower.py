@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 from tests.kernels.check import DEVICE, assert_as_exact, error, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
-from torch_crl.kernels.tower import PERSISTENT_MEMORY, Stack, tower
+from torch_crl.agent.sizes import TowerSizes
+from torch_crl.kernels.tower import BLOCKS, PERSISTENT_MEMORY, Stack, tower
 
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device")
 SIZES = [
@@ -24,6 +25,9 @@ SIZES = [
     pytest.param(4, 256, [0], 16, id="eights-all-frozen"),
     pytest.param(8, 256, [512, 512], 512, id="sixteens", marks=needs_cuda),
 ]
+
+
+each_block = pytest.mark.parametrize("block", BLOCKS)
 
 
 def stack(layers: int, width: int, generator: Generator) -> Stack:
@@ -78,44 +82,53 @@ def exact(*sizes: Any, **options: Any) -> dict[str, Tensor]:
 # The interpreter multiplies the bit patterns of bf16 numbers, so bf16 needs a GPU.
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=needs_cuda)])
 @pytest.mark.parametrize(("layers", "width", "live", "frozen"), SIZES)
+@each_block
 def test_persistent_kernel_is_as_exact_as_plain_torch(
-    layers: int, width: int, live: list[int], frozen: int, precision: str
+    layers: int, width: int, live: list[int], frozen: int, precision: str, block: str
 ) -> None:
-    sizes = (layers, width, live, frozen)
+    sizes, options = (layers, width, live, frozen), {"precision": precision, "block": block}
     with poisoned():
-        results = run(*sizes, implementation="persistent", precision=precision)
-    assert_as_exact(results, run(*sizes, precision=precision), exact(*sizes))
+        results = run(*sizes, implementation="persistent", **options)
+    assert_as_exact(results, run(*sizes, **options), exact(*sizes, block=block))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("width", [96, 128])
-def test_a_kernel_a_layer_is_as_exact_as_plain_torch(width: int, precision: str) -> None:
-    sizes = (8, width, [5, 3], 2)
-    results = run(*sizes, implementation="norm_act", precision=precision)
-    assert_as_exact(results, run(*sizes, precision=precision), exact(*sizes))
+@each_block
+def test_a_kernel_a_layer_is_as_exact_as_plain_torch(
+    width: int, precision: str, block: str
+) -> None:
+    sizes, options = (8, width, [5, 3], 2), {"precision": precision, "block": block}
+    results = run(*sizes, implementation="norm_act", **options)
+    assert_as_exact(results, run(*sizes, **options), exact(*sizes, block=block))
 
 
 @pytest.mark.parametrize("implementation", ["persistent", "norm_act"])
-def test_scaled_branches(implementation: str) -> None:
-    sizes, options = (8, 128, [6, 5], 4), {"precision": "fp16", "branch_scale": 0.25}
-    results = run(*sizes, implementation=implementation, **options)
-    truth = exact(*sizes, branch_scale=0.25)
-    assert_as_exact(results, run(*sizes, **options), truth)
-    assert error(truth["y"], exact(*sizes)["y"]) > 0.1
+@each_block
+def test_scaled_branches(implementation: str, block: str) -> None:
+    sizes, options = (8, 128, [6, 5], 4), {"block": block, "branch_scale": 0.25}
+    results = run(*sizes, implementation=implementation, precision="fp16", **options)
+    truth = exact(*sizes, **options)
+    assert_as_exact(results, run(*sizes, precision="fp16", **options), truth)
+    assert error(truth["y"], exact(*sizes, block=block)["y"]) > 0.1
 
 
-def test_relu() -> None:
+@pytest.mark.parametrize("implementation", ["persistent", "norm_act"])
+@each_block
+def test_relu(implementation: str, block: str) -> None:
     # A saved value that rounds across zero flips a derivative, so few values and a wide margin.
-    sizes = (4, 128, [2], 0)
-    results = run(*sizes, implementation="persistent", precision="fp16", activation="relu")
-    truth = exact(*sizes, activation="relu")
+    sizes, options = (4, 128, [2], 0), {"activation": "relu", "block": block}
+    results = run(*sizes, implementation=implementation, precision="fp16", **options)
+    truth = exact(*sizes, **options)
     assert error(results["y"], truth["y"]) < 1e-3
     assert all(error(results[name], truth[name]) < 5e-2 for name in truth)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "norm_act", "persistent"])
-def test_recomputing_changes_no_bit(implementation: str) -> None:
-    sizes, options = (12, 128, [5, 3], 2), {"implementation": implementation, "precision": "fp16"}
+@each_block
+def test_recomputing_changes_no_bit(implementation: str, block: str) -> None:
+    sizes = (12, 128, [5, 3], 2)
+    options = {"implementation": implementation, "precision": "fp16", "block": block}
     kept, recomputed = run(*sizes, **options), run(*sizes, recompute=8, **options)
     for name, value in kept.items():
         if DEVICE == "cuda" and implementation == "norm_act":
@@ -187,6 +200,26 @@ def test_nothing_is_kept_without_gradients() -> None:
     assert error(y, plain.cpu().double()) < 1e-4
 
 
+@pytest.mark.parametrize("live", [6, 0])
+@each_block
+def test_what_the_kernels_keep_is_what_a_plan_counts(block: Any, live: int) -> None:
+    from torch_crl.kernels.tower.passes import Layers, empty_kept
+
+    def bytes_of(depth: int) -> tuple[int, int]:
+        """As counted, and as kept with the gradients of the matmuls."""
+        weight16 = torch.empty(1, depth, 128, 128, dtype=torch.float16)
+        layers = Layers(
+            weight16, [[torch.empty(depth, 128)] * 3], (live, 0, 6 - live), block, False, 1
+        )
+        kept = empty_kept(torch.empty(6, 128), layers)
+        sizes = TowerSizes(input_size=3, depth=depth, width=128, output_size=2, block=block)
+        counted = sizes.saved_bytes(trained=live > 0, fused=True, recompute=0)
+        return 6 * counted, sum(each.nbytes for each in (*kept, kept[0]))
+
+    (counted, kept), (counted_deeper, kept_deeper) = bytes_of(4), bytes_of(8)
+    assert counted_deeper - counted == kept_deeper - kept
+
+
 def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
     from torch_crl.kernels.tower import op
 
@@ -195,8 +228,8 @@ def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
     x = torch.randn(5, 128, generator=generator).to(DEVICE)
     for leaf in (x, *parameters):
         leaf.requires_grad_()
-    for recompute in (0, 4):
-        options = ([3], 2, "swish", 0.5, "fp16", recompute, 4.0, True)
+    for recompute, block in itertools.product((0, 4), BLOCKS):
+        options = ([3], 2, block, "swish", 0.5, "fp16", recompute, 4.0, True)
         torch.library.opcheck(
             op.tower_forward,
             (x, parameters[:1], parameters[1:], *options),
@@ -208,6 +241,7 @@ def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
     ("change", "told"),
     [
         ({"implementation": "fast"}, "implementation must be one of"),
+        ({"block": "hyperspherical"}, r"block must be one of \('published', 'pre_norm'\)"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"implementation": "persistent", "precision": "fp32"}, "'norm_act' has fewer limits"),
         ({"rows": [torch.zeros(5, 64)]}, r"rows must be \[B, 128\], got \[\(5, 64\)\]"),
@@ -223,10 +257,11 @@ def test_what_does_not_fit_is_told(change: dict[str, Any], told: str) -> None:
 
 def jobs(kernel_name: str) -> dict[str, Job]:
     """Every tile and generation in fp16, and one in bf16."""
-    from torch_crl.kernels.tower import published
+    from torch_crl.kernels.tower import pre_norm, published
     from torch_crl.kernels.tower.passes import TILES
 
-    arguments = getattr(published, kernel_name).arg_names
+    module = pre_norm if kernel_name.startswith("pre_norm") else published
+    arguments = getattr(module, kernel_name).arg_names
     found = {}
     sizes = list(itertools.product(TILES, (0, 1), SHARED_MEMORY, ["fp16"]))
     for width, tile, arch, narrow in [*sizes, (256, 0, 90, "bf16")]:
@@ -237,13 +272,13 @@ def jobs(kernel_name: str) -> dict[str, Job]:
         constants = {name: value for name, value in constants.items() if name in arguments}
         types = {name: argument_type(name, narrow) for name in arguments if name not in constants}
         options = chosen.options | {"num_stages": stages}
-        job = Job(published.__name__, kernel_name, types, constants, options, arch)
+        job = Job(module.__name__, kernel_name, types, constants, options, arch)
         found[f"width {width}, {rows} rows, {narrow}, sm_{arch}"] = job
     return found
 
 
 def argument_type(name: str, narrow: str) -> str:
-    if name in ("p_weight", "p_input", "p_xhat", "p_dh"):
+    if name in ("p_weight", "p_input", "p_xhat", "p_kept", "p_dh"):
         return f"*{narrow}"
     if name.startswith("p_"):
         return "*fp32"
@@ -251,16 +286,24 @@ def argument_type(name: str, narrow: str) -> str:
 
 
 # Of 1,900 instructions; on a generation that is checked and not tuned for.
-KNOWN_SPILLS = {("tower_bwd_kernel", "width 256, 32 rows, fp16, sm_100"): 3}
+LARGEST = "width 256, 32 rows, fp16, sm_100"
+KNOWN_SPILLS = {
+    ("tower_bwd_kernel", LARGEST): 3,
+    ("pre_norm_fwd_kernel", LARGEST): 5,
+    ("pre_norm_bwd_kernel", LARGEST): 15,
+}
 
 
-@pytest.mark.parametrize("kernel_name", ["tower_fwd_kernel", "tower_bwd_kernel"])
+@pytest.mark.parametrize(
+    "kernel_name",
+    ["tower_fwd_kernel", "tower_bwd_kernel", "pre_norm_fwd_kernel", "pre_norm_bwd_kernel"],
+)
 def test_every_tile_compiles_fits_and_spills_nothing_in_its_loop(kernel_name: str) -> None:
     wanted = jobs(kernel_name)
     for (name, job), used in zip(wanted.items(), compile_all(list(wanted.values())), strict=True):
         assert used.spills_in_loop <= KNOWN_SPILLS.get((kernel_name, name), 0), (name, used)
         # What the loop does not use may wait in memory until the end.
-        assert used.stack_bytes <= 64, (name, used)
+        assert used.stack_bytes <= (96 if name == LARGEST else 64), (name, used)
         assert used.shared_bytes <= SHARED_MEMORY[job.arch], (name, used)
         assert used.shared_bytes <= PERSISTENT_MEMORY[job.constants["D"]], (name, used)
         # Weights that go to shared memory by two bytes are what an unseen alignment looks like.

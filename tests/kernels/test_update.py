@@ -11,13 +11,13 @@ from tests.kernels.check import DEVICE
 from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.networks import build_networks
-from torch_crl.agent.sizes import network_sizes
+from torch_crl.agent.sizes import BlockName, network_sizes
 from torch_crl.training import crl_run as run_module
 
 STATE, GOAL, ACTION, BATCH = 11, 3, 2, 20
 
 
-def learner(compute: Compute, contrastive_loss: str) -> ActorCritic:
+def learner(compute: Compute, contrastive_loss: str, block: BlockName) -> ActorCritic:
     sizes = network_sizes(
         state_size=STATE,
         goal_size=GOAL,
@@ -26,6 +26,7 @@ def learner(compute: Compute, contrastive_loss: str) -> ActorCritic:
         critic_depth=8,
         width=128,
         representation_size=16,
+        block=block,
     )
     weights = Generator().manual_seed(0)
     networks = build_networks(sizes, generator=weights, compute=compute).to(DEVICE)
@@ -38,10 +39,19 @@ def learner(compute: Compute, contrastive_loss: str) -> ActorCritic:
     )
 
 
-@pytest.mark.parametrize("contrastive_loss", ["forward_info_nce", "symmetric_info_nce"])
-def test_updates_on_the_kernels_equal_those_in_plain_torch(contrastive_loss: str) -> None:
-    plain = learner(Compute(precision="fp16"), contrastive_loss)
-    fused = learner(Compute(precision="fp16", tower="persistent"), contrastive_loss)
+@pytest.mark.parametrize(
+    ("contrastive_loss", "block"),
+    [
+        ("forward_info_nce", "published"),
+        ("symmetric_info_nce", "published"),
+        ("symmetric_info_nce", "pre_norm"),
+    ],
+)
+def test_updates_on_the_kernels_equal_those_in_plain_torch(
+    contrastive_loss: str, block: BlockName
+) -> None:
+    plain = learner(Compute(precision="fp16"), contrastive_loss, block)
+    fused = learner(Compute(precision="fp16", tower="persistent"), contrastive_loss, block)
     generator = Generator().manual_seed(2)
     for _ in range(3):
         batch = TensorDict(

@@ -3,8 +3,8 @@
 A block has four layers (`BLOCK`), which is why a depth is a multiple of four. Every block has the
 same stacked parameters, so depth and parameter count mean the same for all; of the blocks `shared`
 and `gated` a tower has one, which is applied depth / 4 times.
-The table shows how each block uses them; every parameter gets a gradient. The published block
-runs on fused kernels if `Compute` says so, and pre_norm on a CPU; the others run in plain torch.
+The table shows how each block uses them; every parameter gets a gradient. published and pre_norm
+run on fused kernels if `Compute` says so, shared on a GPU; the others run in plain torch.
 
 | block          | first layer     | a block of four layers              | before the head |
 |----------------|-----------------|-------------------------------------|-----------------|
@@ -108,7 +108,9 @@ class Block:
     has_sum: bool
     """Whether the block has a residual sum, so that `branch_scale` has an effect."""
     has_kernels: bool = False
-    """Whether the block has fused kernels for a GPU besides plain torch."""
+    """Whether the inner layers have fused kernels for a GPU besides plain torch."""
+    has_end_kernels: bool = False
+    """Whether the first and the last layer have fused kernels for a GPU as well."""
     has_cpu_kernels: bool = False
     """Whether the block has compiled kernels for a CPU core."""
     has_activation: bool = True
@@ -159,17 +161,20 @@ def _in_plain_torch(
     return [through(x_BD, stack) for x_BD, stack in _groups(rows, stacks, frozen)]
 
 
-def _published(
+def _on_kernels(
+    block: str,
     rows: Sequence[Tensor],
     stacks: Sequence[Stack],
     frozen: Tensor | None,
     sizes: TowerSizes,
     compute: Compute,
 ) -> list[Tensor]:
+    """`Block.inner` for a block that `tower` has, in plain torch or on kernels."""
     return tower(
         rows,
         stacks,
         frozen=frozen,
+        block=block,
         activation=sizes.activation,
         branch_scale=sizes.branch_scale,
         precision=compute.precision,
@@ -186,7 +191,8 @@ def _shared(
     sizes: TowerSizes,
     compute: Compute,
 ) -> list[Tensor]:
-    return _published(rows, [unrolled(stack, sizes) for stack in stacks], frozen, sizes, compute)
+    layers = [unrolled(stack, sizes) for stack in stacks]
+    return _on_kernels("published", rows, layers, frozen, sizes, compute)
 
 
 def unrolled(stack: Stack, sizes: TowerSizes) -> Stack:
@@ -300,15 +306,6 @@ def _without_norm(x_BD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic)
     return torch.add(x_BD, inner_BD, alpha=arithmetic.sizes.branch_scale)
 
 
-def _pre_norm(x_BD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic) -> Tensor:
-    inner_BD = x_BD
-    for index, layer in enumerate(layers):
-        inner_BD = arithmetic.act(inner_BD) if index else inner_BD
-        inner_BD = _layer_norm(inner_BD, layer)
-        inner_BD = arithmetic.product(inner_BD, layer.weight_DD, layer.bias_D)
-    return torch.add(x_BD, inner_BD, alpha=arithmetic.sizes.branch_scale)
-
-
 def _on_sphere(x_BD: Tensor, layers: Sequence[Layer], arithmetic: Arithmetic) -> Tensor:
     root = math.sqrt(x_BD.shape[-1])
     inner_BD = x_BD
@@ -334,10 +331,11 @@ def _finish_on_sphere(x_BD: Tensor, _: Layer) -> Tensor:
 BLOCKS: dict[str, Block] = {
     "published": Block(
         embed=_embed_norm,
-        inner=_published,
+        inner=partial(_on_kernels, "published"),
         finish=_finish_nothing,
         has_sum=True,
         has_kernels=True,
+        has_end_kernels=True,
         has_cpu_kernels=True,
     ),
     "no_skip": Block(
@@ -360,9 +358,10 @@ BLOCKS: dict[str, Block] = {
     ),
     "pre_norm": Block(
         embed=_embed_linear,
-        inner=partial(_in_plain_torch, _pre_norm),
+        inner=partial(_on_kernels, "pre_norm"),
         finish=_layer_norm,
         has_sum=True,
+        has_kernels=True,
         has_cpu_kernels=True,
     ),
     "shared": Block(
@@ -371,6 +370,7 @@ BLOCKS: dict[str, Block] = {
         finish=_finish_nothing,
         has_sum=True,
         has_kernels=True,
+        has_end_kernels=True,
     ),
     "gated": Block(
         embed=_embed_normalised,

@@ -147,7 +147,7 @@ class ResidualTower(nn.Module):
     @property
     def is_on_triton(self) -> bool:
         """Whether Triton kernels compute the tower from input to output."""
-        return self.compute.tower == "persistent" and self._block.has_kernels
+        return self.compute.tower == "persistent" and self._block.has_end_kernels
 
     def parts(self, *, frozen: bool = False) -> Parts:
         """All parameters, those of the blocks as often as they are applied."""

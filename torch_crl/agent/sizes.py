@@ -79,16 +79,17 @@ class TowerSizes:
         The last layer keeps its input if it is trained. The input of the network is part of the
         batch and not counted.
 
-        `fused` stands for the persistent kernel, whose inner layers keep 16-bit numbers: the
+        `fused` stands for the persistent kernel, whose inner layers keep 16-bit numbers, the
         normalised values and, if the weights are trained, the input of the dense layer and as much
-        again for the gradient of its output. `recompute` keeps the fp32 residual sum once in that
-        many layers, and everything else for that many layers only. A mixture of experts keeps at
-        most a quarter more rows.
+        again for the gradient of its output, and statistics in fp32. `recompute` keeps the fp32
+        residual sum once in that many layers, and everything else for that many layers only. A
+        mixture of experts keeps at most a quarter more rows.
         """
         kept_layers = min(recompute, self.depth) if recompute else self.depth
         sums = 4 * self.width * (self.depth // recompute if recompute else 0)
         if fused:
-            inner = 2 * self.width * (3 if trained else 1) + 4
+            statistics = 8 if self.block == "pre_norm" else 4
+            inner = 2 * self.width * (3 if trained else 1) + statistics
         else:
             inner = 4 * (self.width * (3 if trained else 2) + 2)
         ends = 4 * (self.width * (3 if trained else 2) + 2)

@@ -56,8 +56,9 @@ def compute_problems(recipe: Recipe) -> list[str]:
     problems = []
     # What numba lacks is told below.
     if not BLOCKS[recipe.networks.block].has_kernels and system.tower in ("norm_act", "persistent"):
+        with_kernels = ", ".join(name for name, each in BLOCKS.items() if each.has_kernels)
         problems.append(
-            f"--tower {system.tower} has the published block only, and --block is "
+            f"--tower {system.tower} is for --block {with_kernels}, got "
             f"{recipe.networks.block}; 'reference' and 'auto' have every block"
         )
     if device.type != "cuda":

@@ -76,8 +76,8 @@ class NetworksRecipe:
     at norm 1 and moves the features towards each block's output (SimBaV2); `pre_norm` has LayerNorm
     before each dense layer of a block and before the output layer (SimBa). All these have equal
     numbers of parameters. `shared` applies one published block depth / 4 times, and `gated` one
-    gated cell (IRU); policies of both can run at other depths. Triton kernels are for `published`
-    and `shared`, numba's for `published` and `pre_norm`; others run in plain PyTorch."""
+    gated cell (IRU); policies of both can run at other depths. Triton kernels are for `published`,
+    `pre_norm` and `shared`, numba's for the first two; others run in plain PyTorch."""
     actor_block: Annotated[Literal["same", "moe"], BY_OURS] = "same"
     """Residual block of the actor: `same` is that of --block; `moe` is a mixture of experts, in
     which a gate sends each state and goal through one of several published blocks (Switch

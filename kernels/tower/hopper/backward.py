@@ -258,7 +258,7 @@ def backward(
     tile: HopperTile,
 ) -> None:
     """Fill dx [R, D], dh [L, live, D] and the partial sums [L, P, 3, D]."""
-    weight16, vectors, rows, relu, branch_scale = layers
+    weight16, vectors, rows, _, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
     block = [tile.rows, width]
     d_xhat = descriptor(kept[1], block)

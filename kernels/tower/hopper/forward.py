@@ -198,7 +198,7 @@ def forward(
     tile: HopperTile,
 ) -> None:
     """Fill y [R, D] and what is kept, as `torch_crl.kernels.tower.passes.forward_layers` does."""
-    weight16, vectors, rows, relu, branch_scale = layers
+    weight16, vectors, rows, _, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
     block = [tile.rows, width]
     nothing = weight_descriptor(weight16, block)

@@ -1,31 +1,19 @@
-"""What surrounds the matmuls of a tower's layers, as one Triton kernel each way. See the README.
+"""What surrounds the matmuls of layers of the block `published`. See the README.
 
 R rows, D width, L layers, P programs with live rows, BM rows of a tile, BD is D padded to a power
 of two.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from torch_crl.kernels.dense import rounded
+from torch_crl.kernels.layers.common import Kept, Options, operand, tiles_of
 from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, tile_of
 from torch_crl.kernels.norm_act.reference import EPSILON
-from torch_crl.kernels.tower.reference import Stack
-
-_PROGRAMS = 128
-"""As many as there are multiprocessors, or so."""
-
-
-@triton.jit
-def _operand(b_x, TF32: tl.constexpr):
-    # To ten bits of mantissa, to nearest, ties away from zero; the matrix unit would cut them off.
-    if TF32:
-        b_bits = b_x.to(tl.int32, bitcast=True)
-        b_x = ((b_bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return b_x
+from torch_crl.kernels.tower.reference import BLOCK, Stack
 
 
 @triton.jit(do_not_specialize=["scale"])
@@ -60,7 +48,7 @@ def layer_fwd_kernel(
         b_c = tl.load(p_block + o, mask=m, other=0.0) + scale * b_c
         tl.store(p_sum + o, b_c, mask=m)
     if NEXT:
-        tl.store(p_next + o, _operand(b_c, TF32).to(p_next.dtype.element_ty), mask=m)
+        tl.store(p_next + o, operand(b_c, TF32).to(p_next.dtype.element_ty), mask=m)
     if SAVE:
         tl.store(p_xhat + o, b_xhat.to(p_xhat.dtype.element_ty), mask=m)
         tl.store(p_rstd + o_m, b_rstd, mask=m_m)
@@ -99,7 +87,7 @@ def layer_bwd_kernel(
         b_m1 = tl.sum(b_dxhat, 1) / width
         b_m2 = tl.sum(b_dxhat * b_xhat, 1) / width
         b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
-        tl.store(p_dh + o, _operand(b_dh, TF32).to(p_dh.dtype.element_ty), mask=m)
+        tl.store(p_dh + o, operand(b_dh, TF32).to(p_dh.dtype.element_ty), mask=m)
         m_live = (o_m < live)[:, None]
         b_dbias += tl.sum(tl.where(m_live, b_dh, 0.0), 0)
         b_dln_weight += tl.sum(tl.where(m_live, b_dn * b_xhat, 0.0), 0)
@@ -114,83 +102,69 @@ def layer_bwd_kernel(
     tl.store(p_out + 2 * step, b_dln_bias * unscale, mask=m_out)
 
 
-class Kept(NamedTuple):
-    """What the backward pass needs of the layers."""
-
-    inputs_LRD: Tensor
-    """In the dtype of the matmuls' inputs."""
-    xhat_LRD: Tensor
-    """In the same dtype."""
-    rstd_LR: Tensor
-
-
 def between_matmuls(
     h_RD: Tensor,
     stack: Stack,
     layer: int,
+    options: Options,
     *,
-    relu: bool,
-    tf32: bool,
-    block_RD: Tensor | None,
-    scale: float,
-    next_RD: Tensor | None,
+    block_RD: Tensor,
+    next_RD: Tensor,
     sum_RD: Tensor,
     kept: Kept | None,
 ) -> None:
-    """Fill the input of the next matmul, if any, from the result `h_RD` of a layer's.
+    """Fill the input `next_RD` of a layer's matmul from the result `h_RD` of the one before.
 
-    `block_RD` is the input of the block that the layer ends, whose output then goes to `sum_RD`.
+    Before the first layer `h_RD` is the input of all; behind the last one there is no next input.
+    Between two blocks `block_RD` is the input of the one that ends, whose output goes to `sum_RD`.
     """
+    if not layer:
+        next_RD.copy_(rounded(h_RD, "tf32") if options.tf32 else h_RD)
+        return
+    before = layer - 1
     rows, width = h_RD.shape
     tile_rows, padded, warps = tile_of(width)
-    xhat, rstd = (kept.xhat_LRD[layer], kept.rstd_LR[layer]) if kept else (h_RD, h_RD)
+    xhat, rstd = (kept.values_LRD[before], kept.statistics_LR[before]) if kept else (h_RD, h_RD)
     with torch.cuda.device_of(h_RD):
         layer_fwd_kernel[(triton.cdiv(rows, tile_rows),)](
-            h_RD, *(vector[layer] for vector in stack[1:]),
-            sum_RD if block_RD is None else block_RD,
-            sum_RD if next_RD is None else next_RD, sum_RD, xhat, rstd,
-            rows, width, scale,
-            ENDS=block_RD is not None, NEXT=next_RD is not None, SAVE=kept is not None,
-            RELU=relu, TF32=tf32, EPS=EPSILON, BM=tile_rows, BD=padded, num_warps=warps,
+            h_RD, *(vector[before] for vector in stack[1:]), block_RD,
+            next_RD, sum_RD, xhat, rstd,
+            rows, width, options.branch_scale,
+            ENDS=layer % BLOCK == 0, NEXT=layer < len(stack.bias_LD), SAVE=kept is not None,
+            RELU=options.relu, TF32=options.tf32, EPS=EPSILON,
+            BM=tile_rows, BD=padded, num_warps=warps,
         )  # fmt: skip
 
 
-def before_matmul(
-    dc_RD: Tensor,
+def behind_matmul(
+    dnext_RD: Tensor,
     stack: Stack,
     layer: int,
+    options: Options,
     *,
-    relu: bool,
-    tf32: bool,
     kept: Kept,
-    live: int,
-    scale: float,
-    unscale: float,
+    dsum_RD: Tensor,
     dh_RD: Tensor,
     partial: Tensor,
 ) -> None:
-    """Fill the gradient `dh_RD` of a layer's matmul and its sums in `partial` [3, L, P, D]."""
-    rows, width = dc_RD.shape
+    """Fill the gradient `dh_RD` of a layer's matmul from that of the next one's input.
+
+    Where a block ends, the gradient of its output is `dsum_RD`. Layer -1, for the input of all, has
+    nothing to do. Fills the layer's sums in `partial` [3, L, P, D].
+    """
+    if layer < 0:
+        return
+    ends = layer % BLOCK == BLOCK - 1
+    rows, width = dh_RD.shape
     tile_rows, padded, warps = tile_of(width)
-    tiles = _tiles_of(rows, tile_rows)
-    with torch.cuda.device_of(dc_RD):
+    tiles = tiles_of(rows, tile_rows)
+    with torch.cuda.device_of(dh_RD):
         layer_bwd_kernel[(triton.cdiv(rows, tile_rows * tiles),)](
-            dc_RD, kept.xhat_LRD[layer], kept.rstd_LR[layer],
+            dsum_RD if ends else dnext_RD, kept.values_LRD[layer], kept.statistics_LR[layer],
             stack.ln_weight_LD[layer], stack.ln_bias_LD[layer],
             dh_RD, partial,
-            rows, live, width, layer, partial.shape[1], scale, unscale,
-            RELU=relu, TF32=tf32, BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,
+            rows, options.live, width, layer, partial.shape[1],
+            options.branch_scale if ends else 1.0, 1.0 / options.gradient_scale,
+            RELU=options.relu, TF32=options.tf32,
+            BM=tile_rows, BD=padded, TILES=tiles, num_warps=warps,
         )  # fmt: skip
-
-
-def _tiles_of(rows: int, tile_rows: int) -> int:
-    """Number of tiles per program of the backward; the sums of all layers' programs are kept."""
-    count: int = triton.cdiv(rows, tile_rows * _PROGRAMS)
-    return max(1, count)
-
-
-def programs_of(rows: int, live: int, width: int) -> int:
-    """P for so many rows, of which the first are live."""
-    tile_rows = tile_of(width)[0]
-    count: int = triton.cdiv(live, tile_rows * _tiles_of(rows, tile_rows))
-    return count
