@@ -119,8 +119,8 @@ def _tower_parts(
     tiles: list[tuple[Any, Any]] = [(tile, tile) for tile in TILES[width]]
     tiles += usable_tiles(width, (batch,), stack.bias_LD.device)
     cases = [("published", *case) for case in itertools.product(dtypes, ("actor", "critic"), tiles)]
-    by_triton = itertools.product(dtypes[:1], ("actor", "critic"), tiles[: len(TILES[width])])
-    cases += [("pre_norm", *case) for case in by_triton]
+    in_fp16 = itertools.product(dtypes[:1], ("actor", "critic"), tiles)
+    cases += [("pre_norm", *case) for case in in_fp16]
     for block, dtype, whose, (tile, backward_tile) in cases:
         rows = (batch, 0, 0) if whose == "actor" else (batch, batch, batch)
         towers = 1 if whose == "actor" else 2

@@ -77,8 +77,7 @@ def _choose(
     layers: Layers, width: int, device: torch.device
 ) -> Sequence[Tile] | Sequence[HopperTile]:
     """The tiles of the forward and of the backward pass."""
-    on_hopper = choose_tiles(width, layers.rows, device) if layers.block == "published" else None
-    return on_hopper or [choose_tile(width, layers.rows, device)] * 2
+    return choose_tiles(width, layers.rows, device) or [choose_tile(width, layers.rows, device)] * 2
 
 
 def forward_layers(

@@ -1,5 +1,6 @@
 """The tower's kernels for Hopper: their arithmetic and their waiting on the CPU, and their code."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,9 @@ from triton.experimental.gluon import language as gl
 from tests.kernels.check import DEVICE, assert_as_exact, error, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
 from tests.kernels.hopper_model import Machine, as_python, runnable
-from tests.kernels.test_tower import argument_type, exact, run, stack
-from torch_crl.kernels.tower import Stack, passes, tower
-from torch_crl.kernels.tower.hopper import backward, forward, parts
+from tests.kernels.test_tower import argument_type, each_block, exact, run, stack
+from torch_crl.kernels.tower import BLOCKS, Stack, passes, tower
+from torch_crl.kernels.tower.hopper import backward, forward, parts, pre_norm
 from torch_crl.kernels.tower.hopper import tiles as tiles_module
 from torch_crl.kernels.tower.hopper.tiles import TILES, HopperTile, Tiles, choose_tiles
 
@@ -34,7 +35,7 @@ def modelled(
             (forward, "tower_fwd_hopper_kernel"),
             (backward, "tower_bwd_hopper_kernel"),
         ):
-            model = runnable([parts, module], name, order, leave_out)
+            model = runnable([parts, pre_norm, module], name, order, leave_out)
             patch.setattr(module, name, model)
         yield
 
@@ -59,17 +60,20 @@ def assert_right(found: Any, rows: int, **options: Any) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("tiles", TILES[256], ids=lambda tiles: f"{tiles.forward.rows}-rows")
-def test_as_exact_as_plain_torch(tiles: Tiles, order: tuple[int, ...]) -> None:
-    assert_right(results(tiles, order=order), tiles.forward.rows)
+@each_block
+def test_as_exact_as_plain_torch(tiles: Tiles, order: tuple[int, ...], block: str) -> None:
+    assert_right(results(tiles, order=order, block=block), tiles.forward.rows, block=block)
 
 
-def test_scaled_branches() -> None:
-    found = results(TILES[256][0], branch_scale=0.25)
-    assert_right(found, TILES[256][0].forward.rows, branch_scale=0.25)
+@each_block
+def test_scaled_branches(block: str) -> None:
+    options = {"branch_scale": 0.25, "block": block}
+    assert_right(results(TILES[256][0], **options), TILES[256][0].forward.rows, **options)
 
 
-def test_recomputing_changes_no_bit() -> None:
-    kept, recomputed = results(TILES[256][0]), results(TILES[256][0], recompute=4)
+@each_block
+def test_recomputing_changes_no_bit(block: str) -> None:
+    kept, recomputed = (results(TILES[256][0], recompute=layers, block=block) for layers in (0, 4))
     for name, value in kept.items():
         assert value.equal(recomputed[name]), name
 
@@ -80,7 +84,7 @@ def test_recomputing_changes_no_bit() -> None:
         "mbarrier.wait(ready",
         "mbarrier.wait(freed",
         "mbarrier.wait(summed",
-        "mbarrier.wait(xhat_arrived",
+        "mbarrier.wait(values_arrived",
         "mbarrier.wait(arrived",
         "mbarrier.arrive(ready",
         "mbarrier.expect(",
@@ -88,10 +92,12 @@ def test_recomputing_changes_no_bit() -> None:
         "fence_async_shared()",
     ],
 )
-def test_nothing_that_waits_can_be_left_out(line: str) -> None:
+@each_block
+def test_nothing_that_waits_can_be_left_out(line: str, block: str) -> None:
     def wrong(order: tuple[int, ...]) -> bool:
         try:
-            assert_right(results(TILES[256][1], order=order, leave_out=line), 16)
+            found = results(TILES[256][1], order=order, leave_out=line, block=block)
+            assert_right(found, 16, block=block)
         except AssertionError:
             return True
         return False
@@ -158,8 +164,8 @@ def test_a_program_waits_for_its_copies(tile: HopperTile) -> None:
 def jobs() -> dict[str, Job]:
     """Both kernels of the larger width with every tile, and of the smaller with the larger one."""
     found = {}
-    cases = [(128, -1, "bf16"), (256, 0, "fp16"), (256, -1, "fp16")]
-    for width, number, narrow in cases:
+    sizes = [(128, -1, "bf16"), (256, 0, "fp16"), (256, -1, "fp16")]
+    for (width, number, narrow), block in itertools.product(sizes, BLOCKS):
         tiles = TILES[width][number]
         for module, name, tile in (
             (forward, "tower_fwd_hopper_kernel", tiles.forward),
@@ -171,7 +177,7 @@ def jobs() -> dict[str, Job]:
                 blocks["d_weight"].reverse()
             constants = {"SAVE": True, "RELU": False, "EPS": 1e-6, "BLOCK": 4, "D": width}
             constants |= {"BM": tile.rows, "BK": tile.chunk, "SLOTS": tile.slots}
-            constants |= {"WARPS": tile.warps}
+            constants |= {"WARPS": tile.warps, "PRE_NORM": block == "pre_norm"}
             constants = {each: value for each, value in constants.items() if each in arguments}
             types = {
                 each: descriptor_type(narrow, blocks.get(each, blocks[None]))
@@ -182,7 +188,7 @@ def jobs() -> dict[str, Job]:
             }
             options = {"num_warps": tile.warps}
             job = Job(module.__name__, name, types, constants, options, 90, gluon=True)
-            found[f"{name}, {tile}, {narrow}"] = job
+            found[f"{name}, {block}, {tile}, {narrow}"] = job
     return found
 
 

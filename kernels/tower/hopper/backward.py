@@ -29,6 +29,7 @@ from torch_crl.kernels.tower.hopper.parts import (
     sums,
     weight_descriptor,
 )
+from torch_crl.kernels.tower.hopper.pre_norm import backward_pre_norm, sum_up_pre_norm
 from torch_crl.kernels.tower.hopper.tiles import HopperTile
 from torch_crl.kernels.tower.reference import BLOCK
 
@@ -41,26 +42,31 @@ _SIZES = ["live0", "live1", "frozen", "depth", "weight_rows"]
 
 
 @gluon.jit
-def _request_xhat(
-    d_xhat, xhats, arrived, i_step, depth, rows, start, D: gl.constexpr, BM: gl.constexpr
+def _request_values(
+    d_values, values, arrived, i_step, depth, rows, start, D: gl.constexpr, BM: gl.constexpr
 ):  # fmt: skip
     exists = i_step < depth
     arrival = arrived.index(i_step % 2)
     mbarrier.expect(arrival, BM * D * 2, pred=exists)
     row = (depth - 1 - i_step) * rows + start
-    tma.async_copy_global_to_shared(d_xhat, [row, 0], arrival, xhats.index(i_step % 2), pred=exists)
+    tma.async_copy_global_to_shared(
+        d_values, [row, 0], arrival, values.index(i_step % 2), pred=exists
+    )
 
 
 @gluon.jit
 def _copy_backward(
-    d_weight, d_xhat, d_dh, slots, arrived, ready, freed, summed, operands, xhats, xhat_arrived,
-    first_row, start, is_live, rows_live, rows, depth,
+    d_weight, d_values, d_dh, slots, arrived, ready, freed, summed,
+    operands, values, values_arrived, first_row, start, is_live, rows_live, rows, depth,
+    PRE_NORM: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     # The work of the warp that has weights and activations brought and results taken away.
     PER_LAYER: gl.constexpr = D // BK
-    for i_step in gl.static_range(2):
-        _request_xhat(d_xhat, xhats, xhat_arrived, i_step, depth, rows, start, D, BM)
+    # What was summed up makes room: this step's values, or with PRE_NORM those of the one before.
+    AHEAD: gl.constexpr = 1 if PRE_NORM else 2
+    for i_step in gl.static_range(AHEAD):
+        _request_values(d_values, values, values_arrived, i_step, depth, rows, start, D, BM)
     for chunk in gl.static_range(SLOTS):
         request_weight(d_weight, slots, arrived, first_row, chunk, depth, True, D, BK, SLOTS)
     for i_step in range(depth):
@@ -71,7 +77,8 @@ def _copy_backward(
         mbarrier.wait(freed, i_step & 1)
         tma.store_wait(pendings=0)
         mbarrier.wait(summed.index(i_step % 2), (i_step // 2) & 1)
-        _request_xhat(d_xhat, xhats, xhat_arrived, i_step + 2, depth, rows, start, D, BM)
+        i_request = i_step + AHEAD
+        _request_values(d_values, values, values_arrived, i_request, depth, rows, start, D, BM)
         # The weights of the next layer tell the others that this copy and the sums are done.
         for chunk in gl.static_range(PER_LAYER):
             i_chunk = i_step * PER_LAYER + chunk + SLOTS
@@ -113,8 +120,8 @@ def _slope(b_n, RELU: gl.constexpr):
 
 @gluon.jit
 def _backward(
-    p_dy, p_dx, p_ln_weight, p_ln_bias, p_rstd,
-    slots, arrived, ready, freed, operands, dns, xhats, xhat_arrived, scratch0, scratch1,
+    p_dy, p_dx, p_ln_weight, p_ln_bias, p_stats,
+    slots, arrived, ready, freed, operands, dns, xhats, values_arrived, scratch0, scratch1,
     start, rows, depth, branch_scale, scale, MMA: gl.constexpr,
     RELU: gl.constexpr, BLOCK: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
@@ -126,14 +133,14 @@ def _backward(
     last = (depth - 1).to(gl.int64)
     p_ln_weight += last * D
     p_ln_bias += last * D
-    p_rstd += last * rows
+    p_stats += last * rows
     b_ln_weight, b_ln_bias = gl.load(p_ln_weight + o_d), gl.load(p_ln_bias + o_d)
-    b_rstd = gl.load(p_rstd + o_m)
+    b_rstd = gl.load(p_stats + o_m)
     b_dx = gl.load(p_dy + o) * scale
     b_dinner = b_dx * branch_scale
     for i_step in range(depth):
         i_layer, i_buffer = depth - 1 - i_step, i_step % 2
-        mbarrier.wait(xhat_arrived.index(i_buffer), (i_step // 2) & 1)
+        mbarrier.wait(values_arrived.index(i_buffer), (i_step // 2) & 1)
         b_xhat = xhats.index(i_buffer).permute((1, 0)).load(MMA).to(gl.float32)
         b_dn = b_dinner * _slope(b_xhat * b_ln_weight[:, None] + b_ln_bias[:, None], RELU)
         dns.index(i_buffer).permute((1, 0)).store(b_dn)
@@ -149,11 +156,11 @@ def _backward(
         b_sum = gl.zeros([D, BM], gl.float32, MMA)
         await_weight(arrived, i_step, D, BK, SLOTS)
         b_sum = multiply(slots, operand, i_step, 0, b_sum, True, D, BK, SLOTS)
-        p_rstd -= gl.where(i_layer > 0, rows, 0)
+        p_stats -= gl.where(i_layer > 0, rows, 0)
         p_ln_weight -= gl.where(i_layer > 0, D, 0)
         p_ln_bias -= gl.where(i_layer > 0, D, 0)
         b_ln_weight, b_ln_bias = gl.load(p_ln_weight + o_d), gl.load(p_ln_bias + o_d)
-        b_rstd = gl.load(p_rstd + o_m)
+        b_rstd = gl.load(p_stats + o_m)
         b_sum = multiply(slots, operand, i_step, 1, b_sum, True, D, BK, SLOTS)
         b_sum = multiply(slots, operand, i_step, 2, b_sum, True, D, BK, SLOTS)
         b_sum = multiply(slots, operand, i_step, 3, b_sum, True, D, BK, SLOTS)
@@ -170,16 +177,16 @@ def _backward(
 @gluon.jit(do_not_specialize=[*_SIZES, "branch_scale", "scale"])
 def tower_bwd_hopper_kernel(
     # in
-    p_dy, d_xhat, p_rstd, d_weight,
+    p_dy, d_values, p_stats, d_weight,
     p_ln_weight0, p_ln_bias0, p_ln_weight1, p_ln_bias1,
     # out
     p_dx, d_dh, p_partial,
     # sizes
     live0, live1, frozen, depth, weight_rows, branch_scale, scale,
-    RELU: gl.constexpr, BLOCK: gl.constexpr,
+    PRE_NORM: gl.constexpr, RELU: gl.constexpr, BLOCK: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """The arguments are those of `tower_bwd_kernel`; d_ are descriptors, of rows [-1, D]."""
+    """The arguments are those of the kernels in Triton; d_ are descriptors, of rows [-1, D]."""
     MMA: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, BM, 16]
     )
@@ -198,12 +205,12 @@ def tower_bwd_hopper_kernel(
     ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     freed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     summed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    operands = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
+    operands = gl.allocate_shared_memory(dtype, [2, BM, D], d_values.layout)
     # fp32, since dn is dh times std / gamma, which may leave the range of fp16 where dh does not.
     WIDE: gl.constexpr = gl.NVMMASharedLayout(128, 32, 2)
     dns = gl.allocate_shared_memory(gl.float32, [2, BM, D], WIDE)
-    xhats = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
-    xhat_arrived = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    values = gl.allocate_shared_memory(dtype, [2, BM, D], d_values.layout)
+    values_arrived = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     SCRATCH: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[1, 0])
     scratch0 = gl.allocate_shared_memory(gl.float32, [WARPS, BM], SCRATCH)
     scratch1 = gl.allocate_shared_memory(gl.float32, [WARPS, BM], SCRATCH)
@@ -212,15 +219,15 @@ def tower_bwd_hopper_kernel(
     for buffer in gl.static_range(2):
         mbarrier.init(ready.index(buffer), count=1)
         mbarrier.init(summed.index(buffer), count=1)
-        mbarrier.init(xhat_arrived.index(buffer), count=1)
+        mbarrier.init(values_arrived.index(buffer), count=1)
     mbarrier.init(freed, count=1)
     gl.warp_specialize(
         [
             (
-                _backward,
+                backward_pre_norm if PRE_NORM else _backward,
                 (
-                    p_dy, p_dx, p_ln_weight, p_ln_bias, p_rstd,
-                    slots, arrived, ready, freed, operands, dns, xhats, xhat_arrived,
+                    p_dy, p_dx, p_ln_weight, p_ln_bias, p_stats,
+                    slots, arrived, ready, freed, operands, dns, values, values_arrived,
                     scratch0, scratch1, start, rows, depth, branch_scale, scale,
                     MMA, RELU, BLOCK, D, BM, BK, SLOTS, WARPS,
                 ),
@@ -228,15 +235,15 @@ def tower_bwd_hopper_kernel(
             (
                 _copy_backward,
                 (
-                    d_weight, d_xhat, d_dh, slots, arrived, ready, freed, summed,
-                    operands, xhats, xhat_arrived,
-                    first_row, start, i_group < 2, rows_live, rows, depth, D, BM, BK, SLOTS,
+                    d_weight, d_values, d_dh, slots, arrived, ready, freed, summed,
+                    operands, values, values_arrived, first_row, start, i_group < 2,
+                    rows_live, rows, depth, PRE_NORM, D, BM, BK, SLOTS,
                 ),
             ),
             (
-                _sum_up,
+                sum_up_pre_norm if PRE_NORM else _sum_up,
                 (
-                    p_partial + i_p * 3 * D, ready, summed, operands, dns, xhats, i_group < 2,
+                    p_partial + i_p * 3 * D, ready, summed, operands, dns, values, i_group < 2,
                     rows_live // BM, depth, 1.0 / scale, D, BM,
                 ),
             ),
@@ -258,17 +265,17 @@ def backward(
     tile: HopperTile,
 ) -> None:
     """Fill dx [R, D], dh [L, live, D] and the partial sums [L, P, 3, D]."""
-    weight16, vectors, rows, _, relu, branch_scale = layers
+    weight16, vectors, rows, block, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
-    block = [tile.rows, width]
-    d_xhat = descriptor(kept[1], block)
+    part = [tile.rows, width]
+    d_values = descriptor(kept[1], part)
     with torch.cuda.device_of(dy):
         tower_bwd_hopper_kernel[(grid,)](
-            dy, d_xhat, kept[2], weight_descriptor(weight16, [tile.chunk, width]),
+            dy, d_values, kept[2], weight_descriptor(weight16, [tile.chunk, width]),
             *vectors[0][1:], *vectors[-1][1:],
-            dx, descriptor(dh, block) if len(dh[0]) else d_xhat, partial,
+            dx, descriptor(dh, part) if len(dh[0]) else d_values, partial,
             *rows, depth, weight16.stride(0) // width, branch_scale, scale,
-            RELU=relu, BLOCK=BLOCK,
+            PRE_NORM=block == "pre_norm", RELU=relu, BLOCK=BLOCK,
             D=width, BM=tile.rows, BK=tile.chunk, SLOTS=tile.slots, WARPS=tile.warps,
             num_warps=tile.warps,
         )  # fmt: skip

@@ -27,6 +27,7 @@ from torch_crl.kernels.tower.hopper.parts import (
     sums,
     weight_descriptor,
 )
+from torch_crl.kernels.tower.hopper.pre_norm import forward_pre_norm
 from torch_crl.kernels.tower.hopper.tiles import HopperTile
 from torch_crl.kernels.tower.reference import BLOCK
 
@@ -38,11 +39,14 @@ _SIZES = ["live0", "live1", "frozen", "depth", "weight_rows"]
 
 @gluon.jit
 def _copy_forward(
-    d_weight, d_input, d_xhat, slots, arrived, ready, freed, operands, kept,
+    d_weight, d_input, d_kept, slots, arrived, ready, freed, operands, kept,
     first_row, start, is_live, rows_live, rows, depth,
-    SAVE: gl.constexpr, D: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr,
+    PRE_NORM: gl.constexpr, SAVE: gl.constexpr,
+    D: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    # The work of the warp that has weights brought and results taken away.
+    # The work of the warp that has weights brought and results taken away. What a LayerNorm keeps
+    # comes with the input of the matmul behind it: that of the same layer, or of the next one.
+    LATER: gl.constexpr = 0 if PRE_NORM else 1
     PER_LAYER: gl.constexpr = D // BK
     for chunk in gl.static_range(SLOTS):
         request_weight(d_weight, slots, arrived, first_row, chunk, depth, False, D, BK, SLOTS)
@@ -52,9 +56,10 @@ def _copy_forward(
             if is_live:
                 row = i_layer * rows_live + start
                 tma.async_copy_shared_to_global(d_input, [row, 0], operands.index(i_layer % 2))
-            if i_layer > 0:
-                row = (i_layer - 1) * rows + start
-                tma.async_copy_shared_to_global(d_xhat, [row, 0], kept.index((i_layer - 1) % 2))
+            i_kept = i_layer - LATER
+            if i_kept >= 0:
+                row = i_kept * rows + start
+                tma.async_copy_shared_to_global(d_kept, [row, 0], kept.index(i_kept % 2))
         mbarrier.wait(freed, i_layer & 1)
         if SAVE:
             tma.store_wait(pendings=0)
@@ -62,10 +67,10 @@ def _copy_forward(
         for chunk in gl.static_range(PER_LAYER):
             i_chunk = i_layer * PER_LAYER + chunk + SLOTS
             request_weight(d_weight, slots, arrived, first_row, i_chunk, depth, False, D, BK, SLOTS)
-    if SAVE:
+    if SAVE and LATER:
         mbarrier.wait(ready.index(depth % 2), (depth // 2) & 1)
         row = (depth - 1) * rows + start
-        tma.async_copy_shared_to_global(d_xhat, [row, 0], kept.index((depth - 1) % 2))
+        tma.async_copy_shared_to_global(d_kept, [row, 0], kept.index((depth - 1) % 2))
         tma.store_wait(pendings=0)
 
 
@@ -131,13 +136,14 @@ def tower_fwd_hopper_kernel(
     p_bias0, p_ln_weight0, p_ln_bias0,
     p_bias1, p_ln_weight1, p_ln_bias1,
     # out
-    p_y, d_input, d_xhat, p_rstd,
+    p_y, d_input, d_kept, p_stats,
     # sizes
     live0, live1, frozen, depth, weight_rows, branch_scale,
-    SAVE: gl.constexpr, RELU: gl.constexpr, EPS: gl.constexpr, BLOCK: gl.constexpr,
+    PRE_NORM: gl.constexpr, SAVE: gl.constexpr,
+    RELU: gl.constexpr, EPS: gl.constexpr, BLOCK: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
-    """The arguments are those of `tower_fwd_kernel`; d_ are descriptors, of rows [-1, D]."""
+    """The arguments are those of the kernels in Triton; d_ are descriptors, of rows [-1, D]."""
     MMA: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, BM, 16]
     )
@@ -152,10 +158,10 @@ def tower_fwd_hopper_kernel(
     arrived = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     freed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    operands = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
+    operands = gl.allocate_shared_memory(dtype, [2, BM, D], d_kept.layout)
     kept = operands
     if SAVE:
-        kept = gl.allocate_shared_memory(dtype, [2, BM, D], d_xhat.layout)
+        kept = gl.allocate_shared_memory(dtype, [2, BM, D], d_kept.layout)
     SCRATCH: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[1, 0])
     scratch0 = gl.allocate_shared_memory(gl.float32, [WARPS, BM], SCRATCH)
     scratch1 = gl.allocate_shared_memory(gl.float32, [WARPS, BM], SCRATCH)
@@ -164,23 +170,25 @@ def tower_fwd_hopper_kernel(
     for buffer in gl.static_range(2):
         mbarrier.init(ready.index(buffer), count=1)
     mbarrier.init(freed, count=1)
+    rows_live = live0 + live1
+    rows = rows_live + frozen
     gl.warp_specialize(
         [
             (
-                _forward,
+                forward_pre_norm if PRE_NORM else _forward,
                 (
-                    p_x, p_y, p_bias, p_ln_weight, p_ln_bias, p_rstd,
+                    p_x, p_y, p_bias, p_ln_weight, p_ln_bias, p_stats,
                     slots, arrived, ready, freed, operands, kept, scratch0, scratch1,
-                    start, live0 + live1 + frozen, depth, branch_scale, MMA,
+                    start, rows, depth, branch_scale, MMA,
                     SAVE, RELU, EPS, BLOCK, D, BM, BK, SLOTS, WARPS,
                 ),
             ),
             (
                 _copy_forward,
                 (
-                    d_weight, d_input, d_xhat, slots, arrived, ready, freed, operands, kept,
-                    first_row, start, i_group < 2, live0 + live1, live0 + live1 + frozen, depth,
-                    SAVE, D, BK, SLOTS,
+                    d_weight, d_input, d_kept, slots, arrived, ready, freed, operands, kept,
+                    first_row, start, i_group < 2, rows_live, rows, depth,
+                    PRE_NORM, SAVE, D, BK, SLOTS,
                 ),
             ),
         ],
@@ -198,18 +206,19 @@ def forward(
     tile: HopperTile,
 ) -> None:
     """Fill y [R, D] and what is kept, as `torch_crl.kernels.tower.passes.forward_layers` does."""
-    weight16, vectors, rows, _, relu, branch_scale = layers
+    weight16, vectors, rows, block, relu, branch_scale = layers
     depth, width = vectors[0][0].shape
-    block = [tile.rows, width]
-    nothing = weight_descriptor(weight16, block)
-    d_input = descriptor(kept[0], block) if kept and sum(rows[:2]) else nothing
-    d_xhat = descriptor(kept[1], block) if kept else nothing
+    part = [tile.rows, width]
+    nothing = weight_descriptor(weight16, part)
+    d_input = descriptor(kept[0], part) if kept and sum(rows[:2]) else nothing
+    d_kept = descriptor(kept[1], part) if kept else nothing
     with torch.cuda.device_of(x):
         tower_fwd_hopper_kernel[(grid,)](
             x, weight_descriptor(weight16, [width, tile.chunk]), *vectors[0], *vectors[-1],
-            y, d_input, d_xhat, kept[2] if kept else y,
+            y, d_input, d_kept, kept[2] if kept else y,
             *rows, depth, weight16.stride(0) // width, branch_scale,
-            SAVE=kept is not None, RELU=relu, EPS=EPSILON, BLOCK=BLOCK,
+            PRE_NORM=block == "pre_norm", SAVE=kept is not None,
+            RELU=relu, EPS=EPSILON, BLOCK=BLOCK,
             D=width, BM=tile.rows, BK=tile.chunk, SLOTS=tile.slots, WARPS=tile.warps,
             num_warps=tile.warps,
         )  # fmt: skip
