@@ -3,6 +3,7 @@
 import atexit
 import gc
 import json
+import os
 import re
 import resource
 import shutil
@@ -172,6 +173,7 @@ def dry_run(
 ) -> tuple[str, str]:
     """What `train --dry-run` tells of a run of 0.1 s an update, on a terminal of 80 columns."""
     pace = calibration.Pace(env_step=0.0, update=0.1)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(calibration, "measure", lambda recipe: pace)
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["train", *arguments, "--dry-run"]) == 0

@@ -1,21 +1,33 @@
 """How long a run would take: what is measured, what follows by arithmetic, and what is told."""
 
+import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.helpers.drawing import draws
-from tests.helpers.recipes import tiny
+from tests.helpers.recipes import tiny, tiny_baseline
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import StepResult
 from torch_crl.goals import pictures
 from torch_crl.goals.pictures import PictureGoals
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
+from torch_crl.runs.directory import RunDirectory
 from torch_crl.training import calibration
-from torch_crl.training.calibration import Estimate, Pace, estimate, summary
+from torch_crl.training.calibration import (
+    Estimate,
+    Pace,
+    estimate,
+    estimate_rest,
+    share_done,
+    summary,
+)
 from torch_crl.training.crl_run import CrlRun
+from torch_crl.training.trainer import train
 
 
 def test_a_run_takes_its_steps_updates_and_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +133,8 @@ def test_every_kind_of_algorithm_can_be_measured(
 def test_what_cannot_be_measured_is_told_and_many_hours_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+
     def measure(recipe: Recipe) -> Pace:
         raise RuntimeError("no such task")
 
@@ -135,3 +149,58 @@ def test_what_cannot_be_measured_is_told_and_many_hours_are(
         "time: 25 h on this machine, one run after the other (1 measured just now)",
         "warning: about 25 hours on this machine",
     ]
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.9, 1.0, 1.0))
+    assert summary([long])[2].startswith("the load average is 1.9; what else runs here")
+
+
+def test_only_what_is_left_of_runs_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    measured: list[Recipe] = []
+
+    def measure(recipe: Recipe) -> Pace:
+        measured.append(recipe)
+        return Pace(env_step=0.0, update=1.0)
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    new, half, finished = (tiny(system={"seed": seed}) for seed in range(3))
+    run_dirs = [tmp_path / name for name in ("new", "half", "finished")]
+    for run_dir, recipe in zip(run_dirs[1:], (half, finished), strict=True):
+        train(recipe, run_dir)
+    # Of two checkpoints and the end, the first alone.
+    newest, *_ = RunDirectory(run_dirs[1]).saved_checkpoints
+    shutil.rmtree(newest)
+    (run_dirs[1] / "result.json").unlink()
+    share = share_done(run_dirs[1], half)
+    assert 0 < share < 1
+    times = estimate_rest([new, half, finished], run_dirs)
+    assert times[2] is None and len(measured) == 1
+    whole, rest = (time.seconds for time in times[:2] if time)
+    assert rest == pytest.approx((1 - share) * whole)
+    told = summary(times)
+    assert told[0] == "1 of 3 runs are finished and take no time"
+    assert told[1].endswith("(2 measured just now)")
+    # A baseline begins again.
+    assert share_done(run_dirs[1], tiny_baseline("sac")) == 0
+
+
+@pytest.mark.parametrize("seconds", [[20.0, 3.0, 3.0], [900.0, 2.0], [0.1, 0.2, 0.2, 0.3]])
+def test_the_first_call_which_compiles_does_not_count(
+    seconds: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, calls = [0.0], iter(seconds)
+
+    def work() -> int:
+        clock[0] += next(calls)
+        return 1
+
+    monkeypatch.setattr(calibration, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    left = [len(seconds)]
+
+    def any_left() -> bool:
+        left[0] -= 1
+        return left[0] >= 0
+
+    found = calibration._seconds_each(work, while_true=any_left)
+    assert found == pytest.approx(seconds[1])

@@ -1,6 +1,5 @@
 """`torch-crl bench`: measures the speed of this machine, and of plain PyTorch beside it."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,6 @@ _UNITS = {
     "actions_per_second": "actions/s",
     "env_steps_per_second": "steps/s",
 }
-_QUIET = 0.5
-"""A larger load average before a measurement is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +81,9 @@ def main(arguments: list[str]) -> int:
 def _notes(device: str) -> Iterator[str]:
     """What makes the numbers of this machine worse than they could be."""
     from torch_crl.kernels.blas import leaves_avx512_unused
+    from torch_crl.system.machine import busy
 
-    if (load := os.getloadavg()[0]) > _QUIET:
-        yield f"the load average is {load:.1f}; what else runs here makes times longer"
+    yield from busy()
     if device == "cpu" and leaves_avx512_unused():
         yield (
             "plain PyTorch leaves AVX-512 unused on this AMD processor; --tower numba uses it, and "

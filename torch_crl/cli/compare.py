@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         trials = _trials(options)
         check_plan(trials, options.out / "runs", with_ray=options.launch.launcher == "ray")
-        print_plan(trials)
+        print_plan(trials, options.out / "runs")
         return 0
     check_folder("--out", options.out)
     if options.finished_only:

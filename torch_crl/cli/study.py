@@ -69,9 +69,10 @@ def main(arguments: list[str]) -> int:
         check_plan(trials, runs, with_ray=options.launch.launcher == "ray")
     trains = bool(trials) and not options.report_only
     if trains and (options.dry_run or options.scale == "full"):
-        from torch_crl.training.calibration import estimate, summary
+        from torch_crl.training.calibration import estimate_rest, summary
 
-        for line in summary(estimate([trial.recipe for trial in trials])):
+        folders = [runs / trial.name for trial in trials]
+        for line in summary(estimate_rest([trial.recipe for trial in trials], folders)):
             print_line(line, stderr=True)
     if options.dry_run:
         return 0

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     )
     if options.dry_run:
         check_plan(trials, options.out, with_ray=options.launch.launcher == "ray")
-        print_plan(trials)
+        print_plan(trials, options.out)
         return 0
     check_folder("--out", options.out)
     result = run_trials(trials, options.out, launch=options.launch)
@@ -100,17 +100,20 @@ def assignments(texts: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def print_plan(trials: "Sequence[Trial]") -> None:
-    """Print the env steps, the work of the updates and the time of each trial, and their sums."""
+def print_plan(trials: "Sequence[Trial]", runs: Path) -> None:
+    """Print the env steps, the work of the updates and the time of each trial, and their sums.
+
+    The time is that of what is left of it in the folder `runs`.
+    """
     from rich.table import Table
 
-    from torch_crl.training.calibration import estimate, summary
+    from torch_crl.training.calibration import estimate_rest, summary
 
+    recipes = [trial.recipe for trial in trials]
     with Stages() as stages:
         stages.begin("measuring how long such runs take")
-        estimates = estimate([trial.recipe for trial in trials])
+        estimates = estimate_rest(recipes, [runs / trial.name for trial in trials])
     found = Table(title="trials", title_justify="left", show_footer=True)
-    recipes = [trial.recipe for trial in trials]
     steps = sum(recipe.total_env_steps for recipe in recipes)
     known = [recipe.petaflop for recipe in recipes if recipe.petaflop is not None]
     found.add_column("trial", footer=f"{len(trials)} in all")
@@ -118,11 +121,12 @@ def print_plan(trials: "Sequence[Trial]") -> None:
     rest = "" if len(known) == len(recipes) else f"\nin {len(known)} of them"
     work = f"{sum(known):,.3g}{rest}"
     found.add_column("PFLOP of\nupdates", footer=work, justify="right", no_wrap=True)
-    hours = duration(sum(time.seconds for time in estimates if time.pace))
+    hours = duration(sum(time.seconds for time in estimates if time and time.pace))
     found.add_column("time here", footer=hours, justify="right", no_wrap=True)
     for trial, recipe, time in zip(trials, recipes, estimates, strict=True):
         work = "not known" if recipe.petaflop is None else f"{recipe.petaflop:,.3g}"
-        found.add_row(NameCell(trial.name), f"{recipe.total_env_steps:,}", work, time.shown)
+        shown = time.shown if time else "finished"
+        found.add_row(NameCell(trial.name), f"{recipe.total_env_steps:,}", work, shown)
     console().print(found)
     for line in summary(estimates):
         print_line(line, stderr=True)

@@ -17,7 +17,7 @@ from torch_crl.fields import STRICT, Depth
 from torch_crl.recipe.presets import preset, with_changes, with_depth
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.settings import Algo
-from torch_crl.runs.directory import Moment, RunDirectory, default_run_dir
+from torch_crl.runs.directory import RunDirectory, default_run_dir
 from torch_crl.runs.records import read_recipe
 from torch_crl.system.terminal import print_line
 
@@ -143,15 +143,17 @@ def _run(options: Options) -> int:
     )
     asked: Any = {name: getattr(options, name) for name in ("resume", "overwrite", "wandb")}
     if options.dry_run:
-        from torch_crl.training.calibration import estimate, warnings
+        from torch_crl.training.calibration import estimate, share_done, warnings
 
         recipe = find_problems(recipe, directory, ranks=ranks, **asked)
         if not ranks.is_first:
             return 0
         (found,) = estimate([recipe])
+        how = found.how
         if options.resume:
-            found = found.rest(_share_done(directory, recipe))
-        print_plan(recipe, ("time on this machine", found.shown, found.how))
+            done = share_done(directory.path, recipe)
+            found, how = found.rest(done), f"{how}, {done:.0%} done"
+        print_plan(recipe, ("time on this machine", found.shown, how))
         for line in warnings([found]):
             print_line(line, stderr=True)
         return 0
@@ -171,12 +173,6 @@ def _run(options: Options) -> int:
 def _named(task: str) -> str:
     """The flag that `eval` needs for a task that is Python code."""
     return f" --task {task}" if module_of(task) else ""
-
-
-def _share_done(directory: RunDirectory, recipe: Recipe) -> float:
-    """Share of the run's updates that were done before its newest checkpoint."""
-    moments = [Moment.of(folder) for folder in directory.saved_checkpoints]
-    return max((moment.updates for moment in moments if moment), default=0) / recipe.total_updates
 
 
 def _base_recipe(asked: Options) -> Recipe:

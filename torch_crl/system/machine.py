@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+_QUIET = 0.5
+"""A larger load average before a measurement is told."""
+
+
+def busy() -> list[str]:
+    """A line for the user if other processes slow down what is measured on this machine."""
+    load = os.getloadavg()[0]
+    told = f"the load average is {load:.1f}; what else runs here makes times longer"
+    return [told] if load > _QUIET else []
+
+
 def machine(device: "torch.device | None" = None) -> dict[str, Any]:
     """Device, versions of the libraries that compute, commit and date.
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.goals.pictures import PictureGoals
@@ -17,7 +18,9 @@ from torch_crl.recipe.compute_choice import choose_compute, thread_count
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.settings import BudgetRecipe
+from torch_crl.runs.directory import Moment, RunDirectory
 from torch_crl.system.devices import resolve_device
+from torch_crl.system.machine import busy
 from torch_crl.system.terminal import duration
 from torch_crl.system.threads import torch_threads
 from torch_crl.training.crl_run import CrlRun
@@ -69,9 +72,28 @@ class Estimate:
 
     def rest(self, done: float) -> "Estimate":
         """The estimate for the rest of a run of which the share `done` is complete."""
-        if not self.pace:
-            return self
-        return replace(self, seconds=(1 - done) * self.seconds, how=f"{self.how}, {done:.0%} done")
+        return replace(self, seconds=(1 - done) * self.seconds)
+
+
+def share_done(run_dir: Path, recipe: Recipe) -> float:
+    """Share of a run's updates up to its newest checkpoint, from where it can go on.
+
+    0 for a baseline, which begins again.
+    """
+    saved = [] if recipe.by_library else RunDirectory(run_dir).saved_checkpoints
+    moments = map(Moment.of, saved)
+    return max((moment.updates for moment in moments if moment), default=0) / recipe.total_updates
+
+
+def estimate_rest(recipes: Sequence[Recipe], run_dirs: Sequence[Path]) -> list[Estimate | None]:
+    """As `estimate`, for what is left of runs in these directories; None for a finished one."""
+    finished = [RunDirectory(run_dir).is_finished for run_dir in run_dirs]
+    left = [recipe for recipe, ended in zip(recipes, finished, strict=True) if not ended]
+    whole = iter(estimate(left))
+    return [
+        None if ended else next(whole).rest(share_done(run_dir, recipe))
+        for run_dir, recipe, ended in zip(run_dirs, recipes, finished, strict=True)
+    ]
 
 
 def estimate(recipes: Sequence[Recipe]) -> list[Estimate]:
@@ -96,14 +118,21 @@ def estimate(recipes: Sequence[Recipe]) -> list[Estimate]:
     return [_estimate(recipe, measured, problems) for recipe in recipes]
 
 
-def summary(estimates: Sequence[Estimate]) -> list[str]:
-    """Lines for the user: the time of all runs together, its sources, and warnings."""
-    known = [found for found in estimates if found.pace]
+def summary(estimates: Sequence[Estimate | None]) -> list[str]:
+    """Lines for the user: the time of all runs together, its sources, and warnings.
+
+    None stands for a run that is finished.
+    """
+    left = [found for found in estimates if found]
+    known = [found for found in left if found.pace]
     counts = Counter(found.how for found in known)
     sources = ", ".join(f"{count} {how}" for how, count in counts.items())
     total = duration(sum(found.seconds for found in known))
     lines = [f"time: {total} on this machine, one run after the other ({sources})"] if known else []
-    return [*lines, *warnings(estimates)]
+    if len(left) < len(estimates):
+        count = len(estimates) - len(left)
+        lines = [f"{count} of {_runs(len(estimates))} are finished and take no time", *lines]
+    return [*lines, *warnings(left)]
 
 
 def warnings(estimates: Sequence[Estimate]) -> list[str]:
@@ -113,7 +142,7 @@ def warnings(estimates: Sequence[Estimate]) -> list[str]:
     hours = sum(found.seconds for found in estimates if found.pace) / 3600
     if hours > MANY_HOURS:
         lines.append(f"warning: about {hours:,.0f} hours on this machine")
-    return lines
+    return [*lines, *(busy() if hours else [])]
 
 
 def _runs(count: int) -> str:
@@ -121,7 +150,7 @@ def _runs(count: int) -> str:
 
 
 def measure(recipe: Recipe) -> Pace:
-    """Time some control steps of all envs, and then updates: only one if an update is slow.
+    """Time some control steps of all envs, and then updates: only two if an update is slow.
 
     Raises whatever building and stepping such a run raises.
     """
@@ -171,18 +200,16 @@ def _seconds_each(
 ) -> float:
     """Median seconds for each unit of the work that `work` does and counts.
 
-    The first call, which also warms up and compiles, is left out unless it takes very long.
+    The first call, which also warms up and compiles, is left out unless it is the only one.
     """
-    begin = time.perf_counter()
     times: list[float] = []
-    while while_true() and (
-        not times
-        or (len(times) == 1 and times[0] < _MOST_SECONDS)
-        or time.perf_counter() - begin < _SECONDS_OF_EACH
-    ):
+    begin = math.inf
+    while while_true() and (len(times) < 2 or time.perf_counter() - begin < _SECONDS_OF_EACH):
         start = time.perf_counter()
         count = work()
-        times.append((time.perf_counter() - start) / count)
+        end = time.perf_counter()
+        times.append((end - start) / count)
+        begin = min(begin, end)
     return statistics.median(times[1:] or times)
 
 
