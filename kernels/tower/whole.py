@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_crl.kernels.launch import require_device
-from torch_crl.kernels.tower import stack_problem
+from torch_crl.kernels.tower import BLOCKS, stack_problem
 from torch_crl.kernels.tower.op import tower_rows
 from torch_crl.kernels.tower.reference import Parts
 from torch_crl.kernels.tower_ends.op import embed, head
@@ -17,6 +17,7 @@ def whole_towers(
     towers: Sequence[Parts],
     *,
     frozen: Tensor | None,
+    block: str,
     activation: str,
     branch_scale: float,
     precision: str,
@@ -25,12 +26,14 @@ def whole_towers(
 ) -> list[Tensor]:
     """First layer, residual blocks and last layer of one or two towers of equal inner sizes.
 
+    With the block `pre_norm` the first layer is linear, and its LayerNorm stands before the last.
+
     Args:
         inputs: fp32 [B, I] for each tower; B and I may differ.
         towers: the parameters of each.
         frozen: fp32 [F, I], further rows for the first tower, whose parameters get no gradient from
             them.
-        activation, branch_scale, precision, gradient_scale, recompute: as in
+        block, activation, branch_scale, precision, gradient_scale, recompute: as in
             `torch_crl.kernels.tower.tower`.
 
     Returns:
@@ -39,7 +42,7 @@ def whole_towers(
     Raises:
         ValueError: for tensors that do not match, are not fp32, or that the kernels do not take.
     """
-    problem = _problem(inputs, towers, frozen) or stack_problem(
+    problem = _problem(inputs, towers, frozen, block) or stack_problem(
         [tower.stack for tower in towers], precision, "persistent", recompute
     )
     if problem:
@@ -51,25 +54,28 @@ def whole_towers(
     last = [parameter.contiguous() for tower in towers for parameter in tower.last]
     counts = [len(x) for x in rows]
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*rows, *first))
-    x_RD = embed(rows, first, activation, keep)[0]
+    x_RD = embed(rows, first, block, activation, keep)[0]
     y_RD = tower_rows(
         x_RD,
         [tower.stack for tower in towers],
         counts[: len(towers)],
-        block="published",
+        block=block,
         activation=activation,
         branch_scale=branch_scale,
         precision=precision,
         gradient_scale=gradient_scale,
         recompute=recompute,
     )
-    outputs: list[Tensor] = head(y_RD, last, counts)
+    norm = [] if block == "published" else [p for k, p in enumerate(first) if k % 4 > 1]
+    outputs: list[Tensor] = head(y_RD, last, norm, counts)[0]
     return outputs
 
 
 def _problem(
-    inputs: Sequence[Tensor], towers: Sequence[Parts], frozen: Tensor | None
+    inputs: Sequence[Tensor], towers: Sequence[Parts], frozen: Tensor | None, block: str
 ) -> str | None:
+    if block not in BLOCKS:
+        return f"block must be one of {tuple(BLOCKS)}, got {block!r}"
     width = towers[0].stack.bias_LD.shape[1]
     if len(inputs) != len(towers):
         return f"takes inputs for each tower; got {len(inputs)} inputs and {len(towers)} towers"

@@ -57,13 +57,15 @@ def _groups(rows: Sequence[int], towers: int) -> Groups:
 
 @torch.library.custom_op("torch_crl::embed", mutates_args=())
 def embed(
-    inputs: list[Tensor], first: list[Tensor], activation: str, keep: bool
+    inputs: list[Tensor], first: list[Tensor], block: str, activation: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [R, D] of the rows of all inputs; xhat [R, D] and 1 / std [R] if they are to be kept.
 
-    There are four parameters for each tower, and one more input if some rows are frozen.
+    There are four parameters for each tower, and one more input if some rows are frozen. With the
+    block `pre_norm` the layer is linear and nothing is kept.
     """
-    towers = len(first) // 4
+    towers, is_linear = len(first) // 4, block == "pre_norm"
+    keep = keep and not is_linear
     groups = _groups([len(x) for x in inputs], towers)
     rows, width = sum(groups.sizes), len(first[1])
     y = inputs[0].new_empty(rows, width)
@@ -75,7 +77,7 @@ def embed(
             x0, x1, frozen, *first[:4], *first[-4:],
             y, xhat, rstd,
             *groups.sizes, x0.shape[1], x1.shape[1],
-            SAVE=keep, RELU=activation == "relu", EPS=EPSILON,
+            LINEAR=is_linear, SAVE=keep, RELU=activation == "relu", EPS=EPSILON,
             D=width, BM=_ROWS, BK=_INPUTS, num_warps=_TILE.warps,
         )  # fmt: skip
     return y, xhat, rstd
@@ -88,60 +90,71 @@ def embed_backward(
     first: list[Tensor],
     xhat: Tensor,
     rstd: Tensor,
+    block: str,
     activation: str,
     trained: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """dh [R, D] behind the matmul, and dW and the sums [T, 3, D] of each tower.
 
     The sums are the gradients of bias, LayerNorm weight and bias. Without training they and dW are
-    left as they are.
+    left as they are. With the block `pre_norm` dh is empty, since it is dy, and only the sums of
+    the biases are there.
     """
-    towers, width = len(first) // 4, dy.shape[1]
+    towers, width, is_linear = len(first) // 4, dy.shape[1], block == "pre_norm"
     groups = _groups([len(x) for x in inputs], towers)
     first_programs, second_programs = (programs([count], _TILE) for count in groups.sizes[:2])
-    dh = torch.empty_like(dy)
+    dh = dy.new_empty(0) if is_linear else torch.empty_like(dy)
     partial = dy.new_empty(first_programs + second_programs, 3, width)
     dweights = [torch.empty_like(weight) for weight in first[::4]]
     sums = dy.new_empty(towers, 3, width)
     x0, x1, _ = groups.of_each(inputs)
     with torch.cuda.device_of(dy):
-        embed_bwd_kernel[(groups.programs,)](
-            dy, xhat, rstd, *first[2:4], *first[-2:],
-            dh, partial,
-            *groups.sizes,
-            RELU=activation == "relu", D=width, BM=_ROWS, num_warps=_TILE.warps,
-        )  # fmt: skip
+        if not is_linear:
+            embed_bwd_kernel[(groups.programs,)](
+                dy, xhat, rstd, *first[2:4], *first[-2:],
+                dh, partial,
+                *groups.sizes,
+                RELU=activation == "relu", D=width, BM=_ROWS, num_warps=_TILE.warps,
+            )  # fmt: skip
         if trained:
             columns = [triton.cdiv(x.shape[1], _GRADIENT["BK"]) for x in (x0, x1)[:towers]]
             tiles = sum(columns) * (width // _GRADIENT["BN"])
-            embed_gradients_kernel[(tiles + 3 * towers,)](
-                dh, x0, x1, partial,
+            embed_gradients_kernel[(tiles + (0 if is_linear else 3 * towers),)](
+                dy if is_linear else dh, x0, x1, partial,
                 dweights[0], dweights[-1], sums,
                 *groups.sizes[:2], x0.shape[1], x1.shape[1] if towers > 1 else 0,
                 first_programs, second_programs,
-                D=width, **_GRADIENT, BP=SUMMED, num_warps=4,
+                LINEAR=is_linear, D=width, **_GRADIENT, BP=SUMMED, num_warps=4,
             )  # fmt: skip
     return dh, dweights, sums
 
 
 @embed.register_fake
 def _(
-    inputs: list[Tensor], first: list[Tensor], _activation: str, keep: bool
+    inputs: list[Tensor], first: list[Tensor], block: str, _activation: str, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    keep = keep and block != "pre_norm"
     y = inputs[0].new_empty(sum(x.shape[0] for x in inputs), first[1].shape[0])
     return y, torch.empty_like(y) if keep else y.new_empty(0), y.new_empty(len(y) if keep else 0)
 
 
 @embed_backward.register_fake
 def _(
-    dy: Tensor, _inputs: list[Tensor], first: list[Tensor], *_: Any
+    dy: Tensor,
+    _inputs: list[Tensor],
+    first: list[Tensor],
+    _xhat: Tensor,
+    _rstd: Tensor,
+    block: str,
+    *_: Any,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
+    dh = dy.new_empty(0) if block == "pre_norm" else torch.empty_like(dy)
     dweights = [torch.empty_like(weight) for weight in first[::4]]
-    return torch.empty_like(dy), dweights, dy.new_empty(len(first) // 4, 3, dy.shape[1])
+    return dh, dweights, dy.new_empty(len(first) // 4, 3, dy.shape[1])
 
 
 def _keep_embed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, first, ctx.activation, _ = inputs
+    rows, first, ctx.block, ctx.activation, _ = inputs
     ctx.counts = len(rows), len(first)
     ctx.wanted = [x.requires_grad for x in rows]
     ctx.trained = any(parameter.requires_grad for parameter in first)
@@ -153,9 +166,12 @@ def _embed_gradient(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
     num_inputs, num_first = ctx.counts
     saved = list(ctx.saved_tensors)
     inputs, first = saved[:num_inputs], saved[num_inputs : num_inputs + num_first]
+    dy = dy.contiguous()
     dh, dweights, sums = embed_backward(
-        dy.contiguous(), inputs, first, *saved[-2:], ctx.activation, ctx.trained
+        dy, inputs, first, *saved[-2:], ctx.block, ctx.activation, ctx.trained
     )
+    is_linear = ctx.block == "pre_norm"
+    dh = dy if is_linear else dh
     weights = first[::4]
     # Frozen rows pass through the first tower.
     of_input = [*weights, weights[0]]
@@ -166,17 +182,24 @@ def _embed_gradient(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
         dfirst = [
             gradient
             for dweight, of_vectors in zip(dweights, sums, strict=True)
-            for gradient in (dweight, *of_vectors)
+            # A linear layer leaves its LayerNorm to the last layer.
+            for gradient in (dweight, *((of_vectors[0], None, None) if is_linear else of_vectors))
         ]
-    return dinputs, dfirst, None, None
+    return dinputs, dfirst, None, None, None
 
 
 embed.register_autograd(_embed_gradient, setup_context=_keep_embed)
 
 
 @torch.library.custom_op("torch_crl::head", mutates_args=())
-def head(x: Tensor, last: list[Tensor], rows: list[int]) -> list[Tensor]:
-    """The outputs [rows, O] of each group; two parameters for each tower."""
+def head(
+    x: Tensor, last: list[Tensor], norm: list[Tensor], rows: list[int]
+) -> tuple[list[Tensor], Tensor]:
+    """The outputs [rows, O] of each group, and mean and 1 / std [2, R] of LayerNorms before.
+
+    There are two parameters for each tower, and two of its LayerNorm; `norm` is empty, as are the
+    statistics, if there is none.
+    """
     towers = len(last) // 2
     groups = _groups(rows, towers)
     of_tower = [len(bias) for bias in last[1::2]]
@@ -184,38 +207,50 @@ def head(x: Tensor, last: list[Tensor], rows: list[int]) -> list[Tensor]:
         x.new_empty(count, size)
         for count, size in zip(rows, [*of_tower, of_tower[0]], strict=False)
     ]
-    block = _outputs_together(of_tower)
+    statistics = x.new_empty(2, len(x) if norm else 0)
+    block, vectors = _outputs_together(of_tower), norm or [x, x]
     with torch.cuda.device_of(x):
         head_fwd_kernel[(groups.programs, triton.cdiv(max(of_tower), block))](
-            x, *last[:2], *last[-2:],
-            *groups.of_each(outputs),
+            x, *last[:2], *last[-2:], *vectors[:2], *vectors[-2:],
+            *groups.of_each(outputs), *statistics,
             *groups.sizes, of_tower[0], of_tower[-1],
+            NORM=bool(norm), EPS=EPSILON,
             D=x.shape[1], BM=_ROWS, BO=block, BK=64, num_warps=_TILE.warps,
         )  # fmt: skip
-    return outputs
+    return outputs, statistics
 
 
 @torch.library.custom_op("torch_crl::head_backward", mutates_args=())
 def head_backward(
-    upstream: list[Tensor], x: Tensor, last: list[Tensor], trained: bool
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """dx [R, D], and dW [O, D] and db [O] of each tower, left as they are without training."""
+    upstream: list[Tensor],
+    x: Tensor,
+    last: list[Tensor],
+    norm: list[Tensor],
+    statistics: Tensor,
+    trained: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    """dx [R, D], dW [O, D] and db [O] of each tower, and of its LayerNorm, if any, [T, 2, D].
+
+    All but the first are left as they are without training.
+    """
     towers, width = len(last) // 2, x.shape[1]
     groups = _groups([len(dy) for dy in upstream], towers)
     dx = torch.empty_like(x)
     dweights, dbiases = ([torch.empty_like(parameter) for parameter in last[k::2]] for k in (0, 1))
+    dnorm, vectors = x.new_empty(towers if norm else 0, 2, width), norm or [x, x]
     of_tower = [len(bias) for bias in last[1::2]]
     columns = width // _GRADIENT["BK"]
-    tiles = columns * sum(triton.cdiv(size, _GRADIENT["BN"]) for size in of_tower)
+    tiles = sum(triton.cdiv(size, _GRADIENT["BN"]) for size in of_tower) + len(dnorm)
     with torch.cuda.device_of(x):
-        head_bwd_kernel[(groups.programs + (tiles if trained else 0),)](
+        head_bwd_kernel[(groups.programs + (columns * tiles if trained else 0),)](
             *groups.of_each(upstream), x, last[0], last[-2],
-            dx, dweights[0], dbiases[0], dweights[-1], dbiases[-1],
-            *groups.sizes, of_tower[0], of_tower[-1], groups.programs,
-            D=width, BM=_ROWS, BO=min(32, _outputs_together(of_tower)),
+            *vectors[:2], *vectors[-2:], *statistics,
+            dx, dweights[0], dbiases[0], dweights[-1], dbiases[-1], dnorm,
+            *groups.sizes, of_tower[0], sum(of_tower[1:]), groups.programs,
+            NORM=bool(norm), D=width, BM=_ROWS, BO=min(32, _outputs_together(of_tower)),
             **_GRADIENT, num_warps=_TILE.warps,
         )  # fmt: skip
-    return dx, dweights, dbiases
+    return dx, dweights, dbiases, dnorm
 
 
 def _outputs_together(sizes: Sequence[int]) -> int:
@@ -224,34 +259,39 @@ def _outputs_together(sizes: Sequence[int]) -> int:
 
 
 @head.register_fake
-def _(x: Tensor, last: list[Tensor], rows: list[int]) -> list[Tensor]:
+def _(
+    x: Tensor, last: list[Tensor], norm: list[Tensor], rows: list[int]
+) -> tuple[list[Tensor], Tensor]:
     sizes = [bias.shape[0] for bias in last[1::2]]
-    return [x.new_empty(n, size) for n, size in zip(rows, [*sizes, sizes[0]], strict=False)]
+    outputs = [x.new_empty(n, size) for n, size in zip(rows, [*sizes, sizes[0]], strict=False)]
+    return outputs, x.new_empty(2, x.shape[0] if norm else 0)
 
 
 @head_backward.register_fake
 def _(
-    _upstream: list[Tensor], x: Tensor, last: list[Tensor], _trained: bool
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    _upstream: list[Tensor], x: Tensor, last: list[Tensor], norm: list[Tensor], *_: Any
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     dweights, dbiases = ([torch.empty_like(parameter) for parameter in last[k::2]] for k in (0, 1))
-    return torch.empty_like(x), dweights, dbiases
+    dnorm = x.new_empty(len(last) // 2 if norm else 0, 2, x.shape[1])
+    return torch.empty_like(x), dweights, dbiases, dnorm
 
 
-def _keep_head(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    del output
-    x, last, _ = inputs
-    ctx.trained = any(parameter.requires_grad for parameter in last)
-    ctx.save_for_backward(x, *last)
+def _keep_head(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[Tensor], Tensor]) -> None:
+    x, last, norm, _ = inputs
+    ctx.trained = any(parameter.requires_grad for parameter in (*last, *norm))
+    ctx.num_last = len(last)
+    ctx.save_for_backward(x, *last, *norm, output[1])
 
 
-def _head_gradient(ctx: Any, upstream: list[Tensor]) -> tuple[object, ...]:
-    x, *last = ctx.saved_tensors
+def _head_gradient(ctx: Any, upstream: list[Tensor], _: object) -> tuple[object, ...]:
+    x, *parameters, statistics = ctx.saved_tensors
+    last, norm = parameters[: ctx.num_last], parameters[ctx.num_last :]
     upstream = [dy.contiguous() for dy in upstream]
-    dx, dweights, dbiases = head_backward(upstream, x, last, ctx.trained)
-    dlast: list[Tensor | None] = [None] * len(last)
-    if ctx.trained:
-        dlast = [each for pair in zip(dweights, dbiases, strict=True) for each in pair]
-    return dx, dlast, None
+    dx, dweights, dbiases, dnorm = head_backward(upstream, x, last, norm, statistics, ctx.trained)
+    if not ctx.trained:
+        return dx, [None] * len(last), [None] * len(norm), None
+    dlast = [each for pair in zip(dweights, dbiases, strict=True) for each in pair]
+    return dx, dlast, list(dnorm.flatten(0, 1).unbind(0)), None
 
 
 head.register_autograd(_head_gradient, setup_context=_keep_head)

@@ -10,11 +10,12 @@ from torch.nn import functional
 
 from tests.kernels.check import DEVICE, assert_as_exact, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
-from tests.kernels.test_tower import stack
+from tests.kernels.test_tower import each_block, stack
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.kernels.tower import (
+    BLOCKS,
     PERSISTENT_MEMORY,
     Parts,
     Stack,
@@ -70,16 +71,17 @@ def run_whole(
     device: str = DEVICE,
     silent: bool = False,
     recompute: int = 0,
+    block: str = "published",
 ) -> dict[str, Tensor]:
     """Outputs and all gradients; with `silent` the blocks pass rows on, and nothing is rounded."""
     from torch_crl.kernels.tower.whole import whole_towers
 
     towers = parts_of(sizes, 8, 128)
     if silent:
-        # A LayerNorm of weight and bias 0 gives 0, so that a block's output is its input.
+        # Then a LayerNorm gives 0, and so does a matmul, so that a block's output is its input.
         for tower in towers:
-            tower.stack.ln_weight_LD.zero_()
-            tower.stack.ln_bias_LD.zero_()
+            for vectors in tower.stack[1:]:
+                vectors.zero_()
 
     towers = [leaves(each, dtype, device) for each in towers]
     generator = Generator().manual_seed(1)
@@ -92,6 +94,7 @@ def run_whole(
         for count, (inputs, _) in zip(counts, of_rows, strict=False)
     ]
     options: dict[str, Any] = {"activation": "swish", "branch_scale": 0.5, "precision": "fp16"}
+    options["block"] = block
     scale = default_gradient_scale(rows, "fp16")
     if kernels:
         outputs = whole_towers(
@@ -105,7 +108,8 @@ def run_whole(
     else:
         precision = "fp32" if dtype == torch.float64 else "fp16"
         outputs = [
-            plain_tower(x, tower, precision, scale) for x, tower in zip(rows, towers, strict=False)
+            plain_tower(x, tower, precision, scale, block)
+            for x, tower in zip(rows, towers, strict=False)
         ]
         if frozen:
             first, inner, last = towers[0]
@@ -114,7 +118,7 @@ def run_whole(
                 inner.detached(),
                 tuple(p.detach() for p in last),
             )
-            outputs.append(plain_tower(rows[-1], constants, precision, scale))
+            outputs.append(plain_tower(rows[-1], constants, precision, scale, block))
     upstream = [
         torch.randn(y.shape, generator=generator, dtype=torch.float64).to(device, dtype) / len(y)
         for y in outputs
@@ -130,24 +134,32 @@ def run_whole(
     return {name: value for name, value in found.items() if value is not None}
 
 
-def plain_tower(x: Tensor, parts: Parts, precision: str, scale: float) -> Tensor:
+def plain_tower(x: Tensor, parts: Parts, precision: str, scale: float, block: str) -> Tensor:
+    def normalised(x: Tensor) -> Tensor:
+        return functional.layer_norm(x, bias.shape, ln_weight, ln_bias, 1e-6)
+
     weight, bias, ln_weight, ln_bias = parts.first
     x = functional.linear(x, weight, bias)
-    x = functional.silu(functional.layer_norm(x, bias.shape, ln_weight, ln_bias, 1e-6))
-    (x,) = tower([x], [parts.stack], branch_scale=0.5, precision=precision, gradient_scale=scale)
+    if block == "published":
+        x = functional.silu(normalised(x))
+    options: dict[str, Any] = {"precision": precision, "gradient_scale": scale, "block": block}
+    (x,) = tower([x], [parts.stack], branch_scale=0.5, **options)
+    if block == "pre_norm":
+        x = normalised(x)
     return functional.linear(x, *parts.last)
 
 
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize(("sizes", "live", "frozen"), WHOLE)
+@each_block
 def test_whole_towers_are_as_exact_as_plain_torch(
-    sizes: list[tuple[int, int]], live: list[int], frozen: int, silent: bool
+    sizes: list[tuple[int, int]], live: list[int], frozen: int, silent: bool, block: str
 ) -> None:
-    arguments = (sizes, live, frozen)
+    arguments, options = (sizes, live, frozen), {"silent": silent, "block": block}
     with poisoned():
-        ours = run_whole(*arguments, kernels=True, silent=silent)
-    plain = run_whole(*arguments, kernels=False, silent=silent)
-    truth = run_whole(*arguments, kernels=False, silent=silent, dtype=torch.float64, device="cpu")
+        ours = run_whole(*arguments, kernels=True, **options)
+    plain = run_whole(*arguments, kernels=False, **options)
+    truth = run_whole(*arguments, kernels=False, dtype=torch.float64, device="cpu", **options)
     assert ours.keys() == plain.keys()
     if silent:
         # The gradients inside are of rounded numbers.
@@ -155,21 +167,23 @@ def test_whole_towers_are_as_exact_as_plain_torch(
     assert_as_exact(ours, plain, truth)
 
 
-def test_recomputing_whole_towers_changes_no_bit() -> None:
+@each_block
+def test_recomputing_whole_towers_changes_no_bit(block: str) -> None:
     arguments = ([(5, 3), (2, 3)], [6, 5], 4)
-    kept = run_whole(*arguments, kernels=True)
-    for name, value in run_whole(*arguments, kernels=True, recompute=4).items():
+    kept = run_whole(*arguments, kernels=True, block=block)
+    for name, value in run_whole(*arguments, kernels=True, recompute=4, block=block).items():
         if DEVICE == "cpu" or not name.startswith("dinner0"):
             assert value.equal(kept[name]), name
 
 
-def test_without_parameters_to_train_only_rows_get_gradients() -> None:
+@each_block
+def test_without_parameters_to_train_only_rows_get_gradients(block: str) -> None:
     from torch_crl.kernels.tower.whole import whole_towers
 
     (exact,) = parts_of([(5, 3)], 4, 128)
     x = torch.randn(7, 5, device=DEVICE)
     options: dict[str, Any] = {"activation": "swish", "branch_scale": 1.0, "precision": "fp16"}
-    options |= {"gradient_scale": 8.0, "recompute": 0, "frozen": None}
+    options |= {"gradient_scale": 8.0, "recompute": 0, "frozen": None, "block": block}
     gradients = []
     for trained in (True, False):
         towers = [leaves(exact, torch.float32, DEVICE, trained=trained)]
@@ -196,6 +210,7 @@ def test_without_parameters_to_train_only_rows_get_gradients() -> None:
         ),
         ({"recompute": 6}, "multiples of 4, got 8 and 6"),
         ({"precision": "fp32"}, "'norm_act' has fewer limits"),
+        ({"block": "shared"}, "block must be one of"),
         ({"inputs": []}, "got 0 inputs and 1 towers"),
     ],
 )
@@ -204,7 +219,7 @@ def test_what_does_not_fit_is_told(change: dict[str, Any], told: str) -> None:
 
     towers = [leaves(parts_of([(5, 3)], 8, 128)[0], torch.float32, "cpu")]
     options: dict[str, Any] = {"activation": "swish", "branch_scale": 1.0, "precision": "fp16"}
-    options |= {"gradient_scale": 8.0, "recompute": 0, "frozen": None}
+    options |= {"gradient_scale": 8.0, "recompute": 0, "frozen": None, "block": "published"}
     arguments = {"inputs": [torch.zeros(3, 5)], "towers": towers} | options | change
     with pytest.raises(ValueError, match=told):
         whole_towers(**arguments)
@@ -231,8 +246,9 @@ def test_torch_library_sees_the_ends_with_all_that_they_promise() -> None:
     rows = [torch.randn(n, 5, device=DEVICE, requires_grad=True) for n in (6, 2)]
     inner = torch.randn(8, 128, device=DEVICE, requires_grad=True)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(ends.embed, (rows, first, "swish", True), test_utils=checks)
-    torch.library.opcheck(ends.head, (inner, last, [6, 2]), test_utils=checks)
+    for block, norm in (("published", []), ("pre_norm", first[2:])):
+        torch.library.opcheck(ends.embed, (rows, first, block, "swish", True), test_utils=checks)
+        torch.library.opcheck(ends.head, (inner, last, norm, [6, 2]), test_utils=checks)
 
 
 def end_jobs() -> dict[str, Job]:
@@ -257,21 +273,29 @@ def end_jobs() -> dict[str, Job]:
     }
     found = {}
     generations = [*((256, arch) for arch in SHARED_MEMORY), (128, 90)]
-    for (width, arch), (name, (own, warps)) in itertools.product(generations, of_kernel.items()):
+    cases = itertools.product(generations, of_kernel.items(), BLOCKS)
+    for (width, arch), (name, (own, warps)), block in cases:
         module = rows if name == "sums_kernel" else ends_kernel
         arguments = getattr(module, name).arg_names
-        constants = {k: v for k, v in (sizes | own | {"D": width}).items() if k in arguments}
+        is_pre_norm = {"LINEAR": block == "pre_norm", "NORM": block == "pre_norm"}
+        if block == "pre_norm" and not set(is_pre_norm) & set(arguments):
+            continue
+        all_constants = sizes | own | is_pre_norm | {"D": width}
+        constants = {k: v for k, v in all_constants.items() if k in arguments}
         types = {
             each: "*fp32" if each.startswith("p_") else "i32"
             for each in arguments
             if each not in constants
         }
         job = Job(module.__name__, name, types, constants, {"num_warps": warps}, arch)
-        found[f"{name}, width {width}, sm_{arch}"] = job
+        found[f"{name}, {block}, width {width}, sm_{arch}"] = job
     return found
 
 
-KEPT_ASIDE = {"head_bwd_kernel, width 256, sm_100": 8}
+KEPT_ASIDE = {
+    "head_bwd_kernel, published, width 256, sm_100": 8,
+    "head_bwd_kernel, pre_norm, width 256, sm_80": 8,
+}
 """Bytes of the stack outside of loops."""
 
 

@@ -108,9 +108,7 @@ class Block:
     has_sum: bool
     """Whether the block has a residual sum, so that `branch_scale` has an effect."""
     has_kernels: bool = False
-    """Whether the inner layers have fused kernels for a GPU besides plain torch."""
-    has_end_kernels: bool = False
-    """Whether the first and the last layer have fused kernels for a GPU as well."""
+    """Whether the block has fused kernels for a GPU besides plain torch."""
     has_cpu_kernels: bool = False
     """Whether the block has compiled kernels for a CPU core."""
     has_activation: bool = True
@@ -335,7 +333,6 @@ BLOCKS: dict[str, Block] = {
         finish=_finish_nothing,
         has_sum=True,
         has_kernels=True,
-        has_end_kernels=True,
         has_cpu_kernels=True,
     ),
     "no_skip": Block(
@@ -370,7 +367,6 @@ BLOCKS: dict[str, Block] = {
         finish=_finish_nothing,
         has_sum=True,
         has_kernels=True,
-        has_end_kernels=True,
     ),
     "gated": Block(
         embed=_embed_normalised,

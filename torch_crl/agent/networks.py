@@ -147,7 +147,7 @@ class ResidualTower(nn.Module):
     @property
     def is_on_triton(self) -> bool:
         """Whether Triton kernels compute the tower from input to output."""
-        return self.compute.tower == "persistent" and self._block.has_end_kernels
+        return self.compute.tower == "persistent" and self._block.has_kernels
 
     def parts(self, *, frozen: bool = False) -> Parts:
         """All parameters, those of the blocks as often as they are applied."""
@@ -221,6 +221,8 @@ def _on_triton(
         inputs,
         towers,
         frozen=frozen,
+        # A shared block is a published one; its parts are there as often as they are applied.
+        block="pre_norm" if like.sizes.block == "pre_norm" else "published",
         activation=like.sizes.activation,
         branch_scale=like.sizes.branch_scale,
         precision=like.compute.precision,
