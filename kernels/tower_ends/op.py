@@ -279,15 +279,20 @@ def _(
 def _keep_head(ctx: Any, inputs: tuple[Any, ...], output: tuple[list[Tensor], Tensor]) -> None:
     x, last, norm, _ = inputs
     ctx.trained = any(parameter.requires_grad for parameter in (*last, *norm))
-    ctx.num_last = len(last)
+    ctx.num_last, ctx.shapes = len(last), [y.shape for y in output[0]]
     ctx.save_for_backward(x, *last, *norm, output[1])
+    # Otherwise autograd would make zeros as the gradient of the statistics.
+    ctx.set_materialize_grads(False)
 
 
-def _head_gradient(ctx: Any, upstream: list[Tensor], _: object) -> tuple[object, ...]:
+def _head_gradient(ctx: Any, upstream: list[Tensor | None], _: object) -> tuple[object, ...]:
     x, *parameters, statistics = ctx.saved_tensors
     last, norm = parameters[: ctx.num_last], parameters[ctx.num_last :]
-    upstream = [dy.contiguous() for dy in upstream]
-    dx, dweights, dbiases, dnorm = head_backward(upstream, x, last, norm, statistics, ctx.trained)
+    of_outputs = [
+        x.new_zeros(shape) if dy is None else dy.contiguous()
+        for dy, shape in zip(upstream, ctx.shapes, strict=True)
+    ]
+    dx, dweights, dbiases, dnorm = head_backward(of_outputs, x, last, norm, statistics, ctx.trained)
     if not ctx.trained:
         return dx, [None] * len(last), [None] * len(norm), None
     dlast = [each for pair in zip(dweights, dbiases, strict=True) for each in pair]
