@@ -1,8 +1,8 @@
 """The captured update, looked at node by node: `python -m torch_crl.benchmarks.null_gpu.updates`.
 
-Runs on the null GPU only, for both blocks
-with kernels and every depth that is given. The exit status is 1 if a graph has more
-nodes than `MOST_NODES`, if a replay makes the host wait, or if replays need ever more memory.
+Runs on the null GPU only, for both blocks with kernels and every depth that is given. The exit
+status is 1 if a graph has more nodes than `MOST_NODES`, if a replay makes the host wait, or if
+replays need ever more memory.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def faults(depth: int, block: str, *, list_nodes: bool) -> list[str]:
     counts = books.counts()
     peak = torch.cuda.max_memory_allocated()
     print(
-        f"{block}, depth {depth}: {len(nodes)} nodes, {counts['launched'] / REPLAYS:g} launches an update, "
-        f"{counts.get('host waits', 0)} host waits, peak {peak / 1e6:.0f} MB of tensors and "
+        f"{block}, depth {depth}: {len(nodes)} nodes, {counts['launched'] / REPLAYS:g} launches an "
+        f"update, {counts.get('host waits', 0)} host waits, peak {peak / 1e6:.0f} MB of tensors and "
         f"{counts['peak bytes'] / 1e6:.0f} MB of the device"
     )
     found = []
