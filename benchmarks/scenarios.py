@@ -56,9 +56,7 @@ def run_scenario(scenario: Scenario, *, device: str = "auto") -> list[Row]:
     """Rows of results; if the GPU's memory is too small, a single row with `out_of_memory`."""
     resolved = resolve_device(device)
     if resolved.type == "cuda":
-        # A run and its CUDA graphs refer to each other, and hold their memory until collected here.
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_cuda_memory()
         torch.cuda.reset_peak_memory_stats(resolved)
     described = {key: value for key, value in asdict(scenario).items() if key != "seconds"}
     try:
@@ -69,6 +67,15 @@ def run_scenario(scenario: Scenario, *, device: str = "auto") -> list[Row]:
         peak = torch.cuda.max_memory_allocated(resolved) / 1e9
         rows = [{"peak_gb": peak} | row for row in rows]
     return [described | {"device": str(resolved)} | row for row in rows]
+
+
+def free_cuda_memory() -> None:
+    """Free what earlier runs of this process hold."""
+    # A run and its CUDA graphs refer to each other.
+    gc.collect()
+    # Each stream that a graph was captured on has a workspace of 32 MiB.
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
 
 
 def recipe_of(scenario: Scenario, device: torch.device) -> Recipe:

@@ -6,14 +6,13 @@ replays need ever more memory.
 """
 
 import argparse
-import gc
 import itertools
 import sys
 
 import torch
 
 from torch_crl.benchmarks.null_gpu.library import Books
-from torch_crl.benchmarks.scenarios import Scenario, random_run, recipe_of
+from torch_crl.benchmarks.scenarios import Scenario, free_cuda_memory, random_run, recipe_of
 
 MOST_NODES = {"published": 43, "pre_norm": 41}
 """Of one update of `ant` at its default sizes and any depth, by block. Lower them when possible."""
@@ -44,8 +43,8 @@ def faults(depth: int, block: str, *, list_nodes: bool) -> list[str]:
     peak = torch.cuda.max_memory_allocated()
     print(
         f"{block}, depth {depth}: {len(nodes)} nodes, {counts['launched'] / REPLAYS:g} launches an "
-        f"update, {counts.get('host waits', 0)} host waits, peak {peak / 1e6:.0f} MB of tensors and "
-        f"{counts['peak bytes'] / 1e6:.0f} MB of the device"
+        f"update, {counts.get('host waits', 0)} host waits, peak {peak / 1e6:.0f} MB of tensors "
+        f"and {counts['peak bytes'] / 1e6:.0f} MB of the device"
     )
     found = []
     if len(nodes) > MOST_NODES[block]:
@@ -70,9 +69,7 @@ def main() -> int:
     found = []
     for block, depth in itertools.product(MOST_NODES, options.depths):
         found += faults(depth, block, list_nodes=options.nodes)
-        # A run and its graphs refer to each other.
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_cuda_memory()
     print(*found, sep="\n")
     return int(bool(found))
 
