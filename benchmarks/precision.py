@@ -8,6 +8,7 @@ torch, so that no GPU is needed. The last line of standard output is JSON.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch_crl.agent.actor_critic import ActorCritic
 from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.benchmarks.report import report
 from torch_crl.kernels.dense import PRECISIONS
-from torch_crl.kernels.tower import Stack, tower
+from torch_crl.kernels.tower import BLOCKS, Stack, tower
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.training.crl_run import build_run
 
@@ -28,11 +29,12 @@ UPDATES = {4: 1000, 64: 150, 256: 40, 1024: 10}
 BATCH = 64
 
 
-def measure(depth: int) -> list[dict[str, Any]]:
+def measure(block: str, depth: int) -> list[dict[str, Any]]:
     """A row for each precision, before and after training."""
     recipe = with_changes(
         preset("ant", depth=depth),
         task={"num_envs": 64},
+        networks={"block": block},
         algorithm={"batch_size": BATCH},
         budget={"replay_rows": 500, "prefill_rows": 124},
         system={"device": "cpu"},
@@ -54,21 +56,21 @@ def measure(depth: int) -> list[dict[str, Any]]:
             x = network.embed(torch.cat([batch["state"], batch["action"]], dim=-1))
             stack = network.stack.detached()
         upstream = torch.randn(x.shape, generator=Generator().manual_seed(2)) / BATCH
-        truth = _gradients(x, stack, upstream, "fp32", torch.float64)
+        truth = _gradients(x, stack, upstream, block, "fp32", torch.float64)
         for precision in PRECISIONS:
-            values = _gradients(x, stack, upstream, precision, torch.float32)
+            values = _gradients(x, stack, upstream, block, precision, torch.float32)
             errors = {name: _error(value, truth[name]) for name, value in values.items()}
-            row = {"scenario": "precision", "depth": depth, "updates": updates}
+            row = {"scenario": "precision", "block": block, "depth": depth, "updates": updates}
             rows.append(row | {"precision": precision} | errors)
     return rows
 
 
 def _gradients(
-    x: Tensor, stack: Stack, upstream: Tensor, precision: str, dtype: torch.dtype
+    x: Tensor, stack: Stack, upstream: Tensor, block: str, precision: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     x, upstream = x.to(dtype, copy=True).requires_grad_(), upstream.to(dtype)
     stack = Stack(*(part.to(dtype, copy=True).requires_grad_() for part in stack))
-    (y,) = tower([x], [stack], precision=precision)
+    (y,) = tower([x], [stack], block=block, precision=precision)
     y.backward(upstream)
     assert x.grad is not None and stack.weight_LDD.grad is not None
     y = y.detach()
@@ -91,9 +93,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the JSON here too")
     options = parser.parse_args()
     rows = []
-    for depth in options.depths:
-        print(f"depth {depth} ...", file=sys.stderr, flush=True)
-        for row in measure(depth):
+    for block, depth in itertools.product(BLOCKS, options.depths):
+        print(f"{block}, depth {depth} ...", file=sys.stderr, flush=True)
+        for row in measure(block, depth):
             rows.append(row)
             cells = (f"{v:.1e}" if isinstance(v, float) else str(v) for v in row.values())
             print("  ".join(cells), flush=True)

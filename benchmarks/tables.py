@@ -123,18 +123,18 @@ def _learning_line(row: dict[str, Any]) -> str:
 
 
 def precision_table() -> str:
-    """Table of the errors of three tensors by depth and precision, from precision.json."""
+    """Table of the errors of three tensors by block, depth and precision, from precision.json."""
     document = read_result("precision.json")
     columns = ("between_samples", "input_gradient", "weight_gradient")
     lines = [
-        "| depth | updates before | fp32 | tf32 | fp16 | bf16 |",
-        "|---|---|---|---|---|---|",
+        "| block | depth | updates before | fp32 | tf32 | fp16 | bf16 |",
+        "|---|---|---|---|---|---|---|",
     ]
-    cells: dict[tuple[int, int], list[str]] = {}
+    cells: dict[tuple[str, int, int], list[str]] = {}
     for row in document["rows"]:
         errors = " / ".join(f"{row[name]:.0e}" for name in columns)
-        cells.setdefault((row["depth"], row["updates"]), []).append(errors)
-    lines += [f"| {depth} | {n} | {' | '.join(errors)} |" for (depth, n), errors in cells.items()]
+        cells.setdefault((row["block"], row["depth"], row["updates"]), []).append(errors)
+    lines += [f"| {' | '.join([*map(str, of), *errors])} |" for of, errors in cells.items()]
     return "\n".join([*lines, "", machine_line(document["machine"])])
 
 

@@ -206,6 +206,8 @@ class Machine:
         if not pred:
             return
         part = source.part(place)
+        # What was written there by others has to be seen by the engine before it writes.
+        target.read_by_engines()
         target.data.fill_(torch.nan)
 
         def copy() -> int:
