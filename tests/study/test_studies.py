@@ -13,7 +13,7 @@ import torch
 
 from tests.helpers.run_directories import write_run
 from torch_crl.agent.networks import ResidualTower
-from torch_crl.agent.sizes import TowerSizes
+from torch_crl.agent.sizes import BlockName, TowerSizes
 from torch_crl.cli.main import main
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
@@ -543,16 +543,16 @@ def test_limits_measures_growth_and_gradients_at_tiny_size() -> None:
     answer = limits.report(sizes)
     (table,) = tables(answer)
     rows = [limits.Limits(*row) for row in table.rows]  # type: ignore[arg-type]
-    assert [(row.branch, row.depth) for row in rows] == [
-        ("published", 4),
-        ("published", 32),
-        ("scaled", 4),
-        ("scaled", 32),
-    ]
+    names = ("published", "scaled", "pre_norm")
+    assert [(row.network, row.depth) for row in rows] == list(itertools.product(names, (4, 32)))
+    published, scaled, pre_norm = rows[:2], rows[2:4], rows[4:]
     # The sum grows with the blocks, and less where they are scaled.
-    assert rows[1].stream_mean > 2 * rows[0].stream_mean
-    assert rows[3].stream_mean < rows[1].stream_mean
-    assert rows[0].stream_mean == pytest.approx(rows[2].stream_mean)
+    assert published[1].stream_mean > 2 * published[0].stream_mean
+    assert scaled[1].stream_mean < published[1].stream_mean
+    assert published[0].stream_mean == pytest.approx(scaled[0].stream_mean)
+    # Where outputs have no common sign, what tells samples apart grows with the sum.
+    assert pre_norm[1].stream_spread > pre_norm[1].stream_mean
+    assert published[1].stream_spread < 0.5 * published[1].stream_mean
     assert all(row.updates == 2 and row.actor_gradient > 0 for row in rows)
 
 
@@ -580,12 +580,15 @@ def test_the_critics_gradient_is_that_of_both_encoders(monkeypatch: pytest.Monke
     (table,) = tables(answer)
     rows = [limits.Limits(*row) for row in table.rows]  # type: ignore[arg-type]
     assert [row.critic_gradient for row in rows] == pytest.approx(seen, rel=1e-5)
-    # The run that fills the replay, and one for each branch.
-    assert len(closed) == len(rows) + 1 == 3
+    # The run that fills the replay, and one for each kind of network.
+    assert len(closed) == len(rows) + 1 == 4
 
 
-def test_growth_by_layer_ends_with_what_the_head_gets() -> None:
-    sizes = TowerSizes(input_size=3, output_size=2, width=8, depth=12, branch_scale=0.5)
+@pytest.mark.parametrize("block", ["published", "pre_norm"])
+def test_growth_by_layer_ends_with_what_the_head_gets(block: BlockName) -> None:
+    sizes = TowerSizes(
+        input_size=3, output_size=2, width=8, depth=12, branch_scale=0.5, block=block
+    )
     network = ResidualTower(sizes, generator=torch.Generator().manual_seed(0))
     rows_BI = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
     seen: list[torch.Tensor] = []

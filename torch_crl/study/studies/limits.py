@@ -3,6 +3,7 @@
 B batch, D width, L layers.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -29,7 +30,12 @@ from torch_crl.training.crl_run import CrlRun, build_run
 
 TASK = "ant"
 COLLECTIONS = 4
-BRANCHES = ("published", "scaled")
+NETWORKS: Mapping[str, Mapping[str, str]] = {
+    "published": {"branch": "published"},
+    "scaled": {"branch": "scaled"},
+    "pre_norm": {"block": "pre_norm", "branch": "published"},
+}
+"""Name of a kind of network to its settings."""
 # For a larger mean, the slope of the action's tanh is below 2 % of its largest.
 STUCK = 2.65
 
@@ -52,9 +58,10 @@ SIZES: Mapping[Scale, Sizes] = {
 
 
 class Limits(NamedTuple):
-    """Measurements of one depth with one `--branch`."""
+    """Measurements of one depth of one kind of network."""
 
-    branch: str
+    network: str
+    """A name of `NETWORKS`."""
     depth: int
     first_loss: float
     """InfoNCE of the first update, in nats; guessing gives log(batch)."""
@@ -80,21 +87,21 @@ def measure(scale: Scale) -> Answer:
 
 @torch_threads(1)
 def report(sizes: Sizes) -> Answer:
-    """Measure every depth with both branches.
+    """Measure every depth of every kind of network.
 
     On the CPU one thread is used: with layers as small as these, threads only wait for each other.
     """
     rows: list[Limits] = []
     growth: dict[str, list[Line]] = {}
     data = _collected(sizes)
-    for branch, depth in _shown([(b, d) for b in BRANCHES for d in sizes.depths]):
-        with closing(_run(sizes, branch=branch, depth=depth)) as run:
+    for network, depth in _shown(list(itertools.product(NETWORKS, sizes.depths))):
+        with closing(_run(sizes, network=network, depth=depth)) as run:
             run.replay.load_state_dict(data)
             means_L = growth_by_layer(_networks(run).state_action_encoder, _probe(run))
-            rows.append(_measure(run, branch=branch, depth=depth, updates=sizes.updates))
+            rows.append(_measure(run, network=network, depth=depth, updates=sizes.updates))
         layers_L = np.arange(1.0, len(means_L) + 1) * BLOCK
         line = Line(label=f"depth {depth}", x_X=layers_L, y_X=np.array(means_L))
-        growth.setdefault(f"branch {branch}", []).append(line)
+        growth.setdefault(network, []).append(line)
     return Answer(
         findings=(*map(_sentence, rows), "One seed: no interval can be given."),
         sections=(
@@ -105,14 +112,14 @@ def report(sizes: Sizes) -> Answer:
 
 
 def _shown(cells: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    """Iterate over the branches and depths, with progress on standard error."""
+    """Iterate over networks and depths, with progress on standard error."""
     shown = console(stderr=True)
-    for branch, depth in track(
+    for network, depth in track(
         cells, description="measuring", console=shown, disable=not shown.is_terminal
     ):
         if not shown.is_terminal:
-            shown.print(f"measuring branch {branch}, depth {depth}")
-        yield branch, depth
+            shown.print(f"measuring {network}, depth {depth}")
+        yield network, depth
 
 
 def _table(rows: Sequence[Limits], sizes: Sizes) -> Table:
@@ -120,7 +127,7 @@ def _table(rows: Sequence[Limits], sizes: Sizes) -> Table:
         caption=f"{TASK}, width {sizes.width}, batch {sizes.batch}, one seed; guessing costs "
         f"{math.log(sizes.batch):.3g} nats",
         columns=(
-            "branch",
+            "network",
             "depth",
             "InfoNCE, first update",
             "InfoNCE, last update",
@@ -136,7 +143,7 @@ def _table(rows: Sequence[Limits], sizes: Sizes) -> Table:
 
 
 def growth_by_layer(network: ResidualTower, rows_BI: Tensor) -> list[float]:
-    """Mean absolute value of the residual stream after every block, for published blocks."""
+    """Mean absolute value of the residual stream after every block."""
     sizes = []
     with torch.no_grad():
         x_BD = network.embed(rows_BI)
@@ -144,6 +151,7 @@ def growth_by_layer(network: ResidualTower, rows_BI: Tensor) -> list[float]:
             (x_BD,) = tower(
                 [x_BD],
                 [Stack(*chunk)],
+                block=network.sizes.block,
                 activation=network.sizes.activation,
                 branch_scale=network.sizes.branch_scale,
             )
@@ -151,11 +159,11 @@ def growth_by_layer(network: ResidualTower, rows_BI: Tensor) -> list[float]:
     return [float(size) for size in torch.stack(sizes).cpu()]
 
 
-def _run(sizes: Sizes, *, branch: str, depth: int) -> CrlRun:
+def _run(sizes: Sizes, *, network: str, depth: int) -> CrlRun:
     recipe = with_changes(
         preset(TASK, depth=depth),
         task={"num_envs": 64},
-        networks={"width": sizes.width, "branch": branch},
+        networks={"width": sizes.width, **NETWORKS[network]},
         algorithm={"batch_size": sizes.batch},
         budget={"replay_rows": COLLECTIONS * 62},
         system={"simulator_threads": 1},
@@ -165,7 +173,7 @@ def _run(sizes: Sizes, *, branch: str, depth: int) -> CrlRun:
 
 def _collected(sizes: Sizes) -> dict[str, Tensor]:
     """A replay buffer filled by a shallow policy: a deep one begins with extreme actions."""
-    with closing(_run(sizes, branch="published", depth=4)) as run:
+    with closing(_run(sizes, network="published", depth=4)) as run:
         for _ in range(COLLECTIONS):
             run.collect()
         return run.replay.state_dict()
@@ -182,7 +190,7 @@ def _probe(run: CrlRun) -> Tensor:
     return torch.cat([batch["state"], batch["action"]], dim=-1)
 
 
-def _measure(run: CrlRun, *, branch: str, depth: int, updates: int) -> Limits:
+def _measure(run: CrlRun, *, network: str, depth: int, updates: int) -> Limits:
     networks = _networks(run)
     batch = run.replay.sample(64, discount=0.99, generator=run.sampler)
     with torch.no_grad():
@@ -192,6 +200,7 @@ def _measure(run: CrlRun, *, branch: str, depth: int, updates: int) -> Limits:
         (stream_BD,) = tower(
             [rows],
             [encoder.stack],
+            block=encoder.sizes.block,
             activation=encoder.sizes.activation,
             branch_scale=encoder.sizes.branch_scale,
         )
@@ -206,7 +215,7 @@ def _measure(run: CrlRun, *, branch: str, depth: int, updates: int) -> Limits:
         if not math.isfinite(losses[-1]):
             break
     return Limits(
-        branch=branch,
+        network=network,
         depth=depth,
         first_loss=losses[0],
         last_loss=losses[-1],
@@ -222,7 +231,7 @@ def _measure(run: CrlRun, *, branch: str, depth: int, updates: int) -> Limits:
 def _sentence(row: Limits) -> str:
     ended = "" if math.isfinite(row.last_loss) else ", then not finite"
     return (
-        f"branch {row.branch}, depth {row.depth}: InfoNCE {row.first_loss:.3g} to "
+        f"{row.network}, depth {row.depth}: InfoNCE {row.first_loss:.3g} to "
         f"{row.last_loss:.3g} nats in {row.updates:,} updates{ended}; before training the residual "
         f"stream has a mean size of {row.stream_mean:.3g} and a spread of {row.stream_spread:.3g} "
         f"between rows, and {row.stuck:.0%} of the actions are stuck."
@@ -239,11 +248,11 @@ def _by_depth(rows: Sequence[Limits]) -> Picture:
     figures = {}
     for view, name in views.items():
         lines = []
-        for branch in BRANCHES:
-            found = [row for row in rows if row.branch == branch]
+        for network in NETWORKS:
+            found = [row for row in rows if row.network == network]
             x_X = np.array([math.log2(row.depth) for row in found])
             y_X = np.array([getattr(row, name) for row in found])
-            lines.append(Line(label=f"branch {branch}", x_X=x_X, y_X=y_X))
+            lines.append(Line(label=network, x_X=x_X, y_X=y_X))
         axis = "logarithm of the depth to base 2"
         figures[view] = curves_figure({view: lines}, x=(axis, "plain"), y=(view, "plain"))
     return Picture(
@@ -260,8 +269,9 @@ def _along(growth: Mapping[str, Sequence[Line]]) -> Picture:
 
 _READING = """The residual stream is the input's embedding plus the outputs of all blocks so far.
 `published` adds every block's output to it as it is; `scaled` multiplies the output by
-min(1, 16 / depth) first, which --branch auto does above depth 512. An action is stuck if its mean
-lies where the slope of the tanh is below 2 % of its largest."""
+min(1, 16 / depth) first, which --branch auto does above depth 512. `pre_norm` is --block pre_norm,
+whose outputs have no common sign, and whose stream is normalised before the output layer. An action
+is stuck if its mean lies where the slope of the tanh is below 2 % of its largest."""
 
 STUDY = Study(
     question="What becomes of loss, gradient norms and activations in networks of a thousand "
