@@ -543,9 +543,9 @@ def test_limits_measures_growth_and_gradients_at_tiny_size() -> None:
     answer = limits.report(sizes)
     (table,) = tables(answer)
     rows = [limits.Limits(*row) for row in table.rows]  # type: ignore[arg-type]
-    names = ("published", "scaled", "pre_norm")
+    names = ("published", "scaled", "pre_norm", "pre_norm, scaled")
     assert [(row.network, row.depth) for row in rows] == list(itertools.product(names, (4, 32)))
-    published, scaled, pre_norm = rows[:2], rows[2:4], rows[4:]
+    published, scaled, pre_norm = rows[:2], rows[2:4], rows[4:6]
     # The sum grows with the blocks, and less where they are scaled.
     assert published[1].stream_mean > 2 * published[0].stream_mean
     assert scaled[1].stream_mean < published[1].stream_mean
@@ -581,7 +581,7 @@ def test_the_critics_gradient_is_that_of_both_encoders(monkeypatch: pytest.Monke
     rows = [limits.Limits(*row) for row in table.rows]  # type: ignore[arg-type]
     assert [row.critic_gradient for row in rows] == pytest.approx(seen, rel=1e-5)
     # The run that fills the replay, and one for each kind of network.
-    assert len(closed) == len(rows) + 1 == 4
+    assert len(closed) == len(rows) + 1 == 5
 
 
 @pytest.mark.parametrize("block", ["published", "pre_norm"])

@@ -34,6 +34,7 @@ NETWORKS: Mapping[str, Mapping[str, str]] = {
     "published": {"branch": "published"},
     "scaled": {"branch": "scaled"},
     "pre_norm": {"block": "pre_norm", "branch": "published"},
+    "pre_norm, scaled": {"block": "pre_norm", "branch": "scaled"},
 }
 """Name of a kind of network to its settings."""
 # For a larger mean, the slope of the action's tanh is below 2 % of its largest.
@@ -270,8 +271,9 @@ def _along(growth: Mapping[str, Sequence[Line]]) -> Picture:
 _READING = """The residual stream is the input's embedding plus the outputs of all blocks so far.
 `published` adds every block's output to it as it is; `scaled` multiplies the output by
 min(1, 16 / depth) first, which --branch auto does above depth 512. `pre_norm` is --block pre_norm,
-whose outputs have no common sign, and whose stream is normalised before the output layer. An action
-is stuck if its mean lies where the slope of the tanh is below 2 % of its largest."""
+whose outputs have no common sign, and whose stream is normalised before the output layer; it can be
+scaled as well. An action is stuck if its mean lies where the slope of the tanh is below 2 % of its
+largest."""
 
 STUDY = Study(
     question="What becomes of loss, gradient norms and activations in networks of a thousand "
