@@ -171,6 +171,11 @@ def pre_norm_by_depth() -> str:
     return _scores(read_result("pre_norm/report.json"))
 
 
+def limits_study() -> str:
+    """What the study `limits` measured of each kind of network and depth."""
+    return _scores(read_result("limits/report.json"), "ant")
+
+
 def _findings(document: dict[str, Any]) -> list[str]:
     # How many runs there are stands in the table of scores.
     return [f"- {each}" for each in document["findings"] if not each.startswith("Incomplete")]
@@ -194,7 +199,7 @@ def _cell(cell: Any) -> str:
         low, high = cell["interval"]
         return f"{cell['point']:.2f} [{low:.2f}, {high:.2f}]"
     if isinstance(cell, float):
-        return f"{cell:.3g}"
+        return f"{cell:.3g}" if abs(cell) < 1000 else f"{cell:,.0f}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
@@ -337,6 +342,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "depth study": depth_study,
     "block study": block_study,
     "pre-norm by depth": pre_norm_by_depth,
+    "limits study": limits_study,
     "deepest": deepest_table,
 }
 
