@@ -37,6 +37,8 @@ POLICIES: list[dict[str, Any]] = [
     {"chunk": 3},
     {"head": "clip"},
     {"depth": 12, "block": "shared"},
+    {"depth": 8, "block": "pre_norm", "width": 13},
+    {"depth": 64, "block": "pre_norm", "activation": "relu", "branch_scale": 0.25},
 ]
 
 
@@ -119,6 +121,20 @@ def test_every_runtime_gives_the_same_actions(
         assert np.abs(found.reshape(expected.shape) - expected).max() < 1e-5
     found = check(tmp_path)
     assert found.difference < 1e-5 and not found.notes
+
+
+def test_files_of_before_there_was_another_block(tmp_path: Path) -> None:
+    from torch_crl.deploy.runtimes.numpy_policy import Policy as NumpyPolicy
+
+    export(make_policy(), "reacher", "numpy", tmp_path / "numpy")
+    policy = NumpyPolicy(tmp_path / "numpy" / "policy.safetensors")
+    del policy.meta["block"]
+    assert policy.self_test() < 1e-5
+    # An older runtime reads version 1, and would take a pre-norm network for a published one.
+    for version, block in enumerate(("published", "pre_norm"), start=1):
+        export(make_policy(block=block), "reacher", "c", tmp_path / block)
+        content = (tmp_path / block / "policy.bin").read_bytes()
+        assert int.from_bytes(content[4:8], "little") == version
 
 
 @pytest.mark.parametrize("to", ["onnx", "numpy", "c"])
@@ -354,7 +370,7 @@ def test_what_cannot_be_exported_is_told(
     )
     with pytest.raises(UsageError, match="network of a library"):
         export(library, "reacher", "c", tmp_path)
-    with pytest.raises(UsageError, match=r"--block gated; .* know published and shared"):
+    with pytest.raises(UsageError, match=r"--block gated; .* know published, shared, pre_norm"):
         export(make_policy(block="gated"), "reacher", "numpy", tmp_path)
     with pytest.raises(UsageError, match="--single-input is about the graph of --to onnx"):
         export(make_policy(), "reacher", "c", tmp_path, single_input=True)

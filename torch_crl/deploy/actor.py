@@ -16,7 +16,7 @@ from torch_crl.agent.policy import Policy
 from torch_crl.errors import UsageError
 
 Floats = NDArray[np.float32]
-_BLOCKS = ("published", "shared")
+_BLOCKS = ("published", "shared", "pre_norm")
 _PAIRS = 8
 
 
@@ -32,6 +32,8 @@ class ExportedActor:
     depth: int
     """Number of inner layers; those with weights of their own are applied one after the other, and
     then from the first one again."""
+    block: Literal["published", "pre_norm"]
+    """How layers are joined; see `torch_crl.kernels.tower.tower`."""
     activation: Literal["swish", "relu"]
     branch_scale: float
     head: Literal["tanh", "clip"]
@@ -50,8 +52,10 @@ class ExportedActor:
     @property
     def sizes(self) -> dict[str, int | float | str]:
         """Everything but the numbers."""
-        names = "state_size goal_size action_size chunk depth width activation branch_scale head"
-        return {name: getattr(self, name) for name in names.split()}
+        names = ("state_size", "goal_size", "action_size", "chunk", "depth", "width", "block")
+        return {
+            name: getattr(self, name) for name in (*names, "activation", "branch_scale", "head")
+        }
 
     @property
     def sha256(self) -> str:
@@ -66,7 +70,7 @@ def actor_of(policy: Policy) -> ExportedActor:
     """The actor of a policy in fp32.
 
     Raises UsageError for networks that the runtimes do not know: a library's own, and blocks other
-    than `published` and `shared`.
+    than `published`, `shared` and `pre_norm`.
     """
     actor = policy.actor
     if not isinstance(actor, ResidualTower):
@@ -79,7 +83,7 @@ def actor_of(policy: Policy) -> ExportedActor:
     if sizes.block not in _BLOCKS:
         raise UsageError(
             f"this policy was trained with {sizes.flag}; the exported runtimes know "
-            f"{' and '.join(_BLOCKS)}"
+            f"{', '.join(_BLOCKS)}"
         )
     tensors = {
         name: np.ascontiguousarray(tensor.detach().cpu().float().numpy())
@@ -96,6 +100,7 @@ def actor_of(policy: Policy) -> ExportedActor:
         action_size=policy.action_size,
         chunk=policy.chunk,
         depth=sizes.depth,
+        block="pre_norm" if sizes.block == "pre_norm" else "published",
         activation=sizes.activation,
         branch_scale=sizes.branch_scale,
         head="clip" if policy.head == "clip" else "tanh",

@@ -13,7 +13,9 @@ from torch_crl.deploy.actor import ExportedActor, Floats
 
 _LANES = 8
 """Rows of numbers are filled up to a multiple of this, so that the code needs no remainders."""
-_MAGIC, _VERSION = 0x4C524354, 1
+_MAGIC = 0x4C524354
+_VERSIONS = {"published": 1, "pre_norm": 2}
+"""A runtime of before `pre_norm` refuses files of it."""
 
 
 def header_text(told: Mapping[str, Any]) -> str:
@@ -44,9 +46,9 @@ def header_text(told: Mapping[str, Any]) -> str:
 def file_bytes(actor: ExportedActor, task: str) -> bytes:
     """`policy.bin`: sizes and checksum in 128 bytes, all weights, the pairs of the self-test."""
     numbers = np.concatenate([part.ravel() for part in _parts(actor)]).astype("<f4")
-    before = struct.pack("<2I", _MAGIC, _VERSION)
+    before = struct.pack("<2I", _MAGIC, _VERSIONS[actor.block])
     after = struct.pack(
-        "<11IfI32s32x",
+        "<11IfI32sI28x",
         _fnv(task.encode()),
         *(actor.state_size, actor.goal_size, actor.action_size, actor.chunk, actor.width),
         *(len(actor.tensors["weight"]), actor.depth),
@@ -54,6 +56,7 @@ def file_bytes(actor: ExportedActor, task: str) -> bytes:
         actor.branch_scale,
         len(numbers),
         bytes.fromhex(actor.sha256),
+        actor.block == "pre_norm",
     )
     rest = after + numbers.tobytes()
     return before + struct.pack("<I", zlib.crc32(rest, zlib.crc32(before))) + rest

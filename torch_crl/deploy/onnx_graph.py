@@ -102,17 +102,29 @@ def model_of(
 def _layers(graph: _Graph, actor: ExportedActor, x: str, output: str) -> None:
     tensors = actor.tensors
     names = ("weight", "bias", "ln_weight", "ln_bias")
-    x = _layer(graph, actor, x, "input", [tensors[f"input_{name}"] for name in names])
+    pre_norm = actor.block == "pre_norm"
+    dense, norm = _constants(graph, "input", [tensors[f"input_{name}"] for name in names])
+    x = graph.node("Gemm", x, *dense, transB=1)
+    if not pre_norm:
+        x = _activated(graph, actor, _normalised(graph, x, norm))
     own = len(tensors["weight"])
     for start in range(0, actor.depth, BLOCK):
         inner = x
         for k in range(start, start + BLOCK):
             of_layer = [tensors[name][k % own] for name in names]
-            inner = _layer(graph, actor, inner, f"layer_{k % own}", of_layer)
+            of_dense, of_norm = _constants(graph, f"layer_{k % own}", of_layer)
+            if pre_norm:
+                inner = inner if k == start else _activated(graph, actor, inner)
+                inner = graph.node("Gemm", _normalised(graph, inner, of_norm), *of_dense, transB=1)
+            else:
+                inner = graph.node("Gemm", inner, *of_dense, transB=1)
+                inner = _activated(graph, actor, _normalised(graph, inner, of_norm))
         if actor.branch_scale != 1.0:
             scale = np.array(actor.branch_scale, np.float32)
             inner = graph.node("Mul", inner, graph.constant("branch_scale", scale))
         x = graph.node("Add", x, inner)
+    if pre_norm:
+        x = _normalised(graph, x, norm)
     weight, bias = (
         graph.constant(f"output_{name}", tensors[f"output_{name}"]) for name in names[:2]
     )
@@ -130,16 +142,23 @@ def _layers(graph: _Graph, actor: ExportedActor, x: str, output: str) -> None:
     graph.node("Clip", y, low, high, output=output)
 
 
-def _layer(
-    graph: _Graph, actor: ExportedActor, x: str, name: str, parameters: Sequence[Floats]
-) -> str:
-    """act(LN(x W^T + b))."""
-    weight, bias, ln_weight, ln_bias = (
+def _constants(
+    graph: _Graph, name: str, parameters: Sequence[Floats]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """The names of weight and bias, and of the LayerNorm's."""
+    parts = ("weight", "bias", "ln_weight", "ln_bias")
+    named = [
         graph.constant(f"{name}.{part}", value)
-        for part, value in zip(("weight", "bias", "ln_weight", "ln_bias"), parameters, strict=True)
-    )
-    x = graph.node("Gemm", x, weight, bias, transB=1)
-    x = graph.node("LayerNormalization", x, ln_weight, ln_bias, axis=-1, epsilon=EPSILON)
+        for part, value in zip(parts, parameters, strict=True)
+    ]
+    return named[:2], named[2:]
+
+
+def _normalised(graph: _Graph, x: str, norm: Sequence[str]) -> str:
+    return graph.node("LayerNormalization", x, *norm, axis=-1, epsilon=EPSILON)
+
+
+def _activated(graph: _Graph, actor: ExportedActor, x: str) -> str:
     if actor.activation == "relu":
         return graph.node("Relu", x)
     return graph.node("Mul", x, graph.node("Sigmoid", x))

@@ -55,23 +55,31 @@ class Policy:
         parts = [np.broadcast_to(x, (*leading, x.shape[-1])) for x in (state, goal)]
         x = np.concatenate(parts, -1).reshape(-1, len(t["input_weight"][0]))
         names = ("weight", "bias", "ln_weight", "ln_bias")
-        x = self._layer(x, *(t[f"input_{name}"] for name in names))
+        weight, bias, *first_norm = (t[f"input_{name}"] for name in names)
         layers = [[t[name][k] for name in names] for k in range(len(t["weight"]))]
+        # Files of before there was another block do not name it.
+        pre_norm = meta.get("block") == "pre_norm"
+        x = x @ weight.T + bias
+        if not pre_norm:
+            x = self._activated(_normalised(x, *first_norm))
         for start in range(0, meta["depth"], BLOCK):
             inner = x
             for k in range(start, start + BLOCK):
-                inner = self._layer(inner, *layers[k % len(layers)])
+                weight, bias, *norm = layers[k % len(layers)]
+                if pre_norm:
+                    inner = inner if k == start else self._activated(inner)
+                    inner = _normalised(inner, *norm) @ weight.T + bias
+                else:
+                    inner = self._activated(_normalised(inner @ weight.T + bias, *norm))
             x = x + np.float32(meta["branch_scale"]) * inner
+        if pre_norm:
+            x = _normalised(x, *first_norm)
         output = x @ t["output_weight"].T + t["output_bias"]
         output = np.tanh(output) if meta["head"] == "tanh" else np.clip(output, -1.0, 1.0)
         chunk = [meta["chunk"]] if meta["chunk"] > 1 else []
         return output.reshape(*leading, *chunk, meta["action_size"])
 
-    def _layer(self, x, weight, bias, ln_weight, ln_bias):
-        x = x @ weight.T + bias
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(1e-6))
-        x = x * ln_weight + ln_bias
+    def _activated(self, x):
         if self.meta["activation"] == "relu":
             return np.maximum(x, 0)
         with np.errstate(over="ignore"):
@@ -84,6 +92,12 @@ class Policy:
         if not difference <= 1e-5:
             raise ValueError(f"the self-test failed: actions differ by {difference:.2g}")
         return difference
+
+
+def _normalised(x, weight, bias):
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(1e-6))
+    return x * weight + bias
 
 
 def _tensor(data, entry):

@@ -1,5 +1,6 @@
 /* See policy.h. The layers are those of arXiv 2503.14858: dense, LayerNorm, activation; every fourth
-   one adds its output to a residual sum. All sums are fp32. */
+   one adds its output to a residual sum. In a pre-norm network LayerNorm is before dense, and before
+   the output; activations are between the four layers. All sums are fp32. */
 
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200112L
@@ -38,7 +39,8 @@ typedef struct {
     float branch_scale;
     uint32_t floats;
     unsigned char sha256_of_weights[32];
-    uint32_t unused[8];
+    uint32_t pre_norm;
+    uint32_t unused[7];
 } header_t;
 
 typedef float lanes_t __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -97,8 +99,8 @@ static void exponential(lanes_t *lanes) {
     *lanes = p * (lanes_t)power;
 }
 
-/* act(LN(x)) in place; what fills up the row stays 0. */
-static void normalise(float *x, const float *g, const float *b, uint32_t relu) {
+/* LN(x) in place; what fills up the row stays 0. */
+static void normalise(float *x, const float *g, const float *b) {
     lanes_t total = {0}, squares = {0};
     for (int k = 0; k < WIDE; k += LANES) total += *(lanes_t *)(x + k);
     float mean = sum_of(&total) / WIDTH;
@@ -108,8 +110,15 @@ static void normalise(float *x, const float *g, const float *b, uint32_t relu) {
         squares += v * v;
     }
     float scale = 1.0f / sqrtf(sum_of(&squares) / WIDTH + 1e-6f);
+    for (int k = 0; k < WIDE; k += LANES)
+        *(lanes_t *)(x + k) = *(lanes_t *)(x + k) * scale * *(const lanes_t *)(g + k)
+                              + *(const lanes_t *)(b + k);
+}
+
+/* act(x) in place. */
+static void activate(float *x, uint32_t relu) {
     for (int k = 0; k < WIDE; k += LANES) {
-        lanes_t n = *(lanes_t *)(x + k) * scale * *(const lanes_t *)(g + k) + *(const lanes_t *)(b + k);
+        lanes_t n = *(lanes_t *)(x + k);
         if (relu) {
             *(lanes_t *)(x + k) = (lanes_t)((bits_t)n & ~(n < 0.0f));
         } else {
@@ -122,23 +131,35 @@ static void normalise(float *x, const float *g, const float *b, uint32_t relu) {
 
 void policy_act(const policy_t *policy, const float *state, const float *goal, float *action) {
     const header_t *h = header(policy);
-    const float *w = numbers(policy), *first;
+    const float *w = numbers(policy), *norm, *first;
     float input[PADDED(INPUTS)] = {0}, x[WIDE] = {0}, inner[2][WIDE] = {{0}};
     memcpy(input, state, sizeof(float) * POLICY_STATE_SIZE);
     memcpy(input + POLICY_STATE_SIZE, goal, sizeof(float) * POLICY_GOAL_SIZE);
     dense(w, w + (size_t)WIDTH * PADDED(INPUTS), input, x, WIDTH, PADDED(INPUTS));
-    w += (size_t)WIDTH * PADDED(INPUTS) + WIDE;
-    normalise(x, w, w + WIDE, h->relu);
-    first = w += 2 * WIDE;
+    norm = w + (size_t)WIDTH * PADDED(INPUTS) + WIDE;
+    if (!h->pre_norm) {
+        normalise(x, norm, norm + WIDE);
+        activate(x, h->relu);
+    }
+    first = norm + 2 * WIDE;
     for (uint32_t k = 0; k < h->depth; k++) {
         w = first + (size_t)(k % h->layers) * ((size_t)WIDTH * WIDE + 3 * WIDE);
         const float *bias = w + (size_t)WIDTH * WIDE;
         float *from = k % BLOCK ? inner[(k + 1) % 2] : x, *to = inner[k % 2];
+        if (h->pre_norm) {
+            if (k % BLOCK) activate(from, h->relu);
+            else from = memcpy(inner[(k + 1) % 2], x, sizeof x);
+            normalise(from, bias + WIDE, bias + 2 * WIDE);
+        }
         dense(w, bias, from, to, WIDTH, WIDE);
-        normalise(to, bias + WIDE, bias + 2 * WIDE, h->relu);
+        if (!h->pre_norm) {
+            normalise(to, bias + WIDE, bias + 2 * WIDE);
+            activate(to, h->relu);
+        }
         if (k % BLOCK == BLOCK - 1)
             for (int i = 0; i < WIDTH; i++) x[i] += h->branch_scale * to[i];
     }
+    if (h->pre_norm) normalise(x, norm, norm + WIDE);
     w = first + (size_t)h->layers * ((size_t)WIDTH * WIDE + 3 * WIDE);
     dense(w, w + (size_t)OUTPUTS * WIDE, x, action, OUTPUTS, WIDE);
     for (int i = 0; i < OUTPUTS; i++)
@@ -177,7 +198,8 @@ static enum policy_status problem_of(const unsigned char *bytes, size_t size) {
     if ((uintptr_t)bytes % sizeof(float)) return POLICY_UNALIGNED;
     if (size < sizeof(header_t)) return POLICY_CUT;
     if (h->magic != 0x4C524354u) return POLICY_NO_POLICY;
-    if (h->version != 1) return POLICY_VERSION;
+    /* Version 2 knows pre-norm networks. */
+    if (h->version != 1 + (h->pre_norm != 0)) return POLICY_VERSION;
     if (size != sizeof(header_t) + 4 * (size_t)h->floats) return POLICY_CUT;
     if (checksum_of(bytes, size) != h->checksum) return POLICY_DAMAGED;
     if (h->task_hash != POLICY_TASK_HASH || h->state != POLICY_STATE_SIZE
