@@ -2,15 +2,14 @@
 
 A block adds s F(h) to its input h. Swish gives F a positive mean, which all later layers expect,
 so a block is replaced by the mean of what it adds. That constant stays in the residual sum for
-good; the biases of the layers that read the sum take it in, so it costs nothing (see
-`without_blocks`). Which blocks go is measured: one after the other those whose removal changes the
-policy's actions least. Block influence (arXiv 2403.03853) and other angles between inputs and
-outputs predict that badly (arXiv 2605.14075).
+good; biases take it in, so it costs nothing (see `without`). Which blocks go is measured: one after
+the other those whose removal changes the policy's actions least. Block influence (arXiv 2403.03853)
+and other angles between inputs and outputs predict that badly (arXiv 2605.14075).
 
 K rows of state and goal, D width, L layers, A action.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +22,7 @@ from torch_crl.agent.policy import HEADS, Policy
 from torch_crl.errors import UsageError
 from torch_crl.kernels.tower import BLOCK, Stack
 
+_PRUNED = ("published", "pre_norm")
 _ROUNDS = 16
 """At most this share of the blocks is removed between two measurements of all the others."""
 
@@ -37,11 +37,11 @@ class Blocks:
         """
         policy.require_numbers("prune")
         actor = policy.actor
-        if not isinstance(actor, ResidualTower) or actor.sizes.block != "published":
+        if not isinstance(actor, ResidualTower) or actor.sizes.block not in _PRUNED:
             kind = actor.sizes.flag if isinstance(actor, ResidualTower) else "a library"
             raise UsageError(
                 f"this policy has the network of {kind}; blocks can be removed from those of "
-                "contrastive RL and behaviour cloning with --block published"
+                f"contrastive RL and behaviour cloning with --block {' or '.join(_PRUNED)}"
             )
         self.actor, self.head = actor, HEADS[policy.head]
         self.count = actor.sizes.depth // BLOCK
@@ -98,10 +98,11 @@ class Blocks:
     def without(self, removed: Collection[int], *, fold: bool = True) -> ResidualTower:
         """A smaller actor without these blocks.
 
-        With c the sum of the means of the removed blocks before it, a kept block reads h - c in
-        place of h, so the bias of its first layer becomes bias + W c, and that of the head
-        likewise; the numbers are those of the network with the means in place, up to rounding.
-        Without `fold` the blocks are left out and nothing else changes.
+        The numbers are those of the network with the means in place, up to rounding. With c the sum
+        of the means of the removed blocks before it, a kept block reads h - c in place of h, so the
+        bias of its first layer becomes bias + W c, and that of the head likewise. What a block of
+        `pre_norm` adds ends with a dense layer, so there the bias before the removed block takes in
+        the mean. Without `fold` the blocks are left out and nothing else changes.
         """
         actor, kept = self.actor, [b for b in range(self.count) if b not in removed]
         if not kept:
@@ -114,18 +115,43 @@ class Blocks:
         for name in actor.stack._fields:
             short = name.rpartition("_")[0]
             tensors[short] = tensors[short][layers]
-        sums, constant_D = self._before_each(removed), torch.zeros(sizes.width, dtype=torch.float64)
-        for number in range(self.count if fold else 0):
-            if number in removed:
-                constant_D += (sums[number + 1] - sums[number]).double().mean(0)
+        if fold:
+            sums = self._before_each(removed)
+            means = {b: (sums[b + 1] - sums[b]).double().mean(0) for b in removed}
+            if sizes.block == "pre_norm":
+                _fold_before(tensors, means, kept, sizes.branch_scale)
             else:
-                place = BLOCK * kept.index(number)
-                _absorb(tensors["bias"][place], tensors["weight"][place], constant_D)
-        _absorb(tensors["output_bias"], tensors["output_weight"], constant_D)
+                _fold_behind(tensors, means, kept)
         smaller.load_state_dict(tensors)
         return smaller
 
 
-def _absorb(bias: Tensor, weight: Tensor, constant_D: Tensor) -> None:
+def _fold_behind(
+    tensors: dict[str, Tensor], means: Mapping[int, Tensor], kept: Sequence[int]
+) -> None:
+    """Give the biases of the layers that read the residual sum what the means would add to it."""
+    constant_D = torch.zeros_like(tensors["input_bias"], dtype=torch.float64)
+    for number in range(len(kept) + len(means)):
+        if number in means:
+            constant_D += means[number]
+        else:
+            place = BLOCK * kept.index(number)
+            _absorb(tensors["bias"][place], tensors["weight"][place], constant_D)
+    _absorb(tensors["output_bias"], tensors["output_weight"], constant_D)
+
+
+def _absorb(bias: Tensor, weight: Tensor, constant: Tensor) -> None:
     """Give a layer's bias what a constant in its input would add."""
-    bias.copy_(bias + weight.double() @ constant_D)
+    bias.copy_(bias + weight.double() @ constant)
+
+
+def _fold_before(
+    tensors: dict[str, Tensor], means: Mapping[int, Tensor], kept: Sequence[int], scale: float
+) -> None:
+    """Give the means to the biases of the last layers before, whose outputs go into the sum."""
+    for number, mean in means.items():
+        before = [place for place, block in enumerate(kept) if block < number]
+        if before:
+            tensors["bias"][BLOCK * before[-1] + BLOCK - 1] += mean / scale
+        else:
+            tensors["input_bias"] += mean
