@@ -56,9 +56,10 @@ def measure(block: str, depth: int) -> list[dict[str, Any]]:
             x = network.embed(torch.cat([batch["state"], batch["action"]], dim=-1))
             stack = network.stack.detached()
         upstream = torch.randn(x.shape, generator=Generator().manual_seed(2)) / BATCH
-        truth = _gradients(x, stack, upstream, block, "fp32", torch.float64)
+        options = {"block": block, "branch_scale": network.sizes.branch_scale}
+        truth = _gradients(x, stack, upstream, "fp32", torch.float64, options)
         for precision in PRECISIONS:
-            values = _gradients(x, stack, upstream, block, precision, torch.float32)
+            values = _gradients(x, stack, upstream, precision, torch.float32, options)
             errors = {name: _error(value, truth[name]) for name, value in values.items()}
             row = {"scenario": "precision", "block": block, "depth": depth, "updates": updates}
             rows.append(row | {"precision": precision} | errors)
@@ -66,11 +67,16 @@ def measure(block: str, depth: int) -> list[dict[str, Any]]:
 
 
 def _gradients(
-    x: Tensor, stack: Stack, upstream: Tensor, block: str, precision: str, dtype: torch.dtype
+    x: Tensor,
+    stack: Stack,
+    upstream: Tensor,
+    precision: str,
+    dtype: torch.dtype,
+    options: dict[str, Any],
 ) -> dict[str, Tensor]:
     x, upstream = x.to(dtype, copy=True).requires_grad_(), upstream.to(dtype)
     stack = Stack(*(part.to(dtype, copy=True).requires_grad_() for part in stack))
-    (y,) = tower([x], [stack], block=block, precision=precision)
+    (y,) = tower([x], [stack], precision=precision, **options)
     y.backward(upstream)
     assert x.grad is not None and stack.weight_LDD.grad is not None
     y = y.detach()

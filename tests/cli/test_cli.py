@@ -193,6 +193,27 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_tells_of_a_busy_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dry_run("reacher", monkeypatch=monkeypatch, capsys=capsys)[1] == ""
+    load = [1.9]
+
+    def measure(recipe: object) -> calibration.Pace:
+        load[0] = 8.0
+        return calibration.Pace(env_step=0.0, update=1e-3)
+
+    monkeypatch.setattr(os, "getloadavg", lambda: (load[0], 1.0, 1.0))
+    monkeypatch.setattr(calibration, "measure", measure)
+    assert main(["train", "reacher", "--dry-run"]) == 0
+    told = "the load average is 1.9; what else runs here makes times longer\n"
+    assert capsys.readouterr().err == told
+    # Windows has no such function.
+    monkeypatch.delattr(os, "getloadavg")
+    assert main(["train", "reacher", "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_resumed_run_takes_the_time_of_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

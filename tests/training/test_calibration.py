@@ -1,6 +1,5 @@
 """How long a run would take: what is measured, what follows by arithmetic, and what is told."""
 
-import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,7 +132,6 @@ def test_every_kind_of_algorithm_can_be_measured(
 def test_what_cannot_be_measured_is_told_and_many_hours_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
 
     def measure(recipe: Recipe) -> Pace:
         raise RuntimeError("no such task")
@@ -149,14 +147,11 @@ def test_what_cannot_be_measured_is_told_and_many_hours_are(
         "time: 25 h on this machine, one run after the other (1 measured just now)",
         "warning: about 25 hours on this machine",
     ]
-    monkeypatch.setattr(os, "getloadavg", lambda: (1.9, 1.0, 1.0))
-    assert summary([long])[2].startswith("the load average is 1.9; what else runs here")
 
 
 def test_only_what_is_left_of_runs_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     measured: list[Recipe] = []
 
     def measure(recipe: Recipe) -> Pace:

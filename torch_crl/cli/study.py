@@ -65,14 +65,16 @@ def main(arguments: list[str]) -> int:
     cost = str(cost_of(trials)) if trials else "no runs: networks are measured in this process"
     print_line(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}")
     folder, runs = _folders(options, study.runs_of or options.name)
-    if options.dry_run:
-        check_plan(trials, runs, with_ray=options.launch.launcher == "ray")
     trains = bool(trials) and not options.report_only
+    if trains or options.dry_run:
+        check_plan(trials, runs, with_ray=options.launch.launcher == "ray")
     if trains and (options.dry_run or options.scale == "full"):
+        from torch_crl.system.machine import busy
         from torch_crl.training.calibration import estimate_rest, summary
 
-        folders = [runs / trial.name for trial in trials]
-        for line in summary(estimate_rest([trial.recipe for trial in trials], folders)):
+        folders, notes = [runs / trial.name for trial in trials], busy()
+        estimates = estimate_rest([trial.recipe for trial in trials], folders)
+        for line in [*summary(estimates), *notes]:
             print_line(line, stderr=True)
     if options.dry_run:
         return 0

@@ -107,9 +107,10 @@ def print_plan(trials: "Sequence[Trial]", runs: Path) -> None:
     """
     from rich.table import Table
 
+    from torch_crl.system.machine import busy
     from torch_crl.training.calibration import estimate_rest, summary
 
-    recipes = [trial.recipe for trial in trials]
+    recipes, notes = [trial.recipe for trial in trials], busy()
     with Stages() as stages:
         stages.begin("measuring how long such runs take")
         estimates = estimate_rest(recipes, [runs / trial.name for trial in trials])
@@ -128,5 +129,5 @@ def print_plan(trials: "Sequence[Trial]", runs: Path) -> None:
         shown = time.shown if time else "finished"
         found.add_row(NameCell(trial.name), f"{recipe.total_env_steps:,}", work, shown)
     console().print(found)
-    for line in summary(estimates):
+    for line in [*summary(estimates), *notes]:
         print_line(line, stderr=True)

@@ -143,18 +143,20 @@ def _run(options: Options) -> int:
     )
     asked: Any = {name: getattr(options, name) for name in ("resume", "overwrite", "wandb")}
     if options.dry_run:
+        from torch_crl.system.machine import busy
         from torch_crl.training.calibration import estimate, share_done, warnings
 
         recipe = find_problems(recipe, directory, ranks=ranks, **asked)
         if not ranks.is_first:
             return 0
+        notes = busy()
         (found,) = estimate([recipe])
         how = found.how
         if options.resume:
             done = share_done(directory.path, recipe)
             found, how = found.rest(done), f"{how}, {done:.0%} done"
         print_plan(recipe, ("time on this machine", found.shown, how))
-        for line in warnings([found]):
+        for line in [*warnings([found]), *notes]:
             print_line(line, stderr=True)
         return 0
     result = train(recipe, directory, reshard=options.reshard, **asked)

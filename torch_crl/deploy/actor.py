@@ -40,7 +40,8 @@ class ExportedActor:
     """What makes the action from the output."""
     tensors: dict[str, Floats]
     """`input_` and `output_` layer [D, S + G] and [O, D], inner `weight` [L, D, D], and the biases
-    and LayerNorm parameters of each."""
+    and LayerNorm parameters of each. The LayerNorm behind the first layer is the `input_` one;
+    with `pre_norm` it is before the last layer, and the `output_` one."""
     pairs: dict[str, Floats]
     """`state` [P, S], `goal` [P, G] and the `action` [P, O] that the policy gives for them."""
 
@@ -48,6 +49,13 @@ class ExportedActor:
     def width(self) -> int:
         """Number of units of a layer."""
         return len(self.tensors["input_bias"])
+
+    @property
+    def first_layer(self) -> list[Floats]:
+        """Its weight and bias, and weight and bias of its LayerNorm, wherever that stands."""
+        norm = "output" if self.block == "pre_norm" else "input"
+        names = ("input_weight", "input_bias", f"{norm}_ln_weight", f"{norm}_ln_bias")
+        return [self.tensors[name] for name in names]
 
     @property
     def sizes(self) -> dict[str, int | float | str]:
@@ -89,6 +97,9 @@ def actor_of(policy: Policy) -> ExportedActor:
         name: np.ascontiguousarray(tensor.detach().cpu().float().numpy())
         for name, tensor in actor.state_dict().items()
     }
+    if sizes.block == "pre_norm":
+        # By these names, runtimes of before there were such networks refuse them.
+        tensors = {name.replace("input_ln", "output_ln"): each for name, each in tensors.items()}
     if policy.head == "squashed_gaussian":
         # Without the log-std, which the deterministic action does not need.
         outputs = policy.action_size * policy.chunk

@@ -65,7 +65,7 @@ def file_bytes(actor: ExportedActor, task: str) -> bytes:
 def _parts(actor: ExportedActor) -> list[Floats]:
     t = actor.tensors
     names = ("weight", "bias", "ln_weight", "ln_bias")
-    parts = [_filled(t[f"input_{name}"]) for name in names]
+    parts = [_filled(part) for part in actor.first_layer]
     for layer in range(len(t["weight"])):
         parts += [_filled(t[name][layer]) for name in names]
     parts += [_filled(t["output_weight"]), t["output_bias"]]

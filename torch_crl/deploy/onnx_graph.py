@@ -103,7 +103,7 @@ def _layers(graph: _Graph, actor: ExportedActor, x: str, output: str) -> None:
     tensors = actor.tensors
     names = ("weight", "bias", "ln_weight", "ln_bias")
     pre_norm = actor.block == "pre_norm"
-    dense, norm = _constants(graph, "input", [tensors[f"input_{name}"] for name in names])
+    dense, norm = _constants(graph, "input", actor.first_layer)
     x = graph.node("Gemm", x, *dense, transB=1)
     if not pre_norm:
         x = _activated(graph, actor, _normalised(graph, x, norm))

@@ -1,10 +1,11 @@
 """Removes residual blocks of an actor, and keeps what they add on average.
 
-A block adds s F(h) to its input h. Swish gives F a positive mean, which all later layers expect,
-so a block is replaced by the mean of what it adds. That constant stays in the residual sum for
-good; biases take it in, so it costs nothing (see `without`). Which blocks go is measured: one after
-the other those whose removal changes the policy's actions least. Block influence (arXiv 2403.03853)
-and other angles between inputs and outputs predict that badly (arXiv 2605.14075).
+A block adds s F(h) to its input h. All later layers expect the mean of F, which swish makes
+positive in a published block, so a block is replaced by the mean of what it adds. That constant
+stays in the residual sum for good; biases take it in, so it costs nothing (see `without`). Which
+blocks go is measured: one after the other those whose removal changes the policy's actions least.
+Block influence (arXiv 2403.03853) and other angles between inputs and outputs predict that badly
+(arXiv 2605.14075).
 
 K rows of state and goal, D width, L layers, A action.
 """

@@ -21,8 +21,15 @@ _QUIET = 0.5
 
 
 def busy() -> list[str]:
-    """A line for the user if other processes slow down what is measured on this machine."""
-    load = os.getloadavg()[0]
+    """A line for the user if other processes slow down what is measured on this machine.
+
+    To be asked before measuring, which is a load too.
+    """
+    try:
+        load = os.getloadavg()[0]
+    # Not every system tells it.
+    except (AttributeError, OSError):
+        return []
     told = f"the load average is {load:.1f}; what else runs here makes times longer"
     return [told] if load > _QUIET else []
 

@@ -20,7 +20,6 @@ from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.settings import BudgetRecipe
 from torch_crl.runs.directory import Moment, RunDirectory
 from torch_crl.system.devices import resolve_device
-from torch_crl.system.machine import busy
 from torch_crl.system.terminal import duration
 from torch_crl.system.threads import torch_threads
 from torch_crl.training.crl_run import CrlRun
@@ -142,7 +141,7 @@ def warnings(estimates: Sequence[Estimate]) -> list[str]:
     hours = sum(found.seconds for found in estimates if found.pace) / 3600
     if hours > MANY_HOURS:
         lines.append(f"warning: about {hours:,.0f} hours on this machine")
-    return [*lines, *(busy() if hours else [])]
+    return lines
 
 
 def _runs(count: int) -> str:

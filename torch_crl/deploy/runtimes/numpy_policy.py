@@ -55,13 +55,13 @@ class Policy:
         parts = [np.broadcast_to(x, (*leading, x.shape[-1])) for x in (state, goal)]
         x = np.concatenate(parts, -1).reshape(-1, len(t["input_weight"][0]))
         names = ("weight", "bias", "ln_weight", "ln_bias")
-        weight, bias, *first_norm = (t[f"input_{name}"] for name in names)
+        weight, bias = t["input_weight"], t["input_bias"]
         layers = [[t[name][k] for name in names] for k in range(len(t["weight"]))]
         # Files of before there was another block do not name it.
         pre_norm = meta.get("block") == "pre_norm"
         x = x @ weight.T + bias
         if not pre_norm:
-            x = self._activated(_normalised(x, *first_norm))
+            x = self._activated(_normalised(x, t["input_ln_weight"], t["input_ln_bias"]))
         for start in range(0, meta["depth"], BLOCK):
             inner = x
             for k in range(start, start + BLOCK):
@@ -73,7 +73,7 @@ class Policy:
                     inner = self._activated(_normalised(inner @ weight.T + bias, *norm))
             x = x + np.float32(meta["branch_scale"]) * inner
         if pre_norm:
-            x = _normalised(x, *first_norm)
+            x = _normalised(x, t["output_ln_weight"], t["output_ln_bias"])
         output = x @ t["output_weight"].T + t["output_bias"]
         output = np.tanh(output) if meta["head"] == "tanh" else np.clip(output, -1.0, 1.0)
         chunk = [meta["chunk"]] if meta["chunk"] > 1 else []

@@ -198,8 +198,8 @@ static enum policy_status problem_of(const unsigned char *bytes, size_t size) {
     if ((uintptr_t)bytes % sizeof(float)) return POLICY_UNALIGNED;
     if (size < sizeof(header_t)) return POLICY_CUT;
     if (h->magic != 0x4C524354u) return POLICY_NO_POLICY;
-    /* Version 2 knows pre-norm networks. */
-    if (h->version != 1 + (h->pre_norm != 0)) return POLICY_VERSION;
+    /* 2 is of pre-norm networks. */
+    if (h->version != 1 && h->version != 2) return POLICY_VERSION;
     if (size != sizeof(header_t) + 4 * (size_t)h->floats) return POLICY_CUT;
     if (checksum_of(bytes, size) != h->checksum) return POLICY_DAMAGED;
     if (h->task_hash != POLICY_TASK_HASH || h->state != POLICY_STATE_SIZE
@@ -209,7 +209,7 @@ static enum policy_status problem_of(const unsigned char *bytes, size_t size) {
     size_t layer = (size_t)WIDTH * WIDE + 3 * WIDE;
     size_t floats = (size_t)WIDTH * PADDED(INPUTS) + 3 * WIDE + h->layers * layer
                     + (size_t)OUTPUTS * WIDE + OUTPUTS + h->pairs * (size_t)(INPUTS + OUTPUTS);
-    if (!h->layers || h->layers % BLOCK || !h->depth || h->depth % BLOCK || !h->pairs
+    if (h->pre_norm != h->version - 1 || !h->layers || h->layers % BLOCK || !h->depth || h->depth % BLOCK || !h->pairs
         || floats != h->floats)
         return POLICY_NO_POLICY;
     return POLICY_OK;

@@ -74,7 +74,7 @@ class Limits(NamedTuple):
     critic_gradient: float
     """The same of both encoders together."""
     stream_mean: float
-    """Mean absolute value before training of what enters the critic's output layer."""
+    """Mean absolute value of the critic's residual stream behind all blocks, before training."""
     stream_spread: float
     """Standard deviation of the same over the rows of a batch: what tells samples apart."""
     stuck: float
