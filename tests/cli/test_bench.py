@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from torch_crl.benchmarks import policies
+from torch_crl.benchmarks import policies, precision
 from torch_crl.benchmarks.picture import published_milliseconds
-from torch_crl.benchmarks.precision import measure
 from torch_crl.benchmarks.scenarios import Scenario, random_run, recipe_of, run_scenario
 from torch_crl.benchmarks.timing import time_calls
 from torch_crl.cli.main import main
+from torch_crl.kernels.tower import tower
+from torch_crl.recipe.presets import preset, with_changes
+from torch_crl.recipe.record import Recipe
 
 CPU = torch.device("cpu")
 
@@ -104,8 +106,26 @@ def test_updates_of_baselines_have_a_row(algo: str) -> None:
     assert row["ms_p50"] > 0 and row["compute"].startswith(algo)
 
 
-def test_precision_rows_rank_as_their_mantissas() -> None:
-    rows = [row for row in measure(8) if row["updates"] == 0]
+@pytest.mark.parametrize("block", ["published", "pre_norm"])
+def test_precision_rows_rank_as_their_mantissas(
+    block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales = []
+
+    def spied(*arguments: Any, **options: Any) -> Any:
+        scales.append((options["block"], options["branch_scale"]))
+        return tower(*arguments, **options)
+
+    monkeypatch.setattr(precision, "tower", spied)
+
+    def scaled(task: str, *, depth: int) -> Recipe:
+        networks = {"branch": "scaled", "width": 64}
+        return with_changes(preset(task, depth=depth), networks=networks)
+
+    monkeypatch.setattr(precision, "preset", scaled)
+    rows = [row for row in precision.measure(block, 32) if row["updates"] == 0]
+    # The networks that are measured are those that are trained.
+    assert set(scales) == {(block, 0.5)}
     errors = {row["precision"]: row["weight_gradient"] for row in rows}
     assert errors["fp32"] < 1e-5 < errors["fp16"] < errors["bf16"]
     assert errors["fp16"] == pytest.approx(errors["tf32"], rel=0.2)
@@ -127,7 +147,7 @@ def test_an_update_by_compiled_kernels_has_the_floor_of_their_products(
 
     monkeypatch.setattr("torch_crl.benchmarks.compiled_products.products_of_layers", measured)
     scenario = Scenario(kind="floor", depth=4, batch=64, width=32, seconds=0.1)
-    for tower, expected in (("numba", [[(4, 64, 32), (4, 32, 32)]]), ("reference", [])):
-        run_scenario(replace(scenario, tower=tower), device="cpu")
+    for chosen, expected in (("numba", [[(4, 64, 32), (4, 32, 32)]]), ("reference", [])):
+        run_scenario(replace(scenario, tower=chosen), device="cpu")
         assert seen == expected
         seen.clear()
