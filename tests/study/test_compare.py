@@ -334,7 +334,24 @@ def test_nothing_is_reached_soon_where_nobody_reaches_the_goal(folder: Path) -> 
         write_run(folder / name, preset("point_u4_maze", algo=algo), [0.0] * 6)
     report = comparison_report(compare(read_curves(folder)), command="")
     (section,) = [section for section in report.sections if section.title == "How soon"]
-    assert {row[0] for row in section.parts[0].rows} == {"reacher", "point_u_maze"}  # type: ignore[union-attr]
+    over_run, levels = section.parts
+    assert {row[0] for row in levels.rows} == {"reacher", "point_u_maze"}  # type: ignore[union-attr]
+    nowhere = [row for row in over_run.rows if row[0] == "point_u4_maze"]  # type: ignore[union-attr]
+    assert [row[-1].point for row in nowhere] == [0.0, 0.0]
+
+
+def test_who_learns_sooner_has_more_of_the_run(tmp_path: Path) -> None:
+    # With equal ends.
+    for name, block, early in (("a", "published", 0.0), ("b", "pre_norm", 0.6)):
+        recipe = with_changes(preset("reacher"), networks={"block": block})
+        write_run(tmp_path / name, recipe, [early] * 3 + [0.6] * 6)
+    comparison = compare(read_curves(tmp_path))
+    slow, fast = (
+        comparison.over_run("reacher", f"CRL depth 4, block {block}").point
+        for block in ("published", "pre_norm")
+    )
+    assert (slow, fast) == pytest.approx((0.4, 0.6))
+    assert comparison.estimate("CRL depth 4, block published").point == pytest.approx(0.6)
 
 
 def test_published_curves_lie_under_those_of_their_depth(tmp_path: Path) -> None:

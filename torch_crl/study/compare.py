@@ -100,6 +100,11 @@ class Comparison:
         tasks = (task,) if task else self.tasks
         return estimate([self.scores(name, method, metric) for name in tasks])
 
+    def over_run(self, task: str, method: str, metric: str = METRIC) -> Estimate:
+        """As `estimate`, of the mean of all evaluations of each run: who learns sooner has more."""
+        curves = self.runs[task, method]
+        return estimate([[float(curve.metric(metric).mean()) for curve in curves]])
+
     def ranked(self) -> list[str]:
         """The methods with runs on every task, best first."""
         return sorted(self.everywhere, key=lambda method: -self.estimate(method).point)
