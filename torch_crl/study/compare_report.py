@@ -216,8 +216,8 @@ def speed_section(comparison: Comparison) -> Section:
         if (task, method) in comparison.runs
     )
     whole = Table(
-        caption="Time at goal as a share of the episode, mean of all evaluations of a run: a method "
-        "that learns sooner has more of it. Interquartile mean over seeds [95 % interval].",
+        caption="Time at goal as a share of the episode, mean of all evaluations of a run: a "
+        "method that learns sooner has more. Interquartile mean over seeds [95 % interval].",
         columns=("task", "method", "seeds", "time at goal over the run"),
         rows=over_run,
     )
