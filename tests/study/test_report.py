@@ -166,6 +166,16 @@ def test_figures_draw_what_they_are_given() -> None:
     assert len(curves.axes[0].collections) == 1
 
 
+def test_depths_and_magnitudes_have_logarithmic_axes_with_plain_numbers() -> None:
+    line = Line(label="a", x_X=np.array([4.0, 64.0, 1024.0]), y_X=np.array([2.0, 300.0, 50_000.0]))
+    figure = curves_figure({"a": [line]}, x=("depth", "depth"), y=("norm", "magnitude"))
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    figure.canvas.draw()
+    assert {"4", "64", "1,024"} <= {label.get_text() for label in axes.get_xticklabels()}
+    assert {"10", "1,000"} <= {label.get_text() for label in axes.get_yticklabels()}
+
+
 @pytest.mark.parametrize(
     ("highest", "top"), [(0.03, 0.05), (0.05, 0.05), (0.06, 0.1), (0.3, 0.5), (0.6, 1.0), (0, 0.05)]
 )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-Unit = Literal["env steps", "seconds", "share", "plain"]
+Unit = Literal["env steps", "seconds", "share", "depth", "magnitude", "plain"]
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; yellow is too pale for lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#5B6675", "#882255")
@@ -287,10 +287,14 @@ def _ordered_colour(place: float, index: int) -> str:
 
 
 def _format(axis: "Axis", unit: Unit) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
     if unit == "env steps":
         axis.set_major_formatter(EngFormatter(sep=" "))
+    if unit in ("depth", "magnitude"):
+        rescale = axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale
+        rescale("log", base=2 if unit == "depth" else 10)
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def _scale(x: tuple[str, Unit], ends: Sequence[float]) -> tuple[float, str]:

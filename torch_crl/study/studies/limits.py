@@ -21,7 +21,7 @@ from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.agent.optimizer import gradient_norm
 from torch_crl.kernels.tower import BLOCK, Stack, tower
 from torch_crl.recipe.presets import preset, with_changes
-from torch_crl.study.pictures import Line, curves_figure
+from torch_crl.study.pictures import Line, Unit, curves_figure
 from torch_crl.study.report import Picture, Section, Table, Text
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.system.terminal import console
@@ -240,29 +240,28 @@ def _sentence(row: Limits) -> str:
 
 
 def _by_depth(rows: Sequence[Limits]) -> Picture:
-    views = {
-        "loss": "last_loss",
-        "actor gradient": "actor_gradient",
-        "critic gradient": "critic_gradient",
-        "stream": "stream_mean",
+    views: dict[str, tuple[str, Unit]] = {
+        "InfoNCE, last update": ("last_loss", "plain"),
+        "gradient norm, actor": ("actor_gradient", "magnitude"),
+        "gradient norm, critic": ("critic_gradient", "magnitude"),
+        "residual stream, mean size": ("stream_mean", "magnitude"),
     }
     figures = {}
-    for view, name in views.items():
+    for view, (name, unit) in views.items():
         lines = []
         for network in NETWORKS:
             found = [row for row in rows if row.network == network]
-            x_X = np.array([math.log2(row.depth) for row in found])
+            x_X = np.array([float(row.depth) for row in found])
             y_X = np.array([getattr(row, name) for row in found])
             lines.append(Line(label=network, x_X=x_X, y_X=y_X))
-        axis = "logarithm of the depth to base 2"
-        figures[view] = curves_figure({view: lines}, x=(axis, "plain"), y=(view, "plain"))
+        figures[view] = curves_figure({view: lines}, x=("depth", "depth"), y=(view, unit))
     return Picture(
         name="by_depth", caption="loss, gradients and residual stream by depth", views=figures
     )
 
 
 def _along(growth: Mapping[str, Sequence[Line]]) -> Picture:
-    figure = curves_figure(growth, x=("layer", "plain"), y=("mean absolute value", "plain"))
+    figure = curves_figure(growth, x=("layer", "depth"), y=("mean absolute value", "magnitude"))
     return Picture(
         name="growth", caption="the residual stream before training", views={"sum": figure}
     )
