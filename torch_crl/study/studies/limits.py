@@ -261,7 +261,7 @@ def _by_depth(rows: Sequence[Limits]) -> Picture:
 
 
 def _along(growth: Mapping[str, Sequence[Line]]) -> Picture:
-    figure = curves_figure(growth, x=("layer", "depth"), y=("mean absolute value", "magnitude"))
+    figure = curves_figure(growth, x=("layer", "depth"), y=("mean absolute value", "plain"))
     return Picture(
         name="growth", caption="the residual stream before training", views={"sum": figure}
     )
