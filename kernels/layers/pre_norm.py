@@ -10,7 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from torch_crl.kernels.layers.common import Kept, Options, operand, tiles_of
-from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, tile_of
+from torch_crl.kernels.norm_act.kernel import (
+    activation_bwd,
+    activation_fwd,
+    normalise_bwd,
+    tile_of,
+)
 from torch_crl.kernels.norm_act.reference import EPSILON
 from torch_crl.kernels.tower.reference import BLOCK, Stack
 
@@ -107,9 +112,7 @@ def pre_norm_bwd_kernel(
             b_dln_bias += tl.sum(tl.where(m_live, b_dn, 0.0), 0)
             b_ln_weight = tl.load(p_ln_weight + o_d, mask=m_d, other=0.0)
             b_dxhat = b_dn * b_ln_weight[None, :]
-            b_m1 = tl.sum(b_dxhat, 1) / width
-            b_m2 = tl.sum(b_dxhat * b_xhat, 1) / width
-            b_dsource = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+            b_dsource = normalise_bwd(b_dxhat, b_xhat, b_rstd, width)
             if ENDS:
                 b_d += b_dsource
                 tl.store(p_dsum + o, b_d, mask=m)

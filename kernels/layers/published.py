@@ -11,7 +11,12 @@ from torch import Tensor
 
 from torch_crl.kernels.dense import rounded
 from torch_crl.kernels.layers.common import Kept, Options, operand, tiles_of
-from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, tile_of
+from torch_crl.kernels.norm_act.kernel import (
+    activation_bwd,
+    activation_fwd,
+    normalise_bwd,
+    tile_of,
+)
 from torch_crl.kernels.norm_act.reference import EPSILON
 from torch_crl.kernels.tower.reference import BLOCK, Stack
 
@@ -84,9 +89,7 @@ def layer_bwd_kernel(
         b_dc = scale * tl.load(p_dc + o, mask=m, other=0.0)
         b_dn = b_dc * activation_bwd(b_xhat * b_ln_weight[None, :] + b_ln_bias[None, :], RELU)
         b_dxhat = b_dn * b_ln_weight[None, :]
-        b_m1 = tl.sum(b_dxhat, 1) / width
-        b_m2 = tl.sum(b_dxhat * b_xhat, 1) / width
-        b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+        b_dh = normalise_bwd(b_dxhat, b_xhat, b_rstd, width)
         tl.store(p_dh + o, operand(b_dh, TF32).to(p_dh.dtype.element_ty), mask=m)
         m_live = (o_m < live)[:, None]
         b_dbias += tl.sum(tl.where(m_live, b_dh, 0.0), 0)

@@ -33,6 +33,14 @@ def activation_bwd(n, RELU: tl.constexpr):
     return sigmoid * (1.0 + n * (1.0 - sigmoid))
 
 
+@triton.jit
+def normalise_bwd(b_dxhat, b_xhat, b_rstd, width):
+    """From the gradient of normalised rows to that of the rows before."""
+    b_m1 = tl.sum(b_dxhat, 1) / width
+    b_m2 = tl.sum(b_dxhat * b_xhat, 1) / width
+    return b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+
+
 @triton.jit(do_not_specialize=["scale"])
 def norm_act_fwd_kernel(
     # in
@@ -94,9 +102,7 @@ def norm_act_bwd_kernel(
         b_xhat = (b_x - b_mean[:, None]) * b_rstd[:, None]
         b_dn = scale * b_dy * activation_bwd(b_xhat * b_weight[None, :] + b_bias[None, :], RELU)
         b_dxhat = b_dn * b_weight[None, :]
-        b_m1 = tl.sum(b_dxhat, 1) / width
-        b_m2 = tl.sum(b_dxhat * b_xhat, 1) / width
-        b_dx = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+        b_dx = normalise_bwd(b_dxhat, b_xhat, b_rstd, width)
         tl.store(p_dx + o, b_dx.to(p_dx.dtype.element_ty), mask=m)
         b_dweight += tl.sum(b_dn * b_xhat, 0)
         b_dbias += tl.sum(b_dn, 0)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd
+from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, normalise_bwd
 from torch_crl.kernels.tower.rows import SIZES, rows_of_program
 
 
@@ -90,9 +90,7 @@ def _norm_bwd(
     tl.store(p_sums + D + o_d, tl.sum(b_dn * b_xhat, 0) * unscale, mask=m_sums)
     tl.store(p_sums + 2 * D + o_d, tl.sum(b_dn, 0) * unscale, mask=m_sums)
     b_dxhat = b_dn * b_ln_weight[None, :]
-    b_m1 = tl.sum(b_dxhat, 1) / D
-    b_m2 = tl.sum(b_dxhat * b_xhat, 1) / D
-    return b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+    return normalise_bwd(b_dxhat, b_xhat, b_rstd, D)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "branch_scale", "scale"])

@@ -6,7 +6,7 @@ R rows, D width, L layers, P programs with live rows.
 import triton
 import triton.language as tl
 
-from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd
+from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, normalise_bwd
 from torch_crl.kernels.tower.rows import SIZES, rows_of_program
 
 
@@ -143,9 +143,7 @@ def tower_bwd_kernel(
         tl.store(p_out + D, tl.sum(b_dn * b_xhat, 0) * unscale, mask=is_live)
         tl.store(p_out + 2 * D, tl.sum(b_dn, 0) * unscale, mask=is_live)
         b_dxhat = b_dn * b_ln_weight[None, :]
-        b_m1 = tl.sum(b_dxhat, 1) / D
-        b_m2 = tl.sum(b_dxhat * b_xhat, 1) / D
-        b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+        b_dh = normalise_bwd(b_dxhat, b_xhat, b_rstd, D)
         tl.store(p_out, tl.sum(b_dh, 0) * unscale, mask=is_live)
         b_dh16 = b_dh.to(p_dh.dtype.element_ty)
         tl.store(p_dh + i_layer * rows_live * D + o, b_dh16, mask=m & is_live)

@@ -8,7 +8,7 @@ live rows.
 import triton
 import triton.language as tl
 
-from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd
+from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, normalise_bwd
 from torch_crl.kernels.tower.published import normalise
 from torch_crl.kernels.tower.rows import rows_of_program, sum_over_programs
 
@@ -92,9 +92,7 @@ def embed_bwd_kernel(
     b_n = b_xhat * b_ln_weight[None, :] + tl.load(p_ln_bias + o_d)[None, :]
     b_dn = tl.load(p_dy + o, mask=m, other=0.0) * activation_bwd(b_n, RELU)
     b_dxhat = b_dn * b_ln_weight[None, :]
-    b_m1 = tl.sum(b_dxhat, 1) / D
-    b_m2 = tl.sum(b_dxhat * b_xhat, 1) / D
-    b_dh = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+    b_dh = normalise_bwd(b_dxhat, b_xhat, b_rstd, D)
     tl.store(p_dh + o, b_dh, mask=m)
     # In the order of `tower_bwd_kernel`: bias, LayerNorm's weight and bias.
     p_out = p_partial + i_p * 3 * D + o_d
@@ -304,10 +302,8 @@ def head_bwd_kernel(
             b_x = tl.load(p_x + o, mask=m_m, other=0.0)
             b_xhat = _normalised(b_x, p_mean, p_rstd, o_m, o_m < stop)
             b_dxhat = b_dx * tl.load(p_ln_weight + o_d)[None, :]
-            b_m1 = tl.sum(b_dxhat, 1) / D
-            b_m2 = tl.sum(b_dxhat * b_xhat, 1) / D
             b_rstd = tl.load(p_rstd + o_m, mask=o_m < stop, other=0.0)
-            b_dx = b_rstd[:, None] * (b_dxhat - b_m1[:, None] - b_xhat * b_m2[:, None])
+            b_dx = normalise_bwd(b_dxhat, b_xhat, b_rstd, D)
         tl.store(p_dx + o, b_dx, mask=m_m)
     elif i_p < row_programs + tiles0:
         i_tile = i_p - row_programs

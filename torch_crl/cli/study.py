@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> int:
     print_line(f"study {options.name}, scale {options.scale}: {study.question}\n{cost}")
     folder, runs = _folders(options, study.runs_of or options.name)
     trains = bool(trials) and not options.report_only
-    if trains or options.dry_run:
+    # What trains checks it too, but not before it is asked for confirmation.
+    if options.dry_run or (trains and options.scale == "full"):
         check_plan(trials, runs, with_ray=options.launch.launcher == "ray")
     if trains and (options.dry_run or options.scale == "full"):
         from torch_crl.system.machine import busy

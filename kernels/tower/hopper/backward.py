@@ -23,10 +23,10 @@ from torch_crl.kernels.tower.hopper.parts import (
     barrier,
     descriptor,
     multiply,
+    normalise_bwd,
     request_weight,
     rows_of_program,
     sigmoid,
-    sums,
     weight_descriptor,
 )
 from torch_crl.kernels.tower.hopper.pre_norm import backward_pre_norm, sum_up_pre_norm
@@ -145,9 +145,7 @@ def _backward(
         b_dn = b_dinner * _slope(b_xhat * b_ln_weight[:, None] + b_ln_bias[:, None], RELU)
         dns.index(i_buffer).permute((1, 0)).store(b_dn)
         b_dxhat = b_dn * b_ln_weight[:, None]
-        b_m1, b_m2 = sums(b_dxhat, b_dxhat * b_xhat, scratch0, scratch1, MMA, D, BM, WARPS)
-        b_m1, b_m2 = b_m1 * b_rstd * (1.0 / D), b_m2 * b_rstd * (1.0 / D)
-        b_dh = b_dxhat * b_rstd[None, :] - b_m1[None, :] - b_xhat * b_m2[None, :]
+        b_dh = normalise_bwd(b_dxhat, b_xhat, b_rstd, scratch0, scratch1, MMA, D, BM, WARPS)
         operand = operands.index(i_buffer)
         operand.permute((1, 0)).store(b_dh.to(dtype))
         fence_async_shared()

@@ -21,10 +21,10 @@ from torch_crl.kernels.tower.hopper.parts import (
     barrier,
     descriptor,
     multiply,
+    normalise,
     request_weight,
     rows_of_program,
     sigmoid,
-    sums,
     weight_descriptor,
 )
 from torch_crl.kernels.tower.hopper.pre_norm import forward_pre_norm
@@ -108,10 +108,7 @@ def _forward(
         b_h = warpgroup_mma_wait(0, deps=[b_h])
         barrier()
         mbarrier.arrive(freed, count=1)
-        b_mean, b_square = sums(b_h, b_h * b_h, scratch0, scratch1, MMA, D, BM, WARPS)
-        b_mean *= 1.0 / D
-        b_rstd = gl.rsqrt(gl.maximum(b_square * (1.0 / D) - b_mean * b_mean, 0.0) + EPS)
-        b_xhat = b_h * b_rstd[None, :] - (b_mean * b_rstd)[None, :]
+        b_xhat, _, b_rstd = normalise(b_h, scratch0, scratch1, EPS, MMA, D, BM, WARPS)
         b_n = b_xhat * b_ln_weight[:, None] + b_ln_bias[:, None]
         b_s = gl.where(b_n < 0.0, 0.0, b_n) if RELU else b_n * sigmoid(b_n)
         if (i_layer + 1) % BLOCK == 0:

@@ -134,6 +134,30 @@ def sums(
     return gl.convert_layout(b_0, layout), gl.convert_layout(b_1, layout)
 
 
+@gluon.jit
+def normalise(
+    b_h, scratch0, scratch1,
+    EPS: gl.constexpr, MMA: gl.constexpr,
+    D: gl.constexpr, BM: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    # Rows, which are columns here, with mean 0 and variance 1; their mean and 1 / std before.
+    b_mean, b_square = sums(b_h, b_h * b_h, scratch0, scratch1, MMA, D, BM, WARPS)
+    b_mean *= 1.0 / D
+    b_rstd = gl.rsqrt(gl.maximum(b_square * (1.0 / D) - b_mean * b_mean, 0.0) + EPS)
+    return b_h * b_rstd[None, :] - (b_mean * b_rstd)[None, :], b_mean, b_rstd
+
+
+@gluon.jit
+def normalise_bwd(
+    b_dxhat, b_xhat, b_rstd, scratch0, scratch1,
+    MMA: gl.constexpr, D: gl.constexpr, BM: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    # From the gradient of normalised rows to that of the rows before.
+    b_m1, b_m2 = sums(b_dxhat, b_dxhat * b_xhat, scratch0, scratch1, MMA, D, BM, WARPS)
+    b_m1, b_m2 = b_m1 * b_rstd * (1.0 / D), b_m2 * b_rstd * (1.0 / D)
+    return b_dxhat * b_rstd[None, :] - b_m1[None, :] - b_xhat * b_m2[None, :]
+
+
 def descriptor(rows: Tensor, block: list[int]) -> TensorDescriptor:
     """Of 16-bit rows [..., D] in memory one after another."""
     layout = gl.NVMMASharedLayout.get_default_for(block, _ELEMENTS[rows.dtype])

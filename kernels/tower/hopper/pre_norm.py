@@ -12,7 +12,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from torch_crl.kernels.tower.hopper.parts import await_weight, barrier, multiply, sigmoid, sums
+from torch_crl.kernels.tower.hopper.parts import (
+    await_weight,
+    barrier,
+    multiply,
+    normalise,
+    normalise_bwd,
+    sigmoid,
+)
 
 
 @gluon.jit
@@ -38,12 +45,7 @@ def forward_pre_norm(
         if starts_block:
             b_x += branch_scale * b_h
             b_source = b_x
-        b_mean, b_square = sums(
-            b_source, b_source * b_source, scratch0, scratch1, MMA, D, BM, WARPS
-        )
-        b_mean *= 1.0 / D
-        b_rstd = gl.rsqrt(gl.maximum(b_square * (1.0 / D) - b_mean * b_mean, 0.0) + EPS)
-        b_xhat = b_source * b_rstd[None, :] - (b_mean * b_rstd)[None, :]
+        b_xhat, b_mean, b_rstd = normalise(b_source, scratch0, scratch1, EPS, MMA, D, BM, WARPS)
         operand = operands.index(i_layer % 2)
         b_input = b_xhat * b_ln_weight[:, None] + b_ln_bias[:, None]
         operand.permute((1, 0)).store(b_input.to(dtype))
@@ -133,9 +135,7 @@ def backward_pre_norm(
             # For the warps that sum up.
             value.store(b_xhat.to(dtype))
         b_dxhat = b_dn * b_ln_weight[:, None]
-        b_m1, b_m2 = sums(b_dxhat, b_dxhat * b_xhat, scratch0, scratch1, MMA, D, BM, WARPS)
-        b_m1, b_m2 = b_m1 * b_rstd * (1.0 / D), b_m2 * b_rstd * (1.0 / D)
-        b_dsource = b_dxhat * b_rstd[None, :] - b_m1[None, :] - b_xhat * b_m2[None, :]
+        b_dsource = normalise_bwd(b_dxhat, b_xhat, b_rstd, scratch0, scratch1, MMA, D, BM, WARPS)
         b_dh = b_dsource * b_slope
         if starts_block:
             b_dx += b_dsource
