@@ -1,4 +1,4 @@
-"""Times the parts of an update one by one: tower passes, LayerNorm, scores of pairs, sampling."""
+"""Times the parts of an update one by one: towers, LayerNorm, scores of pairs, sampling, Adam."""
 
 import itertools
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from torch_crl.agent.optimizer import adam
 from torch_crl.benchmarks.scenario import Row, Scenario
 from torch_crl.benchmarks.timing import time_calls
 from torch_crl.kernels.dense import weight_gradients
@@ -15,6 +16,7 @@ from torch_crl.kernels.norm_act import norm_act
 from torch_crl.kernels.relabel import Ring, relabel
 from torch_crl.kernels.squashed_gaussian import squashed_gaussian
 from torch_crl.kernels.tower import PERSISTENT_WIDTHS, Stack
+from torch_crl.kernels.tower.rounded import RoundedWeights
 
 REPRESENTATION = 64
 # Rows of the ring buffer that batches are drawn from, and sizes of the vectors in it.
@@ -66,6 +68,33 @@ def _parts(scenario: Scenario, device: torch.device) -> list[tuple[str, Callable
             *(normal(depth, width) for _ in range(3)),
         )
         parts += _tower_parts(stack, normal, batch)
+    if device.type == "cuda":
+        for layers in sorted({4, depth, 256}):
+            parts += _adam_parts([normal(layers, width, width) for _ in range(3)])
+    return parts
+
+
+def _adam_parts(weights: list[Tensor]) -> list[tuple[str, Callable[[], object], int]]:
+    """A step of ours, with and without rounded weights, and one of torch with them."""
+    device, rate = weights[0].device, 3e-4
+    count = sum(weight.numel() for weight in weights) / 1e6
+    parts: list[tuple[str, Callable[[], object], int]] = []
+    for name, kept in (("with rounded weights", True), ("alone", False)):
+        trained = [weight.clone().requires_grad_() for weight in weights]
+        for weight in trained:
+            weight.grad = torch.ones_like(weight)
+        rounded = RoundedWeights(trained)
+        # Nothing else keeps these, so that ours also takes more than `MOST_ELEMENTS`.
+        ours = adam({rate: trained}, device, "triton", [rounded if kept else RoundedWeights()])
+        theirs = adam({rate: trained}, device, "reference")
+
+        def of_torch(theirs: Any = theirs, rounded: Any = rounded, kept: bool = kept) -> None:
+            theirs.step()
+            if kept:
+                rounded.follow()
+
+        parts += [(f"Adam {name}, {count:.3g} million, triton", ours.step, 0)]
+        parts += [(f"Adam {name}, {count:.3g} million, reference", of_torch, 0)]
     return parts
 
 

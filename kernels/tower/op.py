@@ -13,43 +13,41 @@ from torch_crl.kernels.dense import PRECISIONS, weight_gradients
 from torch_crl.kernels.launch import require_device
 from torch_crl.kernels.tower.passes import Layers, backward_layers, empty_kept, forward_layers
 from torch_crl.kernels.tower.reference import Stack
+from torch_crl.kernels.tower.rounded import rounded_weights
 
 
 @torch.library.custom_op("torch_crl::tower_forward", mutates_args=())
 def tower_forward(
     x: Tensor,
     weights: list[Tensor],
+    weight16: Tensor,
     vectors: list[Tensor],
     live: list[int],
     frozen: int,
     block: str,
     activation: str,
     branch_scale: float,
-    precision: str,
     recompute: int,
     scale: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """y [R, D], the rounded weights (see `Layers`), and the tensors kept for the backward pass.
+) -> tuple[Tensor, list[Tensor]]:
+    """y [R, D], and the tensors kept for the backward pass.
 
-    `vectors` holds bias, LayerNorm weight and LayerNorm bias of each tower in turn. The kept
-    tensors are those of `empty_kept`, or with `recompute` the fp32 input [R, D] of each chunk of
-    layers. `scale` is used only by the backward pass.
+    `weights` only tell autograd whose gradients the backward pass gives; what is read are the
+    rounded ones (see `Layers`). `vectors` holds bias, LayerNorm weight and LayerNorm bias of each
+    tower in turn. The kept tensors are those of `empty_kept`, or with `recompute` the fp32 input
+    [R, D] of each chunk of layers. `scale` is used only by the backward pass.
     """
-    dtype = PRECISIONS[precision]
-    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=dtype)
-    # One kernel for both towers.
-    torch._foreach_copy_(list(weight16.unbind(0)), weights)
     layers = _layers(weight16, vectors, live, frozen, block, activation, branch_scale)
     kept = empty_kept(x, layers) if keep and not recompute else None
     if kept is not None or not keep:
-        return forward_layers(x, layers, kept=kept), weight16, kept or []
+        return forward_layers(x, layers, kept=kept), kept or []
     inputs = []
     y = x.clone()
     for chunk in _chunks(layers, recompute):
         inputs.append(y)
         y = forward_layers(y, layers.part(chunk), kept=None)
-    return y, weight16, inputs
+    return y, inputs
 
 
 @torch.library.custom_op("torch_crl::tower_backward", mutates_args=())
@@ -119,24 +117,23 @@ def _empty_gradients(dy: Tensor, weight16: Tensor) -> tuple[list[Tensor], Tensor
 def _(
     x: Tensor,
     weights: list[Tensor],
+    weight16: Tensor,
     vectors: list[Tensor],
     live: list[int],
     frozen: int,
     block: str,
     activation: str,
     branch_scale: float,
-    precision: str,
     recompute: int,
     scale: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    weight16 = x.new_empty(len(weights), *weights[0].shape, dtype=PRECISIONS[precision])
+) -> tuple[Tensor, list[Tensor]]:
     layers = _layers(weight16, vectors, live, frozen, block, activation, branch_scale)
     kept: list[Tensor] = []
     if keep:
         chunks = _chunks(layers, recompute)
         kept = [torch.empty_like(x) for _ in chunks] if recompute else empty_kept(x, layers)
-    return torch.empty_like(x), weight16, kept
+    return torch.empty_like(x), kept
 
 
 @tower_backward.register_fake
@@ -145,8 +142,8 @@ def _(dy: Tensor, weight16: Tensor, *_: Any) -> tuple[Tensor, list[Tensor], Tens
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    _, _, vectors, *ctx.options, _ = inputs
-    _, weight16, kept = output
+    _, _, weight16, vectors, *ctx.options, _ = inputs
+    _, kept = output
     ctx.num_vectors = len(vectors)
     ctx.save_for_backward(weight16, *vectors, *kept)
     ctx.set_materialize_grads(False)
@@ -155,7 +152,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
 def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
     weight16, *saved = ctx.saved_tensors
     vectors, kept = saved[: ctx.num_vectors], saved[ctx.num_vectors :]
-    live, frozen, block, activation, branch_scale, _, recompute, scale = ctx.options
+    live, frozen, block, activation, branch_scale, recompute, scale = ctx.options
     dx, dweights, sums = tower_backward(
         dy.contiguous(),
         weight16,
@@ -170,8 +167,8 @@ def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
         scale,
     )
     if not sum(live):
-        return dx, [None] * len(dweights), [None] * ctx.num_vectors, *[None] * 9
-    return dx, dweights, list(sums.flatten(0, 1).unbind(0)), *[None] * 9
+        return dx, [None] * len(dweights), None, [None] * ctx.num_vectors, *[None] * 8
+    return dx, dweights, None, list(sums.flatten(0, 1).unbind(0)), *[None] * 8
 
 
 tower_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -218,8 +215,12 @@ def tower_rows(
     precision: str,
     gradient_scale: float,
     recompute: int,
+    rounded: Tensor | None = None,
 ) -> Tensor:
-    """The same for rows [R, D] in one tensor; those behind the live ones are frozen."""
+    """The same for rows [R, D] in one tensor; those behind the live ones are frozen.
+
+    `rounded` are the weights [T, L, D, D] in the precision of the matmuls, if they are at hand.
+    """
     require_device(x_RD, "tower")
     weights = [stack.weight_LDD for stack in stacks]
     vectors = [vector.contiguous() for stack in stacks for vector in stack[1:]]
@@ -229,6 +230,8 @@ def tower_rows(
         # No row is kept for gradients that nobody asks for.
         live = [0]
     frozen = len(x_RD) - sum(live)
-    options = (block, activation, branch_scale, precision, recompute, gradient_scale, keep)
-    y_RD: Tensor = tower_forward(x_RD, weights, vectors, live, frozen, *options)[0]
+    options = (block, activation, branch_scale, recompute, gradient_scale, keep)
+    if rounded is None:
+        rounded = rounded_weights(weights, PRECISIONS[precision])
+    y_RD: Tensor = tower_forward(x_RD, weights, rounded, vectors, live, frozen, *options)[0]
     return y_RD

@@ -23,6 +23,7 @@ def whole_towers(
     precision: str,
     gradient_scale: float,
     recompute: int,
+    rounded: Tensor | None = None,
 ) -> list[Tensor]:
     """First layer, residual blocks and last layer of one or two towers of equal inner sizes.
 
@@ -35,6 +36,8 @@ def whole_towers(
             them.
         block, activation, branch_scale, precision, gradient_scale, recompute: as in
             `torch_crl.kernels.tower.tower`.
+        rounded: the weights of all inner layers [T, L, D, D] in the precision, as `RoundedWeights`
+            keeps them; None has them rounded here.
 
     Returns:
         [B, O] for each of `inputs`, followed by [F, O] if there are frozen rows.
@@ -65,6 +68,7 @@ def whole_towers(
         precision=precision,
         gradient_scale=gradient_scale,
         recompute=recompute,
+        rounded=rounded,
     )
     norm = [] if block == "published" else [p for k, p in enumerate(first) if k % 4 > 1]
     outputs: list[Tensor] = head(y_RD, last, norm, counts)[0]

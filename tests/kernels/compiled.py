@@ -47,6 +47,8 @@ class Resources(NamedTuple):
     """Products of four warps together, on Hopper."""
     engine_copies: int
     """Copies of blocks to shared memory by the copy engine."""
+    wide_loads: int
+    """Loads of 16 bytes at once in the code."""
 
 
 def compile_all(jobs: list[Job]) -> list[Resources]:
@@ -91,6 +93,7 @@ def _compile(job: Job) -> Resources:
         compiled.asm["ptx"].count("cp.async.cg.shared.global"),
         compiled.asm["ptx"].count("wgmma.mma_async"),
         compiled.asm["ptx"].count("cp.async.bulk.tensor.2d.shared"),
+        len(re.findall(r"ld\.global\.v4\.[bf]32", compiled.asm["ptx"])),
     )
 
 

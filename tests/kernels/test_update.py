@@ -1,5 +1,7 @@
 """A whole update on the kernels against the same update in plain torch."""
 
+import copy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -17,13 +19,15 @@ from torch_crl.training import crl_run as run_module
 STATE, GOAL, ACTION, BATCH = 11, 3, 2, 20
 
 
-def learner(compute: Compute, contrastive_loss: str, block: BlockName) -> ActorCritic:
+def learner(
+    compute: Compute, contrastive_loss: str, block: BlockName, critic_depth: int = 8
+) -> ActorCritic:
     sizes = network_sizes(
         state_size=STATE,
         goal_size=GOAL,
         action_size=ACTION,
         actor_depth=4,
-        critic_depth=8,
+        critic_depth=critic_depth,
         width=128,
         representation_size=16,
         block=block,
@@ -54,14 +58,7 @@ def test_updates_on_the_kernels_equal_those_in_plain_torch(
     fused = learner(Compute(precision="fp16", tower="persistent"), contrastive_loss, block)
     generator = Generator().manual_seed(2)
     for _ in range(3):
-        batch = TensorDict(
-            {
-                "state": torch.randn(BATCH, STATE, generator=generator),
-                "action": torch.rand(BATCH, ACTION, generator=generator) * 2 - 1,
-                "goal": torch.randn(BATCH, GOAL, generator=generator),
-            },
-            batch_size=[BATCH],
-        ).to(DEVICE)
+        batch = drawn_batch(generator)
         expected, metrics = plain.update(batch), fused.update(batch)
         for name, value in expected.items():
             assert float(metrics[name]) == pytest.approx(float(value), rel=5e-3, abs=5e-3), name
@@ -70,6 +67,55 @@ def test_updates_on_the_kernels_equal_those_in_plain_torch(
         # Three steps of 1e-3; Adam turns a tiny gradient's rounding into a whole step.
         difference = (parameter - theirs[name]).detach().abs()
         assert difference.mean() < 1e-4 and difference.max() < 6e-3, name
+
+
+def drawn_batch(generator: Generator) -> TensorDict:
+    return TensorDict(
+        {
+            "state": torch.randn(BATCH, STATE, generator=generator),
+            "action": torch.rand(BATCH, ACTION, generator=generator) * 2 - 1,
+            "goal": torch.randn(BATCH, GOAL, generator=generator),
+        },
+        batch_size=[BATCH],
+    ).to(DEVICE)
+
+
+def test_towers_read_rounded_weights_that_updates_and_loading_keep_new(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compute = Compute(precision="fp16", tower="persistent")
+    # Of equal depths, so that the copies of all three networks lie in one tensor.
+    ours = learner(compute, "symmetric_info_nce", "published", critic_depth=4)
+    generator = Generator().manual_seed(2)
+    ours.update(drawn_batch(generator))
+    towers = [ours.actor, *ours.objective.towers()]
+    assert len(towers) == 3 and len({id(tower.rounded) for tower in towers}) == 1
+
+    def assert_followed() -> None:
+        for tower in towers:
+            assert tower.rounded is not None
+            rounded = tower.rounded.copy_of(tower.weight)
+            assert rounded is not None and rounded.equal(tower.weight.detach().half())
+
+    assert_followed()
+    saved = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    ours.update(drawn_batch(generator))
+    with monkeypatch.context() as patch:
+        # Nothing is rounded but by the optimiser.
+        patch.setattr(torch, "_foreach_copy_", None)
+        ours.update(drawn_batch(generator))
+    assert_followed()
+    ours.load_state_dict(saved)
+    assert_followed()
+    # Copies of networks have weights of their own, which nobody rounds.
+    for tower in towers:
+        other = copy.deepcopy(tower)
+        with torch.no_grad():
+            other.weight.zero_()
+        x = torch.ones(8, tower.sizes.input_size, device=DEVICE)
+        plain = copy.deepcopy(other)
+        plain.rounded = None
+        assert other(x).equal(plain(x))
 
 
 def test_a_run_uses_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

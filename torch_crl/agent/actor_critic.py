@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from torch_crl.agent.learner import Batch, Learner
 from torch_crl.agent.losses import Balance, load_balance, policy_losses
-from torch_crl.agent.networks import ResidualTower
+from torch_crl.agent.networks import ResidualTower, keep_rounded
 from torch_crl.agent.objectives.objective import Objective, PolicyRows
 from torch_crl.agent.optimizer import Descent, adam, load_optimizer_state, optimizer_state
 from torch_crl.distributed.ranks import ALONE, Ranks
@@ -69,11 +69,12 @@ class ActorCritic(Learner):
             (temperature_learning_rate, [self.log_alpha]),
         )
         kernels = actor.compute.other_kernels
-        self.optimizer = adam(of_actor, device, kernels)
+        rounded = keep_rounded([actor, *objective.towers()])
+        self.optimizer = adam(of_actor, device, kernels, rounded)
         """Steps everything, or with the critic first the actor and the temperature."""
         self._compiled: CompiledUpdate | None = None
         self.critic_optimizer = (
-            adam({critic_learning_rate: objective.parameters()}, device, kernels)
+            adam({critic_learning_rate: objective.parameters()}, device, kernels, rounded)
             if update_order == "critic_first"
             else None
         )

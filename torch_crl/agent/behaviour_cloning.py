@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from torch_crl.agent.learner import Batch, Learner
 from torch_crl.agent.losses import cloning_loss, load_balance
-from torch_crl.agent.networks import ResidualTower, action_distribution
+from torch_crl.agent.networks import ResidualTower, action_distribution, keep_rounded
 from torch_crl.agent.optimizer import Descent, adam, load_optimizer_state, optimizer_state
 from torch_crl.distributed.ranks import ALONE, Ranks
 
@@ -30,7 +30,8 @@ class BehaviourCloning(Learner):
         self.load_balance = load_balance
         self.device = actor.weight.device
         parameters: dict[float, list[Tensor]] = {learning_rate: list(actor.parameters())}
-        self.optimizer = adam(parameters, self.device, actor.compute.other_kernels)
+        kernels = actor.compute.other_kernels
+        self.optimizer = adam(parameters, self.device, kernels, keep_rounded([actor]))
         self._descent = Descent(self.optimizer, ranks)
 
     @property

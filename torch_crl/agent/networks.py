@@ -18,9 +18,11 @@ from torch_crl.agent.blocks import BLOCKS, Layer, unrolled
 from torch_crl.agent.compute import PLAIN, Compute
 from torch_crl.agent.mixture import Routes, mixture
 from torch_crl.agent.sizes import MOE, SHARING_BLOCKS, MlpSizes, NetworkSizes, TowerSizes
+from torch_crl.kernels.dense import PRECISIONS
 from torch_crl.kernels.squashed_gaussian import action_distribution as action_distribution
 from torch_crl.kernels.squashed_gaussian import squashed_sample as squashed_sample
 from torch_crl.kernels.tower import BLOCK, Parts, Stack, default_gradient_scale
+from torch_crl.kernels.tower.rounded import RoundedWeights
 
 if TYPE_CHECKING:
     from torch_crl.kernels.tower.cpu import Parameters
@@ -56,6 +58,8 @@ class ResidualTower(nn.Module):
         self.sizes = sizes
         self.compute = compute
         self._held: Parameters | None = None
+        self.rounded: RoundedWeights | None = None
+        """Of its inner weights among others, if an optimiser keeps them; see `keep_rounded`."""
         # What a mixture of experts has besides its blocks is the published tower's.
         self._block = BLOCKS["published" if sizes.block == MOE else sizes.block]
 
@@ -126,7 +130,7 @@ class ResidualTower(nn.Module):
         if self.compute.tower == "numba":
             rows = self.on_one_core(rows, live=0 if frozen else len(rows))
         elif self.is_on_triton:
-            (rows,) = _on_triton([rows], [self.parts(frozen=frozen)], None, self)
+            (rows,) = _on_triton([rows], [self], None, constant=frozen)
         else:
             rows = self.embed(rows, frozen=frozen)
             stack = self.stack.detached() if frozen else self.stack
@@ -147,7 +151,8 @@ class ResidualTower(nn.Module):
     @property
     def is_on_triton(self) -> bool:
         """Whether Triton kernels compute the tower from input to output."""
-        return self.compute.tower == "persistent" and self._block.has_kernels
+        has_kernels = self._block.has_kernels and not self.is_mixture
+        return self.compute.tower == "persistent" and has_kernels
 
     def parts(self, *, frozen: bool = False) -> Parts:
         """All parameters, those of the blocks as often as they are applied."""
@@ -201,7 +206,7 @@ def run_towers(
         others = [tower(x) for tower, x in zip(towers[1:], inputs[1:], strict=True)]
         return [ours, *others, *([] if frozen is None else [of_frozen])]
     if first.is_on_triton:
-        return _on_triton(inputs, [tower.parts() for tower in towers], frozen, first)
+        return _on_triton(inputs, towers, frozen)
     embedded = [tower.embed(x) for tower, x in zip(towers, inputs, strict=True)]
     constant = None if frozen is None else first.embed(frozen, frozen=True)
     stacks = [tower.stack for tower in towers]
@@ -211,15 +216,20 @@ def run_towers(
 
 
 def _on_triton(
-    inputs: Sequence[Tensor], towers: Sequence[Parts], frozen: Tensor | None, like: ResidualTower
+    inputs: Sequence[Tensor],
+    towers: Sequence[ResidualTower],
+    frozen: Tensor | None,
+    *,
+    constant: bool = False,
 ) -> list[Tensor]:
-    """`run_towers` on kernels for whole towers, computed as `like` is."""
+    """`run_towers` on kernels for whole towers; `constant`: no gradient for any parameter."""
     # Imported here, so that Triton is needed only if its kernels are requested.
     from torch_crl.kernels.tower.whole import whole_towers
 
+    like = towers[0]
     return whole_towers(
         inputs,
-        towers,
+        [tower.parts(frozen=constant) for tower in towers],
         frozen=frozen,
         # A shared block is a published one; its parts are there as often as they are applied.
         block="pre_norm" if like.sizes.block == "pre_norm" else "published",
@@ -228,7 +238,27 @@ def _on_triton(
         precision=like.compute.precision,
         gradient_scale=default_gradient_scale(inputs, like.compute.precision),
         recompute=like.compute.recompute,
+        rounded=like.rounded.of([tower.weight for tower in towers]) if like.rounded else None,
     )
+
+
+def keep_rounded(towers: Sequence[ResidualTower]) -> list[RoundedWeights]:
+    """16-bit copies of the weights of all towers that read such, for their optimiser to write.
+
+    Towers of equal inner sizes share a tensor, in this order.
+    """
+    groups: dict[torch.Size, list[ResidualTower]] = {}
+    for tower in towers:
+        if tower.is_on_triton and tower.sizes.block not in SHARING_BLOCKS:
+            groups.setdefault(tower.weight.shape, []).append(tower)
+    kept = []
+    for group in groups.values():
+        dtype = PRECISIONS[group[0].compute.precision]
+        rounded = RoundedWeights([tower.weight for tower in group], dtype)
+        for tower in group:
+            tower.rounded = rounded
+        kept.append(rounded)
+    return kept
 
 
 _MLP_ACTIVATIONS: dict[Literal["relu", "tanh"], type[nn.Module]] = {

@@ -1,25 +1,29 @@
 """Adam over named tensors, its state for checkpoints, and how large its steps are."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torch_crl.distributed.ranks import ALONE, Ranks
+from torch_crl.kernels.tower.rounded import RoundedWeights
 
 MOST_ELEMENTS = 4_000_000
-"""Up to so many parameters our kernel takes the step. On an H100 it needs 15 us for 0.9 million,
-and torch's 35; for 12.6 million it needs 155, and torch's 129."""
+"""Up to so many parameters our kernel takes the step, also where it rounds nothing. On an H100 it
+needs 15 us for 0.9 million, and torch's 35; for 12.6 million it needs 155, and torch's 129."""
 
 
 def adam(
-    groups: dict[float, list[Tensor]], device: torch.device, implementation: str
+    groups: dict[float, list[Tensor]],
+    device: torch.device,
+    implementation: str,
+    rounded: Sequence[RoundedWeights] = (),
 ) -> torch.optim.Adam:
     """Adam on tensors grouped by their learning rate.
 
-    With the implementation "triton", one kernel of ours steps all groups of small networks in fp32;
-    see `torch_crl.kernels.adam`.
+    With the implementation "triton", one kernel of ours steps all groups of small networks in fp32,
+    and of those with rounded weights, which it keeps; see `torch_crl.kernels.adam`.
     """
     of_rates = [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
     # Keeps the step count on the device, where a CUDA graph can increment it.
@@ -27,13 +31,24 @@ def adam(
     trained = [x for parameters in groups.values() for x in parameters]
     is_fp32 = all(x.dtype == torch.float32 for x in trained)
     is_small = sum(x.numel() for x in trained) <= MOST_ELEMENTS
-    if implementation == "triton" and is_fp32 and is_small:
-        return _TritonAdam(of_rates, **options)
+    if implementation == "triton" and is_fp32 and (is_small or rounded):
+        return _TritonAdam(of_rates, rounded, options)
+    if rounded:
+        raise ValueError("rounded weights are kept for networks in fp32 on Triton kernels")
     return torch.optim.Adam(of_rates, **options)
 
 
 class _TritonAdam(torch.optim.Adam):
-    """The same step and state, for fp32."""
+    """The same step and state, for fp32; it writes the rounded weights too."""
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        rounded: Sequence[RoundedWeights],
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__(groups, **options)
+        self._rounded = rounded
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -52,10 +67,20 @@ class _TritonAdam(torch.optim.Adam):
             [parameter for parameter, _ in trained],
             [parameter.grad.contiguous() for parameter, _ in trained],
             *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")),
+            copies=[self._copy_of(parameter) for parameter, _ in trained],
             rates=[rate for _, rate in trained],
             betas=self.defaults["betas"],
             epsilon=self.defaults["eps"],
         )
+
+    def round_anew(self) -> None:
+        """Follow what was written into the weights from outside."""
+        for rounded in self._rounded:
+            rounded.follow()
+
+    def _copy_of(self, parameter: Tensor) -> Tensor | None:
+        copies = (rounded.copy_of(parameter) for rounded in self._rounded)
+        return next((copy for copy in copies if copy is not None), None)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
@@ -128,6 +153,9 @@ def load_optimizer_state(
             saved = tensors.get(f"adam.{key}.{name}")
             if saved is not None:
                 state[key] = saved.to(parameter.device, copy=True)
+    if isinstance(optimizer, _TritonAdam):
+        # A CUDA graph that was captured before would not notice.
+        optimizer.round_anew()
 
 
 class UpdateSizes:

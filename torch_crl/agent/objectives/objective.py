@@ -129,6 +129,11 @@ class Objective(ABC):
             module.to(device)
         return self
 
+    def towers(self) -> list[ResidualTower]:
+        """All towers in its networks."""
+        parts = (part for module in self.modules.values() for part in module.modules())
+        return [part for part in parts if isinstance(part, ResidualTower)]
+
     def parameters(self) -> list[Tensor]:
         """All parameters."""
         return [each for module in self.modules.values() for each in module.parameters()]
