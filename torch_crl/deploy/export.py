@@ -162,7 +162,7 @@ and in a program, for one state and goal or for batches:
     "c": """`policy.bin` holds the weights; `policy.h` and `policy.c` are all the code, in C99 with
 the vectors of GCC (9 or newer) and Clang. Nothing is allocated; the file is mapped into memory.
 
-    cc -O3 -march=native -DPOLICY_MAIN policy.c -lm -o policy
+    cc -O3 -march=native -DPOLICY_MAIN policy.c -lm -o policy     # on ARM: -mcpu=native
     ./policy policy.bin          # the self-test
     ./policy policy.bin 1000     # and the nanoseconds of 1,000 calls
 

@@ -72,7 +72,7 @@ static void dense(const float *w, const float *b, const float *x, float *y, int 
         y[r + 2] = sum_of(&s2) + b[r + 2];
         y[r + 3] = sum_of(&s3) + b[r + 3];
     }
-    for (; r < rows; r++) {
+    for (int left = rows % 4; left > 0; left--, r++) {
         lanes_t s = {0};
         for (int k = 0; k < n; k += LANES)
             s += *(const lanes_t *)(x + k) * *(const lanes_t *)(w + (size_t)r * n + k);
