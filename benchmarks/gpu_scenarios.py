@@ -45,6 +45,7 @@ def scenarios() -> dict[str, list[Scenario]]:
             _update(width=128),
             _update(width=512),
             *(_update(depth, block="pre_norm") for depth in (4, 64, 1024)),
+            *(_update(depth, block="shared") for depth in (64, 1024)),
             _update(block="pre_norm", tower="norm_act"),
             _update(block="pre_norm", tower="reference"),
             _update(256, tower="norm_act"),

@@ -154,7 +154,7 @@ def _tower_parts(
         rows = (batch, 0, 0) if whose == "actor" else (batch, batch, batch)
         towers = 1 if whose == "actor" else 2
         weight16 = torch.stack([stack.weight_LDD.to(dtype)] * towers)
-        layers = Layers(weight16, [list(stack[1:])] * towers, rows, block, False, 1.0)
+        layers = Layers(weight16, [list(stack[1:])] * towers, depth, rows, block, False, 1.0)
         x, dy = normal(sum(rows), width), normal(sum(rows), width)
         kept = empty_kept(x, layers)
         forward_layers(x, layers, kept=kept)

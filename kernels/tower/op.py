@@ -22,6 +22,7 @@ def tower_forward(
     weights: list[Tensor],
     weight16: Tensor,
     vectors: list[Tensor],
+    depth: int,
     live: list[int],
     frozen: int,
     block: str,
@@ -38,7 +39,7 @@ def tower_forward(
     tower in turn. The kept tensors are those of `empty_kept`, or with `recompute` the fp32 input
     [R, D] of each chunk of layers. `scale` is used only by the backward pass.
     """
-    layers = _layers(weight16, vectors, live, frozen, block, activation, branch_scale)
+    layers = _layers(weight16, vectors, depth, live, frozen, block, activation, branch_scale)
     kept = empty_kept(x, layers) if keep and not recompute else None
     if kept is not None or not keep:
         return forward_layers(x, layers, kept=kept), kept or []
@@ -56,6 +57,7 @@ def tower_backward(
     weight16: Tensor,
     vectors: list[Tensor],
     kept: list[Tensor],
+    depth: int,
     live: list[int],
     frozen: int,
     block: str,
@@ -66,10 +68,14 @@ def tower_backward(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """dx [R, D], and for each tower the gradients [L, D, D] of W and [T, 3, L, D] of the vectors.
 
-    Without live rows the parameters' gradients are left as they are.
+    Those of layers that are applied several times are sums over them. Without live rows the
+    parameters' gradients are left as they are.
     """
-    layers = _layers(weight16, vectors, live, frozen, block, activation, branch_scale)
+    layers = _layers(weight16, vectors, depth, live, frozen, block, activation, branch_scale)
     dweights, sums = _empty_gradients(dy, weight16)
+    times = depth // weight16.shape[1]
+    if times > 1:
+        sums = dy.new_empty(*sums.shape[:2], depth, dy.shape[1])
     dx = dy
     chunks = _chunks(layers, recompute)
     for index, chunk in reversed(list(enumerate(chunks))):
@@ -83,13 +89,21 @@ def tower_backward(
         if sum(live):
             rows = zip(dh.split(live, dim=1), part_kept[0].split(live, dim=1), strict=True)
             for tower, (dh_tower, inputs) in enumerate(rows):
-                weight_gradients(dh_tower, inputs, "fp16", scale=scale, out=dweights[tower][chunk])
+                whole = dweights[tower]
+                out = whole[chunk] if times == 1 else dy.new_empty(len(dh), *whole.shape[1:])
+                weight_gradients(dh_tower, inputs, "fp16", scale=scale, out=out)
+                if times > 1:
+                    total = out.unflatten(0, (-1, len(whole))).sum(0)
+                    dweights[tower] = total if chunk is chunks[-1] else whole + total
+    if times > 1:
+        sums = sums.unflatten(2, (times, -1)).sum(2)
     return dx, dweights, sums
 
 
 def _layers(
     weight16: Tensor,
     vectors: list[Tensor],
+    depth: int,
     live: list[int],
     frozen: int,
     block: str,
@@ -98,13 +112,13 @@ def _layers(
 ) -> Layers:
     grouped = [vectors[start : start + 3] for start in range(0, len(vectors), 3)]
     rows = (live[0], live[1] if len(live) > 1 else 0, frozen)
-    return Layers(weight16, grouped, rows, block, activation == "relu", branch_scale)
+    return Layers(weight16, grouped, depth, rows, block, activation == "relu", branch_scale)
 
 
 def _chunks(layers: Layers, recompute: int) -> list[slice]:
-    depth = len(layers.vectors[0][0])
-    step = recompute or depth
-    return [slice(start, min(start + step, depth)) for start in range(0, depth, step)]
+    step = recompute or layers.depth
+    starts = range(0, layers.depth, step)
+    return [slice(start, min(start + step, layers.depth)) for start in starts]
 
 
 def _empty_gradients(dy: Tensor, weight16: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -119,6 +133,7 @@ def _(
     weights: list[Tensor],
     weight16: Tensor,
     vectors: list[Tensor],
+    depth: int,
     live: list[int],
     frozen: int,
     block: str,
@@ -128,7 +143,7 @@ def _(
     scale: float,
     keep: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    layers = _layers(weight16, vectors, live, frozen, block, activation, branch_scale)
+    layers = _layers(weight16, vectors, depth, live, frozen, block, activation, branch_scale)
     kept: list[Tensor] = []
     if keep:
         chunks = _chunks(layers, recompute)
@@ -152,12 +167,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
 def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
     weight16, *saved = ctx.saved_tensors
     vectors, kept = saved[: ctx.num_vectors], saved[ctx.num_vectors :]
-    live, frozen, block, activation, branch_scale, recompute, scale = ctx.options
+    depth, live, frozen, block, activation, branch_scale, recompute, scale = ctx.options
     dx, dweights, sums = tower_backward(
         dy.contiguous(),
         weight16,
         vectors,
         kept,
+        depth,
         live,
         frozen,
         block,
@@ -167,8 +183,8 @@ def _backward(ctx: Any, dy: Tensor, *_: object) -> tuple[object, ...]:
         scale,
     )
     if not sum(live):
-        return dx, [None] * len(dweights), None, [None] * ctx.num_vectors, *[None] * 8
-    return dx, dweights, None, list(sums.flatten(0, 1).unbind(0)), *[None] * 8
+        return dx, [None] * len(dweights), None, [None] * ctx.num_vectors, *[None] * 9
+    return dx, dweights, None, list(sums.flatten(0, 1).unbind(0)), *[None] * 9
 
 
 tower_forward.register_autograd(_backward, setup_context=_setup_context)
@@ -215,11 +231,13 @@ def tower_rows(
     precision: str,
     gradient_scale: float,
     recompute: int,
+    depth: int = 0,
     rounded: Tensor | None = None,
 ) -> Tensor:
     """The same for rows [R, D] in one tensor; those behind the live ones are frozen.
 
-    `rounded` are the weights [T, L, D, D] in the precision of the matmuls, if they are at hand.
+    With a depth of more layers than the stacks have these are applied in turn. `rounded` are the
+    weights [T, L, D, D] in the precision of the matmuls, if they are at hand.
     """
     require_device(x_RD, "tower")
     weights = [stack.weight_LDD for stack in stacks]
@@ -230,8 +248,9 @@ def tower_rows(
         # No row is kept for gradients that nobody asks for.
         live = [0]
     frozen = len(x_RD) - sum(live)
-    options = (block, activation, branch_scale, recompute, gradient_scale, keep)
+    options = (live, frozen, block, activation, branch_scale, recompute, gradient_scale, keep)
     if rounded is None:
         rounded = rounded_weights(weights, PRECISIONS[precision])
-    y_RD: Tensor = tower_forward(x_RD, weights, rounded, vectors, live, frozen, *options)[0]
+    depth = depth or len(weights[0])
+    y_RD: Tensor = tower_forward(x_RD, weights, rounded, vectors, depth, *options)[0]
     return y_RD

@@ -49,6 +49,8 @@ class Layers(NamedTuple):
     """[T, L, D, D] in the precision of the matmuls."""
     vectors: list[list[Tensor]]
     """For each tower its bias, LayerNorm weight and LayerNorm bias, each [L, D]."""
+    depth: int
+    """Layers that the rows pass: a multiple of L, as often as these are applied in turn."""
     rows: tuple[int, int, int]
     """Numbers of live rows of both towers (the second may be 0) and of frozen rows."""
     block: str
@@ -57,9 +59,18 @@ class Layers(NamedTuple):
     branch_scale: float
 
     def part(self, layers: slice) -> "Layers":
-        """A slice of the layers, without a copy."""
+        """A slice of the layers that the rows pass, without a copy."""
+        depth = layers.stop - layers.start
+        if self.repeated:
+            return self._replace(depth=depth)
         vectors = [[vector[layers] for vector in tower] for tower in self.vectors]
-        return self._replace(weight16=self.weight16[:, layers], vectors=vectors)
+        return self._replace(weight16=self.weight16[:, layers], vectors=vectors, depth=depth)
+
+    @property
+    def repeated(self) -> int:
+        """L, if these layers are applied more than once, else 0."""
+        own = self.weight16.shape[1]
+        return own if own < self.depth else 0
 
 
 def programs(rows: Sequence[int], tile: Tile | HopperTile) -> int:
@@ -88,8 +99,8 @@ def forward_layers(
     tile: Tile | HopperTile | None = None,
 ) -> Tensor:
     """y [R, D]; fills `kept`, made by `empty_kept`, with what the backward pass needs."""
-    weight16, vectors, rows, block, relu, branch_scale = layers
-    depth, width = vectors[0][0].shape
+    weight16, vectors, depth, rows, block, relu, branch_scale = layers
+    width = x.shape[1]
     tile = tile or _choose(layers, width, x.device)[0]
     y = torch.empty_like(x)
     if isinstance(tile, HopperTile):
@@ -101,7 +112,7 @@ def forward_layers(
             x, weight16, *vectors[0], *vectors[-1],
             y, *(kept or (y, y, y)),
             *rows, depth, weight16.stride(0) // width, branch_scale,
-            SAVE=kept is not None, RELU=relu, EPS=EPSILON, BLOCK=BLOCK,
+            SAVE=kept is not None, RELU=relu, EPS=EPSILON, BLOCK=BLOCK, OWN=layers.repeated,
             D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
         )  # fmt: skip
     return y
@@ -114,7 +125,7 @@ def empty_kept(x: Tensor, layers: Layers) -> list[Tensor]:
     1 / std [L, R]; with `pre_norm` what is before each layer's LayerNorm and activation, or behind
     the LayerNorm of the first layer of a block, [L, R, D], and mean and 1 / std [L, 2, R].
     """
-    depth, dtype = len(layers.vectors[0][0]), layers.weight16.dtype
+    depth, dtype = layers.depth, layers.weight16.dtype
     rows, width = x.shape
     return [
         x.new_empty(depth, sum(layers.rows[:2]), width, dtype=dtype),
@@ -138,8 +149,8 @@ def backward_layers(
     Fills `sums` [T, 3, all layers, D] from `first_layer` on with the gradients of bias, LayerNorm
     weight and LayerNorm bias of each tower.
     """
-    weight16, vectors, rows, block, relu, branch_scale = layers
-    depth, width = vectors[0][0].shape
+    weight16, vectors, depth, rows, block, relu, branch_scale = layers
+    width = dy.shape[1]
     tile = tile or _choose(layers, width, dy.device)[1]
     live_programs = [programs([count], tile) for count in rows[: len(vectors)]]
     _, values, statistics = kept
@@ -157,7 +168,8 @@ def backward_layers(
                 dy, values, statistics, weight16, *vectors[0][needed], *vectors[-1][needed],
                 dx, dh, partial,
                 *rows, depth, weight16.stride(0) // width, branch_scale, scale,
-                RELU=relu, BLOCK=BLOCK, D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
+                RELU=relu, BLOCK=BLOCK, OWN=layers.repeated,
+                D=width, BM=tile.rows, STAGES=tile.stages, **tile.options,
             )  # fmt: skip
     if sum(live_programs):
         sum_programs(partial, live_programs, sums, first_layer)

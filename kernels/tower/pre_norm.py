@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, normalise_bwd
-from torch_crl.kernels.tower.rows import SIZES, rows_of_program
+from torch_crl.kernels.tower.rows import SIZES, own_layer, rows_of_program
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def pre_norm_fwd_kernel(
     # sizes
     live0, live1, frozen, depth, weight_rows, branch_scale,
     SAVE: tl.constexpr, RELU: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
-    D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
+    OWN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """y, and with SAVE what the backward pass reads. Grid: programs of BM rows of one group."""
     start, stop, i_group = rows_of_program(tl.program_id(0), live0, live1, frozen, BM)
@@ -68,11 +68,12 @@ def pre_norm_fwd_kernel(
             tl.store(p_stats + 2 * i_layer * rows + o_m, b_mean, mask=m_m)
             tl.store(p_stats + (2 * i_layer + 1) * rows + o_m, b_rstd, mask=m_m)
             tl.store(p_input + i_layer * rows_live * D + o, b_input, mask=m_live)
-        b_bias = tl.load(p_bias + i_layer * D + o_d)
-        i_next = tl.minimum(i_layer + 1, depth - 1)
+        i_own = own_layer(i_layer, OWN)
+        b_bias = tl.load(p_bias + i_own * D + o_d)
+        i_next = own_layer(tl.minimum(i_layer + 1, depth - 1), OWN)
         b_ln_weight, b_ln_bias = _norm_vectors(p_ln_weight, p_ln_bias, i_next, o_d, D)
         # Loaded transposed: the matmul is with W^T, and W is [out, in].
-        p_layer = p_weight + tl.cast(i_layer, tl.int64) * D * D
+        p_layer = p_weight + tl.cast(i_own, tl.int64) * D * D
         b_h = tl.dot(b_input, tl.load(p_layer + o_d[None, :] * D + o_d[:, None]))
     tl.store(p_y + o, b_x + branch_scale * (b_h + b_bias[None, :]), mask=m)
 
@@ -102,7 +103,7 @@ def pre_norm_bwd_kernel(
     p_dx, p_dh, p_partial,
     # sizes
     live0, live1, frozen, depth, weight_rows, branch_scale, scale,
-    RELU: tl.constexpr, BLOCK: tl.constexpr,
+    RELU: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx, dh and each program's sums for the gradients of vectors. Grid: as forward."""
@@ -150,8 +151,9 @@ def pre_norm_bwd_kernel(
         b_kept_next = tl.load(p_kept + i_layer * rows * D + o, mask=m, other=0.0)
         b_mean = tl.load(p_stats + 2 * i_layer * rows + o_m, mask=m_m, other=0.0)
         b_rstd = tl.load(p_stats + (2 * i_layer + 1) * rows + o_m, mask=m_m, other=0.0)
-        b_ln_weight = tl.load(p_ln_weight + i_layer * D + o_d)
-        p_layer = p_weight + tl.cast(i_layer, tl.int64) * D * D
+        i_own = own_layer(i_layer, OWN)
+        b_ln_weight = tl.load(p_ln_weight + i_own * D + o_d)
+        p_layer = p_weight + tl.cast(i_own, tl.int64) * D * D
         b_dn = tl.dot(b_dh16, tl.load(p_layer + o_d[:, None] * D + o_d[None, :]))
     b_dsource = _norm_bwd(
         b_dn, b_kept_next.to(tl.float32), b_mean, b_rstd, b_ln_weight, True,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from torch_crl.kernels.norm_act.kernel import activation_bwd, activation_fwd, normalise_bwd
-from torch_crl.kernels.tower.rows import SIZES, rows_of_program
+from torch_crl.kernels.tower.rows import SIZES, own_layer, rows_of_program
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def tower_fwd_kernel(
     # sizes
     live0, live1, frozen, depth, weight_rows, branch_scale,
     SAVE: tl.constexpr, RELU: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
-    D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
+    OWN: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """y, and with SAVE what the backward pass reads. Grid: programs of BM rows of one group."""
     start, stop, i_group = rows_of_program(tl.program_id(0), live0, live1, frozen, BM)
@@ -78,9 +78,10 @@ def tower_fwd_kernel(
         b_input = tl.where(starts_block, b_x, b_s).to(p_weight.dtype.element_ty)
         if SAVE:
             tl.store(p_input + i_layer * rows_live * D + o, b_input, mask=m_live)
-        b_bias, b_ln_weight, b_ln_bias = _vectors(p_bias, p_ln_weight, p_ln_bias, i_layer, o_d, D)
+        i_own = own_layer(i_layer, OWN)
+        b_bias, b_ln_weight, b_ln_bias = _vectors(p_bias, p_ln_weight, p_ln_bias, i_own, o_d, D)
         # Loaded transposed: the matmul is with W^T, and W is [out, in].
-        p_layer = p_weight + tl.cast(i_layer, tl.int64) * D * D
+        p_layer = p_weight + tl.cast(i_own, tl.int64) * D * D
         b_h = tl.dot(b_input, tl.load(p_layer + o_d[None, :] * D + o_d[:, None]))
     b_xhat, b_rstd = normalise(b_h, b_bias, EPS, D)
     if SAVE:
@@ -100,7 +101,7 @@ def tower_bwd_kernel(
     p_dx, p_dh, p_partial,
     # sizes
     live0, live1, frozen, depth, weight_rows, branch_scale, scale,
-    RELU: tl.constexpr, BLOCK: tl.constexpr,
+    RELU: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr,
     D: tl.constexpr, BM: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dx, dh and each program's sums for the gradients of vectors. Grid: as forward."""
@@ -125,8 +126,9 @@ def tower_bwd_kernel(
     b_dinner = b_dx * branch_scale
     b_xhat_next = tl.load(p_xhat + (depth - 1) * rows * D + o, mask=m, other=0.0)
     b_rstd_next = tl.load(p_rstd + (depth - 1) * rows + o_m, mask=m_m, other=0.0)
-    b_ln_weight_next = tl.load(p_ln_weight + (depth - 1) * D + o_d)
-    b_ln_bias_next = tl.load(p_ln_bias + (depth - 1) * D + o_d)
+    i_last = own_layer(depth - 1, OWN)
+    b_ln_weight_next = tl.load(p_ln_weight + i_last * D + o_d)
+    b_ln_bias_next = tl.load(p_ln_bias + i_last * D + o_d)
     for i_step in tl.range(0, depth, num_stages=STAGES):
         i_layer = depth - 1 - i_step
         b_xhat, b_rstd = b_xhat_next.to(tl.float32), b_rstd_next
@@ -134,6 +136,7 @@ def tower_bwd_kernel(
         i_next = tl.maximum(i_layer - 1, 0)
         b_xhat_next = tl.load(p_xhat + i_next * rows * D + o, mask=m, other=0.0)
         b_rstd_next = tl.load(p_rstd + i_next * rows + o_m, mask=m_m, other=0.0)
+        i_next = own_layer(i_next, OWN)
         b_ln_weight_next = tl.load(p_ln_weight + i_next * D + o_d)
         b_ln_bias_next = tl.load(p_ln_bias + i_next * D + o_d)
 
@@ -149,7 +152,7 @@ def tower_bwd_kernel(
         tl.store(p_dh + i_layer * rows_live * D + o, b_dh16, mask=m & is_live)
 
         starts_block = i_layer % BLOCK == 0
-        p_layer = p_weight + tl.cast(i_layer, tl.int64) * D * D
+        p_layer = p_weight + tl.cast(own_layer(i_layer, OWN), tl.int64) * D * D
         b_weight = tl.load(p_layer + o_d[:, None] * D + o_d[None, :])
         b_dinner = tl.dot(b_dh16, b_weight, acc=tl.where(starts_block, b_dx, 0.0))
         b_dx = tl.where(starts_block, b_dinner, b_dx)

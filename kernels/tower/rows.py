@@ -27,6 +27,12 @@ def rows_of_program(i_p, live0, live1, frozen, BM: tl.constexpr):
 
 
 @triton.jit
+def own_layer(i_layer, OWN: tl.constexpr):
+    """The layer whose parameters are read; OWN layers are applied in turn, or if 0 each once."""
+    return i_layer % OWN if OWN else i_layer
+
+
+@triton.jit
 def sum_over_programs(p_partial, p_out, first, count, i_sum, D: tl.constexpr, BP: tl.constexpr):
     """One of the three sums of a layer and tower, from the partial ones [P, 3, D] of programs."""
     o_d = tl.arange(0, D)

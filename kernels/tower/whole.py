@@ -23,6 +23,7 @@ def whole_towers(
     precision: str,
     gradient_scale: float,
     recompute: int,
+    depth: int = 0,
     rounded: Tensor | None = None,
 ) -> list[Tensor]:
     """First layer, residual blocks and last layer of one or two towers of equal inner sizes.
@@ -36,6 +37,8 @@ def whole_towers(
             them.
         block, activation, branch_scale, precision, gradient_scale, recompute: as in
             `torch_crl.kernels.tower.tower`.
+        depth: number of inner layers, a multiple of those of the stacks, which are applied in turn
+            as often as that takes; 0 applies them once.
         rounded: the weights of all inner layers [T, L, D, D] in the precision, as `RoundedWeights`
             keeps them; None has them rounded here.
 
@@ -45,7 +48,7 @@ def whole_towers(
     Raises:
         ValueError: for tensors that do not match, are not fp32, or that the kernels do not take.
     """
-    problem = _problem(inputs, towers, frozen, block) or stack_problem(
+    problem = _problem(inputs, towers, frozen, block, depth) or stack_problem(
         [tower.stack for tower in towers], precision, "persistent", recompute
     )
     if problem:
@@ -68,6 +71,7 @@ def whole_towers(
         precision=precision,
         gradient_scale=gradient_scale,
         recompute=recompute,
+        depth=depth,
         rounded=rounded,
     )
     norm = [] if block == "published" else [p for k, p in enumerate(first) if k % 4 > 1]
@@ -76,11 +80,17 @@ def whole_towers(
 
 
 def _problem(
-    inputs: Sequence[Tensor], towers: Sequence[Parts], frozen: Tensor | None, block: str
+    inputs: Sequence[Tensor],
+    towers: Sequence[Parts],
+    frozen: Tensor | None,
+    block: str,
+    depth: int,
 ) -> str | None:
     if block not in BLOCKS:
         return f"block must be one of {tuple(BLOCKS)}, got {block!r}"
-    width = towers[0].stack.bias_LD.shape[1]
+    layers, width = towers[0].stack.bias_LD.shape
+    if depth % layers:
+        return f"depth must be a multiple of the {layers} layers, got {depth}"
     if len(inputs) != len(towers):
         return f"takes inputs for each tower; got {len(inputs)} inputs and {len(towers)} towers"
     groups = [*zip(inputs, towers, strict=True)]

@@ -200,6 +200,64 @@ def test_nothing_is_kept_without_gradients() -> None:
     assert error(y, plain.cpu().double()) < 1e-4
 
 
+def repeated_or_written_out(
+    block: str, width: int, live: list[int], frozen: int, *, recompute: int, written_out: bool
+) -> dict[str, Tensor]:
+    """Outputs and gradients of four layers that are applied three times in turn."""
+    from torch_crl.kernels.tower.op import tower_rows
+
+    generator = Generator().manual_seed(3)
+    stacks = [
+        Stack(*(p.to(DEVICE, torch.float32).requires_grad_() for p in stack(4, width, generator)))
+        for _ in live
+    ]
+    x, dy = (
+        torch.randn(sum(live) + frozen, width, generator=generator).to(DEVICE) for _ in range(2)
+    )
+    x.requires_grad_()
+    given = stacks
+    if written_out:
+        given = [Stack(*(p.repeat(3, *[1] * (p.dim() - 1)) for p in each)) for each in stacks]
+    y = tower_rows(
+        x,
+        given,
+        live,
+        block=block,
+        activation="swish",
+        branch_scale=0.5,
+        precision="fp16",
+        gradient_scale=64.0,
+        recompute=recompute,
+        depth=12,
+    )
+    (y * dy).sum().backward()
+    gradients = {
+        f"{name} of {tower}": leaf.grad
+        for tower, each in enumerate(stacks)
+        for name, leaf in each._asdict().items()
+    }
+    return {"y": y.detach(), "dx": x.grad, **gradients}  # type: ignore[dict-item]
+
+
+def assert_equal_when_repeated(block: str, width: int, live: list[int], frozen: int) -> None:
+    truth = repeated_or_written_out(block, width, live, frozen, recompute=0, written_out=True)
+    for recompute in (0, 8):
+        with poisoned():
+            found = repeated_or_written_out(
+                block, width, live, frozen, recompute=recompute, written_out=False
+            )
+        for name, value in found.items():
+            # Only the sums over layers may be in another order.
+            assert error(value, truth[name].cpu().double()) < (1e-6 if "of" in name else 1e-30), (
+                name
+            )
+
+
+@each_block
+def test_layers_that_are_applied_in_turn_are_those_written_out(block: str) -> None:
+    assert_equal_when_repeated(block, 128, [5, 19], 3)
+
+
 @pytest.mark.parametrize("live", [6, 0])
 @each_block
 def test_what_the_kernels_keep_is_what_a_plan_counts(block: Any, live: int) -> None:
@@ -208,9 +266,8 @@ def test_what_the_kernels_keep_is_what_a_plan_counts(block: Any, live: int) -> N
     def bytes_of(depth: int) -> tuple[int, int]:
         """As counted, and as kept with the gradients of the matmuls."""
         weight16 = torch.empty(1, depth, 128, 128, dtype=torch.float16)
-        layers = Layers(
-            weight16, [[torch.empty(depth, 128)] * 3], (live, 0, 6 - live), block, False, 1
-        )
+        vectors = [[torch.empty(depth, 128)] * 3]
+        layers = Layers(weight16, vectors, depth, (live, 0, 6 - live), block, False, 1)
         kept = empty_kept(torch.empty(6, 128), layers)
         sizes = TowerSizes(input_size=3, depth=depth, width=128, output_size=2, block=block)
         counted = sizes.saved_bytes(trained=live > 0, fused=True, recompute=0)
@@ -229,10 +286,11 @@ def test_torch_library_sees_one_op_with_all_that_it_promises() -> None:
     for leaf in (x, *parameters):
         leaf.requires_grad_()
     for recompute, block in itertools.product((0, 4), BLOCKS):
-        options = ([3], 2, block, "swish", 0.5, "fp16", recompute, 4.0, True)
+        depth = 8 if recompute else 4
+        options = (depth, [3], 2, block, "swish", 0.5, recompute, 4.0, True)
         torch.library.opcheck(
             op.tower_forward,
-            (x, parameters[:1], parameters[1:], *options),
+            (x, parameters[:1], parameters[0].detach().half()[None], parameters[1:], *options),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
         )
 
@@ -256,7 +314,7 @@ def test_what_does_not_fit_is_told(change: dict[str, Any], told: str) -> None:
 
 
 def jobs(kernel_name: str) -> dict[str, Job]:
-    """Every tile and generation in fp16, and one in bf16."""
+    """Every tile and generation in fp16, one in bf16, and one with layers applied in turn."""
     from torch_crl.kernels.tower import pre_norm, published
     from torch_crl.kernels.tower.passes import TILES
 
@@ -264,16 +322,18 @@ def jobs(kernel_name: str) -> dict[str, Job]:
     arguments = getattr(module, kernel_name).arg_names
     found = {}
     sizes = list(itertools.product(TILES, (0, 1), SHARED_MEMORY, ["fp16"]))
-    for width, tile, arch, narrow in [*sizes, (256, 0, 90, "bf16")]:
+    cases = [(*size, 0) for size in sizes] + [(256, 0, 90, "bf16", 0), (256, 0, 90, "fp16", 4)]
+    for width, tile, arch, narrow, own in cases:
         chosen = TILES[width][tile]
         rows, stages = chosen.rows, chosen.stages
-        constants = {"SAVE": True, "RELU": False, "EPS": 1e-6, "BLOCK": 4}
+        constants = {"SAVE": True, "RELU": False, "EPS": 1e-6, "BLOCK": 4, "OWN": own}
         constants |= {"D": width, "BM": rows, "STAGES": stages}
         constants = {name: value for name, value in constants.items() if name in arguments}
         types = {name: argument_type(name, narrow) for name in arguments if name not in constants}
         options = chosen.options | {"num_stages": stages}
         job = Job(module.__name__, kernel_name, types, constants, options, arch)
-        found[f"width {width}, {rows} rows, {narrow}, sm_{arch}"] = job
+        name = f"width {width}, {rows} rows, {narrow}, sm_{arch}"
+        found[name + (", in turn" if own else "")] = job
     return found
 
 

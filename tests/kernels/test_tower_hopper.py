@@ -12,7 +12,14 @@ from triton.experimental.gluon import language as gl
 from tests.kernels.check import DEVICE, assert_as_exact, error, poisoned
 from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
 from tests.kernels.hopper_model import Machine, as_python, runnable
-from tests.kernels.test_tower import argument_type, each_block, exact, run, stack
+from tests.kernels.test_tower import (
+    argument_type,
+    assert_equal_when_repeated,
+    each_block,
+    exact,
+    run,
+    stack,
+)
 from torch_crl.kernels.tower import BLOCKS, Stack, passes, tower
 from torch_crl.kernels.tower.hopper import backward, forward, parts, pre_norm
 from torch_crl.kernels.tower.hopper import tiles as tiles_module
@@ -70,6 +77,12 @@ def test_as_exact_as_plain_torch(tiles: Tiles, order: tuple[int, ...], block: st
 def test_scaled_branches(block: str) -> None:
     options = {"branch_scale": 0.25, "block": block}
     assert_right(results(TILES[256][0], **options), TILES[256][0].forward.rows, **options)
+
+
+@each_block
+def test_layers_that_are_applied_in_turn_are_those_written_out(block: str) -> None:
+    with modelled(TILES[256][0]):
+        assert_equal_when_repeated(block, 256, [8, 16], 8)
 
 
 @each_block
@@ -181,11 +194,13 @@ def test_a_program_waits_for_its_copies(tile: HopperTile) -> None:
 def jobs() -> dict[str, Job]:
     """Both kernels of the larger width with every tile, and of the smaller with the larger one.
 
-    That one is compiled with ReLU, and for a pass that keeps nothing.
+    That one is compiled with ReLU, and for a pass that keeps nothing; published blocks also with
+    layers that are applied in turn.
     """
     found = {}
     sizes = [(128, -1, "bf16"), (256, 0, "fp16"), (256, -1, "fp16")]
-    for (width, number, narrow), block in itertools.product(sizes, BLOCKS):
+    cases = [(*case, 0) for case in itertools.product(sizes, BLOCKS)]
+    for (width, number, narrow), block, own in [*cases, (sizes[1], "published", 4)]:
         tiles = TILES[width][number]
         for module, name, tile in (
             (forward, "tower_fwd_hopper_kernel", tiles.forward),
@@ -197,7 +212,7 @@ def jobs() -> dict[str, Job]:
                 blocks["d_weight"].reverse()
             usual = width == 256
             constants = {"SAVE": usual, "RELU": not usual, "EPS": 1e-6, "BLOCK": 4, "D": width}
-            constants |= {"BM": tile.rows, "BK": tile.chunk, "SLOTS": tile.slots}
+            constants |= {"OWN": own, "BM": tile.rows, "BK": tile.chunk, "SLOTS": tile.slots}
             constants |= {"WARPS": tile.warps, "PRE_NORM": block == "pre_norm"}
             constants = {each: value for each, value in constants.items() if each in arguments}
             types = {
@@ -209,7 +224,7 @@ def jobs() -> dict[str, Job]:
             }
             options = {"num_warps": tile.warps}
             job = Job(module.__name__, name, types, constants, options, 90, gluon=True)
-            found[f"{name}, {block}, {tile}, {narrow}"] = job
+            found[f"{name}, {block}, {tile}, {narrow}, {own}"] = job
     return found
 
 

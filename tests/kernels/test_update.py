@@ -46,7 +46,7 @@ def learner(
 @pytest.mark.parametrize(
     ("contrastive_loss", "block"),
     [
-        ("forward_info_nce", "published"),
+        ("forward_info_nce", "shared"),
         ("symmetric_info_nce", "published"),
         ("symmetric_info_nce", "pre_norm"),
     ],

@@ -194,7 +194,10 @@ def _shared(
 
 
 def unrolled(stack: Stack, sizes: TowerSizes) -> Stack:
-    """The layers of a tower one by one; with shared blocks, copies whose gradients add up."""
+    """The layers of a tower one by one; with shared blocks, copies whose gradients add up.
+
+    Kernels for whole towers need none.
+    """
     times = sizes.depth // len(stack.bias_LD)
     if times == 1:
         return stack

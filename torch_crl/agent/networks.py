@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from torch_crl.agent.blocks import BLOCKS, Layer, unrolled
+from torch_crl.agent.blocks import BLOCKS, Layer
 from torch_crl.agent.compute import PLAIN, Compute
 from torch_crl.agent.mixture import Routes, mixture
 from torch_crl.agent.sizes import MOE, SHARING_BLOCKS, MlpSizes, NetworkSizes, TowerSizes
@@ -155,14 +155,13 @@ class ResidualTower(nn.Module):
         return self.compute.tower == "persistent" and has_kernels
 
     def parts(self, *, frozen: bool = False) -> Parts:
-        """All parameters, those of the blocks as often as they are applied."""
-        stack = unrolled(self.stack, self.sizes)
+        """All parameters."""
         first = self._first_layer(frozen=frozen)
         last = (
             read(self.output_weight, frozen=frozen),
             read(self.output_bias, frozen=frozen),
         )
-        return Parts(first, stack.detached() if frozen else stack, last)
+        return Parts(first, self.stack.detached() if frozen else self.stack, last)
 
     def on_one_core(self, x: Tensor, *, live: int) -> Tensor:
         """Map [R, input] to [R, output]; the parameters' gradients are those of the first rows."""
@@ -231,13 +230,14 @@ def _on_triton(
         inputs,
         [tower.parts(frozen=constant) for tower in towers],
         frozen=frozen,
-        # A shared block is a published one; its parts are there as often as they are applied.
+        # A shared block is a published one.
         block="pre_norm" if like.sizes.block == "pre_norm" else "published",
         activation=like.sizes.activation,
         branch_scale=like.sizes.branch_scale,
         precision=like.compute.precision,
         gradient_scale=default_gradient_scale(inputs, like.compute.precision),
         recompute=like.compute.recompute,
+        depth=like.sizes.depth,
         rounded=like.rounded.of([tower.weight for tower in towers]) if like.rounded else None,
     )
 
@@ -249,7 +249,7 @@ def keep_rounded(towers: Sequence[ResidualTower]) -> list[RoundedWeights]:
     """
     groups: dict[torch.Size, list[ResidualTower]] = {}
     for tower in towers:
-        if tower.is_on_triton and tower.sizes.block not in SHARING_BLOCKS:
+        if tower.is_on_triton:
             groups.setdefault(tower.weight.shape, []).append(tower)
     kept = []
     for group in groups.values():

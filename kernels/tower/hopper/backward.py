@@ -22,8 +22,10 @@ from torch_crl.kernels.tower.hopper.parts import (
     await_weight,
     barrier,
     descriptor,
+    from_previous,
     multiply,
     normalise_bwd,
+    own_layer,
     request_weight,
     rows_of_program,
     sigmoid,
@@ -58,7 +60,7 @@ def _request_values(
 def _copy_backward(
     d_weight, d_values, d_dh, slots, arrived, ready, freed, summed,
     operands, values, values_arrived, first_row, start, is_live, rows_live, rows, depth,
-    PRE_NORM: gl.constexpr,
+    PRE_NORM: gl.constexpr, OWN: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     # The work of the warp that has weights and activations brought and results taken away.
@@ -68,7 +70,7 @@ def _copy_backward(
     for i_step in gl.static_range(AHEAD):
         _request_values(d_values, values, values_arrived, i_step, depth, rows, start, D, BM)
     for chunk in gl.static_range(SLOTS):
-        request_weight(d_weight, slots, arrived, first_row, chunk, depth, True, D, BK, SLOTS)
+        request_weight(d_weight, slots, arrived, first_row, chunk, depth, True, OWN, D, BK, SLOTS)
     for i_step in range(depth):
         mbarrier.wait(ready.index(i_step % 2), (i_step // 2) & 1)
         if is_live:
@@ -82,7 +84,9 @@ def _copy_backward(
         # The weights of the next layer tell the others that this copy and the sums are done.
         for chunk in gl.static_range(PER_LAYER):
             i_chunk = i_step * PER_LAYER + chunk + SLOTS
-            request_weight(d_weight, slots, arrived, first_row, i_chunk, depth, True, D, BK, SLOTS)
+            request_weight(
+                d_weight, slots, arrived, first_row, i_chunk, depth, True, OWN, D, BK, SLOTS
+            )  # fmt: skip
 
 
 @gluon.jit
@@ -123,7 +127,7 @@ def _backward(
     p_dy, p_dx, p_ln_weight, p_ln_bias, p_stats,
     slots, arrived, ready, freed, operands, dns, xhats, values_arrived, scratch0, scratch1,
     start, rows, depth, branch_scale, scale, MMA: gl.constexpr,
-    RELU: gl.constexpr, BLOCK: gl.constexpr,
+    RELU: gl.constexpr, BLOCK: gl.constexpr, OWN: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = operands.dtype
@@ -131,8 +135,8 @@ def _backward(
     o_m = start + gl.arange(0, BM, gl.SliceLayout(0, MMA))
     o = o_m.to(gl.int64)[None, :] * D + o_d[:, None]
     last = (depth - 1).to(gl.int64)
-    p_ln_weight += last * D
-    p_ln_bias += last * D
+    p_ln_weight += own_layer(last, OWN) * D
+    p_ln_bias += own_layer(last, OWN) * D
     p_stats += last * rows
     b_ln_weight, b_ln_bias = gl.load(p_ln_weight + o_d), gl.load(p_ln_bias + o_d)
     b_rstd = gl.load(p_stats + o_m)
@@ -155,8 +159,8 @@ def _backward(
         await_weight(arrived, i_step, D, BK, SLOTS)
         b_sum = multiply(slots, operand, i_step, 0, b_sum, True, D, BK, SLOTS)
         p_stats -= gl.where(i_layer > 0, rows, 0)
-        p_ln_weight -= gl.where(i_layer > 0, D, 0)
-        p_ln_bias -= gl.where(i_layer > 0, D, 0)
+        p_ln_weight -= from_previous(i_layer, OWN, D)
+        p_ln_bias -= from_previous(i_layer, OWN, D)
         b_ln_weight, b_ln_bias = gl.load(p_ln_weight + o_d), gl.load(p_ln_bias + o_d)
         b_rstd = gl.load(p_stats + o_m)
         b_sum = multiply(slots, operand, i_step, 1, b_sum, True, D, BK, SLOTS)
@@ -181,7 +185,7 @@ def tower_bwd_hopper_kernel(
     p_dx, d_dh, p_partial,
     # sizes
     live0, live1, frozen, depth, weight_rows, branch_scale, scale,
-    PRE_NORM: gl.constexpr, RELU: gl.constexpr, BLOCK: gl.constexpr,
+    PRE_NORM: gl.constexpr, RELU: gl.constexpr, BLOCK: gl.constexpr, OWN: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """The arguments are those of the kernels in Triton; d_ are descriptors, of rows [-1, D]."""
@@ -227,7 +231,7 @@ def tower_bwd_hopper_kernel(
                     p_dy, p_dx, p_ln_weight, p_ln_bias, p_stats,
                     slots, arrived, ready, freed, operands, dns, values, values_arrived,
                     scratch0, scratch1, start, rows, depth, branch_scale, scale,
-                    MMA, RELU, BLOCK, D, BM, BK, SLOTS, WARPS,
+                    MMA, RELU, BLOCK, OWN, D, BM, BK, SLOTS, WARPS,
                 ),
             ),
             (
@@ -235,7 +239,7 @@ def tower_bwd_hopper_kernel(
                 (
                     d_weight, d_values, d_dh, slots, arrived, ready, freed, summed,
                     operands, values, values_arrived, first_row, start, i_group < 2,
-                    rows_live, rows, depth, PRE_NORM, D, BM, BK, SLOTS,
+                    rows_live, rows, depth, PRE_NORM, OWN, D, BM, BK, SLOTS,
                 ),
             ),
             (
@@ -263,8 +267,8 @@ def backward(
     tile: HopperTile,
 ) -> None:
     """Fill dx [R, D], dh [L, live, D] and the partial sums [L, P, 3, D]."""
-    weight16, vectors, rows, block, relu, branch_scale = layers
-    depth, width = vectors[0][0].shape
+    weight16, vectors, depth, rows, block, relu, branch_scale = layers
+    width = dy.shape[1]
     part = [tile.rows, width]
     d_values = descriptor(kept[1], part)
     with torch.cuda.device_of(dy):
@@ -273,7 +277,7 @@ def backward(
             *vectors[0][1:], *vectors[-1][1:],
             dx, descriptor(dh, part) if len(dh[0]) else d_values, partial,
             *rows, depth, weight16.stride(0) // width, branch_scale, scale,
-            PRE_NORM=block == "pre_norm", RELU=relu, BLOCK=BLOCK,
+            PRE_NORM=block == "pre_norm", RELU=relu, BLOCK=BLOCK, OWN=layers.repeated,
             D=width, BM=tile.rows, BK=tile.chunk, SLOTS=tile.slots, WARPS=tile.warps,
             num_warps=tile.warps,
         )  # fmt: skip

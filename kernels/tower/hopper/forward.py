@@ -25,6 +25,7 @@ from torch_crl.kernels.tower.hopper.parts import (
     request_weight,
     rows_of_program,
     sigmoid,
+    to_next,
     weight_descriptor,
 )
 from torch_crl.kernels.tower.hopper.pre_norm import forward_pre_norm
@@ -41,7 +42,7 @@ _SIZES = ["live0", "live1", "frozen", "depth", "weight_rows"]
 def _copy_forward(
     d_weight, d_input, d_kept, slots, arrived, ready, freed, operands, kept,
     first_row, start, is_live, rows_live, rows, depth,
-    PRE_NORM: gl.constexpr, SAVE: gl.constexpr,
+    PRE_NORM: gl.constexpr, SAVE: gl.constexpr, OWN: gl.constexpr,
     D: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     # The work of the warp that has weights brought and results taken away. What a LayerNorm keeps
@@ -49,7 +50,7 @@ def _copy_forward(
     LATER: gl.constexpr = 0 if PRE_NORM else 1
     PER_LAYER: gl.constexpr = D // BK
     for chunk in gl.static_range(SLOTS):
-        request_weight(d_weight, slots, arrived, first_row, chunk, depth, False, D, BK, SLOTS)
+        request_weight(d_weight, slots, arrived, first_row, chunk, depth, False, OWN, D, BK, SLOTS)
     for i_layer in range(depth):
         mbarrier.wait(ready.index(i_layer % 2), (i_layer // 2) & 1)
         if SAVE:
@@ -66,7 +67,9 @@ def _copy_forward(
         # The weights of the next layer tell the others that these copies are done.
         for chunk in gl.static_range(PER_LAYER):
             i_chunk = i_layer * PER_LAYER + chunk + SLOTS
-            request_weight(d_weight, slots, arrived, first_row, i_chunk, depth, False, D, BK, SLOTS)
+            request_weight(
+                d_weight, slots, arrived, first_row, i_chunk, depth, False, OWN, D, BK, SLOTS
+            )  # fmt: skip
     if SAVE and LATER:
         mbarrier.wait(ready.index(depth % 2), (depth // 2) & 1)
         row = (depth - 1) * rows + start
@@ -80,6 +83,7 @@ def _forward(
     slots, arrived, ready, freed, operands, kept, scratch0, scratch1,
     start, rows, depth, branch_scale, MMA: gl.constexpr,
     SAVE: gl.constexpr, RELU: gl.constexpr, EPS: gl.constexpr, BLOCK: gl.constexpr,
+    OWN: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = operands.dtype
@@ -98,9 +102,10 @@ def _forward(
         await_weight(arrived, i_layer, D, BK, SLOTS)
         b_h = multiply(slots, operand, i_layer, 0, b_h, False, D, BK, SLOTS)
         b_ln_weight, b_ln_bias = gl.load(p_ln_weight + o_d), gl.load(p_ln_bias + o_d)
-        p_bias += gl.where(i_layer + 1 < depth, D, 0)
-        p_ln_weight += D
-        p_ln_bias += D
+        following = to_next(i_layer, depth, OWN, D)
+        p_bias += following
+        p_ln_weight += following if OWN else D
+        p_ln_bias += following if OWN else D
         b_bias = gl.load(p_bias + o_d)
         b_h = multiply(slots, operand, i_layer, 1, b_h, False, D, BK, SLOTS)
         b_h = multiply(slots, operand, i_layer, 2, b_h, False, D, BK, SLOTS)
@@ -137,7 +142,7 @@ def tower_fwd_hopper_kernel(
     # sizes
     live0, live1, frozen, depth, weight_rows, branch_scale,
     PRE_NORM: gl.constexpr, SAVE: gl.constexpr,
-    RELU: gl.constexpr, EPS: gl.constexpr, BLOCK: gl.constexpr,
+    RELU: gl.constexpr, EPS: gl.constexpr, BLOCK: gl.constexpr, OWN: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """The arguments are those of the kernels in Triton; d_ are descriptors, of rows [-1, D]."""
@@ -177,7 +182,7 @@ def tower_fwd_hopper_kernel(
                     p_x, p_y, p_bias, p_ln_weight, p_ln_bias, p_stats,
                     slots, arrived, ready, freed, operands, kept, scratch0, scratch1,
                     start, rows, depth, branch_scale, MMA,
-                    SAVE, RELU, EPS, BLOCK, D, BM, BK, SLOTS, WARPS,
+                    SAVE, RELU, EPS, BLOCK, OWN, D, BM, BK, SLOTS, WARPS,
                 ),
             ),
             (
@@ -185,7 +190,7 @@ def tower_fwd_hopper_kernel(
                 (
                     d_weight, d_input, d_kept, slots, arrived, ready, freed, operands, kept,
                     first_row, start, i_group < 2, rows_live, rows, depth,
-                    PRE_NORM, SAVE, D, BK, SLOTS,
+                    PRE_NORM, SAVE, OWN, D, BK, SLOTS,
                 ),
             ),
         ],
@@ -203,8 +208,8 @@ def forward(
     tile: HopperTile,
 ) -> None:
     """Fill y [R, D] and what is kept, as `torch_crl.kernels.tower.passes.forward_layers` does."""
-    weight16, vectors, rows, block, relu, branch_scale = layers
-    depth, width = vectors[0][0].shape
+    weight16, vectors, depth, rows, block, relu, branch_scale = layers
+    width = x.shape[1]
     part = [tile.rows, width]
     nothing = weight_descriptor(weight16, part)
     d_input = descriptor(kept[0], part) if kept and sum(rows[:2]) else nothing
@@ -215,7 +220,7 @@ def forward(
             y, d_input, d_kept, kept[2] if kept else y,
             *rows, depth, weight16.stride(0) // width, branch_scale,
             PRE_NORM=block == "pre_norm", SAVE=kept is not None,
-            RELU=relu, EPS=EPSILON, BLOCK=BLOCK,
+            RELU=relu, EPS=EPSILON, BLOCK=BLOCK, OWN=layers.repeated,
             D=width, BM=tile.rows, BK=tile.chunk, SLOTS=tile.slots, WARPS=tile.warps,
             num_warps=tile.warps,
         )  # fmt: skip

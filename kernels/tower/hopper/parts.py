@@ -43,9 +43,29 @@ def rows_of_program(i_p, live0, live1, BM: gl.constexpr):
 
 
 @gluon.jit
+def own_layer(i_layer, OWN: gl.constexpr):
+    # The layer whose parameters are read; OWN layers are applied in turn, or if 0 each once.
+    return i_layer % OWN if OWN else i_layer
+
+
+@gluon.jit
+def to_next(i_layer, depth, OWN: gl.constexpr, D: gl.constexpr):
+    # From the vectors of a layer to those of the next one; the last layer's stay.
+    i_next = i_layer + 1
+    return (gl.where(i_next % OWN == 0, 1 - OWN, 1) if OWN else gl.where(i_next < depth, 1, 0)) * D
+
+
+@gluon.jit
+def from_previous(i_layer, OWN: gl.constexpr, D: gl.constexpr):
+    # From the vectors of the previous layer to those of a layer; the first layer's stay.
+    return (gl.where(i_layer % OWN == 0, 1 - OWN, 1) if OWN else gl.where(i_layer > 0, 1, 0)) * D
+
+
+@gluon.jit
 def request_weight(
     d_weight, slots, arrived, first_row, i_chunk, depth,
-    REVERSED: gl.constexpr, D: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr,
+    REVERSED: gl.constexpr, OWN: gl.constexpr,
+    D: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
     # Starts the copy of a chunk. Its slot has to be free.
     i_slot, i_layer = i_chunk % SLOTS, i_chunk // (D // BK)
@@ -54,10 +74,10 @@ def request_weight(
     exists = i_layer < depth
     mbarrier.expect(arrival, D * BK * 2, pred=exists)
     if REVERSED:
-        row = first_row + (depth - 1 - i_layer) * D + start
+        row = first_row + own_layer(depth - 1 - i_layer, OWN) * D + start
         tma.async_copy_global_to_shared(d_weight, [row, 0], arrival, slot, pred=exists)
     else:
-        row = first_row + i_layer * D
+        row = first_row + own_layer(i_layer, OWN) * D
         tma.async_copy_global_to_shared(d_weight, [row, start], arrival, slot, pred=exists)
 
 

@@ -15,10 +15,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from torch_crl.kernels.tower.hopper.parts import (
     await_weight,
     barrier,
+    from_previous,
     multiply,
     normalise,
     normalise_bwd,
+    own_layer,
     sigmoid,
+    to_next,
 )
 
 
@@ -28,6 +31,7 @@ def forward_pre_norm(
     slots, arrived, ready, freed, operands, kept, scratch0, scratch1,
     start, rows, depth, branch_scale, MMA: gl.constexpr,
     SAVE: gl.constexpr, RELU: gl.constexpr, EPS: gl.constexpr, BLOCK: gl.constexpr,
+    OWN: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = operands.dtype
@@ -63,7 +67,7 @@ def forward_pre_norm(
         b_h = b_bias[:, None] + gl.zeros([D, BM], gl.float32, MMA)
         await_weight(arrived, i_layer, D, BK, SLOTS)
         b_h = multiply(slots, operand, i_layer, 0, b_h, False, D, BK, SLOTS)
-        following = gl.where(i_layer + 1 < depth, D, 0)
+        following = to_next(i_layer, depth, OWN, D)
         p_bias += following
         p_ln_weight += following
         p_ln_bias += following
@@ -92,7 +96,7 @@ def backward_pre_norm(
     p_dy, p_dx, p_ln_weight, _p_ln_bias, p_stats,
     slots, arrived, ready, freed, operands, dns, values, values_arrived, scratch0, scratch1,
     start, rows, depth, branch_scale, scale, MMA: gl.constexpr,
-    RELU: gl.constexpr, BLOCK: gl.constexpr,
+    RELU: gl.constexpr, BLOCK: gl.constexpr, OWN: gl.constexpr,
     D: gl.constexpr, BM: gl.constexpr, BK: gl.constexpr, SLOTS: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = operands.dtype
@@ -100,7 +104,7 @@ def backward_pre_norm(
     o_m = start + gl.arange(0, BM, gl.SliceLayout(0, MMA))
     o = o_m.to(gl.int64)[None, :] * D + o_d[:, None]
     last = (depth - 1).to(gl.int64)
-    p_ln_weight += last * D
+    p_ln_weight += own_layer(last, OWN) * D
     p_stats += last * 2 * rows
     b_dx = gl.load(p_dy + o) * scale
     b_dh = b_dx * branch_scale
@@ -116,7 +120,7 @@ def backward_pre_norm(
         b_dn = multiply(slots, operand, i_step, 0, b_dn, True, D, BK, SLOTS)
         b_ln_weight = gl.load(p_ln_weight + o_d)
         b_mean, b_rstd = gl.load(p_stats + o_m), gl.load(p_stats + rows + o_m)
-        p_ln_weight -= gl.where(i_layer > 0, D, 0)
+        p_ln_weight -= from_previous(i_layer, OWN, D)
         p_stats -= gl.where(i_layer > 0, 2 * rows, 0)
         b_dn = multiply(slots, operand, i_step, 1, b_dn, True, D, BK, SLOTS)
         b_dn = multiply(slots, operand, i_step, 2, b_dn, True, D, BK, SLOTS)
