@@ -1,4 +1,5 @@
-"""An objective of your own: a ranking loss in place of classification. Run this file.
+"""An objective of your own: a ranking loss in place of classification. Run this file, or in its
+folder `torch-crl train reacher --objective own_objective:RankingObjective`.
 
 The actor, the temperature, the towers, the replay and the evaluation stay as they are. Here the
 critic's energy of each step and its own goal must beat that with every other goal by a margin.
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from torch_crl import preset, train, with_changes
 from torch_crl.agent.losses import ENERGIES
-from torch_crl.agent.objectives import register
 from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.agent.objectives.objective import Aux
 
@@ -34,12 +34,10 @@ class RankingObjective(ContrastiveObjective):
         return loss, {"ranking_loss": loss.detach(), "beaten_by_the_margin": beaten}
 
 
-register("ranking", RankingObjective.build)
-
 if __name__ == "__main__":
     recipe = with_changes(
         preset("reacher"),
-        algorithm={"objective": "ranking"},
+        algorithm={"objective": "own_objective:RankingObjective"},
         budget={"env_steps": int(os.environ.get("TORCH_CRL_EXAMPLE_STEPS", "120000"))},
     )
     result = train(recipe, overwrite=True)

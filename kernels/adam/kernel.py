@@ -14,8 +14,8 @@ from torch import Tensor
 
 from torch_crl.kernels.launch import multiprocessors, require_device
 
-TOGETHER = 48
-"""Tensors of one launch, at most: their addresses are arguments of the kernel."""
+TOGETHER = 32
+"""Tensors of one launch, at most: from 36 on their addresses take registers from the arithmetic."""
 ELEMENTS, WARPS = 1024, 8
 """Four elements of a thread, 16 bytes: with more of them the compiler takes all registers."""
 _MOST_PARTS = 8

@@ -251,6 +251,12 @@ def tower_rows(
     options = (live, frozen, block, activation, branch_scale, recompute, gradient_scale, keep)
     if rounded is None:
         rounded = rounded_weights(weights, PRECISIONS[precision])
-    depth = depth or len(weights[0])
+    own = len(weights[0])
+    depth = depth or own
+    if depth % own or (depth > own and recompute % own):
+        raise ValueError(
+            f"tower: depth and recompute must be multiples of the {own} layers that are applied in "
+            f"turn, got {depth} and {recompute}"
+        )
     y_RD: Tensor = tower_forward(x_RD, weights, rounded, vectors, depth, *options)[0]
     return y_RD

@@ -121,9 +121,10 @@ def forward_layers(
 def empty_kept(x: Tensor, layers: Layers) -> list[Tensor]:
     """What the backward pass reads, empty.
 
-    Layer inputs [L, live, D]; with the block `published` normalised values [L, R, D] and their
-    1 / std [L, R]; with `pre_norm` what is before each layer's LayerNorm and activation, or behind
-    the LayerNorm of the first layer of a block, [L, R, D], and mean and 1 / std [L, 2, R].
+    With L the depth: layer inputs [L, live, D]; with the block `published` normalised values
+    [L, R, D] and their 1 / std [L, R]; with `pre_norm` what is before each layer's LayerNorm and
+    activation, or behind the LayerNorm of the first layer of a block, [L, R, D], and mean and
+    1 / std [L, 2, R].
     """
     depth, dtype = layers.depth, layers.weight16.dtype
     rows, width = x.shape
@@ -144,7 +145,7 @@ def backward_layers(
     first_layer: int = 0,
     tile: Tile | HopperTile | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """dx [R, D], and dh [L, live, D] times `scale`.
+    """dx [R, D], and dh [depth, live, D] times `scale`.
 
     Fills `sums` [T, 3, all layers, D] from `first_layer` on with the gradients of bias, LayerNorm
     weight and LayerNorm bias of each tower.

@@ -23,8 +23,9 @@ class RoundedWeights:
     """The weights [L, D, D] of T towers of equal sizes, rounded, in one tensor [T, L, D, D].
 
     Whoever changes the weights writes the copies too, as `torch_crl.kernels.adam` does. What torch
-    itself writes into them is noticed by the next `of`, unless a CUDA graph does it. A copy of this
-    object holds nothing, since it would belong to copies of the weights that nobody follows.
+    writes into them in place is noticed by the next `of`, but for what leaves no mark: its fused
+    optimisers, `.data`, NumPy, and CUDA graphs; call `round` after these. A copy of this object
+    holds nothing, since it would belong to copies of the weights that nobody follows.
     """
 
     def __init__(self, weights: Sequence[Tensor] = (), dtype: torch.dtype = torch.float16) -> None:
@@ -38,22 +39,30 @@ class RoundedWeights:
     def __reduce__(self) -> tuple[type["RoundedWeights"], tuple[()]]:
         return RoundedWeights, ()
 
-    def of(self, weights: Sequence[Tensor]) -> Tensor | None:
-        """Copies of some of these weights that follow one another; None if they do not."""
+    def of(self, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+        """Copies of some of these weights, if they follow one another and have this type."""
         places = [self._place(weight) for weight in weights]
         first = places[0]
-        if first is None or places != list(range(first, first + len(places))):
+        if (
+            first is None
+            or dtype != self._rounded_TLDD.dtype
+            or places != list(range(first, first + len(places)))
+        ):
             return None
         self.follow()
         return self._rounded_TLDD[first : first + len(places)]
 
     def follow(self) -> None:
         """Round all weights anew if torch has written into one since the last time."""
-        versions = self._present()
-        if versions != self._versions:
+        if self._present() != self._versions:
+            self.round()
+
+    def round(self) -> None:
+        """Round all weights anew."""
+        if self._weights:
             # All together: a backward pass may not find its operands written into meanwhile.
             _round(self._weights, self._rounded_TLDD)
-            self._versions = versions
+        self._versions = self._present()
 
     def copy_of(self, weight: Tensor) -> Tensor | None:
         """The copy [L, D, D] of a weight, for whoever changes that; None if there is none."""

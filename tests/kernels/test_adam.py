@@ -68,7 +68,8 @@ def test_rounded_weights_follow_their_weights(
 ) -> None:
     # With few of them a program takes several parts.
     monkeypatch.setattr(kernel, "multiprocessors", lambda _: multiprocessors)
-    monkeypatch.setattr(kernel, "TOGETHER", 4)
+    # Fewer than have copies.
+    monkeypatch.setattr(kernel, "TOGETHER", 2)
     generator = Generator().manual_seed(0)
     shapes = [(5,), (4, 40, 40), (3000,), (4, 40, 40), (2, 8, 8), (1,), (7, 130)]
     parameters = [
@@ -104,7 +105,7 @@ def test_rounded_weights_tell_which_they_are_and_notice_what_torch_writes() -> N
     kept = RoundedWeights(weights, torch.float16)
 
     def values(*which: int) -> list[float] | None:
-        found = kept.of([weights[k] for k in which])
+        found = kept.of([weights[k] for k in which], torch.float16)
         if found is None:
             return None
         assert found.shape == (len(which), 4, 8, 8) and found.dtype == torch.float16
@@ -112,7 +113,8 @@ def test_rounded_weights_tell_which_they_are_and_notice_what_torch_writes() -> N
 
     assert values(0, 1) == [0, 1] and values(1, 2) == [1, 2] and values(2) == [2]
     assert values(1, 0) is None and values(0, 2) is None
-    assert kept.of([weights[0].clone()]) is None
+    assert kept.of([weights[0].clone()], torch.float16) is None
+    assert kept.of(weights[:1], torch.bfloat16) is None
     weights[1].mul_(7)
     assert values(0, 1) == [0, 7] and values(1) == [7]
     weights[2].copy_(torch.ones(4, 8, 8))
@@ -120,7 +122,7 @@ def test_rounded_weights_tell_which_they_are_and_notice_what_torch_writes() -> N
     followed = kept.copy_of(weights[2])
     assert followed is not None and followed.eq(1).all()
     for other in (copy.deepcopy(kept), copy.copy(kept), RoundedWeights()):
-        assert other.of(weights) is None and other.copy_of(weights[0]) is None
+        assert other.of(weights, torch.float16) is None and other.copy_of(weights[0]) is None
         other.follow()
 
 
@@ -164,7 +166,7 @@ def test_what_is_not_fp32_takes_the_step_of_torch() -> None:
 
 
 def test_kernel_spills_nothing_and_loads_four_numbers_at_once() -> None:
-    count = 31
+    count = kernel.TOGETHER
     pointers = ["*fp32"] * count
     types = dict.fromkeys(("parameters", "gradients", "means", "squares", "steps"), pointers)
     types |= {name: ["i32"] * count for name in ("first_programs", "sizes")}

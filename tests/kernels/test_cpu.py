@@ -143,8 +143,9 @@ def test_numbers_are_rounded_to_bf16_as_torch_does(bits: int) -> None:
     assert ours == theirs or (ours != ours and theirs != theirs)
 
 
-def test_a_frozen_tower_has_no_gradient_but_that_of_its_input() -> None:
-    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=4, width=8)
+@pytest.mark.parametrize("block", ["published", "shared"])
+def test_a_frozen_tower_has_no_gradient_but_that_of_its_input(block: Any) -> None:
+    sizes = TowerSizes(input_size=INPUT, output_size=OUTPUT, depth=8, width=8, block=block)
     found = {}
     for kind in ("reference", "numba"):
         tower, _ = made_towers(sizes, kind, torch.float64)

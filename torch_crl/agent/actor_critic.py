@@ -69,7 +69,10 @@ class ActorCritic(Learner):
             (temperature_learning_rate, [self.log_alpha]),
         )
         kernels = actor.compute.other_kernels
-        rounded = keep_rounded([actor, *objective.towers()])
+        rounded = []
+        if kernels == "triton":
+            # The actor's are apart: what is written into a tensor counts for all that read it.
+            rounded = keep_rounded([actor]) + keep_rounded(objective.towers())
         self.optimizer = adam(of_actor, device, kernels, rounded)
         """Steps everything, or with the critic first the actor and the temperature."""
         self._compiled: CompiledUpdate | None = None

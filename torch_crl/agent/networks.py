@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from torch_crl.agent.blocks import BLOCKS, Layer
+from torch_crl.agent.blocks import BLOCKS, Layer, unrolled
 from torch_crl.agent.compute import PLAIN, Compute
 from torch_crl.agent.mixture import Routes, mixture
 from torch_crl.agent.sizes import MOE, SHARING_BLOCKS, MlpSizes, NetworkSizes, TowerSizes
@@ -171,7 +171,7 @@ class ResidualTower(nn.Module):
         held = self._held
         # In the order of their definition; asking the module for each by name would take longer.
         if held is None or not held.are(self._parameters.values()):  # type: ignore[arg-type]
-            held = Parameters(self.parts())
+            held = Parameters(self.parts()._replace(stack=unrolled(self.stack, self.sizes)))
             self._held = held
         sizes = self.sizes
         return whole_tower(
@@ -226,6 +226,9 @@ def _on_triton(
     from torch_crl.kernels.tower.whole import whole_towers
 
     like = towers[0]
+    if wrong := [tower for tower in towers if tower.sizes.depth != like.sizes.depth]:
+        depths = f"{like.sizes.depth} and {wrong[0].sizes.depth}"
+        raise ValueError(f"towers in one pass must be equally deep, got {depths}")
     return whole_towers(
         inputs,
         [tower.parts(frozen=constant) for tower in towers],
@@ -238,22 +241,32 @@ def _on_triton(
         gradient_scale=default_gradient_scale(inputs, like.compute.precision),
         recompute=like.compute.recompute,
         depth=like.sizes.depth,
-        rounded=like.rounded.of([tower.weight for tower in towers]) if like.rounded else None,
+        rounded=_rounded(towers),
     )
+
+
+def _rounded(towers: Sequence[ResidualTower]) -> Tensor | None:
+    """The towers' 16-bit weights, if an optimiser keeps them."""
+    kept = towers[0].rounded
+    dtype = PRECISIONS[towers[0].compute.precision]
+    return None if kept is None else kept.of([tower.weight for tower in towers], dtype)
 
 
 def keep_rounded(towers: Sequence[ResidualTower]) -> list[RoundedWeights]:
     """16-bit copies of the weights of all towers that read such, for their optimiser to write.
 
-    Towers of equal inner sizes share a tensor, in this order.
+    Towers of equal inner sizes and precision share a tensor, in this order.
     """
-    groups: dict[torch.Size, list[ResidualTower]] = {}
+    kept: list[RoundedWeights] = []
+    groups: dict[tuple[torch.dtype, torch.Size], list[ResidualTower]] = {}
     for tower in towers:
-        if tower.is_on_triton:
-            groups.setdefault(tower.weight.shape, []).append(tower)
-    kept = []
-    for group in groups.values():
-        dtype = PRECISIONS[group[0].compute.precision]
+        dtype = PRECISIONS[tower.compute.precision]
+        if tower.rounded is not None and tower.rounded.of([tower.weight], dtype) is not None:
+            # Another optimiser steps it too, and both write the same copies.
+            kept.append(tower.rounded)
+        elif tower.is_on_triton:
+            groups.setdefault((dtype, tower.weight.shape), []).append(tower)
+    for (dtype, _), group in groups.items():
         rounded = RoundedWeights([tower.weight for tower in group], dtype)
         for tower in group:
             tower.rounded = rounded

@@ -41,6 +41,9 @@ def adam(
 class _TritonAdam(torch.optim.Adam):
     """The same step and state, for fp32; it writes the rounded weights too."""
 
+    _rounded: Sequence[RoundedWeights] = ()
+    """A copy of an optimiser has none, since the weights that it steps have none."""
+
     def __init__(
         self,
         groups: list[dict[str, Any]],
@@ -74,9 +77,9 @@ class _TritonAdam(torch.optim.Adam):
         )
 
     def round_anew(self) -> None:
-        """Follow what was written into the weights from outside."""
+        """Round what was written into the weights from outside."""
         for rounded in self._rounded:
-            rounded.follow()
+            rounded.round()
 
     def _copy_of(self, parameter: Tensor) -> Tensor | None:
         copies = (rounded.copy_of(parameter) for rounded in self._rounded)

@@ -71,14 +71,15 @@ def main(arguments: list[str]) -> int:
     from torch_crl.planning.goal_value import load_trained_run
 
     tasks = [recipe.task.name, recipe.task.eval_name]
-    allow_tasks_of(directory, tasks, typed=None, trust=options.trust)
+    objective = recipe.algorithm.objective
+    allow_tasks_of(directory, tasks, objective=objective, typed=None, trust=options.trust)
     folder = options.out or output_folder(directory, "students")
     check_folder("--out", folder)
     policy = told_policy(options.run, options.policy)
     length = recipe.task.episode_length
     with Stages() as stages:
         stages.begin("reading the run's critic")
-        run = critic_if_any(
+        run, _ = critic_if_any(
             lambda: load_trained_run(directory, states=1), without="no regret will be told"
         )
         stages.begin("what students see")

@@ -156,7 +156,7 @@ def _report(
     from torch_crl.cli.heatmap import draw
     from torch_crl.study.report import Picture, Report, Section, Table, provenance, write_report
 
-    run = critic_if_any(
+    run, reason = critic_if_any(
         lambda: trained_run(options, trained), without="the picture has no distances"
     )
     figure = draw(trained, policy, run, num_envs=options.num_envs, seed=options.seed)
@@ -166,7 +166,7 @@ def _report(
         name="heatmap",
         caption="What the critic knows of distances, ways of the policy, and goals reached."
         if run
-        else "Goals reached. The run has no critic of distances, or no checkpoint any more.",
+        else f"Goals reached; {reason}",
         views={"heatmap": figure},
     )
     page = write_report(

@@ -38,7 +38,7 @@ class TrainedOptions:
     episode_length: CountOrZero = 0
     """Control steps until an episode's time limit; 0 takes the time limit of the training."""
     trust: bool = False
-    """Allow running the Python code of a task that only the run's files name, not the command."""
+    """Allow running the Python code of a task, or an objective, that only the run's files name."""
     seed: Seed = 1_000_000
     """Random seed of the episodes' starts and goals; training never uses the default value."""
 
@@ -105,9 +105,10 @@ def trained_run(options: TrainedOptions, trained: Trained) -> "TrainedRun":
     from torch_crl.planning.planner import VISITED
 
     directory = run_directory_of(options.run)
-    own = directory.read_recipe().task.name
+    recipe = directory.read_recipe()
+    own, objective = recipe.task.name, recipe.algorithm.objective
     typed = [options.task] if options.task else []
-    allow_tasks_of(directory, [own], typed=typed, trust=options.trust)
+    allow_tasks_of(directory, [own], objective=objective, typed=typed, trust=options.trust)
     task = trained.task
     same_goals = task_spec(own).goal_slice == task_spec(task).goal_slice
     if task != own and not (same_goals and ground_of(own) == ground_of(task)):
@@ -122,15 +123,17 @@ def trained_run(options: TrainedOptions, trained: Trained) -> "TrainedRun":
     return run
 
 
-def critic_if_any(load: "Callable[[], TrainedRun]", *, without: str) -> "TrainedRun | None":
-    """What `load` reads; None where there is no critic to read, which is told as `without`."""
+def critic_if_any(
+    load: "Callable[[], TrainedRun]", *, without: str
+) -> "tuple[TrainedRun | None, str]":
+    """What `load` reads; where there is no critic to read None and why, told as `without`."""
     from torch_crl.system.checkpoint import CheckpointError
 
     try:
-        return load()
+        return load(), ""
     except (UsageError, CheckpointError) as error:
         print_line(f"{without}: {error}", stderr=True)
-        return None
+        return None, f"{without}: {error}"
 
 
 def told_policy(run: Path, which: Literal["newest", "best"], *, depth: int = 0) -> "Policy":
@@ -149,25 +152,33 @@ def told_policy(run: Path, which: Literal["newest", "best"], *, depth: int = 0) 
 
 
 def allow_tasks_of(
-    directory: RunDirectory, names: Iterable[str], *, typed: Iterable[str] | None, trust: bool
+    directory: RunDirectory,
+    names: Iterable[str],
+    *,
+    objective: str = "",
+    typed: Iterable[str] | None,
+    trust: bool,
 ) -> None:
-    """Call `allow_tasks` for tasks that a run's recipe names, and load those that are Python code.
+    """Call `allow_tasks` for what a run's recipe names, and load what of it is Python code.
 
-    Raises UsageError as `allow_tasks` does, and UnknownTaskError for a task that cannot be loaded,
-    with the file that its module had in training.
+    Raises UsageError as `allow_tasks` does, and UnknownTaskError for a task, or UsageError for an
+    objective, that cannot be loaded, with the file that its module had in training.
     """
+    from torch_crl.agent.objectives import find
     from torch_crl.envs.registry import UnknownTaskError, module_of, task_spec
 
     names = list(dict.fromkeys(names))
-    allow_tasks(names, typed=typed, trust=trust, source=directory.recipe)
-    for name in filter(module_of, names):
+    allow_tasks([*names, objective], typed=typed, trust=trust, source=directory.recipe)
+    loads: list[tuple[Callable[[str], object], str]] = [(task_spec, name) for name in names]
+    for load, name in [*loads, (find, objective)]:
         try:
-            task_spec(name)
-        except UnknownTaskError as error:
+            if module_of(name):
+                load(name)
+        except (UnknownTaskError, UsageError) as error:
             file = directory.read_machine().task_files.get(name)
             if file is None:
                 raise
-            raise UnknownTaskError(
+            raise type(error)(
                 f"{error}. The run was trained with {file}: go to that folder, or put it on "
                 "PYTHONPATH"
             ) from error

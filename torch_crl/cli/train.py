@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
             # A run that is there has been begun with the file's settings.
             file = None if resume else asked.recipe_file
             asked = replace(asked, resume=resume, recipe_file=file)
-        typed = [name for name in (asked.recipe.task.name, asked.recipe.task.eval_name) if name]
+        typed = [name for name in _own_code(asked.recipe) if name]
         allow_tasks(typed, typed=typed)
         typed_encoder = asked.recipe.goal_space.encoder
         base = _base_recipe(asked)
@@ -87,13 +87,19 @@ def main(arguments: list[str]) -> int:
     if source is not None:
         encoder = options.recipe.goal_space.encoder
         allow_encoder(encoder, typed=typed_encoder, trust=options.trust, source=source)
-    names = (options.recipe.task.name, options.recipe.task.eval_name)
     if options.resume:
-        allow_tasks_of(RunDirectory(options.run_dir), names, typed=typed, trust=options.trust)
+        directory = RunDirectory(options.run_dir)
+        *tasks, objective = _own_code(options.recipe)
+        allow_tasks_of(directory, tasks, objective=objective, typed=typed, trust=options.trust)
     else:
-        file = options.recipe_file
+        file, names = options.recipe_file, _own_code(options.recipe)
         allow_tasks(names, typed=typed, trust=options.trust or file is None, source=file)
     return _run(options)
+
+
+def _own_code(recipe: Recipe) -> tuple[str, str, str]:
+    """The names in a recipe that may be Python code."""
+    return recipe.task.name, recipe.task.eval_name, recipe.algorithm.objective
 
 
 def _holds_run(options: Options) -> bool:

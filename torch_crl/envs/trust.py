@@ -1,7 +1,8 @@
-"""Which tasks' code may run: that of tasks whose names the user has typed, or trusts.
+"""Which own code may run: that of tasks and objectives that the user has typed, or trusts.
 
-A task of the user's own is a Python module, and loading it runs its code. A task that is named only
-in a file, which a stranger may have sent, is therefore not loaded unless the user gives --trust.
+A task or an objective of the user's own is a Python module, and loading it runs its code. One that
+is named only in a file, which a stranger may have sent, is therefore not loaded unless the user
+gives --trust.
 """
 
 import os
@@ -19,11 +20,11 @@ def allow_tasks(
     trust: bool = False,
     source: object = "",
 ) -> None:
-    """Allow these tasks to be loaded, also from modules in the working directory.
+    """Allow these tasks and objectives to be loaded, also from modules in the working directory.
 
     Args:
         typed: those of the names that the user typed on the command line; None where the command
-            takes no name of a task.
+            takes no such name.
         trust: whether the user trusts `source`, the file or folder that names the others.
 
     Raises UsageError, which shows what would be imported, for names that are
@@ -34,7 +35,7 @@ def allow_tasks(
     if named_only and not trust:
         imports = ", ".join(f"{module_of(name)} (of {name})" for name in named_only)
         raise UsageError(
-            f"{source} names a task that is Python code, and would import {imports}; give --trust "
+            f"{source} names Python code, and would import {imports}; give --trust "
             "if you trust who made it"
             + (", or type its name yourself" if typed is not None else "")
         )

@@ -208,8 +208,8 @@ def _holds_planner(folder: Path) -> bool:
 def load_planner(folder: str | Path, *, trust: bool = False) -> GraphPlanner:
     """The planner in a folder that `torch-crl plan` or `GraphPlanner.save` wrote.
 
-    Raises CheckpointError, and UsageError if the folder names a task that is Python code, unless
-    you `trust` who made it: loading it runs that code.
+    Raises CheckpointError, and UsageError if the folder names Python code, of a task or an
+    objective, unless you `trust` who made it: loading it runs that code.
     """
     folder = Path(folder)
     if (folder / "planner").is_dir():
@@ -222,7 +222,8 @@ def load_planner(folder: str | Path, *, trust: bool = False) -> GraphPlanner:
     tensors, meta = checkpoint.load(folder)
     try:
         recipe = Recipe.from_json(meta["recipe"])
-        allow_tasks([recipe.task.name], trust=trust, source=folder)
+        names = [recipe.task.name, recipe.algorithm.objective]
+        allow_tasks(names, trust=trust, source=folder)
         policy = policy_in(folder, checkpoint.part_of(tensors, "actor"), meta)
         value = goal_value(recipe, policy, checkpoint.part_of(tensors, "critic"))
         return GraphPlanner(

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch_crl import fields
 from torch_crl.agent.blocks import BLOCKS
-from torch_crl.agent.objectives import OBJECTIVES
+from torch_crl.agent.objectives import find
 from torch_crl.agent.sizes import MOE
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
 from torch_crl.envs.task import never_failed
 from torch_crl.envs.task_name import parse_task_name
-from torch_crl.errors import TorchCrlError, listed
+from torch_crl.errors import TorchCrlError, UsageError, listed
 from torch_crl.kernels.tower import BLOCK
 from torch_crl.recipe.baseline_checks import baseline_problems
 from torch_crl.recipe.collector_checks import collector_problems
@@ -293,11 +293,10 @@ def _objective_problems(recipe: Recipe) -> list[str]:
     """Objectives that a task or another setting does not allow."""
     algorithm, name = recipe.algorithm, recipe.task.name
     objective = f"--objective {algorithm.objective}"
-    if algorithm.objective not in OBJECTIVES:
-        return [
-            f"{objective} is unknown; choose one of {', '.join(OBJECTIVES)}, or register one of "
-            "your own in Python, see examples/own_objective.py"
-        ]
+    try:
+        find(algorithm.objective)
+    except UsageError as error:
+        return [f"--objective: {error}"]
     if algorithm.objective not in ("safe", "survival", "chrono"):
         return []
     problems = []

@@ -30,7 +30,7 @@ from torch_crl.recipe.marks import (
     Mark,
 )
 
-# Not a Literal, since a program may register objectives of its own; `recipe.checks` has the names.
+# Not a Literal, since one may be the user's own; `recipe.checks` asks whether it can be found.
 ObjectiveName: TypeAlias = Annotated[str, arg(metavar="crl|safe|survival|chrono")]
 Algo: TypeAlias = Literal["crl", "gcbc", "ppo", "sac", "td3", "sac_her", "td3_her"]
 

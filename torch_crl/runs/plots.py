@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from torch_crl.recipe.method import method_name
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system.files import ASIDE, remove
 from torch_crl.system.terminal import plain
@@ -40,7 +41,7 @@ def save_learning_curve(run_dir: Path) -> Path:
     figure = Figure(figsize=(5.0 * panels, 4.0), layout="constrained")
     behaviour, *critic = figure.subplots(1, panels, squeeze=False)[0]
     recipe = run.read_recipe()
-    title = f"{recipe.task.name}, {recipe.algorithm.algo}, seed {recipe.system.seed}"
+    title = f"{recipe.task.name}, {method_name(recipe)}, seed {recipe.system.seed}"
     figure.suptitle(plain(title), parse_math=False)
 
     steps = [record["env_steps"] for record in evaluations]

@@ -14,6 +14,7 @@ import numpy as np
 
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.marks import Mark, marked
+from torch_crl.recipe.method import METHODS, method_name
 from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.curves import (
@@ -41,18 +42,6 @@ from torch_crl.study.statistics import (
 from torch_crl.sweep.grid import Trial, grid
 
 METRIC = "time_at_goal_share"
-_NAMES = {
-    "crl": "CRL",
-    "safe": "Safe-CRL",
-    "survival": "SRL",
-    "chrono": "ChronoSRL",
-    "gcbc": "GCBC",
-    "ppo": "PPO",
-    "sac": "SAC",
-    "td3": "TD3",
-    "sac_her": "SAC+HER",
-    "td3_her": "TD3+HER",
-}
 # Fields that the method's name already contains, and fields that do not change the results. Any
 # other field that differs between runs of one name on one task becomes part of the name, on every
 # task: otherwise one method would have two names, and two methods the same one.
@@ -187,26 +176,6 @@ def _rewarded(trial: Trial, reward: str) -> Trial:
     return Trial(name=f"{trial.name}_{reward}", recipe=recipe)
 
 
-def method_name(recipe: Recipe) -> str:
-    """Algorithm, depth (left out for the library's own network), goals and a dense reward.
-
-    Goals are named unless they are states, and rewards where a baseline has dense ones.
-    """
-    networks, algo = recipe.networks, recipe.algorithm.algo
-    actor, critic = networks.actor_depth, networks.critic_depth
-    kind = recipe.algorithm.objective if algo == "crl" else algo
-    depth = f" depth {actor}" if actor == critic else f" actor {actor} critic {critic}"
-    name = _NAMES.get(kind, kind) + (depth if actor or critic else "")
-    if recipe.goal_space.goals != "state":
-        name += f", goals in {recipe.goal_space.goals}"
-    return f"{name}, dense reward" if has_dense_reward(recipe) else name
-
-
-def has_dense_reward(recipe: Recipe) -> bool:
-    """Whether the run's reward was minus the distance to its goal; CRL and GCBC see no reward."""
-    return recipe.by_library and recipe.baseline.reward == "dense"
-
-
 def compare(curves: Sequence[Curve]) -> Comparison:
     """Group runs by task and method.
 
@@ -239,7 +208,7 @@ def compare(curves: Sequence[Curve]) -> Comparison:
     def place(key: tuple[str, str]) -> tuple[int, int, int, str]:
         recipe = runs[key][0].recipe
         networks, algo = recipe.networks, recipe.algorithm.algo
-        return list(_NAMES).index(algo), networks.critic_depth, networks.actor_depth, key[1]
+        return list(METHODS).index(algo), networks.critic_depth, networks.actor_depth, key[1]
 
     return Comparison(
         tasks=tuple(dict.fromkeys(task for task, _ in runs)),

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch_crl.recipe.method import has_dense_reward
 from torch_crl.runs.curves import scored_part
-from torch_crl.study.compare import Comparison, has_dense_reward
+from torch_crl.study.compare import Comparison
 from torch_crl.study.pictures import Line
 from torch_crl.study.published import SCORED_ENV_STEPS
 from torch_crl.study.report import shown

@@ -9,9 +9,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from torch_crl.errors import UsageError, listed
+from torch_crl.fields import check
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.record import Recipe
 from torch_crl.sweep.grid import Trial, check_trials
@@ -69,10 +71,13 @@ def run_trials(
         show: whether to show progress on standard error.
 
     Raises:
+        UsageError: a value of `launch` is out of its range.
         RecipeError: every problem of every trial and its directory, before anything is started.
         KeyboardInterrupt, SystemExit: after Ctrl-C or a termination signal, once the workers have
             saved what can be saved and exited.
     """
+    if problems := check(Launch, asdict(launch)):
+        raise UsageError(f"launch: {listed([str(problem) for problem in problems])}")
     folder = Path(folder).absolute()
     check_plan(trials, folder, with_ray=launcher is None and launch.launcher == "ray")
     unfinished = [trial for trial in trials if not is_finished(folder / trial.name)]

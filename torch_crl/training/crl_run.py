@@ -12,8 +12,9 @@ from torch_crl.agent.behaviour_cloning import BehaviourCloning
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.learner import Learner
 from torch_crl.agent.networks import Networks, build_networks
-from torch_crl.agent.objectives import OBJECTIVES
+from torch_crl.agent.objectives import OBJECTIVES, find
 from torch_crl.agent.objectives.objective import Distance, Objective, Setup
+from torch_crl.agent.objectives.trial import try_out
 from torch_crl.agent.optimizer import UpdateSizes
 from torch_crl.agent.policy import Policy
 from torch_crl.distributed.ranks import ALONE, Ranks
@@ -347,10 +348,12 @@ def _build_learner(
         )
     compared = ranks if algorithm.negatives == "gathered" else ALONE
     distance = env.task.distance if isinstance(env, TaskVectorEnv) else euclidean_distance
-    objective = build_objective(recipe, networks, spec, weights, compared, distance).to(device)
+    objective = build_objective(recipe, networks, spec, weights, compared, distance)
+    if algorithm.objective not in OBJECTIVES:
+        try_out(algorithm.objective, objective, networks.to(device))
     return ActorCritic(
         networks.actor.to(device),
-        objective,
+        objective.to(device),
         target_entropy=algorithm.target_entropy * spec.action_size * algorithm.chunk,
         actor_learning_rate=algorithm.actor_learning_rate,
         critic_learning_rate=algorithm.critic_learning_rate,
@@ -391,4 +394,4 @@ def build_objective(
         never=algorithm.censoring == "never",
         ranks=ranks,
     )
-    return OBJECTIVES[algorithm.objective](setup)
+    return find(algorithm.objective)(setup)

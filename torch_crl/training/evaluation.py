@@ -15,6 +15,7 @@ from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.places import GoalPoints
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.errors import NotFiniteError, UsageError
+from torch_crl.recipe.presets import preset
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction
 from torch_crl.system.threads import torch_threads
 from torch_crl.system.torch_defaults import torch_defaults
@@ -34,7 +35,7 @@ def evaluate(
     task_name: str,
     *,
     num_envs: int = 128,
-    episode_length: int = 1000,
+    episode_length: int | None = None,
     seed: int = 0,
     simulator: str = "cpu",
     num_threads: int = 0,
@@ -51,7 +52,7 @@ def evaluate(
         policy: (state [N, S], goal [N, G]) to action [N, A], float32 on the device of physics, or
             what has a method `controller` that makes such a function for `num_envs` episodes.
         task_name: a registered task or `module:function`.
-        episode_length: the time limit, in control steps.
+        episode_length: the time limit, in control steps; None is that of the task's preset.
         seed: of the random starts and goals. What is left out here is as in `make_vector_env`.
         on_step: called with the number of control steps done, to show progress.
         observe: called before each control step.
@@ -71,12 +72,15 @@ def evaluate(
         time, so where goals end episodes, `success_any` tells more than `time_at_goal_share`.
 
     Raises:
+        UnknownTaskError: there is no such task.
         UsageError: `num_envs` or `episode_length` is below 1, or `policy` returns no [N, A] tensor.
         NotFiniteError: the task or the policy gave NaN or infinity, so that no metric is ever NaN.
         SimulatorError: the simulator cannot run the task here, or its physics is wrong.
     """
     with ranks.together():
         _require_known(policy, task_name)
+        if episode_length is None:
+            episode_length = preset(task_name).task.episode_length
         vector_env = make_vector_env(
             task_name,
             num_envs=num_envs,

@@ -137,7 +137,8 @@ def _begin(
 ) -> None:
     """Write what a run begins with, or the recipe of one that is now to be longer."""
     if not resume:
-        files = task_files([recipe.task.name, recipe.task.eval_name])
+        own = [recipe.task.name, recipe.task.eval_name, recipe.algorithm.objective]
+        files = task_files(own)
         began = datetime.now(UTC).isoformat()
         directory.begin(recipe, machine={"begun": began, "machine": described, "task_files": files})
     elif directory.read_recipe() != recipe:

@@ -1,9 +1,10 @@
 """Objectives: what the critic of an actor-critic update learns, and how it scores actions.
 
 An objective is one file here and a line in `OBJECTIVES`; `objective.py` has the interface. One of
-your own needs no change here: see `register`.
+your own needs no change here: its name is `module:name`, see `find`.
 """
 
+import importlib
 from collections.abc import Callable
 
 from torch_crl.agent.objectives.chrono import ChronoObjective
@@ -11,6 +12,7 @@ from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.agent.objectives.objective import Objective, Setup
 from torch_crl.agent.objectives.safe import SafeObjective
 from torch_crl.agent.objectives.survival import SurvivalObjective
+from torch_crl.errors import UsageError, in_one_line
 
 OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {
     "crl": ContrastiveObjective.build,
@@ -21,12 +23,34 @@ OBJECTIVES: dict[str, Callable[[Setup], Objective]] = {
 """Name of `--objective` to what builds it."""
 
 
-def register(name: str, build: Callable[[Setup], Objective]) -> None:
-    """Let recipes of this process name an objective of your own as `algorithm.objective`.
+def find(name: str) -> Callable[[Setup], Objective]:
+    """What builds the objective of this name: one of `OBJECTIVES`, or `module:name` of your own.
 
-    `build` makes it from the settings of a run. `examples/own_objective.py` shows one. Raises
-    ValueError if the name is taken by another one.
+    `module:name` is a class of yours with a class method `build(setup)`, as `Objective`'s own
+    classes have, or a function of a `Setup`. The module is imported, which runs its code. Raises
+    UsageError.
     """
-    if OBJECTIVES.get(name, build) != build:
-        raise ValueError(f"an objective called {name!r} is registered already; choose another name")
-    OBJECTIVES[name] = build
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UsageError(
+            f"objective {name!r} is unknown; choose one of {', '.join(OBJECTIVES)}, or name one of "
+            "your own as module:name, see examples/own_objective.py"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    # A module may raise any error, or call sys.exit, while it is imported.
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"objective {name!r} was read as module:name and could not be loaded: "
+            f"{in_one_line(error)}"
+        ) from error
+    build = getattr(found, "build", None if isinstance(found, type) else found)
+    if not callable(build):
+        raise UsageError(
+            f"objective {name!r} must be a class with a class method `build(setup)`, or a function "
+            f"of a Setup, and is {found!r}"
+        )
+    made: Callable[[Setup], Objective] = build
+    return made
