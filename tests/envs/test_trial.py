@@ -41,6 +41,11 @@ def start_with(**parts: Tensor) -> Any:
     return sample_start
 
 
+def without_generator(num_envs: int, generator: Generator) -> Start:
+    start = make_task("own_task:make").sample_start(num_envs, generator)
+    return start._replace(qpos_NQ=torch.rand_like(start.qpos_NQ))
+
+
 def start_without(part: str) -> Any:
     def sample_start(num_envs: int, generator: Generator) -> Start:
         return make_task("own_task:make").sample_start(num_envs, generator)._replace(**{part: None})
@@ -95,6 +100,11 @@ def test_a_good_task_has_no_problems() -> None:
         ({"state": nan_at_rest}, "state must be finite, and is nan in entry 2 of env 0"),
         ({"state": nan_when_moving}, "state, after a control step, must be finite, and is nan"),
         ({"sample_start": raises}, "sample_start raised RuntimeError"),
+        ({"sample_start": without_generator}, "gave other starts for an equal generator"),
+        (
+            {"failed": lambda s: torch.ones(len(s), dtype=torch.bool)},
+            "is true where episodes begin",
+        ),
         ({"sample_start": lambda n, generator: (1, 2)}, "must return a torch_crl.Start, got tuple"),
         ({"sample_start": start_with(qpos_NQ=torch.zeros(2, 3))}, "qpos must have shape [2, 2]"),
         ({"sample_start": start_with(qvel_NV=torch.full((2, 2), NAN))}, "qvel must be finite, and"),

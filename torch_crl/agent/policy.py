@@ -253,8 +253,11 @@ class Controller:
     ) -> None:
         """At the beginning of `num_envs` episodes. Any function of state and goal is a policy.
 
-        A policy with a camera films `env`; without one it is given pictures.
+        A policy with a camera films `env`; without one it is given pictures. Raises UsageError for
+        fewer than one.
         """
+        if num_envs < 1:
+            raise UsageError(f"num_envs must be at least 1, got {num_envs}")
         self.policy = policy
         self.num_envs = num_envs
         self._env = env

@@ -52,12 +52,13 @@ class _Told(NamedTuple):
         return self.all["task"], self.all["sha256_of_weights"]
 
 
-def check(folder: Path) -> Checked:
+def check(folder: Path | str) -> Checked:
     """The self-test of an exported policy.
 
     Raises UsageError for a folder without one, for files that are damaged or do not belong
     together, for other actions, and if the runtime or a C compiler is missing.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         what = "is a file; give its folder" if folder.exists() else "does not exist"
         raise UsageError(f"{folder} {what}")

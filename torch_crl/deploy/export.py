@@ -26,7 +26,7 @@ _CHECKED = ("policy.onnx", "policy.safetensors", "policy.bin", "policy.h")
 
 
 def export(
-    policy: Policy, task: str, to: Runtime, folder: Path, *, single_input: bool = False
+    policy: Policy, task: str, to: Runtime, folder: Path | str, *, single_input: bool = False
 ) -> list[Path]:
     """Write the deterministic policy of a task into a folder, which is made; returns the files.
 
@@ -43,6 +43,9 @@ def export(
     Raises UsageError for networks that the runtimes do not know, if onnx is missing, and for a
     folder that cannot be written or holds another runtime's export.
     """
+    if to not in RUNTIME_FILES:
+        raise UsageError(f"to must be one of {', '.join(RUNTIME_FILES)}, got {to!r}")
+    folder = Path(folder)
     if single_input and to != "onnx":
         raise UsageError(f"--single-input is about the graph of --to onnx, got --to {to}")
     actor = actor_of(policy)

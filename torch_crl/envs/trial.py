@@ -109,6 +109,14 @@ class _Trial:
         qvel_NV = self._numbers("sample_start's qvel", start.qvel_NV, (model.nv,))
         goal = ("sample_start's goal", start.goal_NG, (task.spec.goal_size,))
         goal_NG = self._numbers(*goal, dtypes=(torch.float32,))
+        if not self.problems:
+            again = task.sample_start(_NUM_ENVS, Generator().manual_seed(0))
+            if not all(map(torch.equal, start[:3], again[:3])):
+                self._tell(
+                    "sample_start",
+                    "gave other starts for an equal generator; draw all random numbers from it, so "
+                    "that a seed gives one run",
+                )
         unreadable = [problem for name in task.fields if (problem := field_problem(model, name))]
         self.problems += [f"fields: {problem}" for problem in unreadable]
         if unreadable or qpos_NQ is None or qvel_NV is None:
@@ -126,6 +134,10 @@ class _Trial:
         """The state after one control step, or before it if no step is possible."""
         task = self._task
         state_NS = self._state("state", simulator)
+        if state_NS is not None:
+            failed_N = self._call("failed", task.failed, state_NS)
+            if isinstance(failed_N, Tensor) and failed_N.numel() and bool(failed_N.all()):
+                self._tell("failed", "is true where episodes begin, so that each would end at once")
         action_NA = 2 * torch.rand(_NUM_ENVS, task.spec.action_size, generator=Generator()) - 1
         control = self._call("control", task.control, action_NA, simulator)
         control_NU = self._numbers("control", control, (task.model.nu,))
@@ -160,8 +172,9 @@ class _Trial:
                     self._numbers(f"reached's {level!r}", reached_N, (), dtypes=(torch.bool,))
         if state_NS is None:
             return
-        failed = self._call("failed", task.failed, state_NS)
-        self._numbers("failed", failed, (), dtypes=(torch.bool,))
+        if "failed" not in self._told:
+            failed = self._call("failed", task.failed, state_NS)
+            self._numbers("failed", failed, (), dtypes=(torch.bool,))
         if task.moved_goal is not None:
             goal = self._call("moved_goal", task.moved_goal, goal_NG, state_NS)
             self._numbers("moved_goal", goal, (task.spec.goal_size,), dtypes=(torch.float32,))

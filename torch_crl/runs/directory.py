@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch_crl import fields
-from torch_crl.errors import TorchCrlError
+from torch_crl.errors import TorchCrlError, UsageError
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.lock import holder, is_locked, locked
 from torch_crl.runs.records import (
@@ -314,8 +314,11 @@ class RunDirectory:
     def records(self, kind: str) -> Iterator[dict[str, Any]]:
         """The records of one kind, `train` or `evaluation`, in metrics.jsonl, one by one.
 
-        Raises DamagedFileError, which names the line, if any record cannot be read.
+        Raises DamagedFileError, which names the line, if any record cannot be read, and UsageError
+        for another kind.
         """
+        if kind not in ("train", "evaluation"):
+            raise UsageError(f"kind must be 'train' or 'evaluation', got {kind!r}")
         for record in self._scan_metrics():
             if isinstance(record, str):
                 raise DamagedFileError(f"{self.metrics} cannot be read: {record}")

@@ -98,8 +98,10 @@ class Comparison:
         """The methods with runs on every task, best first."""
         return sorted(self.everywhere, key=lambda method: -self.estimate(method).point)
 
-    def test(self, ours: str, theirs: str) -> PermutationTest:
-        """Permutation test of whether two methods' scores differ over all tasks."""
+    def test(self, ours: str, theirs: str, *, task: str = "") -> PermutationTest:
+        """Permutation test of whether two methods' scores differ on a task, or over all tasks."""
+        if task:
+            return permutation_test([self.scores(task, ours)], [self.scores(task, theirs)])
         return permutation_test(self._strata(ours), self._strata(theirs))
 
     def improvement(self, ours: str, theirs: str) -> Estimate:

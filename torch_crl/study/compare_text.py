@@ -10,9 +10,12 @@ from torch_crl.study.published import SCORED_ENV_STEPS
 from torch_crl.study.report import shown
 from torch_crl.study.statistics import RESAMPLES
 
+_LEVEL = 0.05
+"""Above this probability seeds do not tell two methods apart."""
+
 
 def findings(comparison: Comparison) -> list[str]:
-    """The best two methods of each task and of all tasks, and which have no interval."""
+    """The best two methods of each task and of all tasks, tested, and which have no interval."""
     found = []
     for task in comparison.tasks:
         scored = {
@@ -24,7 +27,15 @@ def findings(comparison: Comparison) -> list[str]:
         finding = f"{task}: {best} is at the goal for a share of {shown(scored[best])}"
         if others:
             finding += f", next {others[0]} with {shown(scored[others[0]])}"
-        found.append(f"{finding}; {seeds_text(scored[best].seeds)}.")
+        finding += f"; {seeds_text(scored[best].seeds)}"
+        if others:
+            test = comparison.test(best, others[0], task=task)
+            if test.p_value > _LEVEL:
+                finding += "; the seeds do not tell the two apart"
+            finding += f" (p = {test.p_value:.2g} by a permutation test"
+            least = f", the least that so few seeds could show is {test.smallest_p:.2g}"
+            finding += f"{least if test.smallest_p > _LEVEL else ''})"
+        found.append(f"{finding}.")
     if len(comparison.tasks) > 1 and len(comparison.everywhere) > 1:
         best, second, *_ = comparison.ranked()
         test, improvement = comparison.test(best, second), comparison.improvement(best, second)

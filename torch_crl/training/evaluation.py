@@ -72,19 +72,17 @@ def evaluate(
         time, so where goals end episodes, `success_any` tells more than `time_at_goal_share`.
 
     Raises:
-        UnknownTaskError: there is no such task.
         UsageError: `num_envs` or `episode_length` is below 1, or `policy` returns no [N, A] tensor.
         NotFiniteError: the task or the policy gave NaN or infinity, so that no metric is ever NaN.
         SimulatorError: the simulator cannot run the task here, or its physics is wrong.
     """
     with ranks.together():
         _require_known(policy, task_name)
-        if episode_length is None:
-            episode_length = preset(task_name).task.episode_length
+        length = preset(task_name).task.episode_length if episode_length is None else episode_length
         vector_env = make_vector_env(
             task_name,
             num_envs=num_envs,
-            episode_length=episode_length,
+            episode_length=length,
             seed=seed,
             simulator=simulator,
             num_threads=num_threads,
@@ -93,13 +91,13 @@ def evaluate(
             env_timeout=env_timeout,
         )
     with closing(vector_env) as env, ranks.together():
-        tally = _Tally(env.goal_NG, episode_length)
+        tally = _Tally(env.goal_NG, length)
         controller = controller_of(policy, num_envs, env)
         act_and_step = partial(_act_and_step, controller, env, tally, observe)
         advance: Callable[[], object] = act_and_step
         if observe is None and _is_capturable(policy, env):
             advance = _captured(act_and_step, env)
-        for step in range(1, episode_length + 1):
+        for step in range(1, length + 1):
             try:
                 advance()
             except NotFiniteError as error:
@@ -115,7 +113,12 @@ def evaluate(
 
 
 def _require_known(policy: Acts, task_name: str) -> None:
-    """Raise an error for a policy that has learned to see another task."""
+    """Raise an error for what is no policy, or for one that has learned to see another task."""
+    if not callable(policy) and not hasattr(policy, "controller"):
+        raise UsageError(
+            f"policy must be a policy or a function of state and goal, got {policy!r}; "
+            "load_policy(run) reads one"
+        )
     if isinstance(policy, Policy):
         policy.check_task(task_name)
 

@@ -11,6 +11,7 @@ import torch
 from torch_crl.distributed.equality import broadcast
 from torch_crl.distributed.ranks import Ranks, join
 from torch_crl.envs.registry import task_files
+from torch_crl.errors import UsageError
 from torch_crl.recipe import checks
 from torch_crl.recipe.compute_choice import choose_compute, thread_count
 from torch_crl.recipe.record import Recipe
@@ -82,6 +83,7 @@ def train(
             not end the run. Needs the extra `wandb`.
 
     Raises:
+        UsageError: the recipe is no Recipe, or the callback no function.
         RecipeError: every problem of the recipe and the directory, before anything is built.
         DirectoryInUseError: another process began to write in the directory at the same time.
         RankError: what ended the run on another rank, which the message names.
@@ -95,6 +97,10 @@ def train(
         KeyboardInterrupt, SystemExit: after Ctrl-C or another signal of `StopSignals`, once a
             checkpoint is written or, on a full disk, a warning says that it is missing.
     """
+    if not isinstance(recipe, Recipe):
+        raise UsageError(f"recipe must be a Recipe, such as preset('reacher'), got {recipe!r}")
+    if callback is not None and not callable(callback):
+        raise UsageError(f"callback must be a function of an Evaluated, got {callback!r}")
     ranks = join()
     given = run_dir or ranks.of_first(lambda: default_run_dir(recipe))
     directory = given if isinstance(given, RunDirectory) else RunDirectory(given)
