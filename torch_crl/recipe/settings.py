@@ -134,7 +134,7 @@ class AlgorithmRecipe:
     """What the critic of `--algo crl` learns: `crl` is contrastive RL; `safe` also learns what
     share of the future a failure takes away, for tasks whose episodes can fail (Safe-CRL);
     `survival` learns the distribution of the time to the goal (SRL); `chrono` also distances that
-    are times, and how long the goal is held (ChronoSRL)."""
+    are times, and how long the goal is held (ChronoSRL). `module:name` is one of your own."""
     value_discount: Annotated[BelowOne, BY_TIMES] = 0.999
     """Discount factor of the time to the goal in the value of `survival` and `chrono`."""
     censoring: Annotated[Literal["observed", "never"], BY_TIMES] = "observed"
