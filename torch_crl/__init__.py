@@ -38,6 +38,9 @@ _PUBLIC = {
 }
 
 
+__all__ = [*_PUBLIC]
+
+
 def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'torch_crl' has no attribute {name!r}")

@@ -97,7 +97,7 @@ def train(
         KeyboardInterrupt, SystemExit: after Ctrl-C or another signal of `StopSignals`, once a
             checkpoint is written or, on a full disk, a warning says that it is missing.
     """
-    if not isinstance(recipe, Recipe):
+    if not hasattr(recipe, "algorithm"):
         raise UsageError(f"recipe must be a Recipe, such as preset('reacher'), got {recipe!r}")
     if callback is not None and not callable(callback):
         raise UsageError(f"callback must be a function of an Evaluated, got {callback!r}")
