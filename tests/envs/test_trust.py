@@ -69,6 +69,30 @@ def test_a_task_that_only_a_file_names_needs_trust(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *COMMANDS[2:],
+        ["heatmap", "."],
+        ["plan", "."],
+        ["distil", "."],
+        ["eval", ".", "--report", "r"],
+    ],
+    ids=" ".join,
+)
+def test_an_objective_that_only_a_file_names_needs_trust(
+    received: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = json.loads((received / "recipe.json").read_text())
+    recipe["algorithm"]["objective"] = "strange:make"
+    recipe["task"]["name"] = recipe["task"]["eval_name"] = "reacher"
+    (received / "recipe.json").write_text(json.dumps(recipe))
+    main(command)
+    assert not (received / "ran").exists() and "strange" not in sys.modules
+    told = capsys.readouterr().err
+    assert "would import strange (of strange:make)" in told and "--trust" in told
+
+
 @pytest.mark.parametrize("command", COMMANDS[:4], ids=" ".join)
 @pytest.mark.parametrize("name", ["strange:make", "gymnasium:strange:Env-v0"])
 def test_where_the_module_of_a_run_was_is_told(
