@@ -149,6 +149,9 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(
 
 def test_edges_through_walls_are_counted() -> None:
     ground = ground_of("point_u_maze")
+    assert ground.labels == ("x, m", "y, m") == ground_of("reacher").labels
+    # What the goals of one's own task are is not known, unless it names its state.
+    assert ground_of("own_task:make").labels == ("goal 1", "goal 2")
     # Corner to corner along the corridor, and straight through the middle wall.
     places = torch.tensor([[4.0, 4.0], [4.0, 12.0], [12.0, 4.0]])
     edges = torch.full((3, 3), torch.inf)

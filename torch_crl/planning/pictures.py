@@ -41,6 +41,8 @@ class Ground(NamedTuple):
 
     walls: list[tuple[float, float, float, float]]
     """Centre and half widths of each wall, in metres; empty for tasks without a maze."""
+    labels: tuple[str, str] = ("x, m", "y, m")
+    """What the first two numbers of a goal are."""
 
     @property
     def is_maze(self) -> bool:
@@ -71,9 +73,12 @@ class Ground(NamedTuple):
 
 
 def ground_of(task: str) -> Ground:
-    """The walls of a task's model; none are known for Gymnasium's envs."""
-    if parse_task_name(task).kind == "gymnasium":
-        return Ground([])
+    """The walls of a task's model, and what its goals are; Gymnasium's envs have no known walls."""
+    kind, spec = parse_task_name(task).kind, task_spec(task)
+    names = spec.state_names[slice(*spec.goal_slice)] or ("goal 1", "goal 2")
+    labels = Ground([]).labels if kind == "registered" or len(names) < 2 else (names[0], names[1])
+    if kind == "gymnasium":
+        return Ground([], labels)
     model = make_task(task).model
     walls = []
     for number in range(model.ngeom):
@@ -81,7 +86,7 @@ def ground_of(task: str) -> Ground:
         if name.startswith("wall_"):
             (x, y, _), (dx, dy, _) = model.geom_pos[number], model.geom_size[number]
             walls.append((float(x), float(y), float(dx), float(dy)))
-    return Ground(walls)
+    return Ground(walls, labels)
 
 
 class Field(NamedTuple):
@@ -292,7 +297,7 @@ def _frame(axes: "Axes", ground: Ground, title: str) -> None:
         cut = 1.5 * min(dx for _, _, dx, _ in ground.walls)
         axes.set(xlim=(low_x + cut, high_x - cut), ylim=(low_y + cut, high_y - cut))
     axes.set_title(title, fontsize=9)
-    axes.set(aspect="equal", xlabel="x, m", ylabel="y, m")
+    axes.set(aspect="equal", xlabel=ground.labels[0], ylabel=ground.labels[1])
     axes.locator_params(nbins=5)
 
 
