@@ -226,6 +226,11 @@ def test_without_parameters_to_train_only_rows_get_gradients(block: str) -> None
         ({"precision": "fp32"}, "'norm_act' has fewer limits"),
         ({"block": "shared"}, "block must be one of"),
         ({"inputs": []}, "got 0 inputs and 1 towers"),
+        ({"depth": 12}, "depth must be a multiple of the 8 layers, got 12"),
+        (
+            {"depth": 16, "recompute": 4},
+            "multiples of the 8 layers that are applied in turn, got 16",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(change: dict[str, Any], told: str) -> None:
