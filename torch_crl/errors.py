@@ -39,6 +39,12 @@ def listed(problems: list[str]) -> str:
     return f"{count}:" + "".join(f"\n  - {problem}" for problem in problems)
 
 
+def shortly(value: object) -> str:
+    """A value that a user's own code gave, with its type; long ones by their type alone."""
+    text = f"{type(value).__name__} {value!r}" if value is not None else "None"
+    return text if len(text) < 80 else f"a {type(value).__name__}"
+
+
 def in_one_line(error: BaseException) -> str:
     """An error raised by a user's own code, as one line: type, message, file and line number.
 

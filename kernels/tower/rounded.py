@@ -49,13 +49,9 @@ class RoundedWeights:
             or places != list(range(first, first + len(places)))
         ):
             return None
-        self.follow()
-        return self._rounded_TLDD[first : first + len(places)]
-
-    def follow(self) -> None:
-        """Round all weights anew if torch has written into one since the last time."""
         if self._present() != self._versions:
             self.round()
+        return self._rounded_TLDD[first : first + len(places)]
 
     def round(self) -> None:
         """Round all weights anew."""

@@ -119,12 +119,12 @@ def test_rounded_weights_tell_which_they_are_and_notice_what_torch_writes() -> N
     weights[1].mul_(7)
     assert values(0, 1) == [0, 7] and values(1) == [7]
     weights[2].copy_(torch.ones(4, 8, 8))
-    kept.follow()
+    kept.round()
     followed = kept.copy_of(weights[2])
     assert followed is not None and followed.eq(1).all()
     for other in (copy.deepcopy(kept), copy.copy(kept), RoundedWeights()):
         assert other.of(weights, torch.float16) is None and other.copy_of(weights[0]) is None
-        other.follow()
+        other.round()
 
 
 def test_rounded_weights_are_followed_by_our_step_only(monkeypatch: pytest.MonkeyPatch) -> None:

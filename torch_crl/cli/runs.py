@@ -164,13 +164,15 @@ def allow_tasks_of(
     Raises UsageError as `allow_tasks` does, and UnknownTaskError for a task, or UsageError for an
     objective, that cannot be loaded, with the file that its module had in training.
     """
-    from torch_crl.agent.objectives import find
     from torch_crl.envs.registry import UnknownTaskError, module_of, task_spec
 
-    names = list(dict.fromkeys(names))
-    allow_tasks([*names, objective], typed=typed, trust=trust, source=directory.recipe)
-    loads: list[tuple[Callable[[str], object], str]] = [(task_spec, name) for name in names]
-    for load, name in [*loads, (find, objective)]:
+    loads: dict[str, Callable[[str], object]] = dict.fromkeys(names, task_spec)
+    if module_of(objective):
+        from torch_crl.agent.objectives import find
+
+        loads[objective] = find
+    allow_tasks(loads, typed=typed, trust=trust, source=directory.recipe)
+    for name, load in loads.items():
         try:
             if module_of(name):
                 load(name)

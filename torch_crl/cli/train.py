@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
             # A run that is there has been begun with the file's settings.
             file = None if resume else asked.recipe_file
             asked = replace(asked, resume=resume, recipe_file=file)
-        typed = [name for name in _own_code(asked.recipe) if name]
+        typed = [name for name in asked.recipe.own_code if name]
         allow_tasks(typed, typed=typed)
         typed_encoder = asked.recipe.goal_space.encoder
         base = _base_recipe(asked)
@@ -89,17 +89,12 @@ def main(arguments: list[str]) -> int:
         allow_encoder(encoder, typed=typed_encoder, trust=options.trust, source=source)
     if options.resume:
         directory = RunDirectory(options.run_dir)
-        *tasks, objective = _own_code(options.recipe)
+        *tasks, objective = options.recipe.own_code
         allow_tasks_of(directory, tasks, objective=objective, typed=typed, trust=options.trust)
     else:
-        file, names = options.recipe_file, _own_code(options.recipe)
+        names, file = options.recipe.own_code, options.recipe_file
         allow_tasks(names, typed=typed, trust=options.trust or file is None, source=file)
     return _run(options)
-
-
-def _own_code(recipe: Recipe) -> tuple[str, str, str]:
-    """The names in a recipe that may be Python code."""
-    return recipe.task.name, recipe.task.eval_name, recipe.algorithm.objective
 
 
 def _holds_run(options: Options) -> bool:

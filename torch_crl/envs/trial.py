@@ -16,7 +16,7 @@ from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.simulators.fields import field_problem
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
-from torch_crl.errors import TorchCrlError, in_one_line
+from torch_crl.errors import TorchCrlError, in_one_line, shortly
 from torch_crl.system.torch_defaults import torch_defaults
 
 _NUM_ENVS = 2
@@ -27,14 +27,14 @@ _FLOATS = (torch.float32, torch.float64)
 def task_problems(task: Any) -> list[str]:
     """Problems of a task, found by one control step of two envs; empty if there are none."""
     if not isinstance(task, Task):
-        return [f"it must return a torch_crl.Task, and returned {_shortly(task)}"]
+        return [f"it must return a torch_crl.Task, and returned {shortly(task)}"]
     spec: Any = task.spec
     if not isinstance(spec, TaskSpec):
-        return [f"spec must be a torch_crl.TaskSpec, got {_shortly(spec)}"]
+        return [f"spec must be a torch_crl.TaskSpec, got {shortly(spec)}"]
     problems = _size_problems(spec)
     if not isinstance(task.model, mujoco.MjModel):
         compiled = "; call its compile()" if isinstance(task.model, mujoco.MjSpec) else ""
-        problems.append(f"model must be a mujoco.MjModel, got {_shortly(task.model)}{compiled}")
+        problems.append(f"model must be a mujoco.MjModel, got {shortly(task.model)}{compiled}")
     if not _is_count(task.substeps):
         problems.append(f"substeps must be a whole number of at least 1, got {task.substeps!r}")
     fields: Any = task.fields
@@ -44,7 +44,7 @@ def task_problems(task: Any) -> list[str]:
     for name in (*required, "reached", "moved_goal"):
         function = getattr(task, name)
         if not callable(function) and (name in required or function is not None):
-            problems.append(f"{name} must be a function, got {_shortly(function)}")
+            problems.append(f"{name} must be a function, got {shortly(function)}")
     if task.places is not None:
         problems += place_problems(task.places, spec.goal_size if not problems else 0)
     # If any of these is wrong, nothing can be tried.
@@ -103,15 +103,16 @@ class _Trial:
         start = self._call("sample_start", task.sample_start, _NUM_ENVS, Generator().manual_seed(0))
         if not isinstance(start, Start):
             if not self.problems:
-                self._tell("sample_start", f"must return a torch_crl.Start, got {_shortly(start)}")
+                self._tell("sample_start", f"must return a torch_crl.Start, got {shortly(start)}")
             return None, None
         qpos_NQ = self._numbers("sample_start's qpos", start.qpos_NQ, (model.nq,))
         qvel_NV = self._numbers("sample_start's qvel", start.qvel_NV, (model.nv,))
         goal = ("sample_start's goal", start.goal_NG, (task.spec.goal_size,))
         goal_NG = self._numbers(*goal, dtypes=(torch.float32,))
         if not self.problems:
-            again = task.sample_start(_NUM_ENVS, Generator().manual_seed(0))
-            if not all(map(torch.equal, start[:3], again[:3])):
+            generator = Generator().manual_seed(0)
+            again = self._call("sample_start", task.sample_start, _NUM_ENVS, generator)
+            if again is not None and not all(map(torch.equal, start, again)):
                 self._tell(
                     "sample_start",
                     "gave other starts for an equal generator; draw all random numbers from it, so "
@@ -166,7 +167,7 @@ class _Trial:
         if task.reached is not None:
             reached = self._call("reached", task.reached, achieved_NG, goal_NG)
             if reached is not None and not (isinstance(reached, Mapping) and "success" in reached):
-                self._tell("reached", f"must return a dict with 'success', got {_shortly(reached)}")
+                self._tell("reached", f"must return a dict with 'success', got {shortly(reached)}")
             elif reached is not None:
                 for level, reached_N in reached.items():
                     self._numbers(f"reached's {level!r}", reached_N, (), dtypes=(torch.bool,))
@@ -185,7 +186,7 @@ class _Trial:
             return
         if not isinstance(found, tuple) or len(found) != 2:
             what = "an index and whether it is there"
-            self._tell("places.place", f"must return {what}, got {_shortly(found)}")
+            self._tell("places.place", f"must return {what}, got {shortly(found)}")
             return
         index_N, there_N = found
         index = self._numbers("places.place's index", index_N, (), dtypes=(torch.int64,))
@@ -224,7 +225,7 @@ class _Trial:
         if value is None and what in self._told:
             return None
         if not isinstance(value, Tensor):
-            self._tell(what, f"must be a torch tensor of shape {wanted}, got {_shortly(value)}")
+            self._tell(what, f"must be a torch tensor of shape {wanted}, got {shortly(value)}")
         elif list(value.shape) != wanted:
             self._tell(
                 what,
@@ -248,8 +249,3 @@ class _Trial:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _shortly(value: object) -> str:
-    text = f"{type(value).__name__} {value!r}" if value is not None else "None"
-    return text if len(text) < 80 else f"a {type(value).__name__}"

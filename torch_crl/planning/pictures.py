@@ -41,7 +41,7 @@ class Ground(NamedTuple):
 
     walls: list[tuple[float, float, float, float]]
     """Centre and half widths of each wall, in metres; empty for tasks without a maze."""
-    labels: tuple[str, str] = ("x, m", "y, m")
+    labels: tuple[str, ...] = ("x, m", "y, m")
     """What the first two numbers of a goal are."""
 
     @property
@@ -75,10 +75,15 @@ class Ground(NamedTuple):
 def ground_of(task: str) -> Ground:
     """The walls of a task's model, and what its goals are; Gymnasium's envs have no known walls."""
     kind, spec = parse_task_name(task).kind, task_spec(task)
-    names = spec.state_names[slice(*spec.goal_slice)] or ("goal 1", "goal 2")
-    labels = Ground([]).labels if kind == "registered" or len(names) < 2 else (names[0], names[1])
-    if kind == "gymnasium":
-        return Ground([], labels)
+    if kind == "registered":
+        return Ground(_walls(task))
+    labels = spec.state_names[slice(*spec.goal_slice)][:2]
+    if len(labels) < 2:
+        labels = ("goal 1", "goal 2")
+    return Ground([] if kind == "gymnasium" else _walls(task), labels)
+
+
+def _walls(task: str) -> list[tuple[float, float, float, float]]:
     model = make_task(task).model
     walls = []
     for number in range(model.ngeom):
@@ -86,7 +91,7 @@ def ground_of(task: str) -> Ground:
         if name.startswith("wall_"):
             (x, y, _), (dx, dy, _) = model.geom_pos[number], model.geom_size[number]
             walls.append((float(x), float(y), float(dx), float(dy)))
-    return Ground(walls, labels)
+    return walls
 
 
 class Field(NamedTuple):

@@ -80,6 +80,11 @@ class Recipe:
     system: SystemRecipe = field(default_factory=SystemRecipe)
 
     @property
+    def own_code(self) -> tuple[str, str, str]:
+        """The names that may be Python code: task, evaluation task and objective."""
+        return self.task.name, self.task.eval_name, self.algorithm.objective
+
+    @property
     def by_library(self) -> bool:
         """Whether Stable-Baselines3 provides the algorithm."""
         return self.algorithm.algo in LIBRARY_ALGOS

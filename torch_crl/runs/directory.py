@@ -27,13 +27,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch_crl import fields
 from torch_crl.errors import TorchCrlError, UsageError
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.lock import holder, is_locked, locked
 from torch_crl.runs.records import (
+    Kind,
     MachineFile,
     ResultFile,
     parse_record,
@@ -317,8 +318,8 @@ class RunDirectory:
         Raises DamagedFileError, which names the line, if any record cannot be read, and UsageError
         for another kind.
         """
-        if kind not in ("train", "evaluation"):
-            raise UsageError(f"kind must be 'train' or 'evaluation', got {kind!r}")
+        if kind not in (kinds := get_args(Kind)):
+            raise UsageError(f"kind must be {' or '.join(map(repr, kinds))}, got {kind!r}")
         for record in self._scan_metrics():
             if isinstance(record, str):
                 raise DamagedFileError(f"{self.metrics} cannot be read: {record}")

@@ -16,10 +16,14 @@ from torch_crl.system.files import DamagedFileError, read_bytes
 T = TypeVar("T")
 
 
+Kind = Literal["train", "evaluation"]
+"""What a line of metrics.jsonl is about."""
+
+
 class Record(TypedDict):
     """The fields of every line of metrics.jsonl; all others are metrics, which are numbers."""
 
-    kind: Literal["train", "evaluation"]
+    kind: Kind
     env_steps: StepsOrZero
     updates: StepsOrZero
     seconds: PositiveOrZero

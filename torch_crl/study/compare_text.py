@@ -8,10 +8,7 @@ from torch_crl.study.compare import Comparison
 from torch_crl.study.pictures import Line
 from torch_crl.study.published import SCORED_ENV_STEPS
 from torch_crl.study.report import shown
-from torch_crl.study.statistics import RESAMPLES
-
-_LEVEL = 0.05
-"""Above this probability seeds do not tell two methods apart."""
+from torch_crl.study.statistics import LEVEL, RESAMPLES
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -30,11 +27,11 @@ def findings(comparison: Comparison) -> list[str]:
         finding += f"; {seeds_text(scored[best].seeds)}"
         if others:
             test = comparison.test(best, others[0], task=task)
-            if test.p_value > _LEVEL:
+            if test.p_value > LEVEL:
                 finding += "; the seeds do not tell the two apart"
             finding += f" (p = {test.p_value:.2g} by a permutation test"
             least = f", the least that so few seeds could show is {test.smallest_p:.2g}"
-            finding += f"{least if test.smallest_p > _LEVEL else ''})"
+            finding += f"{least if test.smallest_p > LEVEL else ''})"
         found.append(f"{finding}.")
     if len(comparison.tasks) > 1 and len(comparison.everywhere) > 1:
         best, second, *_ = comparison.ranked()

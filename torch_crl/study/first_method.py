@@ -9,7 +9,7 @@ from torch_crl.envs.task_name import parse_task_name
 from torch_crl.recipe.record import Recipe
 from torch_crl.study.compare import Comparison
 from torch_crl.study.report import Cell, Table, shown
-from torch_crl.study.statistics import corrected, permutation_test
+from torch_crl.study.statistics import LEVEL, corrected, permutation_test
 from torch_crl.study.study import NOT_RUN
 
 PLAIN = "crl"
@@ -28,7 +28,6 @@ _KINDS = (
 )
 
 
-_LARGEST_P = 0.05
 _LEAST_SHARE = 0.01
 """Of an episode at the goal; whoever has less has met it by chance, and nobody is first there."""
 
@@ -67,7 +66,7 @@ def first_method(comparison: Comparison, task: str) -> First:
         method=best,
         plain=plain if contrastive else "",
         p_value=p_value,
-        told_apart=below and p_value <= _LARGEST_P,
+        told_apart=below and p_value <= LEVEL,
         reached=comparison.estimate(best, task=task).point >= _LEAST_SHARE,
         alone=len(methods) == 1,
     )

@@ -14,6 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LEVEL = 0.05
+"""Largest p value at which seeds tell two groups apart."""
+
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000

@@ -78,8 +78,7 @@ def main() -> None:
     try:
         recipe = Recipe.from_json(sys.stdin.read())
         # The user who started the sweep has typed these names.
-        typed = (recipe.task.name, recipe.task.eval_name, recipe.algorithm.objective)
-        allow_tasks(typed, typed=typed)
+        allow_tasks(recipe.own_code, typed=recipe.own_code)
         work(recipe, Path(sys.argv[1]))
     except (TorchCrlError, OSError, KeyboardInterrupt) as error:
         print_line(f"{type(error).__name__}: {error}", stderr=True)

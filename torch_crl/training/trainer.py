@@ -97,10 +97,7 @@ def train(
         KeyboardInterrupt, SystemExit: after Ctrl-C or another signal of `StopSignals`, once a
             checkpoint is written or, on a full disk, a warning says that it is missing.
     """
-    if not hasattr(recipe, "algorithm"):
-        raise UsageError(f"recipe must be a Recipe, such as preset('reacher'), got {recipe!r}")
-    if callback is not None and not callable(callback):
-        raise UsageError(f"callback must be a function of an Evaluated, got {callback!r}")
+    _require(recipe, callback)
     ranks = join()
     given = run_dir or ranks.of_first(lambda: default_run_dir(recipe))
     directory = given if isinstance(given, RunDirectory) else RunDirectory(given)
@@ -111,12 +108,7 @@ def train(
     )
     with ExitStack() as stack:
         with ranks.together():
-            notes = stack.enter_context(directory.owned()) if ranks.is_first else []
-            # Another process may have begun a run here since the check.
-            if ranks.is_first and (
-                problems := directory.problems(resume=resume, overwrite=overwrite)
-            ):
-                raise checks.RecipeError(problems)
+            notes = _owned(directory, stack, resume, overwrite) if ranks.is_first else []
         check_seen_by_all(directory, ranks)
         if show and recipe.system.collectors:
             print_line(f"starting {recipe.system.collectors} collectors by Ray", stderr=True)
@@ -138,13 +130,29 @@ def train(
         return _finish(session, described)
 
 
+def _require(recipe: object, callback: object) -> None:
+    """Raise UsageError for what is no recipe or no callback."""
+    if not hasattr(recipe, "algorithm"):
+        raise UsageError(f"recipe must be a Recipe, such as preset('reacher'), got {recipe!r}")
+    if callback is not None and not callable(callback):
+        raise UsageError(f"callback must be a function of an Evaluated, got {callback!r}")
+
+
+def _owned(directory: RunDirectory, stack: ExitStack, resume: bool, overwrite: bool) -> list[str]:
+    """Keep other processes out of the directory until the stack ends; returns what to tell."""
+    notes = stack.enter_context(directory.owned())
+    # Another process may have begun a run here since the check.
+    if problems := directory.problems(resume=resume, overwrite=overwrite):
+        raise checks.RecipeError(problems)
+    return notes
+
+
 def _begin(
     directory: RunDirectory, recipe: Recipe, described: dict[str, Any], *, resume: bool
 ) -> None:
     """Write what a run begins with, or the recipe of one that is now to be longer."""
     if not resume:
-        own = [recipe.task.name, recipe.task.eval_name, recipe.algorithm.objective]
-        files = task_files(own)
+        files = task_files(recipe.own_code)
         began = datetime.now(UTC).isoformat()
         directory.begin(recipe, machine={"begun": began, "machine": described, "task_files": files})
     elif directory.read_recipe() != recipe:

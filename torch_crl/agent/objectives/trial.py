@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from torch_crl.agent.losses import policy_losses
 from torch_crl.agent.networks import Networks
 from torch_crl.agent.objectives.objective import Objective, PolicyRows
-from torch_crl.errors import UsageError, in_one_line, listed
+from torch_crl.errors import UsageError, in_one_line, listed, shortly
 
 _BATCH = 8
 _LOGGED = ("kind", "env_steps", "updates", "seconds", "updates_per_second", "critic_loss", "value")
@@ -30,7 +30,7 @@ def try_out(name: str, objective: Any, networks: Networks) -> None:
 
 def _problems(objective: Any, networks: Networks) -> list[str]:
     if not isinstance(objective, Objective):
-        return [f"what builds it must return an Objective, and returned {_shortly(objective)}"]
+        return [f"what builds it must return an Objective, and returned {shortly(objective)}"]
     if problems := _module_problems(objective, networks):
         return problems
     objective.to(networks.actor.weight.device)
@@ -44,9 +44,9 @@ def _problems(objective: Any, networks: Networks) -> list[str]:
 def _module_problems(objective: Objective, networks: Networks) -> list[str]:
     modules = getattr(objective, "modules", None)
     if not isinstance(modules, Mapping) or not modules:
-        return [f"modules must be a dict of its networks by name, got {_shortly(modules)}"]
+        return [f"modules must be a dict of its networks by name, got {shortly(modules)}"]
     problems = [
-        f"modules[{name!r}] must be a torch.nn.Module, got {_shortly(module)}"
+        f"modules[{name!r}] must be a torch.nn.Module, got {shortly(module)}"
         for name, module in modules.items()
         if not isinstance(module, nn.Module)
     ]
@@ -105,7 +105,7 @@ class _Trial:
             return
         if not isinstance(returned, tuple) or len(returned) != 2:
             what = "the loss and a dict of metrics"
-            self.problems.append(f"loss must return {what}, and returned {_shortly(returned)}")
+            self.problems.append(f"loss must return {what}, and returned {shortly(returned)}")
             return
         loss, metrics = returned
         self._metrics("loss's metrics", metrics)
@@ -136,7 +136,7 @@ class _Trial:
 
     def _metrics(self, what: str, metrics: Any) -> None:
         if not isinstance(metrics, Mapping):
-            self.problems.append(f"{what} must be a dict, got {_shortly(metrics)}")
+            self.problems.append(f"{what} must be a dict, got {shortly(metrics)}")
             return
         zero_1 = torch.zeros(1)
         ours = policy_losses(zero_1, zero_1, zero_1[0], target_entropy=0.0)[1]
@@ -148,7 +148,7 @@ class _Trial:
     def _numbers(self, what: str, value: object, shape: tuple[int, ...]) -> bool:
         """Whether it is a finite tensor of this shape; if not, a problem."""
         if not isinstance(value, Tensor):
-            wrong = f"must be a tensor of shape {list(shape)}, got {_shortly(value)}"
+            wrong = f"must be a tensor of shape {list(shape)}, got {shortly(value)}"
         elif value.shape != shape:
             wrong = f"must have shape {list(shape)}, got {list(value.shape)}"
             wrong += f" for a batch of {_BATCH} rows"
@@ -169,8 +169,3 @@ class _Trial:
         if value is None:
             self.problems.append(f"{name} returned None; does it lack a `return`?")
         return value
-
-
-def _shortly(value: object) -> str:
-    text = f"{type(value).__name__} {value!r}" if value is not None else "None"
-    return text if len(text) < 80 else f"a {type(value).__name__}"

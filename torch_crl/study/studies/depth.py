@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch_crl.runs.curves import Curve
 from torch_crl.study.critical_depth import CriticalDepth, critical_depth
 from torch_crl.study.report import Section, Table
+from torch_crl.study.statistics import LEVEL
 from torch_crl.study.studies.common import (
     SEEDS,
     SETTINGS,
@@ -25,8 +26,6 @@ DEPTHS: Mapping[Scale, tuple[int, ...]] = {
     "small": (4, 8, 16, 32),
     "full": (4, 8, 16, 32, 64),
 }
-
-SIGNIFICANT = 0.05
 
 
 def trials(scale: Scale) -> list[Trial]:
@@ -71,7 +70,7 @@ def _sentence(task: str, found: CriticalDepth) -> str:
         if found.stability is None
         else f"the same in {found.stability[found.depth]:.0%} of the resamples of the seeds"
     )
-    luck = "more than luck" if step.p_value < SIGNIFICANT else "no more than luck can do"
+    luck = "more than luck" if step.p_value < LEVEL else "no more than luck can do"
     return (
         f"{task}: the largest jump is at depth {found.depth}, {step.rise:+.3g} of the episode at "
         f"the goal from depth {step.shallow}, {found.share_of_rise:.0%} of all rises; it is {luck} "

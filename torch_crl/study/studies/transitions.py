@@ -9,6 +9,7 @@ from torch_crl.recipe.presets import preset
 from torch_crl.runs.curves import Curve, common_grid, on_grid
 from torch_crl.study.change_points import SMALLEST, Onset, onset
 from torch_crl.study.report import Section, Table, Text
+from torch_crl.study.statistics import LEVEL
 from torch_crl.study.studies.common import (
     METRIC,
     SEEDS,
@@ -25,8 +26,6 @@ from torch_crl.sweep.grid import Trial, grid
 FACTORS = (0.5, 2.0)
 DEPTHS: Mapping[Scale, tuple[int, ...]] = {"smoke": (4,), "small": (4, 16), "full": (4, 16, 64)}
 EVALUATIONS: Mapping[Scale, int] = {"smoke": 10, "small": 50, "full": 100}
-# Largest p value at which a test counts as significant.
-LEVEL = 0.05
 
 
 class Start(NamedTuple):
