@@ -48,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             status = _run(arguments)
             sys.stdout.flush()
+        except SystemExit:
+            # A help text was printed. If nobody reads it, this leaves with the status that says so.
+            sys.stdout.flush()
+            raise
         except (TorchCrlError, OSError, KeyboardInterrupt) as error:
             return tell(error)
         except Exception as error:

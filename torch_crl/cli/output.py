@@ -11,16 +11,10 @@ from torch_crl.system.terminal import print_line
 def check_folder(flag: str, folder: Path) -> None:
     """Raise UsageError, which names the flag, if the folder cannot be made or written."""
     # Imported here, since Ctrl-C is not handled before all imports of this module are done.
-    import tempfile
+    from torch_crl.system.files import why_unwritable
 
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            return
-    except OSError as error:
-        raise UsageError(
-            f"{flag} {folder} cannot be written ({error.strerror}: {existing}); name another folder"
-        ) from error
+    if reason := why_unwritable(folder):
+        raise UsageError(f"{flag} {folder} cannot be written ({reason}); name another folder")
 
 
 def tell(error: BaseException) -> int:

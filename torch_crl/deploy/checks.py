@@ -18,7 +18,7 @@ from torch_crl.deploy.c_file import header_text
 from torch_crl.deploy.export import RUNTIME_FILES, RUNTIMES, Runtime, sha256, signed
 from torch_crl.errors import UsageError
 from torch_crl.system.extras import install
-from torch_crl.system.files import DamagedFileError, read_bytes
+from torch_crl.system.files import DamagedFileError, exists, is_folder, read_bytes
 
 TOLERANCE = 1e-5
 """Largest difference of an action that the self-tests allow."""
@@ -59,8 +59,8 @@ def check(folder: Path | str) -> Checked:
     together, for other actions, and if the runtime or a C compiler is missing.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file; give its folder" if folder.exists() else "does not exist"
+    if not is_folder(folder):
+        what = "is a file; give its folder" if exists(folder) else "does not exist"
         raise UsageError(f"{folder} {what}")
     told, of_files = _read(folder)
     for name, expected in of_files.items():
@@ -75,7 +75,7 @@ def check(folder: Path | str) -> Checked:
         raise UsageError(f"{folder}: the self-test failed, actions differ by {difference:.2g}")
     name = RUNTIME_FILES[told.runtime]
     ours = RUNTIMES.joinpath(name).read_bytes()
-    changed = not (folder / name).exists() or _content(folder / name) != ours
+    changed = not exists(folder / name) or _content(folder / name) != ours
     note = f"{folder / name} is not that of this version of torch_crl, and was not run"
     return Checked(difference, [note] if changed else [])
 
@@ -89,7 +89,7 @@ def _content(path: Path) -> bytes:
 
 def _read(folder: Path) -> tuple[_Told, dict[str, str]]:
     path = folder / "policy.json"
-    if not path.exists():
+    if not exists(path):
         inside = sorted(found.parent for found in folder.glob("export/*/policy.json"))
         hint = f"; did you mean {inside[0]}?" if inside else ""
         raise UsageError(f"{folder} holds no exported policy: there is no policy.json in it{hint}")

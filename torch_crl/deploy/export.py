@@ -14,6 +14,7 @@ from torch_crl.deploy import c_file
 from torch_crl.deploy.actor import ExportedActor, actor_of
 from torch_crl.deploy.description import as_properties, describe
 from torch_crl.errors import UsageError
+from torch_crl.system.files import exists
 
 Runtime = Literal["onnx", "numpy", "c"]
 RUNTIME_FILES: dict[Runtime, str] = {
@@ -82,7 +83,7 @@ def signed(told: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_another_runtime(folder: Path, to: Runtime) -> None:
     others = [name for runtime, name in RUNTIME_FILES.items() if runtime != to]
-    if found := [name for name in others if (folder / name).exists()]:
+    if found := [name for name in others if exists(folder / name)]:
         raise UsageError(
             f"{folder} holds an export with {found[0]}; give each runtime an --out of its own"
         )

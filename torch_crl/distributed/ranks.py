@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from torch_crl.errors import TorchCrlError, UsageError
 from torch_crl.system.cuda_graph import between_graphs
+from torch_crl.system.files import exists
 from torch_crl.system.threads import THREADS, usable_cpus
 
 TIMEOUT = "TORCH_CRL_RANK_TIMEOUT"
@@ -216,7 +217,7 @@ class Ranks:
             os.kill(process, 0)
             # Ended, and its parent has not asked for its status.
             status = Path(f"/proc/{process}/stat")
-            return not status.exists() or ") Z" not in status.read_text()
+            return not exists(status) or ") Z" not in status.read_text()
         return False
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.errors import in_one_line
+from torch_crl.system.files import exists
 
 _CONFIG, _WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
@@ -26,7 +27,7 @@ class OpenClipEncoder(Encoder):
     def __init__(self, name: str, folder: str | Path) -> None:
         """Raises EncoderError if the folder has no model, or the library is missing."""
         self.name, self._folder = name, Path(folder).expanduser()
-        missing = [file for file in (_CONFIG, _WEIGHTS) if not (self._folder / file).is_file()]
+        missing = [file for file in (_CONFIG, _WEIGHTS) if not exists(self._folder / file)]
         if missing:
             raise EncoderError(
                 f"encoder {name}: {self._folder} has no {' and no '.join(missing)}, which "

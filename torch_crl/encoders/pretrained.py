@@ -17,6 +17,7 @@ from torch import Tensor
 from torch_crl.encoders.encoder import Encoder, EncoderError, checksum
 from torch_crl.errors import in_one_line
 from torch_crl.system.extras import install
+from torch_crl.system.files import exists
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
@@ -29,7 +30,7 @@ class PretrainedEncoder(Encoder):
         """Raises EncoderError if the folder has no model that can be loaded."""
         self.name, self._folder = name, Path(folder).expanduser()
         weights = sorted(path for kind in _WEIGHTS for path in self._folder.glob(kind))
-        if not (self._folder / "config.json").is_file() or not weights:
+        if not exists(self._folder / "config.json") or not weights:
             raise EncoderError(
                 f"encoder {name}: {self._folder} holds no model; give a folder with config.json "
                 "and weights (*.safetensors), as `save_pretrained` of transformers writes it"

@@ -25,7 +25,7 @@ from torch_crl.planning.graph import Graph, cut_off, kept, spread
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.policies import description_of, policy_in
 from torch_crl.system import checkpoint
-from torch_crl.system.files import remove
+from torch_crl.system.files import exists, is_folder, remove
 
 VISITED = 2_000_000
 """Most visited states among which nodes are chosen; a rare state may be the only one on a way."""
@@ -183,7 +183,7 @@ class GraphPlanner:
 
         Raises CheckpointError, and UsageError if the folder holds anything else.
         """
-        if folder.exists():
+        if exists(folder):
             if not _holds_planner(folder):
                 raise UsageError(f"{folder} exists and holds no planner; name another folder")
             remove(folder)
@@ -212,9 +212,9 @@ def load_planner(folder: str | Path, *, trust: bool = False) -> GraphPlanner:
     objective, unless you `trust` who made it: loading it runs that code.
     """
     folder = Path(folder)
-    if (folder / "planner").is_dir():
+    if is_folder(folder / "planner"):
         folder = folder / "planner"
-    if not folder.exists():
+    if not exists(folder):
         raise checkpoint.CheckpointError(
             f"{folder} does not exist; give a folder that `torch-crl plan` has written, or `graph` "
             "to `torch-crl eval RUN --planner`, which makes a plan of the run itself"

@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,11 +43,15 @@ from torch_crl.runs.records import (
 from torch_crl.system.files import (
     ASIDE,
     DamagedFileError,
+    entries,
+    exists,
+    is_folder,
     make_folder,
     read_end,
     read_lines,
     remove,
     sync,
+    why_unwritable,
     write_parts,
     write_text,
 )
@@ -128,18 +131,18 @@ class RunDirectory:
     @property
     def holds_run(self) -> bool:
         """Whether a run was begun here."""
-        return self.recipe.exists()
+        return exists(self.recipe)
 
     @property
     def is_finished(self) -> bool:
         """Whether the run here has reached its end."""
-        return self.result.exists()
+        return exists(self.result)
 
     @property
     def is_occupied(self) -> bool:
         """Whether the folder has contents, of a run or not, or the path is a file."""
-        if not self.path.is_dir():
-            return self.path.exists()
+        if not is_folder(self.path):
+            return exists(self.path)
         return not self._is_begun and any(self.path.iterdir())
 
     @property
@@ -180,12 +183,9 @@ class RunDirectory:
                 f"run directory {self} is in use by {holder(self.lock)}; wait for it or stop it, "
                 "or name another with --run-dir"
             ]
-        existing = next(path for path in (self.path, *self.lock.parents) if path.exists())
-        try:
-            with tempfile.TemporaryFile(dir=existing):
-                return []
-        except OSError as error:
-            return [f"run directory {self} cannot be written: {error.strerror} in {existing}"]
+        if reason := why_unwritable(self.path):
+            return [f"run directory {self} cannot be written ({reason})"]
+        return []
 
     @contextmanager
     def owned(self, *, wait: Callable[[str], object] | None = None) -> Iterator[list[str]]:
@@ -216,7 +216,7 @@ class RunDirectory:
         """
         self.remove()
         new = self
-        if not self.path.exists():
+        if not exists(self.path):
             new = RunDirectory(self.path.with_name(ASIDE + self.path.name))
             remove(new.path)
         for folder in (new.checkpoints, new.policies):
@@ -332,7 +332,7 @@ class RunDirectory:
 
     def _scan_metrics(self) -> Iterator[dict[str, Any] | str]:
         """Each record in turn, and for a line that cannot be read the reason why."""
-        if not self.metrics.exists():
+        if not exists(self.metrics):
             return
         # A killed run may leave half a line at the end.
         for number, line in enumerate(read_lines(self.metrics, most=_LINE_BYTES), start=1):
@@ -373,10 +373,11 @@ def default_run_dir(recipe: Recipe) -> Path:
     task = re.sub("[:/]", "_", recipe.task.name)
     name = f"{task}_seed{recipe.system.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
     names = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
-    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+    return next(path for path in map(Path("runs").joinpath, names) if not exists(path))
 
 
 def folders(parent: Path, prefix: str = "") -> list[Path]:
     """Folders in `parent` that are named after moments of a run, the newest first."""
-    found = [folder for folder in parent.glob(f"{prefix}step_*") if Moment.of(folder)]
+    named = (entry for entry in entries(parent) if entry.name.startswith(f"{prefix}step_"))
+    found = [folder for folder in named if Moment.of(folder)]
     return sorted(found, key=lambda folder: folder.name, reverse=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch_crl.errors import UsageError
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
+from torch_crl.system.files import exists, is_folder
 
 ZOO = "zoo:"
 """`zoo:NAME` stands for the run directory of a policy that comes with the package."""
@@ -57,7 +58,7 @@ def run_directory_of(path: Path) -> RunDirectory:
     # Unlike `Path.resolve`, this does not fail on links that form a circle.
     path = Path(os.path.realpath(os.path.expanduser(located(path))))
     for folder in (path, path.parent, path.parent.parent):
-        if (folder / "recipe.json").exists():
+        if exists(folder / "recipe.json"):
             return RunDirectory(folder)
     raise RunDirectoryError(f"{path} is no run directory (there is no recipe.json in it)")
 
@@ -66,11 +67,11 @@ def find_run_directories(folder: Path) -> Iterator[Path]:
     """All run directories at any level of a folder. A link may be one, but no other link is
     followed, since it may lead back to a folder above.
     """
-    if (folder / "recipe.json").exists():
+    if exists(folder / "recipe.json"):
         yield folder
-    elif folder.is_dir():
+    elif is_folder(folder):
         for below in folder.iterdir():
-            if below.is_symlink() and not (below / "recipe.json").exists():
+            if below.is_symlink() and not exists(below / "recipe.json"):
                 continue
-            if below.is_dir() and not below.name.startswith("."):
+            if is_folder(below) and not below.name.startswith("."):
                 yield from find_run_directories(below)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch_crl.errors import TorchCrlError
-from torch_crl.system.files import DamagedFileError, read_bytes
+from torch_crl.system.files import DamagedFileError, exists, read_bytes
 
 
 class DirectoryInUseError(TorchCrlError, RuntimeError):
@@ -70,7 +70,7 @@ def holder(path: Path) -> str:
 
 def is_locked(path: Path) -> bool:
     """Whether a process holds the lock file now."""
-    if not path.exists():
+    if not exists(path):
         return False
     from filelock import FileLock, Timeout
 

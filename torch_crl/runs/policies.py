@@ -20,6 +20,7 @@ from torch_crl.goals.readers import rebuild_reader
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import located
 from torch_crl.system import checkpoint
+from torch_crl.system.files import exists
 from torch_crl.system.torch_defaults import torch_defaults
 
 _GOALS = "goals/"
@@ -91,13 +92,13 @@ def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest"
     """`load_policy`, with the folder and the newer policies that could not be read."""
     folder = Path(os.path.expanduser(located(path)))
     failures: list[str] = []
-    if (folder / checkpoint.META).exists():
+    if exists(folder / checkpoint.META):
         if which == "best":
             raise checkpoint.CheckpointError(
                 f"{folder} is one policy, and the best one is chosen from a run directory"
             )
         tensors, meta = checkpoint.load(folder)
-    elif not folder.exists():
+    elif not exists(folder):
         raise checkpoint.CheckpointError(
             f"{folder} does not exist; give a run directory or one policy of it"
         )

@@ -23,7 +23,7 @@ from torch_crl.sweep.progress import SweepProgress
 from torch_crl.sweep.ray_launcher import ray_launcher
 from torch_crl.sweep.results import collect, write
 from torch_crl.sweep.worker import is_finished, log_of, other_run_in
-from torch_crl.system.files import DamagedFileError, read_end
+from torch_crl.system.files import DamagedFileError, exists, read_end
 from torch_crl.system.ray_cluster import missing_ray
 from torch_crl.system.stopping import StopSignals
 
@@ -176,7 +176,7 @@ class _Sweep:
         run_dir = self.folder / trial.name
         try:
             log = log_of(run_dir)
-            log_begin = log.stat().st_size if log.exists() else 0
+            log_begin = log.stat().st_size if exists(log) else 0
             job = self.launcher.start(run_dir, trial.recipe)
         # For example, there is no space for its log. Trials that already run go on.
         except OSError as error:

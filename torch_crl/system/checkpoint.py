@@ -28,7 +28,7 @@ from torch import Tensor
 from torch_crl import fields
 from torch_crl.errors import TorchCrlError
 from torch_crl.fields import STRICT
-from torch_crl.system.files import ASIDE, DamagedFileError, check_regular, read_bytes, sync
+from torch_crl.system.files import ASIDE, DamagedFileError, check_regular, exists, read_bytes, sync
 
 TENSORS, META = "tensors.safetensors", "meta.json"
 _MOST_META_BYTES = 1 << 20
@@ -66,7 +66,7 @@ def save(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None
 
     A name stands for one moment of a run, so an intact folder of that name is not written again.
     """
-    if folder.exists() and is_intact(folder):
+    if exists(folder) and is_intact(folder):
         return
     begin(folder)
     finish(folder, meta, tensors=write_part(folder, TENSORS, tensors))

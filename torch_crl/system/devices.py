@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from torch_crl.system.files import exists
+
 _MEMORY = Path("/proc/meminfo")
 
 
@@ -40,7 +42,7 @@ def available_bytes(device: torch.device) -> int | None:
     """Free memory of a device in bytes; None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if not _MEMORY.exists():
+    if not exists(_MEMORY):
         return None
     # Unlike the free pages of `os.sysconf`, this includes the file cache, which can be released.
     lines = dict(line.split(":") for line in _MEMORY.read_text().splitlines())

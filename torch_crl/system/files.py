@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, and read with care: their source may be unknown."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +18,56 @@ from torch_crl.errors import TorchCrlError
 ASIDE = ".writing-"
 """Prefix of the name of a file or folder that is not complete yet."""
 _MOST_BYTES = 1 << 28
+# The last one: links that lead in a circle.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class DamagedFileError(TorchCrlError, ValueError):
     """A file is missing or has content other than it should; the message names it."""
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at the path; a link counts for what it leads to.
+
+    Raises OSError where that cannot be seen, for example without permission, or on a network file
+    system that does not answer: `Path.exists` says no then, from Python 3.14 on, and what seems to
+    be missing may be replaced.
+    """
+    return _status(path) is not None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder at the path, or a link to one. Raises OSError as `exists` does."""
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if it does not exist. Raises OSError as `exists` does."""
+    return list(folder.iterdir()) if exists(folder) else []
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return None
+        raise
+
+
+def why_unwritable(folder: Path) -> str:
+    """Why no file can be made in the folder or, if it does not exist, where it would be made.
+
+    Empty if one can.
+    """
+    place = folder
+    try:
+        place = next(path for path in (folder, *folder.absolute().parents) if exists(path))
+        with tempfile.TemporaryFile(dir=place):
+            return ""
+    except OSError as error:
+        return f"{error.strerror}: {place}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,7 +115,7 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file, a link or a folder with its contents; it need not exist."""
-    if path.is_dir() and not path.is_symlink():
+    if is_folder(path) and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -75,7 +123,7 @@ def remove(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Create a folder and its missing parents, such that each of them survives a power cut."""
-    if path.is_dir():
+    if is_folder(path):
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
@@ -84,7 +132,7 @@ def make_folder(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
-    if os.name == "nt" and path.is_dir():
+    if os.name == "nt" and is_folder(path):
         return  # Windows cannot open a folder, and need not sync one.
     descriptor = os.open(path, os.O_RDONLY)
     try:

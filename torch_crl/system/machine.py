@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_crl import __version__
+from torch_crl.system.files import exists
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,7 @@ def _gpu_name(device: "torch.device | None") -> str:
 
 def _commit() -> str:
     # An installed copy may lie within the git repository of another project.
-    if not (_ROOT / ".git").exists():
+    if not exists(_ROOT / ".git"):
         return ""
     try:
         found = subprocess.run(

@@ -19,6 +19,7 @@ from torch_crl.runs.directory import Moment, RunDirectory, RunDirectoryError
 from torch_crl.runs.policies import save_policy
 from torch_crl.system import checkpoint
 from torch_crl.system.checkpoint import CheckpointError
+from torch_crl.system.files import exists
 from torch_crl.training.reshard import columns_of_rank, is_of_rank
 from torch_crl.training.run import Round, Run
 
@@ -101,7 +102,7 @@ def _save_parts(run: Run, policy: Path, folder: Path, ranks: Ranks) -> None:
         with ranks.together():
             if ranks.is_first:
                 save_policy(run.policy, policy, _provenance(run))
-            intact = folder.exists() and checkpoint.is_intact(folder, ranks.rank)
+            intact = exists(folder) and checkpoint.is_intact(folder, ranks.rank)
         if all(ranks.all_of(intact)):
             return
         with ranks.together():
