@@ -12,8 +12,6 @@ from torch import Tensor
 
 from torch_crl.kernels.launch import multiprocessors
 from torch_crl.kernels.norm_act.reference import EPSILON
-from torch_crl.kernels.tower.hopper.backward import backward
-from torch_crl.kernels.tower.hopper.forward import forward
 from torch_crl.kernels.tower.hopper.tiles import HopperTile, choose_tiles
 from torch_crl.kernels.tower.pre_norm import pre_norm_bwd_kernel, pre_norm_fwd_kernel
 from torch_crl.kernels.tower.published import tower_bwd_kernel, tower_fwd_kernel
@@ -104,6 +102,9 @@ def forward_layers(
     tile = tile or _choose(layers, width, x.device)[0]
     y = torch.empty_like(x)
     if isinstance(tile, HopperTile):
+        # Imported here, since other GPUs and other versions of Triton need not have what it needs.
+        from torch_crl.kernels.tower.hopper.forward import forward
+
         forward(x, y, layers, kept, programs(rows, tile), tile)
         return y
     kernel = tower_fwd_kernel if block == "published" else pre_norm_fwd_kernel
@@ -159,6 +160,8 @@ def backward_layers(
     dh = dy.new_empty(depth, sum(rows[:2]), width, dtype=weight16.dtype)
     partial = dy.new_empty(depth, sum(live_programs), 3, width)
     if isinstance(tile, HopperTile):
+        from torch_crl.kernels.tower.hopper.backward import backward
+
         backward(dy, dx, dh, partial, layers, kept, scale, programs(rows, tile), tile)
     else:
         kernel = tower_bwd_kernel if block == "published" else pre_norm_bwd_kernel

@@ -1,8 +1,4 @@
-"""Triton's interpreter without what it does anew at every call.
-
-At each call of a device function it replaces all functions of the language by interpreted ones,
-although the launch of the kernel has done so already. That takes half of the time of a kernel.
-"""
+"""Triton's interpreter, quicker, and with masks that any version takes."""
 
 import functools
 import sys
@@ -25,7 +21,12 @@ def _languages(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def quicken() -> None:
-    """From now on a launch replaces the functions of a module when it first meets it."""
+    """From now on a launch replaces the functions of a module when it first meets it.
+
+    At each call of a device function the interpreter replaces all functions of the language by
+    interpreted ones, although the launch of the kernel has done so already. That takes half of the
+    time of a kernel.
+    """
     replace: Callable[[Any], Any] = interpreter._patch_lang
     replaced: set[str] = set()
 
@@ -51,3 +52,27 @@ def quicken() -> None:
         return scope
 
     interpreter._patch_lang = once
+
+
+def cast_masks() -> None:
+    """From now on all masks are truth values.
+
+    The interpreter makes numbers of a comparison of numbers where it is combined with a tensor, as
+    in `o < stop & (i_group < 2)`, and from Triton 3.9 on refuses these as masks.
+    """
+    builder = interpreter.InterpreterBuilder
+
+    def cast(method: Callable[..., Any], position: int) -> Callable[..., Any]:
+        def with_truth_values(self: Any, *arguments: Any) -> Any:
+            before, mask, rest = (
+                arguments[:position],
+                arguments[position],
+                arguments[position + 1 :],
+            )
+            mask = interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
+            return method(self, *before, mask, *rest)
+
+        return with_truth_values
+
+    builder.create_masked_load = cast(builder.create_masked_load, 1)
+    builder.create_masked_store = cast(builder.create_masked_store, 2)

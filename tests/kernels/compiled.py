@@ -8,11 +8,18 @@ import re
 import subprocess
 import tempfile
 import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from tests.helpers.answering import answer_all, ask
 
+limits_of_compiler = pytest.mark.xfail(
+    metadata.version("triton").split(".")[:2] not in (["3", "6"], ["3", "7"]),
+    reason="limits of registers hold for Triton 3.6 and 3.7; 3.9 spills some on A100s and B200s",
+)
 # What a block may have, in bytes.
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
 

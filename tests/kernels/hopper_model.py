@@ -183,11 +183,9 @@ class Machine:
                 expect=lambda at, size, pred: self._barrier(at).arrive(size) if pred else None,
                 wait=lambda at, phase: self._wait(self._barrier(at), int(phase)),
             ),
-            "tma": SimpleNamespace(
-                async_copy_global_to_shared=self._bring,
-                async_copy_shared_to_global=self._take_away,
-                store_wait=self._wait_for_stores,
-            ),
+            "async_load": self._bring,
+            "async_store": self._take_away,
+            "tma": SimpleNamespace(store_wait=self._wait_for_stores),
             "warpgroup_mma": lambda left, right, total, is_async: (left, right, total),
             "warpgroup_mma_wait": lambda _, deps: _multiplied(deps[0]),
         }

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from tests.kernels.check import DEVICE, error
-from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all, limits_of_compiler
 from torch_crl.agent import optimizer as optimizer_module
 from torch_crl.agent.optimizer import adam, load_optimizer_state, optimizer_state
 from torch_crl.kernels.tower.rounded import RoundedWeights
@@ -173,6 +173,7 @@ def test_what_is_not_fp32_takes_the_step_of_torch() -> None:
     assert all(map(torch.equal, ours, theirs))
 
 
+@limits_of_compiler
 def test_kernel_spills_nothing_and_loads_four_numbers_at_once() -> None:
     count = kernel.TOGETHER
     pointers = ["*fp32"] * count

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.largest_tensor import LargestTensor
-from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all, limits_of_compiler
 from torch_crl.agent.losses import CONTRASTIVE_LOSSES, critic_loss
 from torch_crl.kernels.infonce import ENERGIES, pair_scores
 
@@ -473,6 +473,7 @@ def join_job() -> Job:
     return Job(kernel.__name__, "infonce_join_kernel", types, constants, options, 90)
 
 
+@limits_of_compiler
 def test_compiles_without_spills() -> None:
     jobs = [
         job

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from tests.kernels.check import DEVICE, assert_as_exact, error, poisoned
-from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all, limits_of_compiler
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.kernels.tower import BLOCKS, PERSISTENT_MEMORY, Stack, tower
 
@@ -354,6 +354,7 @@ KNOWN_SPILLS = {
 }
 
 
+@limits_of_compiler
 @pytest.mark.parametrize(
     "kernel_name",
     ["tower_fwd_kernel", "tower_bwd_kernel", "pre_norm_fwd_kernel", "pre_norm_bwd_kernel"],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton
 from triton.experimental.gluon import language as gl
 
 from tests.kernels.check import DEVICE, assert_as_exact, error, poisoned
@@ -23,7 +24,13 @@ from tests.kernels.test_tower import (
 from torch_crl.kernels.tower import BLOCKS, Stack, passes, tower
 from torch_crl.kernels.tower.hopper import backward, forward, parts, pre_norm
 from torch_crl.kernels.tower.hopper import tiles as tiles_module
-from torch_crl.kernels.tower.hopper.tiles import TILES, HopperTile, Tiles, choose_tiles
+from torch_crl.kernels.tower.hopper.tiles import (
+    TILES,
+    HopperTile,
+    Tiles,
+    choose_tiles,
+    usable_tiles,
+)
 
 pytestmark = pytest.mark.skipif(DEVICE == "cuda", reason="a GPU runs the kernels themselves")
 # Which of the threads goes first: those that compute, the one that copies, those that sum up.
@@ -181,6 +188,20 @@ def test_tiles_that_fit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_tiles(512, (count, 0, 0), device) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (10, 0))
     assert choose_tiles(256, (count, 0, 0), device) is None
+
+
+def test_a_newer_triton_gets_the_kernels_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    tiles_module._warn.cache_clear()
+    device, newest = torch.device("cuda"), tiles_module.NEWEST_TRITON
+    for version in ("3.6.0", f"{newest[0]}.{newest[1]}.7+git"):
+        monkeypatch.setattr(triton, "__version__", version)
+        assert usable_tiles(256, (64, 0, 0), device)
+    monkeypatch.setattr(triton, "__version__", f"{newest[0]}.{newest[1] + 1}.0")
+    with pytest.warns(UserWarning, match=r"known to work with Triton up to .* slower ones"):
+        assert not usable_tiles(256, (64, 0, 0), device)
+    # Told once, not at every launch.
+    assert not usable_tiles(256, (64, 0, 0), device)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from tests.kernels.check import DEVICE, assert_as_exact, poisoned
-from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all
+from tests.kernels.compiled import SHARED_MEMORY, Job, compile_all, limits_of_compiler
 from tests.kernels.test_tower import each_block, stack
 from torch_crl.agent.compute import Compute
 from torch_crl.agent.networks import ResidualTower
@@ -315,6 +315,7 @@ KEPT_ASIDE = {"head_bwd_kernel, pre_norm, width 256, sm_80": 8}
 """Bytes of the stack outside of loops."""
 
 
+@limits_of_compiler
 def test_ends_compile_and_spill_nothing() -> None:
     wanted = end_jobs()
     for (name, job), used in zip(wanted.items(), compile_all(list(wanted.values())), strict=True):

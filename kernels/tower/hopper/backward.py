@@ -19,6 +19,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from torch_crl.kernels.tower.hopper.parts import (
     COPYING_REGISTERS,
+    async_load,
+    async_store,
     await_weight,
     barrier,
     descriptor,
@@ -51,9 +53,7 @@ def _request_values(
     arrival = arrived.index(i_step % 2)
     mbarrier.expect(arrival, BM * D * 2, pred=exists)
     row = (depth - 1 - i_step) * rows + start
-    tma.async_copy_global_to_shared(
-        d_values, [row, 0], arrival, values.index(i_step % 2), pred=exists
-    )
+    async_load(d_values, [row, 0], arrival, values.index(i_step % 2), pred=exists)
 
 
 @gluon.jit
@@ -75,7 +75,7 @@ def _copy_backward(
         mbarrier.wait(ready.index(i_step % 2), (i_step // 2) & 1)
         if is_live:
             row = (depth - 1 - i_step) * rows_live + start
-            tma.async_copy_shared_to_global(d_dh, [row, 0], operands.index(i_step % 2))
+            async_store(d_dh, [row, 0], operands.index(i_step % 2))
         mbarrier.wait(freed, i_step & 1)
         tma.store_wait(pendings=0)
         mbarrier.wait(summed.index(i_step % 2), (i_step // 2) & 1)

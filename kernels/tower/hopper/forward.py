@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from torch_crl.kernels.norm_act.reference import EPSILON
 from torch_crl.kernels.tower.hopper.parts import (
     COPYING_REGISTERS,
+    async_store,
     await_weight,
     barrier,
     descriptor,
@@ -56,11 +57,11 @@ def _copy_forward(
         if SAVE:
             if is_live:
                 row = i_layer * rows_live + start
-                tma.async_copy_shared_to_global(d_input, [row, 0], operands.index(i_layer % 2))
+                async_store(d_input, [row, 0], operands.index(i_layer % 2))
             i_kept = i_layer - LATER
             if i_kept >= 0:
                 row = i_kept * rows + start
-                tma.async_copy_shared_to_global(d_kept, [row, 0], kept.index(i_kept % 2))
+                async_store(d_kept, [row, 0], kept.index(i_kept % 2))
         mbarrier.wait(freed, i_layer & 1)
         if SAVE:
             tma.store_wait(pendings=0)
@@ -73,7 +74,7 @@ def _copy_forward(
     if SAVE and LATER:
         mbarrier.wait(ready.index(depth % 2), (depth // 2) & 1)
         row = (depth - 1) * rows + start
-        tma.async_copy_shared_to_global(d_kept, [row, 0], kept.index((depth - 1) % 2))
+        async_store(d_kept, [row, 0], kept.index((depth - 1) % 2))
         tma.store_wait(pendings=0)
 
 

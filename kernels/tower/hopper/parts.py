@@ -15,8 +15,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 COPYING_REGISTERS = gl.constexpr(24)
 """Of a thread of the warp that copies."""
-# Its name differs between versions.
+# Their names differ between versions.
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 _ELEMENTS = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 
 
@@ -75,10 +77,10 @@ def request_weight(
     mbarrier.expect(arrival, D * BK * 2, pred=exists)
     if REVERSED:
         row = first_row + own_layer(depth - 1 - i_layer, OWN) * D + start
-        tma.async_copy_global_to_shared(d_weight, [row, 0], arrival, slot, pred=exists)
+        async_load(d_weight, [row, 0], arrival, slot, pred=exists)
     else:
         row = first_row + own_layer(i_layer, OWN) * D
-        tma.async_copy_global_to_shared(d_weight, [row, start], arrival, slot, pred=exists)
+        async_load(d_weight, [row, start], arrival, slot, pred=exists)
 
 
 @gluon.jit

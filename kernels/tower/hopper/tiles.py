@@ -1,9 +1,12 @@
 """How the kernels for Hopper are launched."""
 
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
+import triton
 
 from torch_crl.kernels.launch import multiprocessors
 
@@ -29,6 +32,8 @@ class Tiles(NamedTuple):
     backward: HopperTile
 
 
+NEWEST_TRITON = (3, 9)
+"""The kernels are written in Gluon, whose functions other versions of Triton rename and remove."""
 # Width to tiles, from few rows to many.
 TILES = {
     128: (
@@ -43,15 +48,37 @@ TILES = {
 
 
 def usable_tiles(width: int, rows: Sequence[int], device: torch.device) -> list[Tiles]:
-    """Empty on other GPUs, for other widths, and for rows that are no multiples of a tile's."""
+    """Empty on other GPUs, for other widths, and for rows that are no multiples of a tile's.
+
+    Empty, with a warning, if Triton is newer than any with which these kernels were compiled.
+    """
     is_hopper = device.type == "cuda" and torch.version.hip is None
     if not is_hopper or torch.cuda.get_device_capability(device)[0] != 9 or not sum(rows):
+        return []
+    if newer := _newer_triton():
+        _warn(newer)
         return []
     return [
         tiles
         for tiles in TILES.get(width, ())
         if all(count % tiles.forward.rows == 0 for count in rows)
     ]
+
+
+def _newer_triton() -> str:
+    """The version of Triton, if the kernels have not been compiled with so new a one."""
+    version = triton.__version__
+    return version if tuple(map(int, version.split(".")[:2])) > NEWEST_TRITON else ""
+
+
+@cache
+def _warn(version: str) -> None:
+    tried = ".".join(map(str, NEWEST_TRITON))
+    warnings.warn(
+        f"the towers' kernels for Hopper GPUs are known to work with Triton up to {tried}, and "
+        f"{version} is installed: the slower ones of other GPUs are used",
+        stacklevel=2,
+    )
 
 
 def choose_tiles(width: int, rows: Sequence[int], device: torch.device) -> Tiles | None:
