@@ -258,7 +258,7 @@ def _save(rows: list[Row], work: Path, out: Path) -> None:
         for row in rows
         if row["kind"] in ("update", "floor") and "ms_p50" in row and not unusual(row)
     ]
-    if picture:
+    if any(row["kind"] == "update" for row in picture):
         save_time_by_depth(picture, out / "gpu.png", machine=machine()["device"])
     with tarfile.open(out / "gpu.tar.gz", "w:gz") as archive:
         archive.add(work, arcname="gpu")

@@ -38,6 +38,15 @@ EXPORT CUresult cuCtxGetCurrent(CUcontext* context) {
   *context = CONTEXT;
   return CUDA_SUCCESS;
 }
+EXPORT CUresult cuCtxGetDevice(CUdevice* device) {
+  *device = 0;
+  return CUDA_SUCCESS;
+}
+EXPORT CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* status) {
+  // The two enumerations of states have the same numbers.
+  return CUresult(
+      cudaStreamIsCapturing(stream, reinterpret_cast<cudaStreamCaptureStatus*>(status)));
+}
 EXPORT CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
 EXPORT CUresult cuCtxGetLimit(size_t* value, CUlimit) {
   *value = 1 << 20;

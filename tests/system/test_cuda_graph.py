@@ -138,7 +138,11 @@ class FakeGraph:
 done: list[str] = []
 
 
-def test_work_that_no_graph_can_hold_divides_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("version", ["2.11.0", "2.13.1+cu130", "2.14.0"])
+def test_work_that_no_graph_can_hold_divides_a_capture(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
     opened: list[FakeGraph] = []
     pools: list[object] = []
 
@@ -180,7 +184,9 @@ def test_work_that_no_graph_can_hold_divides_a_capture(monkeypatch: pytest.Monke
     assert done == 2 * ["towers", "gather", "losses", "sum", "Adam"]
     assert [graph.calls for graph in FakeGraph.all] == [["towers"], ["losses"], ["Adam"]]
     assert pools == [None, "the first graph's", "the first graph's"]
-    assert all(graph.generators == [generator] for graph in FakeGraph.all)
+    # What newer versions do by themselves they warn of.
+    registered = [] if version == "2.14.0" else [generator]
+    assert all(graph.generators == registered for graph in FakeGraph.all)
     # Outside of a capture it is done at once, also after one that failed.
     with pytest.raises(ZeroDivisionError):
         recorder.capture(lambda: {"x": torch.zeros(1 // 0)}, [])

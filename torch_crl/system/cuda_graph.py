@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
+from torch.torch_version import TorchVersion
 
 Function = Callable[..., dict[str, Tensor]]
 
@@ -91,8 +92,10 @@ class CudaRecorder:
 
     def _begin_graph(self) -> None:
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
+        # From PyTorch 2.14 on a graph finds the generators that are used in it by itself.
+        if TorchVersion(torch.__version__) < (2, 14):
+            for generator in self._generators:
+                graph.register_generator_state(generator)
         # Replayed in the order of the capture, so that they may share memory.
         pool = self._graphs[0].pool() if self._graphs else None
         # "thread_local": other threads, such as the simulator's, may use CUDA meanwhile.
