@@ -93,7 +93,7 @@ class CudaRecorder:
     def _begin_graph(self) -> None:
         graph = torch.cuda.CUDAGraph()
         # From PyTorch 2.14 on a graph finds the generators that are used in it by itself.
-        if TorchVersion(torch.__version__) < (2, 14):
+        if TorchVersion(torch.__version__) < "2.14":
             for generator in self._generators:
                 graph.register_generator_state(generator)
         # Replayed in the order of the capture, so that they may share memory.
