@@ -1,7 +1,6 @@
 """What judges a rehearsal, which itself takes too long to be a test."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.paths import ROOT
-from torch_crl.benchmarks.null_gpu.__main__ import all_steps
+from torch_crl.benchmarks.null_gpu import library
+from torch_crl.benchmarks.null_gpu.__main__ import all_steps, main
 from torch_crl.benchmarks.null_gpu.plugin import WANTS_VALUES
 from torch_crl.benchmarks.null_gpu.steps import Ended, Result, Step, part, run
 
@@ -93,11 +93,11 @@ def test_all_files_and_tests_that_are_named_exist() -> None:
         assert f"def {test}(" in (ROOT / file).read_text()
 
 
-def test_without_the_library_a_check_says_what_is_missing() -> None:
-    found = subprocess.run(
-        [sys.executable, "-m", "torch_crl.benchmarks.null_gpu"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 2 and "make rehearse" in found.stderr
+def test_without_the_library_a_check_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(library, "PATH", tmp_path / "libcuda.so.1")
+    monkeypatch.setattr(sys, "argv", ["null_gpu"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2 and "make rehearse" in capsys.readouterr().err
