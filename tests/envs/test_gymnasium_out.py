@@ -106,6 +106,9 @@ def test_a_picture_after_a_failure_shows_the_end_of_the_episode() -> None:
             self.state, self.goal = env.state_NS[0].numpy().copy(), env.goal_NG[0].numpy().copy()
             return np.zeros((1, 1, 3), np.uint8)
 
+        def close(self) -> None:
+            """Nothing is held."""
+
     shown: Any = Shown()
     env = GoalEnv("ant", render_mode="rgb_array")
     env.envs._renderer = shown
@@ -245,6 +248,11 @@ def test_the_last_observation_has_the_goal_that_had_moved() -> None:
     )
     last = env.step(push)[4]["final_obs"][1]
     np.testing.assert_allclose(last["desired_goal"] - last["achieved_goal"], [1, 0])
+
+
+def test_what_could_not_be_made_can_be_closed() -> None:
+    # As Gymnasium 1.2 does when an env is forgotten whose `__init__` raised.
+    GoalVectorEnv.__new__(GoalVectorEnv).close()
 
 
 def test_without_a_render_mode_there_is_no_picture() -> None:

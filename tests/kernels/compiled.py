@@ -17,8 +17,8 @@ import pytest
 from tests.helpers.answering import answer_all, ask
 
 limits_of_compiler = pytest.mark.xfail(
-    metadata.version("triton").split(".")[:2] not in (["3", "6"], ["3", "7"]),
-    reason="limits of registers hold for Triton 3.6 and 3.7; 3.9 spills some on A100s and B200s",
+    metadata.version("triton").split(".")[:2] != ["3", "7"],
+    reason="limits of registers hold for Triton 3.7; others spill a few more",
 )
 # What a block may have, in bytes.
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}

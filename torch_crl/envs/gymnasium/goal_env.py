@@ -44,6 +44,9 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     in another process, continues the same episodes with the same random numbers.
     """
 
+    # Gymnasium 1.2 also closes what could not be made.
+    _renderer: "Renderer | None" = None
+
     @torch_defaults()
     def __init__(
         self,
@@ -74,7 +77,6 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         self.num_envs = num_envs
         self.reward = reward
         self.render_mode = render_mode
-        self._renderer: Renderer | None = None
         mode = AutoresetMode.SAME_STEP if autoreset else AutoresetMode.DISABLED
         self.metadata = metadata_of(self.task) | {"autoreset_mode": mode}
         self.single_observation_space, self.single_action_space = spaces_of(self.task)
@@ -164,7 +166,6 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
         if self._renderer is not None:
             self._renderer.close()
-        self.episodes.close()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state that a copy needs; it builds its own MuJoCo and OpenGL objects."""
