@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,7 @@ from torch_crl import train
 from torch_crl.cli import envs
 from torch_crl.cli.main import main
 from torch_crl.envs.registry import TASKS
+from torch_crl.system.garbage import freeze
 from torch_crl.training import calibration
 
 TINY_FLAGS = [
@@ -104,6 +106,19 @@ def test_a_command_looks_for_garbage_seldom_and_a_call_changes_nothing(
     monkeypatch.setattr(sys, "argv", ["torch-crl", "--version"])
     main()
     assert changed == ["threshold 10000", "freeze"]
+
+
+@pytest.mark.parametrize(("triton", "frozen"), [("", 1), ("3.7.1", 1), ("3.9.0", 0), ("3.10.0", 0)])
+def test_what_triton_binds_is_freed_where_it_would_be_told(
+    triton: str, frozen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(gc, "freeze", lambda: calls.append(1))
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    if triton:
+        monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton))
+    freeze()
+    assert len(calls) == frozen
 
 
 def test_help_lists_the_flags_of_the_recipe() -> None:

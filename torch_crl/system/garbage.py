@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import sys
 
 THRESHOLD = 10_000
 """New objects, less those freed, after which Python looks through the youngest ones."""
@@ -15,4 +16,14 @@ def collect_seldom() -> None:
     For a process of ours only: a library leaves the settings of its user's process alone.
     """
     gc.set_threshold(THRESHOLD)
-    atexit.register(gc.freeze)
+    atexit.register(freeze)
+
+
+def freeze() -> None:
+    """Leave everything as it is when the process ends.
+
+    Not with Triton from 3.9 on: the library that binds it to Python prints what it finds left.
+    """
+    version = getattr(sys.modules.get("triton"), "__version__", "0.0")
+    if tuple(map(int, version.split(".")[:2])) < (3, 9):
+        gc.freeze()
