@@ -16,9 +16,12 @@ import pytest
 
 from tests.helpers.answering import answer_all, ask
 
+# Triton may be missing, or have another name as a package.
+_TRITON = next((each.version for each in metadata.distributions(name="triton")), "")
 limits_of_compiler = pytest.mark.xfail(
-    metadata.version("triton").split(".")[:2] != ["3", "7"],
+    not _TRITON.startswith("3.7."),
     reason="limits of registers hold for Triton 3.7; others spill a few more",
+    raises=AssertionError,
 )
 # What a block may have, in bytes.
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
@@ -61,7 +64,8 @@ class Resources(NamedTuple):
 def compile_all(jobs: list[Job]) -> list[Resources]:
     """In another process."""
     answer = ask("tests.kernels.compiled", [job._asdict() for job in jobs])
-    assert isinstance(answer, list), answer["failed"]
+    if not isinstance(answer, list):
+        raise RuntimeError(answer["failed"])
     return [Resources(*values) for values in answer]
 
 

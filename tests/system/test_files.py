@@ -1,6 +1,7 @@
 """Looking for a file: what cannot be seen is not taken for missing."""
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from torch_crl.cli.main import main
 from torch_crl.cli.output import check_folder
 from torch_crl.errors import UsageError
 from torch_crl.runs.directory import RunDirectory
+from torch_crl.runs.policies import load_policy
+from torch_crl.sweep.results import write
+from torch_crl.system.checkpoint import CheckpointError
 from torch_crl.system.files import entries, exists, is_folder, why_unwritable
 
 
@@ -25,8 +29,8 @@ def test_what_is_there(tmp_path: Path) -> None:
     assert not any(exists(path) or is_folder(path) or entries(path) for path in absent)
     assert [is_folder(path) for path in (tmp_path, file, tmp_path / "link")] == [True, False, True]
     assert set(entries(tmp_path)) == {file, circle, dangling, tmp_path / "link"}
-    with pytest.raises(NotADirectoryError):
-        entries(file)
+    nameless = tmp_path / "a\0b"
+    assert not (entries(file) or exists(nameless) or is_folder(nameless) or entries(nameless))
     with pytest.raises(OSError, match="name too long"):
         exists(tmp_path / ("x" * 300))
 
@@ -38,7 +42,7 @@ def unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for part in ("checkpoints", "policies"):
         (folder / "run" / part / "step_000000000100").mkdir(parents=True)
     (folder / "run" / "recipe.json").write_text("{}")
-    stat, scan = os.stat, os.scandir
+    stat, scan, names = os.stat, os.scandir, os.listdir
 
     def not_answered(path: Any) -> None:
         if str(path).startswith(f"{folder}/"):
@@ -53,6 +57,11 @@ def unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         not_answered(path)
         return scan(path)
 
+    def no_names(path: Any = ".") -> Any:
+        not_answered(path)
+        return names(path)
+
+    monkeypatch.setattr(os, "listdir", no_names)
     monkeypatch.setattr(os, "stat", no_stat)
     monkeypatch.setattr(os, "scandir", no_scan)
     return folder
@@ -70,6 +79,21 @@ def test_a_run_that_cannot_be_seen_is_not_taken_for_none(unseen: Path) -> None:
     ):
         with pytest.raises(OSError, match="Stale file handle"):
             look()
+
+
+def test_records_of_runs_that_cannot_be_seen_are_kept(unseen: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"trials": [{"trial": "far/run"}, {"trial": "gone"}]}))
+    write([{"trial": "new"}], results)
+    kept = [each["trial"] for each in json.loads(results.read_text())["trials"]]
+    assert kept == ["new", "far/run"]
+
+
+def test_a_file_in_place_of_policies_is_a_run_without_any(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    (tmp_path / "policies").write_text("")
+    with pytest.raises(CheckpointError, match="holds neither a policy nor a run"):
+        load_policy(tmp_path)
 
 
 def test_a_command_says_that_it_could_not_look(

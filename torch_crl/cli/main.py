@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             status = _run(arguments)
             sys.stdout.flush()
         except SystemExit:
-            # A help text was printed. If nobody reads it, this leaves with the status that says so.
+            # After a help text, for example. If nobody reads it, this leaves with the status that
+            # says so.
             sys.stdout.flush()
             raise
         except (TorchCrlError, OSError, KeyboardInterrupt) as error:

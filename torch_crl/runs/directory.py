@@ -262,8 +262,9 @@ class RunDirectory:
     def go_back_to(self, moment: Moment) -> None:
         """Delete policies newer than a checkpoint, and what a killed process left half written."""
         for parent in (self.path, self.checkpoints, self.policies):
-            for left in parent.glob(f"{ASIDE}*"):
-                remove(left)
+            for left in entries(parent):
+                if left.name.startswith(ASIDE):
+                    remove(left)
         for policy in [*folders(self.policies), *folders(self.policies, _BEST)]:
             written = Moment.of(policy)
             if written is not None and written > moment:

@@ -63,12 +63,19 @@ def _others(names: Collection[str], path: Path) -> list[dict[str, Any]]:
         return [
             record
             for record in json.loads(read_bytes(path))["trials"]
-            if record["trial"] not in names
-            and RunDirectory(path.parent / record["trial"]).holds_run
+            if record["trial"] not in names and _may_hold_run(path.parent / record["trial"])
         ]
     # There is no such file yet, or it is not one of ours.
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return []
+
+
+def _may_hold_run(run_dir: Path) -> bool:
+    """Whether there is a run, or it cannot be seen now whether there is one."""
+    try:
+        return RunDirectory(run_dir).holds_run
+    except OSError:
+        return True
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:

@@ -20,6 +20,8 @@ ASIDE = ".writing-"
 _MOST_BYTES = 1 << 28
 # The last one: links that lead in a circle.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# A drive that is not ready, a name with characters that no name has, a link that leads nowhere.
+_ABSENT_ON_WINDOWS = (21, 123, 1921)
 
 
 class DamagedFileError(TorchCrlError, ValueError):
@@ -43,17 +45,29 @@ def is_folder(path: Path) -> bool:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder; nothing if it does not exist. Raises OSError as `exists` does."""
-    return list(folder.iterdir()) if exists(folder) else []
+    """What is in a folder; nothing if there is none. Raises OSError as `exists` does."""
+    try:
+        return list(folder.iterdir())
+    except (OSError, ValueError) as error:
+        if _says_absent(error):
+            return []
+        raise
 
 
 def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
-    except OSError as error:
-        if error.errno in _ABSENT:
+    except (OSError, ValueError) as error:
+        if _says_absent(error):
             return None
         raise
+
+
+def _says_absent(error: OSError | ValueError) -> bool:
+    """Whether nothing can be at a path; a ValueError says that no path has such a name."""
+    if isinstance(error, ValueError):
+        return True
+    return error.errno in _ABSENT or getattr(error, "winerror", None) in _ABSENT_ON_WINDOWS
 
 
 def why_unwritable(folder: Path) -> str:
@@ -115,7 +129,7 @@ def write_parts(path: Path, parts: Iterable[str]) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file, a link or a folder with its contents; it need not exist."""
-    if is_folder(path) and not path.is_symlink():
+    if not path.is_symlink() and is_folder(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import re
 import sys
 
 THRESHOLD = 10_000
@@ -25,5 +26,5 @@ def freeze() -> None:
     Not with Triton from 3.9 on: the library that binds it to Python prints what it finds left.
     """
     version = getattr(sys.modules.get("triton"), "__version__", "0.0")
-    if tuple(map(int, version.split(".")[:2])) < (3, 9):
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < (3, 9):
         gc.freeze()

@@ -1,5 +1,6 @@
 """How the kernels for Hopper are launched."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -68,7 +69,7 @@ def usable_tiles(width: int, rows: Sequence[int], device: torch.device) -> list[
 def _newer_triton() -> str:
     """The version of Triton, if the kernels have not been compiled with so new a one."""
     version = triton.__version__
-    return version if tuple(map(int, version.split(".")[:2])) > NEWEST_TRITON else ""
+    return version if tuple(map(int, re.findall(r"\d+", version)[:2])) > NEWEST_TRITON else ""
 
 
 @cache
