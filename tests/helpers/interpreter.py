@@ -64,13 +64,10 @@ def cast_masks() -> None:
 
     def cast(method: Callable[..., Any], position: int) -> Callable[..., Any]:
         def with_truth_values(self: Any, *arguments: Any) -> Any:
-            before, mask, rest = (
-                arguments[:position],
-                arguments[position],
-                arguments[position + 1 :],
-            )
-            mask = interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
-            return method(self, *before, mask, *rest)
+            given = list(arguments)
+            mask = given[position]
+            given[position] = interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
+            return method(self, *given)
 
         return with_truth_values
 

@@ -192,7 +192,7 @@ def test_tiles_that_fit(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_newer_triton_gets_the_kernels_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    tiles_module._warn.cache_clear()
+    tiles_module._is_tried.cache_clear()
     device, newest = torch.device("cuda"), tiles_module.NEWEST_TRITON
     for version in ("3.6.0", f"{newest[0]}.{newest[1]}.7+git"):
         monkeypatch.setattr(triton, "__version__", version)

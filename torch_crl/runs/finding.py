@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch_crl.errors import UsageError
 from torch_crl.runs.directory import RunDirectory, RunDirectoryError
-from torch_crl.system.files import exists, is_folder
+from torch_crl.system.files import entries, exists, is_folder
 
 ZOO = "zoo:"
 """`zoo:NAME` stands for the run directory of a policy that comes with the package."""
@@ -69,8 +69,8 @@ def find_run_directories(folder: Path) -> Iterator[Path]:
     """
     if exists(folder / "recipe.json"):
         yield folder
-    elif is_folder(folder):
-        for below in folder.iterdir():
+    else:
+        for below in entries(folder):
             if below.is_symlink() and not exists(below / "recipe.json"):
                 continue
             if is_folder(below) and not below.name.startswith("."):

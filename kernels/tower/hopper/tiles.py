@@ -56,8 +56,7 @@ def usable_tiles(width: int, rows: Sequence[int], device: torch.device) -> list[
     is_hopper = device.type == "cuda" and torch.version.hip is None
     if not is_hopper or torch.cuda.get_device_capability(device)[0] != 9 or not sum(rows):
         return []
-    if newer := _newer_triton():
-        _warn(newer)
+    if not _is_tried(triton.__version__):
         return []
     return [
         tiles
@@ -66,20 +65,18 @@ def usable_tiles(width: int, rows: Sequence[int], device: torch.device) -> list[
     ]
 
 
-def _newer_triton() -> str:
-    """The version of Triton, if the kernels have not been compiled with so new a one."""
-    version = triton.__version__
-    return version if tuple(map(int, re.findall(r"\d+", version)[:2])) > NEWEST_TRITON else ""
-
-
 @cache
-def _warn(version: str) -> None:
+def _is_tried(version: str) -> bool:
+    """Whether the kernels have been compiled with so new a Triton; warns, once, if not."""
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) <= NEWEST_TRITON:
+        return True
     tried = ".".join(map(str, NEWEST_TRITON))
     warnings.warn(
         f"the towers' kernels for Hopper GPUs are known to work with Triton up to {tried}, and "
         f"{version} is installed: the slower ones of other GPUs are used",
         stacklevel=2,
     )
+    return False
 
 
 def choose_tiles(width: int, rows: Sequence[int], device: torch.device) -> Tiles | None:
