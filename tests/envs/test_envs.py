@@ -2,16 +2,19 @@
 
 import itertools
 import math
+from typing import Any
 
 import mujoco
 import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.tasks import entry, goals_of, make_env
 from torch_crl.envs.registry import TASKS, UnknownTaskError, _index, make_task, task_spec
 from torch_crl.envs.simulators.cpu import CpuSimulator
+from torch_crl.envs.simulators.fields import Fields
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.tasks.layouts import LAYOUTS, cells
 
@@ -67,6 +70,37 @@ def test_sizes_and_100_random_steps(name: str) -> None:
         assert env.state_NS.abs().max() < 1e3
     assert isinstance(env.simulator, CpuSimulator)
     assert env.simulator.num_warnings == 0
+
+
+class Products(TorchDispatchMode):
+    """Remembers the dtypes of matrices that are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"}:
+            self.dtypes |= {arg.dtype for arg in args if isinstance(arg, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [*SIZES, "ant_u_maze"])
+def test_states_are_exact_where_torch_may_round_products_to_tf32(name: str) -> None:
+    name = {"pusher": "pusher_easy", "point": "point_u_maze", "arm": "arm_push_easy"}.get(
+        name, name
+    )
+    task = make_task(name)
+    env = make_env(task, num_envs=3)
+    simulator = env.simulator
+    # As MuJoCo Warp keeps them.
+    simulator.data = Fields({name: data.float() for name, data in simulator.data.items()})
+    with Products() as products:
+        state_NS = task.state(simulator)
+        task.control(torch.ones(3, task.spec.action_size), simulator)
+        task.outcome(task.achieved_goal(state_NS), env.goal_NG)
+    assert state_NS.dtype == torch.float32
+    assert products.dtypes <= {torch.float64}
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -70,9 +70,10 @@ def test_unstable_physics_ends_the_episode_and_only_that_one(
     assert isinstance(env.simulator, CpuSimulator) and env.simulator.num_warnings == 2
 
 
-@pytest.mark.parametrize(("name", "most"), [("reacher", 26), ("pusher_easy", 34), ("ant", 31)])
+@pytest.mark.parametrize(("name", "most"), [("reacher", 26), ("pusher_easy", 70), ("ant", 31)])
 def test_a_step_is_few_operations_of_torch(name: str, most: int) -> None:
     # After cheap physics each takes longer to begin than to compute, so their number counts.
+    # Half of the pusher's find the wrist: 0.1 ms with 512 envs, where MuJoCo takes 0.5 to 0.7 ms.
     env = make_task_vector_env(name, num_envs=4, episode_length=50, seed=0)
     action = torch.zeros(4, env.spec.action_size)
     env.step(action)

@@ -157,10 +157,12 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
         Per link: its inertia about the robot's centre of mass, row-major in world axes, and its
         mass; then its mass-weighted linear velocity and its angular velocity.
         """
-        qpos_NQ, qvel_NV, ctrl_NA, inertia_NK10, velocity_NK6 = (
-            simulator.data[name].float() for name in ("qpos", "qvel", "ctrl", "cinert", "cvel")
+        qpos_NQ, qvel_NV, inertia_NK10, velocity_NK6 = (
+            simulator.data[name].float() for name in ("qpos", "qvel", "cinert", "cvel")
         )
-        mass_K, torque_AV = (constant.like(qpos_NQ) for constant in (masses, torques))
+        mass_K = masses.like(qpos_NQ)
+        # In float64 everywhere, since torch may round products of float32 to TF32.
+        control_NA = simulator.data["ctrl"].double().clamp(-_CONTROL_RANGE, _CONTROL_RANGE)
         inertia_NK10, velocity_NK6 = inertia_NK10[:, 1:], velocity_NK6[:, 1:]
         matrix_NK10 = inertia_NK10.index_select(-1, order.on(qpos_NQ.device))
         # MuJoCo's linear velocity is that of the link's point at the robot's centre of mass.
@@ -172,7 +174,7 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
             qvel_NV,
             matrix_NK10.flatten(1),
             torch.cat([momentum_NK3 / mass_K.sum(), angular_NK3], dim=-1).flatten(1),
-            ctrl_NA.clamp(-_CONTROL_RANGE, _CONTROL_RANGE) @ torque_AV,
+            (control_NA @ torques.on(simulator.device)).float(),
         ]
         return torch.cat(parts, dim=-1)
 

@@ -66,11 +66,13 @@ from torch import Generator, Tensor
 from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task, direct_control
+from torch_crl.envs.tasks.kinematics import centre_of_mass
 from torch_crl.envs.tasks.models import add_slides, gymnasium_model, set_physics
 from torch_crl.envs.tasks.sampling import at_height, first_of, uniform
 
 _HEIGHT = -0.275
 _NUM_ARM_JOINTS = 7
+_WRIST = "r_wrist_flex_link"
 _SEPARATION = 0.17
 # Draws of a start and a goal, of which the first that is far enough apart counts. One draw is too
 # close with a probability of at most 0.17, all 16 with 1e-12; the first is used then.
@@ -116,7 +118,6 @@ def make(spec: TaskSpec, *, scene: str) -> Task:
         substeps=5,
         sample_start=sample_start,
         state=_state_reader(model),
-        fields=("xipos",),
         control=direct_control,
         distance=_farthest,
         reached=_reached(spec),
@@ -134,11 +135,11 @@ def make_reacher(spec: TaskSpec) -> Task:
             goal_NG=at_height(_within(_OBJECT, (num_envs,), generator), _HEIGHT),
         )
 
-    wrist = model.body("r_wrist_flex_link").id
+    wrist = centre_of_mass(model, _WRIST)
 
     def state(simulator: Simulator) -> Tensor:
-        data = simulator.data
-        return torch.cat([data["qpos"], data["qvel"], data["xipos"][:, wrist]], dim=-1).float()
+        qpos_NQ, qvel_NV = (simulator.data[name] for name in ("qpos", "qvel"))
+        return torch.cat([qpos_NQ, qvel_NV, wrist(qpos_NQ)], dim=-1).float()
 
     return Task(
         spec=spec,
@@ -146,7 +147,6 @@ def make_reacher(spec: TaskSpec) -> Task:
         substeps=5,
         sample_start=sample_start,
         state=state,
-        fields=("xipos",),
         control=direct_control,
     )
 
@@ -198,18 +198,19 @@ def _reached(spec: TaskSpec) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
 
 
 def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
-    wrist = model.body("r_wrist_flex_link").id
-    objects = [body for body in range(model.nbody) if model.body(body).name.startswith("object")]
-    shown = slice(min(objects), max(objects) + 1)
+    wrist = centre_of_mass(model, _WRIST)
 
     def state(simulator: Simulator) -> Tensor:
         """Arm joints, wrist, objects, velocities of the arm joints."""
-        data = simulator.data
+        qpos_NQ, qvel_NV = (simulator.data[name] for name in ("qpos", "qvel"))
+        # An object's slides are its x and y in the world.
+        object_NK2 = qpos_NQ[:, _NUM_ARM_JOINTS:].unflatten(1, (-1, 2))
+        object_NK3 = torch.nn.functional.pad(object_NK2, (0, 1), value=_HEIGHT)
         parts = [
-            data["qpos"][:, :_NUM_ARM_JOINTS],
-            data["xipos"][:, wrist],
-            data["xipos"][:, shown].flatten(1),
-            data["qvel"][:, :_NUM_ARM_JOINTS],
+            qpos_NQ[:, :_NUM_ARM_JOINTS],
+            wrist(qpos_NQ),
+            object_NK3.flatten(1),
+            qvel_NV[:, :_NUM_ARM_JOINTS],
         ]
         return torch.cat(parts, dim=-1).float()
 

@@ -85,13 +85,15 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
     def state(simulator: Simulator) -> Tensor:
         """Cosines, sines, fingertip and its velocity."""
         # Computed from the angles: to update positions, MuJoCo would take two thirds of a substep.
-        joint_N2, speed_N2 = simulator.data["qpos"], simulator.data["qvel"]
-        angle_N3, rate_N3 = (value @ angles.like(value) for value in (joint_N2, speed_N2))
+        # In float64 everywhere, since torch may round products of float32 to TF32.
+        device = simulator.device
+        joints = (simulator.data[name].double() for name in ("qpos", "qvel"))
+        angle_N3, rate_N3 = (value_N2 @ angles.on(device) for value_N2 in joints)
         cos_N3, sin_N3 = angle_N3.cos(), angle_N3.sin()
         # Two products with constants in place of many small operations, each of which takes longer
         # to begin than to compute.
         terms = torch.cat([cos_N3, sin_N3, rate_N3 * cos_N3, rate_N3 * sin_N3], dim=-1)
-        return torch.addmm(rest.like(terms), terms, parts.like(terms)).float()
+        return torch.addmm(rest.on(device), terms, parts.on(device)).float()
 
     return state
 
