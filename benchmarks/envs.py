@@ -30,7 +30,7 @@ FAMILIES = (
     *("half_cheetah", "pusher_easy", "pusher2", "arm_reach", "arm_grasp", "arm_push_easy"),
     *("arm_binpick_easy", "arm_binpick_easy_eef"),
 )
-ENVS, STEPS, TURNS = 512, 25, 7
+ENVS, STEPS, TURNS = 512, 25, 15
 Row = dict[str, Any]
 
 
