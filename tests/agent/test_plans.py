@@ -93,6 +93,9 @@ def test_single_actions_need_no_controller_and_may_have_one() -> None:
         for _ in range(3):
             assert torch.equal(controller(state, goal), policy(state, goal))
         controller.reset()
+    # As with plans, whose steps would otherwise belong to other episodes.
+    with pytest.raises(ValueError, match=r"runs 4 episodes; got states of shape \[3, 3\]"):
+        policy.controller(4)(state[:3], goal[:3])
 
 
 def test_a_saved_policy_keeps_its_chunk(policy: Policy, tmp_path: Path) -> None:

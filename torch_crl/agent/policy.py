@@ -277,7 +277,7 @@ class Controller:
         policy = self.policy
         if self._traces is not None:
             return self._seeing(self._traces, state, goal)
-        if not isinstance(policy, Policy) or policy.chunk == 1:
+        if not isinstance(policy, Policy):
             action: Array = policy(state, goal)
             return action
         return self._next(policy, state, goal)
@@ -298,15 +298,15 @@ class Controller:
 
     def _next(self, policy: Policy, state: Array, goal: Any) -> Array:
         """The next action of each plan."""
+        shape = np.shape(state)
+        if math.prod(shape[:-1]) != self.num_envs:
+            raise ValueError(
+                f"this controller runs {self.num_envs} episodes; got states of shape {list(shape)}"
+            )
         if policy.chunk == 1:
             action: Array = policy.plan(state, goal)[..., 0, :]
             return action
         given = as_tensor(state)
-        if given.shape[:-1].numel() != self.num_envs:
-            raise ValueError(
-                f"this controller runs {self.num_envs} episodes; got states of shape "
-                f"{list(given.shape)}"
-            )
         if self._plans is None:
             self._plans = Plans(
                 self.num_envs, policy.chunk, policy.action_size, device=given.device
