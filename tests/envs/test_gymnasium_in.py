@@ -340,13 +340,17 @@ def test_no_process_outlives_a_training_process_that_is_killed() -> None:
     assert not told.stderr
 
 
-def test_where_no_process_may_be_started_the_envs_are_stepped_in_this_one(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("why", ["a daemonic process", "/dev/shm.* is not writable"])
+def test_where_processes_cannot_work_together_the_envs_are_stepped_in_this_one(
+    monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     with closing(puck_env()) as usual:
         expected = at_rest(usual)
-    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
-    with pytest.warns(UserWarning, match="daemonic process.*stepped in it"):
+    if "daemonic" in why:
+        monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    else:
+        monkeypatch.setattr(os, "access", lambda _, mode: mode == os.F_OK)
+    with pytest.warns(UserWarning, match=f"{why}.*stepped in this one"):
         env = puck_env()
     assert not multiprocessing.active_children()
     with closing(env):

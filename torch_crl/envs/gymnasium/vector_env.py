@@ -1,6 +1,7 @@
 """N parallel episodes of a Gymnasium goal env, in processes. N envs, S state, G goal, A action."""
 
 import multiprocessing
+import os
 import warnings
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch_crl.envs.gymnasium.group import EnvGroup, columns
 from torch_crl.envs.gymnasium.workers import Workers
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.system.threads import usable_cpus
+
+# Where Linux keeps memory that processes share. A container may have it read-only.
+_SHARED_MEMORY = "/dev/shm"
 
 
 class GymnasiumVectorEnv(VectorEnv):
@@ -43,8 +47,8 @@ class GymnasiumVectorEnv(VectorEnv):
     ) -> None:
         """Start the processes (0 is one for every CPU) and begin the first episodes.
 
-        Where no process can be started, as in the workers of a `multiprocessing.Pool`, the envs
-        are stepped in this process; so are envs with a `render_mode`.
+        Where no process can be started, as in the workers of a `multiprocessing.Pool`, or memory
+        cannot be shared, the envs are stepped in this process; so are envs with a `render_mode`.
 
         Args:
             env_timeout: seconds that an env may take for a step or a reset, 0 for no limit; making
@@ -79,7 +83,7 @@ class GymnasiumVectorEnv(VectorEnv):
         # Some random number generators reject seeds with more bits than this.
         self._seed = seed % 2**31
         self._group: EnvGroup | Workers
-        if render_mode is not None or _no_children(name):
+        if render_mode is not None or _stays_in_this_process(name):
             table = np.zeros((num_envs, columns(self.spec)["action"].stop), np.float32)
             self._group = EnvGroup(
                 foreign,
@@ -198,14 +202,17 @@ class GymnasiumVectorEnv(VectorEnv):
         self._redrawn_N |= mask_N
 
 
-def _no_children(name: str) -> bool:
-    """Whether this process may not start child processes; warns if so."""
-    daemonic = multiprocessing.current_process().daemon
-    if daemonic:
-        warnings.warn(
-            f"{name}: a daemonic process, such as a worker of multiprocessing.Pool, may not "
-            "start processes; the envs are stepped in it, one after another, and an env that "
-            "hangs is not detected",
-            stacklevel=3,
-        )
-    return daemonic
+def _stays_in_this_process(name: str) -> bool:
+    """Whether the envs cannot be spread over processes; warns if so."""
+    if multiprocessing.current_process().daemon:
+        why = "a daemonic process, as in multiprocessing.Pool, may not start processes"
+    elif os.access(_SHARED_MEMORY, os.F_OK) and not os.access(_SHARED_MEMORY, os.W_OK):
+        why = f"{_SHARED_MEMORY}, through which processes share memory, is not writable"
+    else:
+        return False
+    warnings.warn(
+        f"{name}: {why}; the envs are stepped in this one, one after another, and an env that "
+        "hangs is not detected",
+        stacklevel=3,
+    )
+    return True
