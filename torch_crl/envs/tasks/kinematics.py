@@ -14,7 +14,7 @@ def centre_of_mass(model: mujoco.MjModel, body: str) -> Callable[[Tensor], Tenso
 
     After a step MuJoCo's own positions are one substep old, and to bring them up to date it looks
     for contacts too. The formula is the product of exponentials: from the body to the base, each
-    joint turns the point about the axis that it has in the model's reference position.
+    joint turns the point about the axis that it has where the numbers of all of them are 0.
 
     Source: Lynch and Park, Modern Robotics, section 4.1. Raises ValueError if a joint that moves
     the body is not a hinge.
@@ -22,30 +22,20 @@ def centre_of_mass(model: mujoco.MjModel, body: str) -> Callable[[Tensor], Tenso
     joints = _joints_from(model, body)
     if any(model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_HINGE for joint in joints):
         raise ValueError(f"the body {body!r} is moved by a joint that is not a hinge")
-    reference = mujoco.MjData(model)
-    mujoco.mj_kinematics(model, reference)
-    entries = Constant(torch.from_numpy(model.jnt_qposadr[joints]))
-    zero = Constant(torch.from_numpy(model.qpos0[model.jnt_qposadr[joints]])[:, None])
-    turns = Constant(
-        torch.stack(
-            [
-                _turn(
-                    *(
-                        torch.from_numpy(array[joint])
-                        for array in (reference.xaxis, reference.xanchor)
-                    )
-                )
-                for joint in joints
-            ]
-        )
-    )
+    position_J = model.jnt_qposadr[joints]
+    zero = mujoco.MjData(model)
+    zero.qpos[position_J] = 0.0
+    mujoco.mj_kinematics(model, zero)
+    axes_J3, anchors_J3 = (torch.from_numpy(part[joints]) for part in (zero.xaxis, zero.xanchor))
+    entries = Constant(torch.from_numpy(position_J))
+    turns = Constant(torch.stack([_turn(*line) for line in zip(axes_J3, anchors_J3, strict=True)]))
     # A point is a column (x, y, z, 1): the envs' numbers lie side by side, which is twice as fast.
-    start = Constant(torch.tensor([*reference.body(body).xipos, 1.0], dtype=torch.float64)[:, None])
+    start = Constant(torch.tensor([*zero.body(body).xipos, 1.0], dtype=torch.float64)[:, None])
 
     def centre(qpos_NQ: Tensor) -> Tensor:
         device = qpos_NQ.device
         # In float64 everywhere, since torch may round products of float32 to TF32.
-        angle_JN = qpos_NQ.T.index_select(0, entries.on(device)).double() - zero.on(device)
+        angle_JN = qpos_NQ.T.index_select(0, entries.on(device)).double()
         factor_J3N = torch.stack([torch.ones_like(angle_JN), angle_JN.cos(), angle_JN.sin()], dim=1)
         point_4N = start.on(device)
         for turn, factor_3N in zip(turns.on(device), factor_J3N, strict=True):

@@ -205,11 +205,10 @@ def _state_reader(model: mujoco.MjModel) -> Callable[[Simulator], Tensor]:
         qpos_NQ, qvel_NV = (simulator.data[name] for name in ("qpos", "qvel"))
         # An object's slides are its x and y in the world.
         object_NK2 = qpos_NQ[:, _NUM_ARM_JOINTS:].unflatten(1, (-1, 2))
-        object_NK3 = torch.nn.functional.pad(object_NK2, (0, 1), value=_HEIGHT)
         parts = [
             qpos_NQ[:, :_NUM_ARM_JOINTS],
             wrist(qpos_NQ),
-            object_NK3.flatten(1),
+            at_height(object_NK2, _HEIGHT).flatten(1),
             qvel_NV[:, :_NUM_ARM_JOINTS],
         ]
         return torch.cat(parts, dim=-1).float()

@@ -38,7 +38,7 @@ def direction(angle_N: Tensor) -> Tensor:
 
 
 def at_height(xy_N2: Tensor, height: float) -> Tensor:
-    """Goals with these x and y and one height, float32 [N, 3]."""
+    """Points with these x and y [..., 2] and one height, float32 [..., 3]."""
     return torch.nn.functional.pad(xy_N2, (0, 1), value=height).float()
 
 
