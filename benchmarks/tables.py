@@ -22,6 +22,7 @@ from torch_crl.benchmarks.deploy_tables import (
 )
 from torch_crl.benchmarks.gpu_tables import gpu_changes_table, gpu_table
 from torch_crl.benchmarks.pictures import pictures_table
+from torch_crl.benchmarks.processor_tables import processors_table
 from torch_crl.benchmarks.scale_tables import links_table
 from torch_crl.benchmarks.table_parts import RESULTS, ROOT, machine_line, read_result
 from torch_crl.benchmarks.words import mixture_table, words_table
@@ -44,21 +45,6 @@ def _result_line(row: dict[str, Any]) -> str:
                 f"| updates/s, depth {row['depth']}, width {row['width']}, batch {row['batch']} | "
                 f"{row['ours_per_second']:.1f} | {row['eager_torch_per_second']:.1f}, PyTorch "
                 f"module by module | {row['ratio']:.2f} |"
-            )
-        case "compiled":
-            return (
-                f"| updates/s, depth {row['depth']}, width {row['width']}, batch {row['batch']}, "
-                f"{row['precision']} | {row['ours_per_second']:.1f} | "
-                f"{row['plain_torch_per_second']:.1f}, `--tower reference`, fp32 | "
-                f"{row['ratio']:.2f} |"
-            )
-        case "peers":
-            peer = {"torch_compile": "torch.compile, module by module", "jax": "JAX"}
-            (name,) = (name for name in peer if f"{name}_per_second" in row)
-            return (
-                f"| updates/s, depth {row['depth']}, width {row['width']}, batch {row['batch']}, "
-                f"fp32 | {row['ours_per_second']:.1f} | {row[f'{name}_per_second']:.1f}, "
-                f"{peer[name]} | {row['ratio']:.2f} |"
             )
         case "env":
             return (
@@ -326,10 +312,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "own task": own_task,
     "results": partial(_cpu_table, "cpu.json"),
     "startup": partial(_cpu_table, "startup.json"),
-    "compiled": partial(_cpu_table, "compiled.json"),
-    "compiled peers": partial(_cpu_table, "compiled_peers.json"),
-    "amd compiled": partial(_cpu_table, "compiled_amd.json"),
-    "amd peers": partial(_cpu_table, "compiled_peers_amd.json"),
+    "compiled": partial(processors_table, "compiled"),
+    "compiled peers": partial(processors_table, "compiled_peers"),
     "envs": envs_table,
     "learning": learning_table,
     "baselines": baselines_table,

@@ -56,13 +56,29 @@ def do_after_update(monkeypatch: pytest.MonkeyPatch, number: int, what: Any) -> 
     monkeypatch.setattr(crl_run.CrlRun, "update", update)
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("", os.uname().machine),
+        ("processor : 0\nBogoMIPS : 50.00\nCPU part : 0xd40\n", os.uname().machine),
+        ("cpu family : 6\nmodel : 143\nmodel name : Xeon 8480\n", "Xeon 8480"),
+        ("cpu family : 25\nmodel : 17\nmodel name : AMD EPYC\n", "AMD EPYC (family 25, model 17)"),
+    ],
+)
+def test_a_processor_is_named_so_that_its_kind_can_be_told(
+    told: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    if told:
+        other = "\nprocessor : 1\nmodel name : other"
+        file.write_text(told + (other if "model name" in told else ""))
+    monkeypatch.setattr("torch_crl.system.machine.PROCESSORS", file)
+    assert machine(torch.device("cpu"))["device"] == f"{os.cpu_count()} cores, {expected}"
+
+
 def test_a_machine_without_its_optional_parts_is_described(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    processors = Path("/proc/cpuinfo")
-    told = processors.read_text() if processors.exists() else ""
-    (name,) = re.findall(r"model name\s*: (.*)", told)[:1] or [os.uname().machine]
-    assert machine()["device"].endswith(f"{os.cpu_count()} cores, {name.strip()}")
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: 1 / 0)

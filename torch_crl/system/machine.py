@@ -14,8 +14,9 @@ from torch_crl.system.files import exists
 if TYPE_CHECKING:
     import torch
 
+PROCESSORS = Path("/proc/cpuinfo")
+"""Where Linux tells of the processors."""
 _ROOT = Path(__file__).resolve().parents[2]
-
 
 _QUIET = 0.5
 """A larger load average before a measurement is told."""
@@ -60,13 +61,21 @@ def machine(device: "torch.device | None" = None) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Name of the processor as Linux tells it, else its architecture: makers differ in speed."""
+    """Name of the processor as Linux tells it, else its architecture: makers differ in speed.
+
+    Some virtual machines hide the number of the type; family and model of x86 tell it all the same.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = PROCESSORS.read_text().splitlines()
     except OSError:
         return platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.machine()
+    pairs = (line.partition(":")[::2] for line in lines)
+    # The first processor is named; all of a machine are alike.
+    facts = {name.strip(): value.strip() for name, value in reversed(list(pairs))}
+    name = facts.get("model name", "")
+    if name and "cpu family" in facts and not any(map(str.isdigit, name)):
+        name += f" (family {facts['cpu family']}, model {facts.get('model', '?')})"
+    return name or platform.machine()
 
 
 def _gpu_name(device: "torch.device | None") -> str:
