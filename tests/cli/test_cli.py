@@ -19,7 +19,7 @@ from tests.helpers.paths import EXAMPLES, OLD_RUN
 from tests.helpers.recipes import tiny
 from torch_crl import train
 from torch_crl.cli import envs
-from torch_crl.cli.main import main
+from torch_crl.cli.main import COMMANDS, main
 from torch_crl.envs.registry import TASKS
 from torch_crl.system.garbage import freeze
 from torch_crl.training import calibration
@@ -121,6 +121,15 @@ def test_what_triton_binds_is_freed_where_it_would_be_told(
         monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=triton))
     freeze()
     assert len(calls) == frozen
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_flag_that_may_be_left_out_does_not_offer_none_as_its_value(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "None}" not in capsys.readouterr().out
 
 
 def test_help_lists_the_flags_of_the_recipe() -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar, get_args
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 from typing import get_type_hints as hints
 
 import tyro
@@ -131,12 +132,35 @@ def _whole_numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | N
 @_REGISTRY.primitive_rule
 def _paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
     """Paths with `~` expanded, which shells do not do in `--out=~/runs`."""
-    if info.type is not Path:
+    if _given(info) is not Path:
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
         instance_from_str=lambda texts: Path(os.path.expanduser(texts[0])),
-        is_instance=lambda value: isinstance(value, Path),
+        is_instance=lambda value: isinstance(value, Path | None),
         str_from_instance=lambda value: [str(value)],
     )
+
+
+@_REGISTRY.primitive_rule
+def _optional_choices(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """One of some words, or nothing by leaving the flag out: tyro would offer the word None too."""
+    kind = _given(info)
+    if kind is info.type or get_origin(kind) is not Literal:
+        return None
+    words = tuple(map(str, get_args(kind)))
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(words)}}}",
+        instance_from_str=lambda texts: texts[0],
+        is_instance=lambda value: value is None or value in words,
+        str_from_instance=lambda value: [str(value)],
+        choices=words,
+    )
+
+
+def _given(info: PrimitiveTypeInfo) -> Any:
+    """The type of a flag's value; of a flag that may be left out, that of what may be given."""
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    return kinds[0] if len(kinds) == 1 and NoneType in get_args(info.type) else info.type
