@@ -44,7 +44,7 @@ from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system.garbage import THRESHOLD
 from torch_crl.system.threads import torch_threads
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 
 UPDATE_SIZES = [{"depth": depth, "width": 256, "batch_size": 256} for depth in (4, 16)]
 COMPILED_SIZES = ((4, 64, 128), (64, 64, 128), (4, 128, 256), (4, 256, 256), (16, 256, 256))

@@ -15,7 +15,8 @@ from torch_crl.benchmarks.report import report
 from torch_crl.benchmarks.timing import median_ratio, take_turns
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 
 DEPTHS = (4, 16, 64)
 TURNS = 7

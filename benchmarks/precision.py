@@ -22,7 +22,7 @@ from torch_crl.benchmarks.report import report
 from torch_crl.kernels.dense import PRECISIONS
 from torch_crl.kernels.tower import BLOCKS, Stack, tower
 from torch_crl.recipe.presets import preset, with_changes
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 
 # Depth to the updates before the second measurement, which take a minute or two.
 UPDATES = {4: 1000, 64: 150, 256: 40, 1024: 10}

@@ -36,7 +36,8 @@ from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.system.devices import resolve_device
 from torch_crl.system.threads import torch_threads
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 
 STATE, GOAL, ACTION = 29, 2, 8
 

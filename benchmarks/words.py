@@ -30,7 +30,7 @@ from torch_crl.runs.policies import find_policy
 from torch_crl.runs.zoo import command_of
 from torch_crl.system.machine import machine
 from torch_crl.system.torch_defaults import torch_defaults
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 from torch_crl.training.evaluation import evaluate
 from torch_crl.training.expert_use import ExpertUse
 

@@ -14,7 +14,8 @@ from torch_crl.distributed.ranks import ALONE
 from torch_crl.encoders import trust_encoder
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import with_changes
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 from torch_crl.training.trainer import train
 
 pytestmark = [

@@ -12,7 +12,8 @@ from torch_crl import load_policy
 from torch_crl.agent.average import AveragedActor
 from torch_crl.agent.networks import ResidualTower
 from torch_crl.agent.sizes import TowerSizes
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 
 AVERAGED = {"average_weights": 0.9}
 

@@ -33,7 +33,7 @@ from torch_crl.recipe.marks import unread
 from torch_crl.recipe.record import Recipe, with_defaults
 from torch_crl.recipe.share import share_problems
 from torch_crl.runs.policies import load_policy, save_policy
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 from torch_crl.training.evaluation import evaluate
 from torch_crl.training.expert_use import ExpertUse
 

@@ -7,7 +7,8 @@ import torch
 
 from tests.helpers.recipes import tiny
 from torch_crl.agent.optimizer import UpdateSizes, gradient_norm
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 
 
 def test_sizes_of_an_update_by_hand() -> None:

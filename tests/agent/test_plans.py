@@ -19,7 +19,7 @@ from torch_crl.envs.vector_env import StepResult
 from torch_crl.errors import UsageError
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.runs.policies import save_policy
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 
 CHUNK = {"chunk": 3}
 

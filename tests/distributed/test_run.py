@@ -30,7 +30,8 @@ from torch_crl.system import checkpoint
 from torch_crl.system.checkpoint import CheckpointError
 from torch_crl.system.stopping import StopSignals
 from torch_crl.training import saving
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 from torch_crl.training.evaluation import evaluate
 
 THIS = "tests.distributed.test_run"

@@ -18,7 +18,7 @@ from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.task import Start, Task
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.errors import NotFiniteError
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 from torch_crl.training.stability import DivergenceMonitor
 
 NAN = float("nan")

@@ -16,7 +16,8 @@ from torch_crl.envs.simulators import Capacity, Simulator, SimulatorError, make_
 from torch_crl.envs.task import Task
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.recipe.checks import RecipeError, check
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 
 pytest.importorskip("mujoco_warp")
 # Compiling is most of the time here.

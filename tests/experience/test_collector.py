@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from tests.helpers.recipes import tiny
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import StepResult
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 
 
 @pytest.mark.parametrize("overlap", ["off", "on"])

@@ -26,12 +26,13 @@ from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.finding import located
 from torch_crl.runs.policies import save_policy
 from torch_crl.training import ray_collectors
+from torch_crl.training.building import build_run
 from torch_crl.training.collecting_process import (
     CollectingProcess,
     NotBegunError,
     policy_problems,
 )
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.crl_run import CrlRun
 
 ray = pytest.importorskip("ray")
 

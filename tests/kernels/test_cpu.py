@@ -30,7 +30,8 @@ from torch_crl.recipe.presets import with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.system import checkpoint
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 from torch_crl.training.trainer import train
 
 pytest.importorskip("numba", reason="numba is not installed")

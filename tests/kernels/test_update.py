@@ -17,7 +17,7 @@ from torch_crl.agent.compute import Compute
 from torch_crl.agent.networks import build_networks, run_towers
 from torch_crl.agent.sizes import BlockName, network_sizes
 from torch_crl.kernels.dense import PRECISIONS
-from torch_crl.training import crl_run as run_module
+from torch_crl.training import building
 
 STATE, GOAL, ACTION, BATCH = 11, 3, 2, 20
 
@@ -158,8 +158,8 @@ def test_towers_of_other_depths_pass_alone() -> None:
 def test_a_run_uses_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = []
     for tower, others in (("reference", "reference"), ("norm_act", "triton")):
-        monkeypatch.setattr(run_module, "choose_compute", lambda _, t=tower: Compute(tower=t))
-        run = run_module.build_run(tiny("ant", system={"device": DEVICE}))
+        monkeypatch.setattr(building, "choose_compute", lambda _, t=tower: Compute(tower=t))
+        run = building.build_run(tiny("ant", system={"device": DEVICE}))
         assert run.replay.implementation == others
         for _ in range(4):
             run.collect()

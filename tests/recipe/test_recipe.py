@@ -23,7 +23,7 @@ from torch_crl.recipe.record import Recipe, differences
 from torch_crl.runs.metrics import UpdateMetrics
 from torch_crl.system.devices import available_bytes
 from torch_crl.training import collecting_process, goal_spaces, ray_collectors, trainer
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 
 
 @pytest.mark.parametrize("task", TASKS)

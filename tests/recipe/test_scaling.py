@@ -15,7 +15,7 @@ from torch_crl.distributed.ranks import Ranks, join
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.scaling import LINKS, Conditions, Link, predict, slowest_of, traffic
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 
 THIS = "tests.recipe.test_scaling"
 

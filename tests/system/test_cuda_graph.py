@@ -12,7 +12,8 @@ from torch import Generator, Tensor
 from tests.helpers.graph_stand_in import StandIn
 from tests.helpers.recipes import tiny
 from torch_crl.system.cuda_graph import CudaRecorder, GraphedFunction, between_graphs
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

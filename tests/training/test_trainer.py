@@ -25,7 +25,7 @@ from torch_crl.runs.directory import Moment, RunDirectory, default_run_dir
 from torch_crl.runs.metrics import DivergenceError, UpdateMetrics, first_not_finite
 from torch_crl.system import checkpoint
 from torch_crl.training import saving
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 from torch_crl.training.trainer import train
 
 

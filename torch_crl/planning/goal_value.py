@@ -24,7 +24,7 @@ from torch_crl.runs.policies import find_policy
 from torch_crl.runs.zoo import command_of
 from torch_crl.system import checkpoint
 from torch_crl.system.torch_defaults import torch_defaults
-from torch_crl.training.crl_run import build_objective
+from torch_crl.training.building import build_objective
 
 _AT_ONCE = 4096
 """Rows that pass through the networks together."""

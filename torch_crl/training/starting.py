@@ -15,8 +15,8 @@ from torch_crl.recipe.share import share, share_problems
 from torch_crl.runs.directory import RunDirectory
 from torch_crl.runs.weights_and_biases import missing_wandb
 from torch_crl.system.devices import resolve_device
+from torch_crl.training.building import build_run
 from torch_crl.training.collecting_process import policy_problems
-from torch_crl.training.crl_run import build_run
 from torch_crl.training.run import Run
 
 # File systems over a network may show a new file late.

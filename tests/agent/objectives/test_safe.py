@@ -23,7 +23,7 @@ from torch_crl.envs.task import euclidean_distance
 from torch_crl.experience.replay import Replay, Transition, survival_mass
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.presets import preset
-from torch_crl.training.crl_run import build_run
+from torch_crl.training.building import build_run
 
 SAFE = {"objective": "safe"}
 OPTIONS = {"energy": "norm", "contrastive_loss": "forward_info_nce", "logsumexp_penalty": 0.1}

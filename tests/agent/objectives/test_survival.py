@@ -20,7 +20,8 @@ from torch_crl.experience.replay import Replay, Transition
 from torch_crl.recipe.checks import RecipeError, check
 from torch_crl.recipe.marks import unread
 from torch_crl.recipe.record import Recipe
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 
 OBJECTIVES = ("survival", "chrono")
 

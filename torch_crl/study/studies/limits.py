@@ -26,7 +26,8 @@ from torch_crl.study.report import Picture, Section, Table, Text
 from torch_crl.study.study import Answer, Scale, Study
 from torch_crl.system.terminal import console
 from torch_crl.system.threads import torch_threads
-from torch_crl.training.crl_run import CrlRun, build_run
+from torch_crl.training.building import build_run
+from torch_crl.training.crl_run import CrlRun
 
 TASK = "ant"
 COLLECTIONS = 4
