@@ -7,7 +7,8 @@ the first check and not by `--help`.
 
 import json
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from contextlib import suppress
+from dataclasses import is_dataclass, replace
 from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -79,6 +80,23 @@ def whole_number(text: str) -> int:
     except ArithmeticError:
         pass
     raise ValueError(f"must be a whole number, as 1000000 or 1e6, got {text!r}")
+
+
+def with_floats(record: T) -> T:
+    """The record with 16.0 where a field of floats holds 16: both are equal, not so their texts."""
+    changed: dict[str, Any] = {}
+    for name in _float_fields(type(record)):
+        value = getattr(record, name)
+        # What is no number at all, or too large for a float, is for `check` to find.
+        if isinstance(value, int | float) and type(value) not in (bool, float):
+            with suppress(OverflowError):
+                changed[name] = float(value)
+    return replace(record, **changed) if changed else record  # type: ignore[type-var]
+
+
+@cache
+def _float_fields(kind: Any) -> tuple[str, ...]:
+    return tuple(name for name, annotation in hints(kind).items() if annotation is float)
 
 
 def read(kind: type[T], text: bytes | str) -> T:

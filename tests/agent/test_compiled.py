@@ -157,6 +157,16 @@ def test_batches_of_another_size_and_another_learning_rate_are_noticed() -> None
             torch.testing.assert_close(parameter, theirs[name], rtol=1e-9, atol=1e-9)
 
 
+def test_a_batch_may_be_any_mapping() -> None:
+    ours, theirs = (made_learner("numba", torch.float64) for _ in range(2))
+    batch = make_batch(BATCH).to(torch.float64)
+    for _ in range(2):
+        found, expected = ours.update(dict(batch.items())), theirs.update(batch)
+        assert found.keys() == expected.keys()
+        for name, x in expected.items():
+            assert torch.equal(found[name], x), name
+
+
 def test_a_state_that_is_loaded_is_that_of_the_next_update() -> None:
     learner = made_learner("numba", torch.float64)
     batch = make_batch(BATCH).to(torch.float64)

@@ -10,8 +10,9 @@ import time
 import warnings
 from contextlib import closing
 from importlib.metadata import version
+from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -283,6 +284,28 @@ def test_faults_in_processes_end_in_one_error_and_no_processes(fault: str, messa
     env.close()
     env.close()
     assert not multiprocessing.active_children()
+
+
+def test_an_env_that_a_group_is_at_again_does_not_hang() -> None:
+    with closing(puck_env(num_envs=2)) as env:
+        group = env._group
+        assert isinstance(group, workers.Workers)
+        (pipe, *others), calls = group._pipes, iter(range(5, 9))
+
+        class Slow:
+            """A group that has not answered four times, each time in another call of env 1."""
+
+            def poll(self, _: float) -> bool:
+                group._at_work[0] = 1, next(calls, 0)
+                return group._at_work[0, 1] == 0
+
+            def recv(self) -> str:
+                return "answered"
+
+        group._pipes[:] = cast("list[connection.Connection]", [Slow(), *others])
+        assert group._answer(0, 0.1) == "answered"
+        group._pipes[:] = [pipe, *others]
+        assert all(process.is_alive() for process in group._processes)
 
 
 def test_what_takes_long_to_be_made_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:

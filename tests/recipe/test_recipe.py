@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -354,6 +355,22 @@ def test_a_change_of_what_no_recipe_has_is_refused_with_the_nearest_names(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         with_changes(Recipe(), **parts)
+
+
+def test_settings_that_are_not_given_by_part_are_refused() -> None:
+    settings: Any = {"depth": 3}
+    with pytest.raises(UsageError, match="by part, as in .*; got depth=3"):
+        with_changes(preset("reacher"), **settings)
+
+
+@pytest.mark.parametrize("number", [16, np.float64(16.0)])
+def test_a_number_of_another_type_makes_no_other_recipe(number: Any) -> None:
+    usual, given = (
+        with_changes(preset("reacher"), budget={"env_steps_per_update": x}) for x in (16.0, number)
+    )
+    # Reports tell runs apart by these texts.
+    assert repr(given.leaves()) == repr(usual.leaves())
+    assert Recipe.from_json(usual.to_json().replace("16.0", "16")).to_json() == usual.to_json()
 
 
 def test_what_older_presets_gave_to_algorithms_that_do_not_read_it_is_no_mistake() -> None:

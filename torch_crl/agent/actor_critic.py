@@ -141,7 +141,7 @@ class ActorCritic(Learner):
                 log_alpha=self.log_alpha,
                 target_entropy=self.target_entropy,
                 optimizer=self.optimizer,
-                goal_of_B=self._goals_of_actor(torch.arange(len(batch))),
+                goal_of_B=self._goals_of_actor(torch.arange(len(batch["state"]))),
             )
         return self._compiled
 

@@ -88,7 +88,7 @@ class CompiledUpdate:
 
     def is_for(self, batch: Batch) -> bool:
         """Whether the batch has the right size, and all parameters are where they were."""
-        return len(batch) == self._batch_size and self._steps.are_in_place
+        return len(batch["state"]) == self._batch_size and self._steps.are_in_place
 
     def __call__(self, batch: Batch, noise_BA: Tensor) -> dict[str, Tensor]:
         """The metrics of `ActorCritic.update` with these standard normal numbers."""

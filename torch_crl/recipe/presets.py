@@ -1,6 +1,7 @@
 """The default recipe of each task, as data: differences from the published settings."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -175,6 +176,12 @@ def with_changes(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
     Raises UsageError for a part or a field that a recipe does not have.
     """
     known = recipe.leaves()
+    for part, settings in parts.items():
+        if not isinstance(settings, Mapping):
+            given = f"{part}={settings!r}"
+            raise UsageError(
+                f'settings are given by part, as in task={{"num_envs": 64}}; got {given}'
+            )
     for leaf in (f"{part}.{name}" for part, fields in parts.items() for name in fields):
         if leaf not in known:
             near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.5)

@@ -79,6 +79,11 @@ class Recipe:
     budget: BudgetRecipe = field(default_factory=BudgetRecipe)
     system: SystemRecipe = field(default_factory=SystemRecipe)
 
+    def __post_init__(self) -> None:
+        """Give every number its field's type, since recipes are compared by what is written."""
+        for name in _PARTS:
+            object.__setattr__(self, name, fields.with_floats(getattr(self, name)))
+
     @property
     def own_code(self) -> tuple[str, str, str]:
         """The names that may be Python code: task, evaluation task and objective."""

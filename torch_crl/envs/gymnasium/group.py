@@ -61,7 +61,8 @@ class EnvGroup:
         Args:
             first: number of this group's first env among all envs.
             table: shape [N, columns], shared with the caller, who writes the actions into it.
-            at_work: shape [1]; is set to the number of the env about to be stepped or reset.
+            at_work: shape [2]; is set to the number of the env about to be made, stepped or reset,
+                and to how many times that has been done.
         """
         self._foreign, self._spec = foreign, foreign.spec
         self._episode_length = episode_length
@@ -123,7 +124,7 @@ class EnvGroup:
 
     def _for_each(self, indices: Iterable[int], act: Callable[[int], object]) -> None:
         for index in indices:
-            self._at_work[0] = self._first + index
+            self._at_work[:] = self._first + index, self._at_work[1] + 1
             try:
                 act(index)
             except (Exception, SystemExit) as error:

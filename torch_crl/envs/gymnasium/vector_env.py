@@ -90,7 +90,7 @@ class GymnasiumVectorEnv(VectorEnv):
                 episode_length=episode_length,
                 first=0,
                 table=table,
-                at_work=np.zeros(1, np.int64),
+                at_work=np.zeros(2, np.int64),
                 render_mode=render_mode,
             )
         else:

@@ -64,11 +64,12 @@ class Workers:
         context: Any = multiprocessing.get_context(_start_method())
         width = columns(foreign.spec)["action"].stop
         memory = context.RawArray("f", num_envs * width)
-        at_work = context.RawArray("q", len(self._groups))
+        at_work = context.RawArray("q", 2 * len(self._groups))
         self.table = np.frombuffer(memory, np.float32).reshape(num_envs, width)
         """Actions and results of all groups, shape [N, columns]."""
-        self._at_work = np.frombuffer(at_work, np.int64)
-        self._at_work[:] = [group.start for group in self._groups]
+        # Of each group the env that it is at, and how many it has been at so far.
+        self._at_work = np.frombuffer(at_work, np.int64).reshape(-1, 2)
+        self._at_work[:, 0] = [group.start for group in self._groups]
         self._pipes: list[connection.Connection] = []
         self._processes: list[BaseProcess] = []
         # Also called when this object is garbage-collected, and before an exit joins the processes.
@@ -126,12 +127,12 @@ class Workers:
         late = "has not come back for" if self._are_made else "was not made within"
         try:
             while not pipe.poll(seconds):
-                # A slow group may just have many envs; one hangs if it is still the same env.
-                now = int(self._at_work[group])
+                # A slow group may just have many envs; one hangs if it is still the same call.
+                env, now = map(int, self._at_work[group])
                 if now == before:
                     self._processes[group].kill()
                     raise ForeignEnvError(
-                        f"{self._name}: env {now} {late} {seconds:g} s (--env-timeout); the "
+                        f"{self._name}: env {env} {late} {seconds:g} s (--env-timeout); the "
                         f"process of {self._envs(group)} was ended"
                     )
                 before = now
@@ -139,7 +140,7 @@ class Workers:
         except (EOFError, OSError) as error:
             raise ForeignEnvError(
                 f"{self._name}: the process of {self._envs(group)} died "
-                f"({_end_of(self._processes[group])}) at env {self._at_work[group]}"
+                f"({_end_of(self._processes[group])}) at env {self._at_work[group, 0]}"
             ) from error
         return problem
 
@@ -171,7 +172,7 @@ def _serve(
     group: EnvGroup = make_group.fn(
         first=envs.start,
         table=np.frombuffer(memory, np.float32).reshape(shape)[envs.start : envs.stop],
-        at_work=np.frombuffer(at_work_of_all, np.int64)[number : number + 1],
+        at_work=np.frombuffer(at_work_of_all, np.int64).reshape(-1, 2)[number],
     )
     with suppress(EOFError, OSError):
         while True:
