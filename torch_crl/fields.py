@@ -85,7 +85,7 @@ def whole_number(text: str) -> int:
 def with_floats(record: T) -> T:
     """The record with 16.0 where a field of floats holds 16: both are equal, not so their texts."""
     changed: dict[str, Any] = {}
-    for name in _float_fields(type(record)):
+    for name in _float_fields(type(record)):  # type: ignore[arg-type]
         value = getattr(record, name)
         # What is no number at all, or too large for a float, is for `check` to find.
         if isinstance(value, int | float) and type(value) not in (bool, float):

@@ -17,6 +17,7 @@ from torch_crl.envs.gymnasium.goal_env import GoalEnv, GoalVectorEnv
 from torch_crl.envs.gymnasium.registration import gymnasium_id
 from torch_crl.envs.registry import TASKS
 from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.errors import NotFiniteError
 
 # Gymnasium thinks little of observations without bounds, which positions and speeds are.
 unbounded = pytest.mark.filterwarnings("ignore:.*A Box observation space m.*")
@@ -228,7 +229,9 @@ def test_what_is_handed_out_does_not_change_and_seeds_decide() -> None:
     assert_same(same.reset(seed=5)[0], before, "seed")
     assert_same(env.reset(seed=5)[0], before, "again")
     assert (env.reset()[0]["desired_goal"] != before["desired_goal"]).any()
-    with pytest.raises(ValueError, match="reset_mask"):
+    with pytest.raises(ValueError, match=r"one whole number for all envs together, got \[1, 2"):
+        env.reset(seed=[1, 2, 3])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="autoreset=False to use reset_mask"):
         env.reset(options={"reset_mask": np.array([True, False, False])})
 
 
@@ -257,3 +260,50 @@ def test_what_could_not_be_made_can_be_closed() -> None:
 
 def test_without_a_render_mode_there_is_no_picture() -> None:
     assert GoalEnv("ant").render() is None
+
+
+def test_without_autoreset_a_mask_begins_the_next_episodes() -> None:
+    env = GoalVectorEnv("ant", num_envs=3, max_episode_steps=4, autoreset=False)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    env.reset(seed=0)
+    action = np.zeros((3, 8), np.float32)
+    for _ in range(2):
+        env.step(action)
+    for mask in (np.ones(2, bool), np.ones(3), [1, 0, 1]):
+        with pytest.raises(ValueError, match="reset_mask must have 3 bools, got"):
+            env.reset(options={"reset_mask": mask})
+    before, *_ = env.step(action)
+    begun, _ = env.reset(options={"reset_mask": np.array([False, True, False])})
+    for key, part in begun.items():
+        assert np.array_equal(part[[0, 2]], before[key][[0, 2]])
+        assert not np.array_equal(part[1], before[key][1])
+    last, _, _, truncated, info = env.step(action)
+    assert truncated.tolist() == [True, False, True] and "final_obs" not in info
+    assert info["_distance"].all()
+    # The last observations are those of the episodes that ended.
+    assert np.array_equal(last["observation"], env.episodes.state_NS.numpy())
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"envs \[0, 2\] have ended"):
+        env.step(action)
+    env.reset(options={"reset_mask": truncated})
+    assert env.episodes.steps_N.tolist() == [0, 1, 0]
+    assert not env.step(action)[3].any()
+
+
+@pytest.mark.parametrize("make", ["one", "many"])
+def test_actions_that_are_none_are_refused_and_change_nothing(make: str) -> None:
+    shape = (2, 2) if make == "many" else (2,)
+    env, fresh = (
+        GoalVectorEnv("reacher", num_envs=2) if make == "many" else GoalEnv("reacher")
+        for _ in range(2)
+    )
+    for each in (env, fresh):
+        each.reset(seed=1)
+    wrongs: list[Any] = [np.zeros(3), np.zeros((2, 1)), 0.5, "ab", None, np.ones(shape, bool)]
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=rf"reacher: .* numbers of shape \[{shape[0]}"):
+            env.step(wrong)
+    for number in (np.nan, np.inf, -1e11):
+        with pytest.raises(NotFiniteError, match=r"reacher: the action .* it was not carried out"):
+            env.step(np.full(shape, number))
+    ours, theirs = (each.step(np.ones(shape))[0] for each in (env, fresh))
+    assert np.array_equal(ours["observation"], theirs["observation"])

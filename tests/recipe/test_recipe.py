@@ -359,7 +359,7 @@ def test_a_change_of_what_no_recipe_has_is_refused_with_the_nearest_names(
 
 def test_settings_that_are_not_given_by_part_are_refused() -> None:
     settings: Any = {"depth": 3}
-    with pytest.raises(UsageError, match="by part, as in .*; got depth=3"):
+    with pytest.raises(UsageError, match=r"by part, as in .*; got depth=3"):
         with_changes(preset("reacher"), **settings)
 
 

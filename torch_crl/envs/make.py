@@ -95,7 +95,7 @@ def make_task_vector_env(
 ) -> TaskVectorEnv:
     """Like `make_vector_env`, but only for tasks with a model: registered or `module:function`.
 
-    Without `autoreset` an env whose episode has ended stays in its last state until `reset`.
+    Without `autoreset` an episode goes on after its end, until `reset` begins the next one.
     """
     _require_positive(num_envs=num_envs, episode_length=episode_length)
     task = make_task(name)

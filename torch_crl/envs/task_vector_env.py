@@ -40,7 +40,7 @@ class TaskVectorEnv(VectorEnv):
 
         `goal_redraw` is the probability, at every control step, that the goal of an episode
         becomes that of a newly drawn start, from the next control step on. Without `autoreset`
-        an env whose episode has ended stays in its last state until `reset`.
+        an episode goes on after its end, until `reset` begins the next one.
         """
         self.task = task
         self.spec = task.spec
@@ -66,12 +66,17 @@ class TaskVectorEnv(VectorEnv):
         self.reset()
 
     @torch_defaults()
-    def reset(self) -> None:
-        """Begin a fresh episode in every env, and forget non-finite numbers found before."""
+    def reset(self, mask_N: Tensor | None = None) -> None:
+        """Begin a fresh episode in every env, or in those of a mask, bool [N].
+
+        Non-finite numbers found before are forgotten.
+        """
         self._finite.reset()
         with self._device_context():
-            self._begin_episodes(torch.ones(self.num_envs, dtype=torch.bool))
-            self.state_NS.copy_(self.task.state(self.simulator))
+            begun_N = torch.ones(self.num_envs, dtype=torch.bool) if mask_N is None else mask_N
+            self._begin_episodes(begun_N)
+            state_NS = self.task.state(self.simulator)
+            self.state_NS.copy_(torch.where(begun_N[:, None], state_NS, self.state_NS))
 
     @torch_defaults()
     def step(self, action_NA: Tensor) -> StepResult:

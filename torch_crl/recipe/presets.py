@@ -176,11 +176,12 @@ def with_changes(recipe: Recipe, **parts: dict[str, Any]) -> Recipe:
     Raises UsageError for a part or a field that a recipe does not have.
     """
     known = recipe.leaves()
-    for part, settings in parts.items():
+    given: dict[str, Any] = parts
+    for part, settings in given.items():
         if not isinstance(settings, Mapping):
-            given = f"{part}={settings!r}"
             raise UsageError(
-                f'settings are given by part, as in task={{"num_envs": 64}}; got {given}'
+                'settings are given by part, as in task={"num_envs": 64}; got '
+                f"{part}={settings!r}"
             )
     for leaf in (f"{part}.{name}" for part, fields in parts.items() for name in fields):
         if leaf not in known:

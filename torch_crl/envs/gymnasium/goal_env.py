@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torch_crl.envs.gymnasium.arguments import finite_actions, mask_of_envs
 from torch_crl.envs.make import make_task_vector_env
 from torch_crl.envs.registry import make_task
 from torch_crl.envs.task import Task
@@ -68,7 +69,8 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             render_mode: None or `rgb_array`.
             num_threads: threads that simulate physics, 0 for every CPU.
             autoreset: whether the next episode of an env begins in the step that ended the last
-                one; else the env stays in its last state until `reset`.
+                one; else `reset(options={"reset_mask": mask})` begins it, as Gymnasium's
+                `AutoresetMode.DISABLED` asks for, and no step is taken before that.
         """
         if reward not in ("sparse", "dense"):
             raise ValueError(f"reward must be 'sparse' or 'dense', got {reward!r}")
@@ -84,29 +86,47 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._num_threads = num_threads
         self._autoreset = autoreset
+        self._ended_N = np.zeros(num_envs, np.bool_)
         self._episode_length = max_episode_steps or self.task.spec.episode_length
         self.episodes = self._make_episodes(seed=int(self.np_random.integers(2**62)))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Info]:
-        """Begin a fresh episode in every env; a seed determines it and all later ones."""
-        if options and "reset_mask" in options:
-            raise ValueError("envs reset themselves when they end; reset_mask is not supported")
+        """Begin a fresh episode in every env; a seed determines it and all later ones.
+
+        One random number generator serves all envs, so there is one seed and not one of each.
+        Without `autoreset` the option `reset_mask`, bool [N], tells which envs begin anew.
+        """
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise ValueError(f"seed must be one whole number for all envs together, got {seed!r}")
+        mask_N = self._mask(options)
         super().reset(seed=seed)
         if seed is not None:
             self.episodes.generator.manual_seed(int(seed))
-        self.episodes.reset()
+        self.episodes.reset(torch.from_numpy(mask_N))
+        self._ended_N &= ~mask_N
         return self._observation(self.episodes.state_NS, self.episodes.goal_NG), {}
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         """Apply actions [N, A] in [-1, 1]; see Gymnasium's VectorEnv.
 
-        Raises NotFiniteError if an action, or what the task computes from it, is NaN or infinite.
+        Raises ValueError for actions of another shape, and NotFiniteError if an action, or what the
+        task computes from it, is NaN or infinite. Neither kind of action is carried out.
         """
+        if self._ended_N.any():
+            raise gymnasium.error.ResetNeeded(
+                f"the episodes of envs {np.flatnonzero(self._ended_N).tolist()} have ended; call "
+                'reset(options={"reset_mask": mask}), since these envs have no autoreset'
+            )
         final, reward_N, terminated_N, truncated_N, info = self.step_to_end(actions)
         ended_N = terminated_N | truncated_N
         observation = self._observation(self.episodes.state_NS, self.episodes.goal_NG)
+        if not self._autoreset:
+            self._ended_N |= ended_N
+            everyone_N = np.ones_like(ended_N)
+            infos = _masked(info, everyone_N)
+            return observation, reward_N.astype(np.float64), terminated_N, truncated_N, infos
         infos = _masked(info, ~ended_N)
         if ended_N.any():
             ends = np.full(self.num_envs, None, dtype=object)
@@ -120,8 +140,10 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
     def step_to_end(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         """Like `step`, but an episode that ended gives its last observation; infos are unmasked."""
         episodes, task = self.episodes, self.task
+        shape = self.num_envs, self.task.spec.action_size
+        action_NA = finite_actions(actions, shape, self._task_name)
         goal_NG = episodes.goal_NG.clone()
-        result = episodes.step(torch.as_tensor(actions, dtype=torch.float32))
+        result = episodes.step(action_NA)
         episodes.check()
         if task.moved_goal is not None:
             goal_NG = task.moved_goal(goal_NG, result.final_state_NS)
@@ -191,6 +213,17 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
             autoreset=self._autoreset,
         )
 
+    def _mask(self, options: dict[str, Any] | None) -> NDArray[np.bool_]:
+        """Which envs are to begin anew."""
+        if not options or "reset_mask" not in options:
+            return np.ones(self.num_envs, np.bool_)
+        if self._autoreset:
+            raise ValueError(
+                "these envs reset themselves when their episodes end; make them with "
+                "autoreset=False to use reset_mask"
+            )
+        return mask_of_envs(options["reset_mask"], self.num_envs)
+
     def _observation(self, state_NS: Tensor, goal_NG: Tensor) -> Observation:
         """The observation as copies, because the tensors change with the next step."""
         return {
@@ -235,7 +268,9 @@ class GoalEnv(gymnasium.Env[Observation, Array]):
 
     def step(self, action: Array) -> tuple[Observation, float, bool, bool, Info]:
         """Apply an action [A] in [-1, 1]; see Gymnasium's Env."""
-        final, reward, terminated, _, info = self.envs.step_to_end(np.asarray(action)[None])
+        spec = self.envs.task.spec
+        action_A = finite_actions(action, (spec.action_size,), spec.name)
+        final, reward, terminated, _, info = self.envs.step_to_end(action_A[None].numpy())
         observation = {key: part[0] for key, part in final.items()}
         info = {key: part[0].item() for key, part in info.items()}
         return observation, float(reward[0]), bool(terminated[0]), False, info
