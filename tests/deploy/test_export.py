@@ -1,5 +1,7 @@
 """Exported policies: equal actions in every runtime, errors for damaged files, clear refusals."""
 
+import copy
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ from torch_crl.agent.networks import ResidualTower, mlp
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.cli.main import main
+from torch_crl.deploy.actor import actor_of
 from torch_crl.deploy.c_file import header_text
 from torch_crl.deploy.checks import check, compiler
 from torch_crl.deploy.export import Runtime, export, signed
@@ -121,6 +124,42 @@ def test_every_runtime_gives_the_same_actions(
         assert np.abs(found.reshape(expected.shape) - expected).max() < 1e-5
     found = check(tmp_path)
     assert found.difference < 1e-5 and not found.notes
+
+
+@pytest.mark.parametrize(("to", "single"), [("numpy", False), ("onnx", False), ("onnx", True)])
+def test_states_and_goals_of_other_sizes_are_refused(
+    to: Runtime, single: bool, tmp_path: Path
+) -> None:
+    export(make_policy(), "reacher", to, tmp_path, single_input=single)
+    file = {"numpy": "policy.safetensors", "onnx": "policy.onnx"}[to]
+    runtime = importlib.import_module(f"torch_crl.deploy.runtimes.{to}_policy")
+    policy = runtime.Policy(tmp_path / file)
+    state, goal = (x.numpy() for x in rows(2))
+    # Of a graph with one input only the sum of the sizes would be noticed.
+    for wrong in ((goal, state), (state[:, :9], goal), (state, state[:, :0]), (3.0, goal)):
+        with pytest.raises(ValueError, match="takes 10 numbers of state and 3 of goal"):
+            policy(*wrong)
+
+
+@pytest.mark.parametrize("to", ["numpy", "c"])
+def test_rounding_is_no_failure(to: Runtime, tmp_path: Path) -> None:
+    policy = make_policy(depth=64, width=32, block="pre_norm")
+    first = actor_of(policy).pairs
+    inputs = torch.cat([torch.from_numpy(first[name][:1]) for name in ("state", "goal")], 1)
+    actor: Any = policy.actor
+    with torch.no_grad():
+        # The first action is a small difference of large numbers.
+        actor.output_weight *= 1000
+        actor.output_bias -= actor(inputs)[0]
+    export(policy, "reacher", to, tmp_path)
+    tolerance = json.loads((tmp_path / "policy.json").read_text())["tolerance"]
+    difference = check(tmp_path).difference
+    assert 1e-5 < difference <= tolerance < 0.02
+    # The actions to compare with are those of fp64.
+    exact = actor_of(policy).pairs["action"]
+    double = copy.deepcopy(actor).double()
+    pairs = torch.cat([torch.from_numpy(first[name]) for name in ("state", "goal")], 1).double()
+    assert np.array_equal(exact, torch.tanh(double(pairs).detach()[:, : exact.shape[1]]).float())
 
 
 def test_files_of_before_there_was_another_block(tmp_path: Path) -> None:

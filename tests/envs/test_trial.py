@@ -113,7 +113,10 @@ def test_a_good_task_has_no_problems() -> None:
             "goal must be float32, got",
         ),
         ({"sample_start": start_with(goal_NG=torch.tensor([[0, 0], [0, NAN]]))}, "1 of env 1"),
-        ({"action_size": 3}, "control must have shape [2, 2] for 2 envs, got [2, 3]"),
+        (
+            {"action_size": 3},
+            "control must have shape [2, 2] for 2 envs, got [2, 3]; actions have 3 numbers and",
+        ),
         ({"control": lambda action, sim: action / 0}, "control must be finite, and is"),
         (
             {"control": lambda action, sim: action.numpy()},
@@ -127,6 +130,14 @@ def test_a_good_task_has_no_problems() -> None:
         ({"sample_start": start_without("goal_NG")}, "sample_start's goal must be a torch tensor"),
         ({"failed": lambda state: state[:, 2]}, "failed must be bool, got float32"),
         ({"moved_goal": lambda goal, state: goal[:, :1]}, "moved_goal must have shape [2, 2]"),
+        (
+            {"goal_points": lambda goal: goal},
+            "goal_points must return a tensor of shape [K, 3] for one goal, got [2]",
+        ),
+        ({"goal_points": lambda goal: goal.numpy()}, "[K, 3] for one goal, got ndarray array("),
+        ({"goal_points": lambda goal: goal[:1] / 0 + torch.zeros(1, 3)}, "goal_points must be fin"),
+        ({"goal_points": lambda goal: {}["a"]}, "goal_points raised KeyError: 'a'"),
+        ({"goal_points": 3}, "goal_points must be a function, got int 3"),
     ],
 )
 def test_each_kind_of_mistake_is_named(changes: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 S state, G goal, D width, L layers with weights of their own, O outputs, P pairs of the self-test.
 """
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from typing import Literal
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torch_crl.agent.compute import Compute
 from torch_crl.agent.networks import ResidualTower
-from torch_crl.agent.policy import Policy
+from torch_crl.agent.policy import HEADS, Policy
 from torch_crl.errors import UsageError
 
 Floats = NDArray[np.float32]
 _BLOCKS = ("published", "shared", "pre_norm")
 _PAIRS = 8
+_LEAST_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,10 @@ class ExportedActor:
     and LayerNorm parameters of each. The LayerNorm behind the first layer is the `input_` one;
     with `pre_norm` it is before the last layer, and the `output_` one."""
     pairs: dict[str, Floats]
-    """`state` [P, S], `goal` [P, G] and the `action` [P, O] that the policy gives for them."""
+    """`state` [P, S], `goal` [P, G] and the `action` [P, O] of the policy, computed in fp64."""
+    tolerance: float
+    """By how much an action of the self-test may differ: 1e-5, or eight times what rounding to fp32
+    does to this policy in torch, since a runtime sums in another order."""
 
     @property
     def width(self) -> int:
@@ -87,6 +93,7 @@ def actor_of(policy: Policy) -> ExportedActor:
             "export` takes residual towers, which baselines trained with --depth have"
         )
     policy.require_numbers("export")
+    pairs, tolerance = _self_test(policy, actor)
     sizes = actor.sizes
     if sizes.block not in _BLOCKS:
         raise UsageError(
@@ -116,15 +123,22 @@ def actor_of(policy: Policy) -> ExportedActor:
         branch_scale=sizes.branch_scale,
         head="clip" if policy.head == "clip" else "tanh",
         tensors=tensors,
-        pairs=_pairs(policy),
+        pairs=pairs,
+        tolerance=tolerance,
     )
 
 
-def _pairs(policy: Policy) -> dict[str, Floats]:
+@torch.no_grad()
+def _self_test(policy: Policy, actor: ResidualTower) -> tuple[dict[str, Floats], float]:
+    """The pairs and the tolerance of the self-test."""
     generator = torch.Generator().manual_seed(0)
     state, goal = (
         torch.randn(_PAIRS, size, generator=generator)
         for size in (policy.state_size, policy.goal_size)
     )
-    action = policy.plan(state, goal).flatten(1)
-    return {"state": state.numpy(), "goal": goal.numpy(), "action": action.numpy()}
+    exact_actor = copy.deepcopy(actor).cpu().double()
+    exact_actor.compute = Compute(tower="reference")
+    exact = HEADS[policy.head](exact_actor(torch.cat([state, goal], dim=-1).double()))
+    error = float((policy.plan(state, goal).flatten(1) - exact).abs().max())
+    pairs = {"state": state.numpy(), "goal": goal.numpy(), "action": exact.float().numpy()}
+    return pairs, max(_LEAST_TOLERANCE, 8 * error)

@@ -48,7 +48,7 @@ def file_bytes(actor: ExportedActor, task: str) -> bytes:
     numbers = np.concatenate([part.ravel() for part in _parts(actor)]).astype("<f4")
     before = struct.pack("<2I", _MAGIC, _VERSIONS[actor.block])
     after = struct.pack(
-        "<11IfI32sI28x",
+        "<11IfI32sIf24x",
         _fnv(task.encode()),
         *(actor.state_size, actor.goal_size, actor.action_size, actor.chunk, actor.width),
         *(len(actor.tensors["weight"]), actor.depth),
@@ -57,6 +57,7 @@ def file_bytes(actor: ExportedActor, task: str) -> bytes:
         len(numbers),
         bytes.fromhex(actor.sha256),
         actor.block == "pre_norm",
+        actor.tolerance,
     )
     rest = after + numbers.tobytes()
     return before + struct.pack("<I", zlib.crc32(rest, zlib.crc32(before))) + rest

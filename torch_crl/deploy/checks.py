@@ -20,8 +20,8 @@ from torch_crl.errors import UsageError
 from torch_crl.system.extras import install
 from torch_crl.system.files import DamagedFileError, exists, is_folder, read_bytes
 
-TOLERANCE = 1e-5
-"""Largest difference of an action that the self-tests allow."""
+_TOLERANCE = 1e-5
+"""Largest difference of an action that the self-tests allow where the file does not name it."""
 _WEIGHTS: dict[Runtime, str] = {
     "onnx": "policy.onnx",
     "numpy": "policy.safetensors",
@@ -44,6 +44,7 @@ class _Told(NamedTuple):
     """What the checks read of policy.json."""
 
     runtime: Runtime
+    tolerance: float
     all: dict[str, Any]
 
     @property
@@ -71,7 +72,7 @@ def check(folder: Path | str) -> Checked:
             )
     run: Callable[[Path, _Told], float] = {"onnx": _onnx, "numpy": _numpy, "c": _c}[told.runtime]
     difference = run(folder, told)
-    if not difference <= TOLERANCE:
+    if not difference <= told.tolerance:
         raise UsageError(f"{folder}: the self-test failed, actions differ by {difference:.2g}")
     name = RUNTIME_FILES[told.runtime]
     ours = RUNTIMES.joinpath(name).read_bytes()
@@ -96,7 +97,7 @@ def _read(folder: Path) -> tuple[_Told, dict[str, str]]:
     try:
         told: dict[str, Any] = json.loads(read_bytes(path))
         damaged = signed(told) != told
-        read = _Told(told["runtime"], told)
+        read = _Told(told["runtime"], float(told.get("tolerance", _TOLERANCE)), told)
         of_files = {str(name): str(value) for name, value in told["files"].items()}
         known = read.runtime in RUNTIME_FILES and _WEIGHTS[read.runtime] in of_files
         known &= all(Path(name).name == name for name in of_files)
@@ -128,7 +129,7 @@ def _in_python(kind: Any, folder: Path, told: _Told) -> float:
         if (meta["task"], meta["sha256_of_weights"]) != told.identity:
             raise UsageError(f"{folder}: policy.json is of another policy than the weights")
         return float(policy.self_test())
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(str(error)) from None
 
 

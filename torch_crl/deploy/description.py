@@ -38,6 +38,7 @@ def describe(actor: ExportedActor, task_name: str) -> dict[str, Any]:
         "goal_slice": list(spec.goal_slice),
         "success_radius": dict(spec.success_radius),
         "sha256_of_weights": actor.sha256,
+        "tolerance": actor.tolerance,
     }
     if spec.state_names:
         told["state_names"] = list(spec.state_names)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_crl.envs.simulators import DEFAULT_CAPACITY, Capacity, Simulator
 from torch_crl.envs.spec import TaskSpec
+from torch_crl.errors import UsageError
 
 if TYPE_CHECKING:
     from torch_crl.envs.places import Places
@@ -65,8 +66,13 @@ def euclidean_distance(achieved_NG: Tensor, goal_NG: Tensor) -> Tensor:
 def goal_points(goal_G: Tensor) -> Tensor:
     """Where to draw a goal: 1 or 2 numbers are a point on the floor, 3k numbers are k points.
 
-    Returns [points, 3] in metres.
+    Returns [points, 3] in metres. Raises UsageError for goals of other sizes.
     """
+    if len(goal_G) > 2 and len(goal_G) % 3:
+        raise UsageError(
+            f"a goal of {len(goal_G)} numbers cannot be drawn; give the task `goal_points`, which "
+            "returns points [K, 3] for a goal"
+        )
     if len(goal_G) < 3:
         goal_G = torch.nn.functional.pad(goal_G, (0, 3 - len(goal_G)))
     return goal_G.reshape(-1, 3)

@@ -16,6 +16,7 @@ from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.simulators.fields import field_problem
 from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.task import Start, Task
+from torch_crl.envs.task import goal_points as plain_goal_points
 from torch_crl.errors import TorchCrlError, in_one_line, shortly
 from torch_crl.system.torch_defaults import torch_defaults
 
@@ -40,7 +41,7 @@ def task_problems(task: Any) -> list[str]:
     fields: Any = task.fields
     if not isinstance(fields, tuple | list) or not all(isinstance(name, str) for name in fields):
         problems.append(f"fields must be a tuple of names such as ('xpos',), got {fields!r}")
-    required = ("sample_start", "state", "control", "failed", "distance")
+    required = ("sample_start", "state", "control", "failed", "distance", "goal_points")
     for name in (*required, "reached", "moved_goal"):
         function = getattr(task, name)
         if not callable(function) and (name in required or function is not None):
@@ -141,7 +142,9 @@ class _Trial:
                 self._tell("failed", "is true where episodes begin, so that each would end at once")
         action_NA = 2 * torch.rand(_NUM_ENVS, task.spec.action_size, generator=Generator()) - 1
         control = self._call("control", task.control, action_NA, simulator)
-        control_NU = self._numbers("control", control, (task.model.nu,))
+        sizes = task.spec.action_size, task.model.nu
+        hint = f"; actions have {sizes[0]} numbers and the model has {sizes[1]} actuators"
+        control_NU = self._numbers("control", control, (task.model.nu,), hint=hint)
         if state_NS is None or control_NU is None:
             return state_NS
         simulator.data["ctrl"].copy_(control_NU)
@@ -164,6 +167,7 @@ class _Trial:
         self._numbers("distance", distance, ())
         if task.places is not None:
             self._places(task.places, achieved_NG)
+        self._points(goal_NG[0])
         if task.reached is not None:
             reached = self._call("reached", task.reached, achieved_NG, goal_NG)
             if reached is not None and not (isinstance(reached, Mapping) and "success" in reached):
@@ -179,6 +183,21 @@ class _Trial:
         if task.moved_goal is not None:
             goal = self._call("moved_goal", task.moved_goal, goal_NG, state_NS)
             self._numbers("moved_goal", goal, (task.spec.goal_size,), dtypes=(torch.float32,))
+
+    def _points(self, goal_G: Tensor) -> None:
+        if self._task.goal_points is plain_goal_points:
+            # Tasks whose goals it cannot draw are trained all the same, and never filmed.
+            return
+        points = self._call("goal_points", self._task.goal_points, goal_G)
+        if points is None:
+            return
+        if not isinstance(points, Tensor) or points.ndim != 2 or points.shape[1] != 3:
+            shape = list(points.shape) if isinstance(points, Tensor) else shortly(points)
+            self._tell(
+                "goal_points", f"must return a tensor of shape [K, 3] for one goal, got {shape}"
+            )
+        elif not points.isfinite().all():
+            self._tell("goal_points", f"must be finite, and is {points.tolist()}")
 
     def _places(self, places: Places, achieved_NG: Tensor) -> None:
         found = self._call("places.place", places.place, achieved_NG, torch.rand(_NUM_ENVS))
@@ -219,8 +238,12 @@ class _Trial:
         shape: tuple[int, ...],
         *,
         dtypes: tuple[torch.dtype, ...] = _FLOATS,
+        hint: str = "",
     ) -> Tensor | None:
-        """The value if it is a finite tensor [envs, *shape] in one of the dtypes, else None."""
+        """The value if it is a finite tensor [envs, *shape] in one of the dtypes, else None.
+
+        `hint` follows on what is told of another shape.
+        """
         wanted = [_NUM_ENVS, *shape]
         if value is None and what in self._told:
             return None
@@ -229,7 +252,7 @@ class _Trial:
         elif list(value.shape) != wanted:
             self._tell(
                 what,
-                f"must have shape {wanted} for {_NUM_ENVS} envs, got {list(value.shape)}",
+                f"must have shape {wanted} for {_NUM_ENVS} envs, got {list(value.shape)}{hint}",
             )
         elif value.dtype not in dtypes:
             allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -40,7 +40,8 @@ typedef struct {
     uint32_t floats;
     unsigned char sha256_of_weights[32];
     uint32_t pre_norm;
-    uint32_t unused[7];
+    float tolerance;
+    uint32_t unused[6];
 } header_t;
 
 typedef float lanes_t __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -172,11 +173,12 @@ enum policy_status policy_self_test(const policy_t *policy) {
     const header_t *h = header(policy);
     size_t pair = POLICY_STATE_SIZE + POLICY_GOAL_SIZE + OUTPUTS;
     const float *p = numbers(policy) + h->floats - h->pairs * pair;
-    float action[OUTPUTS];
+    /* Files of earlier versions do not name it. */
+    float action[OUTPUTS], tolerance = h->tolerance ? h->tolerance : 1e-5f;
     for (uint32_t k = 0; k < h->pairs; k++, p += pair) {
         policy_act(policy, p, p + POLICY_STATE_SIZE, action);
         for (int i = 0; i < OUTPUTS; i++)
-            if (!(fabsf(action[i] - p[INPUTS + i]) <= 1e-5f)) return POLICY_WRONG_ACTIONS;
+            if (!(fabsf(action[i] - p[INPUTS + i]) <= tolerance)) return POLICY_WRONG_ACTIONS;
     }
     return POLICY_OK;
 }
