@@ -140,6 +140,20 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(
     for command in ("plan", "prune", "distil"):
         assert main([command, str(run), "--out", str(file)]) == 1
         assert f"--out {file} cannot be written" in capsys.readouterr().err
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    for command, flag, ending in (
+        (("eval", str(run)), "--video", "gif"),
+        (("heatmap", str(run)), "--out", "png"),
+        (("envs", "reacher"), "--png", "png"),
+    ):
+        name = file / f"x.{ending}"
+        assert main([*command, flag, str(name)]) == 1
+        told = f"{flag} {name} cannot be written (Not a directory: {file}); name another file"
+        assert told in capsys.readouterr().err
+    for command in (("heatmap", str(run), "--out"), ("envs", "reacher", "--png")):
+        assert main([*command, str(folder)]) == 1
+        assert f"{folder} is a folder; name a file in it" in capsys.readouterr().err
     (tmp_path / "mine" / "planner").mkdir(parents=True)
     (tmp_path / "mine" / "planner" / "work.py").write_text("x = 1")
     arguments = ["plan", str(run), "--out", str(tmp_path / "mine"), "--late", "0", "--nodes", "3"]

@@ -8,6 +8,7 @@ import tyro
 from rich.table import Table
 
 from torch_crl.cli.flags import read_flags
+from torch_crl.cli.output import check_file
 from torch_crl.envs.registry import TASKS, make_task
 from torch_crl.envs.trust import allow_tasks
 from torch_crl.errors import UsageError
@@ -64,6 +65,7 @@ def _draw(name: str, path: Path) -> None:
         raise UsageError("--png needs a task: `torch-crl envs ant --png ant.png`")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UsageError(f"--png writes .png or .jpg, got {path.name!r}")
+    check_file("--png", path)
     allow_tasks([name], typed=[name])
     image, backend = task_picture(make_task(name))
     save_image(image, path)

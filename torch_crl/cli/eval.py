@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Le
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.output import check_folder
+from torch_crl.cli.output import check_file, check_folder
 from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import (
     Trained,
@@ -124,6 +124,7 @@ def _check_video(options: Options) -> None:
         from torch_crl.rendering.video import MAX_ENVS, check_ending
 
         check_ending(options.video)
+        check_file("--video", options.video)
         if options.video_envs > MAX_ENVS:
             raise UsageError(f"--video-envs must be 1 to {MAX_ENVS}, got {options.video_envs}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch_crl.cli.flags import read_flags
-from torch_crl.cli.output import check_folder
+from torch_crl.cli.output import check_file
 from torch_crl.cli.progress import Stages
 from torch_crl.cli.runs import Trained, TrainedOptions, load_trained, trained_run
 from torch_crl.errors import UsageError
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     path = options.out or output_folder(run_directory_of(options.run), "heatmap.png")
     if path.suffix != ".png":
         raise UsageError(f"--out takes the name of a .png file, got {path}")
-    check_folder("--out", path.parent)
+    check_file("--out", path)
     trained = load_trained(options)
     from torch_crl.planning.pictures import save
 

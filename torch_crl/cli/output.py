@@ -1,4 +1,4 @@
-"""Prints errors as one message without a traceback, and checks that folders can be written."""
+"""Prints errors as one message without a traceback, and checks what can be written."""
 
 import os
 import sys
@@ -15,6 +15,16 @@ def check_folder(flag: str, folder: Path) -> None:
 
     if reason := why_unwritable(folder):
         raise UsageError(f"{flag} {folder} cannot be written ({reason}); name another folder")
+
+
+def check_file(flag: str, path: Path) -> None:
+    """Raise UsageError, which names the flag, if the file cannot be written, with its folders."""
+    from torch_crl.system.files import is_folder, why_unwritable
+
+    if is_folder(path):
+        raise UsageError(f"{flag} {path} is a folder; name a file in it")
+    if reason := why_unwritable(path.parent):
+        raise UsageError(f"{flag} {path} cannot be written ({reason}); name another file")
 
 
 def tell(error: BaseException) -> int:

@@ -176,6 +176,7 @@ def heatmap(
         _frame(axes, ground, f"learned distance to ({place})")
         figure.colorbar(drawn, ax=axes, shrink=0.8, label="steps, as the critic tells them")
     _draw_success(figure, of_success, episodes, goal_MG, ground)
+    _see_alike([*of_goals, of_success], ground)
     if run:
         lines = "thin lines: ways that were taken"
         lines += "; orange: a plan, of which nodes within reach are skipped" if planner else ""
@@ -259,12 +260,15 @@ def graph_picture(
             axes.plot(
                 *_seen(each.achieved_TNG[:, number]).T.numpy(), color=color, lw=0.8, alpha=0.6
             )
-        goals = _seen(each.goal_NG.unique(dim=0)).T.numpy()
+        goals = _seen(each.goal_NG[:_DRAWN].unique(dim=0)).T.numpy()
         axes.plot(*goals, "*", ms=10, color="black", ls="none")
         reached, count = float(each.reached_N.float().mean()), len(each.goal_NG)
         _frame(axes, ground, f"{name}: {reached:.0%} of {count} episodes reach the goal")
+    _see_alike([of_graph, *others], ground)
+    drawn = f"{_DRAWN} episodes of each" if count > _DRAWN else "episodes"
     figure.supxlabel(
-        "blue: nodes and edges; stars: goals; green: episodes that reach theirs, red: the others",
+        f"blue: nodes and edges; {drawn}, with stars at their goals: green if they reach it, else "
+        "red",
         fontsize=9,
     )
     return figure
@@ -304,6 +308,20 @@ def _frame(axes: "Axes", ground: Ground, title: str) -> None:
     axes.set_title(title, fontsize=9)
     axes.set(aspect="equal", xlabel=ground.labels[0], ylabel=ground.labels[1])
     axes.locator_params(nbins=5)
+
+
+def _see_alike(panels: Sequence["Axes"], ground: Ground) -> None:
+    """Show the same place in all panels of a task without a maze, and no mere strip of it."""
+    if ground.is_maze:
+        return
+    sides = [zip(axes.get_xlim(), axes.get_ylim(), strict=True) for axes in panels]
+    lows, highs = zip(*sides, strict=True)
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    centre, half = (low + high) / 2, (high - low) / 2
+    half = np.maximum(half, half.max() / 2)
+    (left, bottom), (right, top) = centre - half, centre + half
+    for axes in panels:
+        axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def save(figure: "Figure", path: Path) -> None:
