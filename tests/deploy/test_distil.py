@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from tests.helpers.recipes import tiny
@@ -17,6 +18,7 @@ from torch_crl.agent.networks import ResidualTower, action_distribution
 from torch_crl.agent.policy import Policy
 from torch_crl.agent.sizes import TowerSizes
 from torch_crl.cli.main import main
+from torch_crl.deploy import students
 from torch_crl.deploy.distil import Distillation, DistilSettings, distil
 from torch_crl.deploy.distil_loss import distil_loss, gaussian_kl
 from torch_crl.deploy.export import export
@@ -192,6 +194,26 @@ def test_the_front_has_what_no_smaller_student_matches() -> None:
     lines = [line for line in text.splitlines() if line.startswith("| 4 |")]
     assert [line.split("|")[9].strip() for line in lines] == ["yes", "", "yes"]
     assert "| 4 | 8 | 2 | 80 |" in lines[0] and "| 0.420 | 0.400, 0.440 |" in lines[0]
+
+
+def test_report_and_picture_have_one_time_of_the_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([1.5, 99.0])
+    monkeypatch.setattr(
+        students, "latency", lambda _: dict.fromkeys(("ms_p50", "ms_p99"), next(measured))
+    )
+    drawn: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    teacher = Teacher(policy=make_teacher(depth=8), recipe=tiny("reacher"))
+    row = {"depth": 4, "width": 8, "seed": 0, "parameters": 80, "ms_p50": 0.25}
+    rows, whole = [row | {"time_at_goal_share": 0.4}], {"time_at_goal_share": 0.5}
+    assert "takes 1.5 ms for an action" in report(teacher, whole, rows)
+    save_front(teacher, whole, rows, tmp_path / "front.png")
+    lines = {line.get_label(): line for line in drawn[0].lines}
+    assert list(lines["teacher"].get_xdata()) == [1.5]
+    # A front of one size is no line, so it has a marker.
+    assert lines["none as fast is better"].get_marker() == "o"
 
 
 def test_a_share_of_the_envs_is_acted_in_as_in_an_evaluation(

@@ -12,7 +12,6 @@ from torch_crl.deploy.prune import Blocks
 from torch_crl.deploy.students import (
     EPISODES,
     Teacher,
-    latency,
     nothing_kept,
     parameters,
     retention,
@@ -93,7 +92,7 @@ def report(
         f"# A policy for {teacher.recipe.task.name} with fewer blocks",
         "",
         f"The teacher has {blocks.count} blocks and {size:,} parameters, takes "
-        f"{latency(teacher.policy)['ms_p50']:.3g} ms for an action and is at the goal for "
+        f"{teacher.latency['ms_p50']:.3g} ms for an action and is at the goal for "
         f"{of_teacher['time_at_goal_share']:.3f} of the time ({EPISODES} episodes of "
         f"{teacher.recipe.task.eval_name}; all policies have equal starts and goals). Columns 4 to "
         f"6 are shares of that time{nothing_kept(of_teacher)}: with blocks left out, with their "

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class Teacher:
     def episodes(self) -> int:
         """Number of episodes of an evaluation; fewer where each step of each takes a picture."""
         return _FILMED_EPISODES if self.senses and self.senses.camera else EPISODES
+
+    @cached_property
+    def latency(self) -> dict[str, float]:
+        """That of its policy, measured once, so that reports and pictures agree."""
+        return latency(self.policy)
 
     def regret(self, policy: Policy) -> float | None:
         """What the critic thinks is lost where this policy acts; None without a critic.
@@ -219,7 +225,7 @@ def sizes_of(of_teacher: dict[str, float], rows: list[dict[str, Any]]) -> list[S
 def report(teacher: Teacher, of_teacher: dict[str, float], rows: list[dict[str, Any]]) -> str:
     """Markdown: each size with its mean over seeds, and which of them no smaller one matches."""
     whole = parameters(teacher.policy)
-    ours = latency(teacher.policy)
+    ours = teacher.latency
     lines = [
         f"# Students of a policy for {teacher.recipe.task.name}",
         "",
@@ -230,7 +236,8 @@ def report(teacher: Teacher, of_teacher: dict[str, float], rows: list[dict[str, 
         f"a student's share of that time{nothing_kept(of_teacher)}. Milliseconds are those of "
         "`load_policy` on one core. Regret is what the teacher's critic thinks is lost by the "
         "student's actions, in the units of its energy; it is empty where the run has no "
-        "checkpoint any more. On the front are the sizes that no smaller one matches.",
+        "checkpoint any more. On the front are the sizes that no smaller one matches; the line of "
+        "front.png joins those that none as fast surpasses.",
         "",
         "| depth | width | seeds | parameters | of the teacher's | ms, p50 | retention | "
         "smallest, largest | front | regret |",
@@ -269,8 +276,11 @@ def save_front(
         )
     axes.plot(*_points(sizes), "o", color="C0", ms=4, label="students, depth x width")
     front = sorted(_front_by_time(sizes), key=lambda size: size.milliseconds)
-    axes.plot(*_points(front), "-", color="C1", lw=1, zorder=0, label="none is faster and better")
-    whole = latency(teacher.policy)["ms_p50"]
+    # With rings, since a line through one point cannot be seen.
+    rings: dict[str, Any] = {"marker": "o", "ms": 8, "mfc": "none"}
+    label = "none as fast is better"
+    axes.plot(*_points(front), color="C1", lw=1, zorder=0, label=label, **rings)
+    whole = teacher.latency["ms_p50"]
     axes.plot(whole, 1.0, "*", color="C3", ms=11, label="teacher")
     axes.set(xlabel="ms for an action", ylabel="time at the goal, of the teacher's")
     slowest = max(whole, *(size.milliseconds for size in sizes))
