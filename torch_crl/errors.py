@@ -1,9 +1,12 @@
 """The base class of all errors that are meant for the user, and the exit status of each."""
 
+import operator
 import os
 import signal
 import sysconfig
 import traceback
+from traceback import FrameSummary
+from typing import SupportsIndex
 
 
 class TorchCrlError(Exception):
@@ -22,6 +25,20 @@ class NotFiniteError(TorchCrlError, ValueError):
     """A task or a policy gave NaN, infinity or a number too large for fp32; the message says which
     function, env and step.
     """
+
+
+class OwnCodeError(TorchCrlError, RuntimeError):
+    """Python code of the user's own, such as a function of a task, raised an error; the message
+    says which, with its file and line.
+    """
+
+
+def require_count(what: str, number: object) -> None:
+    """Raise UsageError unless this is a whole number of at least 1."""
+    if not isinstance(number, SupportsIndex):
+        raise UsageError(f"{what} must be a whole number, got {number!r}")
+    if operator.index(number) < 1:
+        raise UsageError(f"{what} must be at least 1, got {number}")
 
 
 def exit_status(error: BaseException) -> int:
@@ -55,6 +72,18 @@ def in_one_line(error: BaseException) -> str:
     said = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if isinstance(error, SyntaxError):
         return said  # The message names file and line.
+    theirs, of_packages = _lines(error)
+    place = (theirs or of_packages)[-1:]
+    return " ".join([said, *(f"({line.filename}, line {line.lineno})" for line in place)])
+
+
+def is_of_own_code(error: BaseException) -> bool:
+    """Whether a line passed by this error is in code of the user's own, not in a library."""
+    return bool(_lines(error)[0])
+
+
+def _lines(error: BaseException) -> tuple[list[FrameSummary], list[FrameSummary]]:
+    """The lines that an error passed in the user's own code, and in installed packages."""
     python, packages = map(sysconfig.get_path, ("stdlib", "purelib"))
     lines = [
         frame
@@ -62,6 +91,4 @@ def in_one_line(error: BaseException) -> str:
         if not frame.filename.startswith((os.path.dirname(__file__), "<frozen"))
     ]
     theirs = [line for line in lines if not line.filename.startswith((python, packages))]
-    of_packages = [line for line in lines if line.filename.startswith(packages)]
-    place = (theirs or of_packages)[-1:]
-    return " ".join([said, *(f"({line.filename}, line {line.lineno})" for line in place)])
+    return theirs, [line for line in lines if line.filename.startswith(packages)]

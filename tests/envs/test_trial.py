@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sysconfig
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 from own_task import PUCK
 from torch import Generator, Tensor
 
+from tests.helpers.paths import EXAMPLES
 from tests.helpers.recipes import tiny
 from torch_crl import Start, Task, preset, with_changes
+from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.registry import TASKS, UnknownTaskError, make_task
 from torch_crl.envs.simulators import Simulator, SimulatorError, make_simulator
 from torch_crl.envs.task import direct_control, scaled_control
 from torch_crl.envs.trial import task_problems
-from torch_crl.errors import in_one_line
+from torch_crl.errors import OwnCodeError, in_one_line
 from torch_crl.recipe.checks import RecipeError, check
 
 NAN = float("nan")
@@ -266,3 +269,29 @@ def test_tasks_that_ship_say_so_where_actions_are_scaled(name: str) -> None:
     if task.control is scaled_control:
         simulator = make_simulator("cpu", task.model, num_envs=1, num_threads=1)
         assert simulator.control_range is None, "its actions would change; give it a control"
+
+
+def test_an_error_that_comes_later_is_one_line_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "late.py").write_text(
+        "from dataclasses import replace\n"
+        "from own_task import make as good\n"
+        "CALLS = []\n"
+        "def make():\n"
+        "    task = good()\n"
+        "    def state(simulator):\n"
+        "        CALLS.append(1)\n"
+        "        if len(CALLS) > 9:\n"
+        "            raise KeyError('boom')\n"
+        "        return task.state(simulator)\n"
+        "    return replace(task, state=state)\n"
+    )
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(tmp_path)
+    with closing(make_vector_env("late:make", num_envs=2, episode_length=99, seed=0)) as env:
+        action_NA = torch.zeros(2, env.spec.action_size)
+        message = r"^task own_task:make: KeyError: 'boom' \(.*late.py, line 9\)$"
+        with pytest.raises(OwnCodeError, match=message):
+            for _ in range(20):
+                env.step(action_NA)

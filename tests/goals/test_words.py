@@ -220,7 +220,7 @@ def test_a_run_by_words_resumes_to_the_bit(tmp_path: Path) -> None:
     assert 0.0 <= result["success_any"] <= 1.0
     with pytest.raises(UsageError, match="knows other places"):
         evaluate(policy, "point_big_maze", num_envs=2, episode_length=3)
-    with pytest.raises(UsageError, match="names no places"):
+    with pytest.raises(UsageError, match="this policy cannot act in ant_u_maze: action_size 8"):
         evaluate(policy, "ant_u_maze", num_envs=2, episode_length=3)
 
 

@@ -118,7 +118,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
             "crl",
             "task",
             {"eval_name": "ant"},
-            "--eval-name ant does not fit reacher, a policy cannot be moved between them: "
+            "a policy for reacher cannot be evaluated on ant (--eval-name): "
             "state_size 29 and not 10, goal_size 2 and not 3, action_size 8 and not 2",
         ),
         (
@@ -234,7 +234,7 @@ def test_devices_that_are_not_there(device: str, message: str) -> None:
 
 
 def test_an_eval_task_of_other_sizes_is_refused() -> None:
-    with pytest.raises(checks.RecipeError, match="a policy cannot be moved between them"):
+    with pytest.raises(checks.RecipeError, match=r"evaluated on ant \(--eval-name\): state_size"):
         checks.check(tiny(task={"eval_name": "ant"}))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_crl import evaluate, preset, train
+from torch_crl import evaluate, load_policy, preset, train
 from torch_crl.agent.policy import Controller
 from torch_crl.deploy.checks import check
 from torch_crl.deploy.export import export
@@ -26,6 +26,16 @@ def hold_still(state: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
     ("call", "told"),
     [
         (lambda: evaluate("runs/x", "reacher"), "a function of state and goal, got 'runs/x'"),  # type: ignore[arg-type]
+        (lambda: evaluate(hold_still, "reacher", seed=-1), "at least 0 and below 2.63, got -1"),
+        (lambda: evaluate(hold_still, "reacher", seed=2**70), "below 2.63, got 118059"),
+        (lambda: evaluate(hold_still, "reacher", seed=1.5), "seed must be a whole number, got 1.5"),  # type: ignore[arg-type]
+        (lambda: evaluate(hold_still, "reacher", num_envs=2.5), "num_envs must be a whole number"),  # type: ignore[arg-type]
+        (
+            lambda: evaluate(load_policy("zoo:reacher"), "ant"),
+            "cannot act in ant: action_size 8 and not 2, state_size 29 and not 10, goal_size 2 and",
+        ),
+        (lambda: load_policy(None), "by a path or zoo:NAME, got None"),  # type: ignore[arg-type]
+        (lambda: Controller(hold_still, 2.5), "num_envs must be a whole number, got 2.5"),  # type: ignore[arg-type]
         (lambda: train("reacher"), r"such as preset\('reacher'\), got 'reacher'"),  # type: ignore[arg-type]
         (lambda: train(preset("reacher"), callback=3), "callback must be a function"),  # type: ignore[arg-type]
         (lambda: Controller(hold_still, 0), "num_envs must be at least 1, got 0"),

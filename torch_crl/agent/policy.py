@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_crl.agent.networks import ResidualTower, action_distribution
 from torch_crl.agent.plans import Plans
 from torch_crl.agent.senses import MemoryTraces, ReadsGoals, SeesPictures
-from torch_crl.errors import NotFiniteError, UsageError
+from torch_crl.errors import NotFiniteError, UsageError, require_count
 from torch_crl.system.torch_defaults import torch_defaults
 
 if TYPE_CHECKING:
@@ -256,8 +256,7 @@ class Controller:
         A policy with a camera films `env`; without one it is given pictures. Raises UsageError for
         fewer than one.
         """
-        if num_envs < 1:
-            raise UsageError(f"num_envs must be at least 1, got {num_envs}")
+        require_count("num_envs", num_envs)
         self.policy = policy
         self.num_envs = num_envs
         self._env = env

@@ -1,5 +1,7 @@
 """Makes the vector env of a task from its name, whichever kind of task it is."""
 
+from typing import SupportsIndex
+
 import torch
 from torch import Generator
 
@@ -10,7 +12,7 @@ from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.errors import UsageError
+from torch_crl.errors import UsageError, require_count
 from torch_crl.system.torch_defaults import torch_defaults
 
 
@@ -47,12 +49,12 @@ def make_vector_env(
         env_timeout: seconds that a Gymnasium env may take for a step or a reset, 0 for no limit.
 
     Raises:
-        UsageError: `num_envs` or `episode_length` is less than 1.
+        UsageError: `num_envs`, `episode_length` or `seed` is no whole number, or out of range.
         ValueError: there is no such task, or it cannot be trained on.
         SimulatorError: the simulator cannot run the task on this machine.
     """
     if parse_task_name(name).kind == "gymnasium":
-        _require_positive(num_envs=num_envs, episode_length=episode_length)
+        _require(num_envs=num_envs, episode_length=episode_length, seed=seed)
         if places is not None:
             raise UsageError(without_places(name))
         return GymnasiumVectorEnv(
@@ -97,7 +99,7 @@ def make_task_vector_env(
 
     Without `autoreset` an episode goes on after its end, until `reset` begins the next one.
     """
-    _require_positive(num_envs=num_envs, episode_length=episode_length)
+    _require(num_envs=num_envs, episode_length=episode_length, seed=seed)
     task = make_task(name)
     if places is not None:
         task = at_places(task, places)
@@ -114,14 +116,18 @@ def make_task_vector_env(
         task,
         physics,
         episode_length=episode_length,
-        generator=Generator(device=physics.device).manual_seed(seed),
+        generator=Generator(device=physics.device).manual_seed(int(seed)),
         cached_starts=cached_starts,
         goal_redraw=goal_redraw,
         autoreset=autoreset,
     )
 
 
-def _require_positive(**counts: int) -> None:
+def _require(*, seed: int, **counts: int) -> None:
+    """Raise UsageError unless the seed and these counts are whole numbers in their ranges."""
     for what, count in counts.items():
-        if count < 1:
-            raise UsageError(f"{what} must be at least 1, got {count}")
+        require_count(what, count)
+    if not isinstance(seed, SupportsIndex):
+        raise UsageError(f"seed must be a whole number, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed must be at least 0 and below 2^63, got {seed}")

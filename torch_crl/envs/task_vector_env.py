@@ -12,6 +12,7 @@ from torch_crl.envs.finite import FiniteMonitor
 from torch_crl.envs.simulators import Simulator
 from torch_crl.envs.task import Start, Task, never_failed
 from torch_crl.envs.vector_env import StepResult, VectorEnv
+from torch_crl.errors import OwnCodeError, TorchCrlError, in_one_line, is_of_own_code
 from torch_crl.system.torch_defaults import torch_defaults
 
 
@@ -80,9 +81,17 @@ class TaskVectorEnv(VectorEnv):
 
     @torch_defaults()
     def step(self, action_NA: Tensor) -> StepResult:
-        """Apply float32 actions in [-1, 1], shape [N, A], for one control step."""
+        """Apply float32 actions in [-1, 1], shape [N, A], for one control step.
+
+        Raises OwnCodeError where a function of the user's own task raises an error.
+        """
         with self._device_context():
-            return self._step(action_NA)
+            try:
+                return self._step(action_NA)
+            except Exception as error:
+                if isinstance(error, TorchCrlError) or not is_of_own_code(error):
+                    raise
+                raise OwnCodeError(f"task {self.spec.name}: {in_one_line(error)}") from error
 
     def _step(self, action_NA: Tensor) -> StepResult:
         task, simulator = self.task, self.simulator

@@ -37,7 +37,7 @@ def allow_tasks(
         raise UsageError(
             f"{source} names Python code, and would import {imports}; give --trust "
             "if you trust who made it"
-            + (", or type its name yourself" if typed is not None else "")
+            + (", or type its name yourself, as TASK or --task" if typed is not None else "")
         )
     # Appended last, so that no file in the working directory is imported in place of a library.
     if own and os.getcwd() not in sys.path:

@@ -100,8 +100,8 @@ def _task_problems(recipe: Recipe) -> list[str]:
         ]
         if differing:
             problems.append(
-                f"--eval-name {evaluated.name} does not fit {train.name}, a policy cannot be moved "
-                f"between them: {', '.join(differing)}"
+                f"a policy for {train.name} cannot be evaluated on {evaluated.name} (--eval-name): "
+                f"{', '.join(differing)}"
             )
     return problems
 

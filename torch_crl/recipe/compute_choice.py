@@ -81,7 +81,8 @@ def compute_problems(recipe: Recipe) -> list[str]:
             "'reference' takes any"
         )
     depths = {recipe.networks.actor_depth, recipe.networks.critic_depth}
-    if system.recompute % BLOCK or not 0 <= system.recompute <= max(depths):
+    # Any depth goes with 0, also one that is refused itself.
+    if system.recompute and (system.recompute % BLOCK or system.recompute > max(depths)):
         problems.append(
             f"--recompute must be 0 or a multiple of {BLOCK} up to the depth, got "
             f"{system.recompute}"

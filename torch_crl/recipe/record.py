@@ -316,5 +316,7 @@ def _missing(document: dict[str, Any]) -> list[Problem]:
 
 
 def flag_of(leaf: str) -> str:
-    """The flag of `train` that sets a field: `--batch-size` for `algorithm.batch_size`."""
+    """What sets a field in `train`: `--batch-size` for `algorithm.batch_size`."""
+    if leaf == "task.name":
+        return "the task"  # It is given without a flag.
     return "--" + leaf.rpartition(".")[2].replace("_", "-")

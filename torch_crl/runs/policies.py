@@ -15,6 +15,7 @@ from torch_crl.agent.policy import Policy
 from torch_crl.agent.senses import MemoryTraces
 from torch_crl.agent.sizes import MlpSizes, TowerSizes
 from torch_crl.encoders.camera import Camera
+from torch_crl.errors import UsageError, shortly
 from torch_crl.fields import STRICT, Count
 from torch_crl.goals.readers import rebuild_reader
 from torch_crl.runs.directory import RunDirectory
@@ -90,6 +91,8 @@ class FoundPolicy(NamedTuple):
 
 def find_policy(path: str | Path, *, which: Literal["newest", "best"] = "newest") -> FoundPolicy:
     """`load_policy`, with the folder and the newer policies that could not be read."""
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"a policy is named by a path or zoo:NAME, got {shortly(path)}")
     folder = Path(os.path.expanduser(located(path)))
     failures: list[str] = []
     if exists(folder / checkpoint.META):

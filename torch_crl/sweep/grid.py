@@ -52,7 +52,11 @@ def grid(
     varied = _read(axes, problems)
     single = {name: [value] for name, value in (settings or {}).items()}
     fixed = {name: values[0] for name, values in _read(single, problems).items() if values}
-    problems += [f"{name}: given as setting and as axis" for name in varied if name in fixed]
+    problems += [
+        f"{name}: given as a setting (--set) and as an axis (--grid)"
+        for name in varied
+        if name in fixed
+    ]
     repeated = [task for task, count in Counter(tasks).items() if count > 1]
     problems += [f"task {task}: given twice" for task in repeated]
     if not tasks:

@@ -13,6 +13,8 @@ from torch_crl.agent.policy import Acts, Controls, Policy, controller_of, places
 from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.places import GoalPoints
+from torch_crl.envs.registry import task_spec
+from torch_crl.envs.spec import TaskSpec
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.recipe.presets import preset
@@ -121,6 +123,20 @@ def _require_known(policy: Acts, task_name: str) -> None:
         )
     if isinstance(policy, Policy):
         policy.check_task(task_name)
+        _require_sizes(policy, task_spec(task_name))
+
+
+def _require_sizes(policy: Policy, spec: TaskSpec) -> None:
+    # What sees by a camera, or reads sentences, makes what the actor takes itself.
+    own_state, own_goal = policy.camera is not None, policy.reader is not None
+    names = ["action_size"] + ["state_size"] * (not own_state) + ["goal_size"] * (not own_goal)
+    differing = [
+        f"{name} {getattr(spec, name)} and not {getattr(policy, name)}"
+        for name in names
+        if getattr(policy, name) != getattr(spec, name)
+    ]
+    if differing:
+        raise UsageError(f"this policy cannot act in {spec.name}: {', '.join(differing)}")
 
 
 def _is_capturable(policy: Acts, env: VectorEnv) -> bool:
