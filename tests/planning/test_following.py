@@ -3,10 +3,13 @@
 import threading
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.planning.grid import CELLS, at, make_planner
+from torch_crl import load_policy
+from torch_crl.errors import UsageError
 from torch_crl.planning import following
 from torch_crl.planning.following import (
     InBackground,
@@ -288,3 +291,12 @@ def test_one_robot_gives_a_state_and_gets_an_action() -> None:
         action = controller(state, goal)
         assert action.shape == (2,) and type(action) is type(state)
     assert policy.aims[0] == policy.aims[1] != [[3.0, 2.0]]
+
+
+def test_a_policy_of_another_task_is_refused() -> None:
+    planner = make_planner()
+    planner.value.policy = load_policy("zoo:point_u_maze")
+    PlanningPolicy(planner, policy=load_policy("zoo:point_hardest_maze"))
+    told = r"have \(10, 3, 2\) numbers, those of the planner \(4, 2, 2\)"
+    with pytest.raises(UsageError, match=told):
+        PlanningPolicy(planner, policy=load_policy("zoo:reacher"))

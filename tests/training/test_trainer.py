@@ -18,6 +18,10 @@ from tests.helpers import warm
 from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import evaluate, load_policy
+from torch_crl.envs.simulators import SimulatorError
+from torch_crl.envs.task_vector_env import TaskVectorEnv
+from torch_crl.envs.vector_env import StepResult
+from torch_crl.errors import NotFiniteError, OwnCodeError
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
@@ -134,6 +138,55 @@ def test_stopped_between_two_updates_equals_the_uninterrupted_run(
     monkeypatch.undo()
     train(recipe, tmp_path / "parts", resume=True, show=False)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["once", "at each reset too"])
+@pytest.mark.parametrize(
+    "error", [NotFiniteError("NaN"), SimulatorError("no room"), OwnCodeError("boom")], ids=str
+)
+def test_an_env_that_fails_loses_no_updates(
+    error: Exception,
+    again: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = with_changes(ant_recipe(), budget={"checkpoints": 1})
+    step, reset, calls = TaskVectorEnv.step, TaskVectorEnv.reset, 0
+
+    def fails(self: TaskVectorEnv, action: torch.Tensor) -> StepResult:
+        nonlocal calls
+        calls += self.num_envs == recipe.task.num_envs
+        # In the middle of a collection.
+        if calls == 5 * recipe.budget.unroll_length + 3:
+            # Physics has gone on, and not the rest of the env.
+            self.simulator.step(1)
+            raise error
+        return step(self, action)
+
+    def fails_again(self: TaskVectorEnv, *mask: torch.Tensor) -> None:
+        if calls > 5 * recipe.budget.unroll_length:
+            raise KeyError("boom")
+        reset(self, *mask)
+
+    monkeypatch.setattr(TaskVectorEnv, "step", fails)
+    if again:
+        monkeypatch.setattr(TaskVectorEnv, "reset", fails_again)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(type(error), match=str(error)):
+        train(recipe, run.path)
+    told = capsys.readouterr().err.count("goes on from here")
+    if again:
+        assert told == 0 and not run.saved_checkpoints
+        return
+    assert told == 1
+    tensors, meta = checkpoint.load(run.saved_checkpoints[0])
+    assert meta["collections_done"] == 5 and meta["updates_done"] > 0
+    assert int(tensors["replay/next_row"]) == 5 * recipe.budget.unroll_length
+    # The envs are where an episode begins.
+    assert not tensors["collector/env/steps"].any()
+    train(recipe, run.path, resume=True, show=False)
+    assert run.is_finished
 
 
 def test_nan_stops_with_step_and_tensor_and_keeps_the_good_checkpoint(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torch_crl.agent.policy import Array, Controller, Policy, as_tensor
+from torch_crl.errors import UsageError
 from torch_crl.planning.planner import GOAL, START, Edge, GraphPlanner, Plan
 
 PATIENCE = 20
@@ -290,6 +291,13 @@ class PlanningPolicy:
         self.policy = policy or planner.value.policy
         if isinstance(self.policy, Policy):
             self.policy.require_numbers("a planner")
+            both = self.policy, planner.value.policy
+            acts, plans_for = ((p.state_size, p.goal_size, p.action_size) for p in both)
+            if acts != plans_for:
+                raise UsageError(
+                    "the policy is of another task than the planner: its states, goals and "
+                    f"actions have {acts} numbers, those of the planner {plans_for}"
+                )
         self.plans = plans
 
     def controller(self, num_envs: int = 1) -> PlanningController:

@@ -88,6 +88,9 @@ class CrlRun(Run):
 
     def forget_collection(self) -> None:
         """Drop the rows of a collection that has failed; the envs begin fresh episodes."""
+        if self.env.saves_state:
+            # Else a run that is resumed would go on in the middle of the step that failed.
+            self.env.reset()
         self.replay.forget_after(self.collections_done * self.recipe.budget.unroll_length)
         if isinstance(self.collector, OverlappingCollector):
             self.collector.forget_staged()

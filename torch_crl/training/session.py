@@ -12,7 +12,8 @@ from torch_crl.agent.policy import Policy
 from torch_crl.distributed.ranks import ALONE, LostRankError, Ranks
 from torch_crl.distributed.stragglers import Stragglers
 from torch_crl.envs.gymnasium.errors import ForeignEnvError
-from torch_crl.errors import UsageError
+from torch_crl.envs.simulators import SimulatorError
+from torch_crl.errors import NotFiniteError, OwnCodeError, UsageError
 from torch_crl.recipe.record import Recipe
 from torch_crl.recipe.share import share
 from torch_crl.runs.directory import RunDirectory
@@ -214,11 +215,15 @@ class Session:
 
     @contextmanager
     def _saved_if_an_env_fails(self) -> Iterator[None]:
-        """Save the run before the error of a Gymnasium env ends it, so that no updates are lost."""
+        """Save the run before the error of an env ends it, so that no updates are lost."""
         try:
             yield
-        except ForeignEnvError:
-            self.run.forget_collection()
+        except (ForeignEnvError, SimulatorError, NotFiniteError, OwnCodeError) as error:
+            try:
+                self.run.forget_collection()
+            # A function of the user's own may fail again where episodes begin.
+            except Exception:
+                raise error from None
             self.stop()
             raise
 
