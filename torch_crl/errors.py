@@ -6,7 +6,7 @@ import signal
 import sysconfig
 import traceback
 from traceback import FrameSummary
-from typing import SupportsIndex
+from typing import Any
 
 
 class TorchCrlError(Exception):
@@ -35,10 +35,16 @@ class OwnCodeError(TorchCrlError, RuntimeError):
 
 def require_count(what: str, number: object) -> None:
     """Raise UsageError unless this is a whole number of at least 1."""
-    if not isinstance(number, SupportsIndex):
-        raise UsageError(f"{what} must be a whole number, got {number!r}")
-    if operator.index(number) < 1:
+    if whole(what, number) < 1:
         raise UsageError(f"{what} must be at least 1, got {number}")
+
+
+def whole(what: str, number: Any) -> int:
+    """A whole number of any type as an int. Raises UsageError for anything else."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise UsageError(f"{what} must be a whole number, got {number!r}") from None
 
 
 def exit_status(error: BaseException) -> int:

@@ -1,5 +1,6 @@
 """Our tasks as Gymnasium envs: its own checkers, its conventions, its vector env beside ours."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -284,6 +285,10 @@ def test_without_autoreset_a_mask_begins_the_next_episodes() -> None:
     assert np.array_equal(last["observation"], env.episodes.state_NS.numpy())
     with pytest.raises(gymnasium.error.ResetNeeded, match=r"envs \[0, 2\] have ended"):
         env.step(action)
+    for other in (copy.copy(env), copy.deepcopy(env)):
+        other.reset(seed=0)
+        with pytest.raises(gymnasium.error.ResetNeeded):
+            env.step(action)
     env.reset(options={"reset_mask": truncated})
     assert env.episodes.steps_N.tolist() == [0, 1, 0]
     assert not env.step(action)[3].any()

@@ -19,9 +19,10 @@ from tests.helpers.recipes import tiny
 from tests.helpers.same_run import assert_same_run, final_tensors
 from torch_crl import evaluate, load_policy
 from torch_crl.envs.simulators import SimulatorError
+from torch_crl.envs.simulators.cpu import CpuSimulator
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import StepResult
-from torch_crl.errors import NotFiniteError, OwnCodeError
+from torch_crl.errors import OwnCodeError, TorchCrlError
 from torch_crl.recipe.checks import RecipeError
 from torch_crl.recipe.presets import preset, with_changes
 from torch_crl.recipe.record import Recipe
@@ -141,28 +142,35 @@ def test_stopped_between_two_updates_equals_the_uninterrupted_run(
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["once", "at each reset too"])
-@pytest.mark.parametrize(
-    "error", [NotFiniteError("NaN"), SimulatorError("no room"), OwnCodeError("boom")], ids=str
-)
+@pytest.mark.parametrize("fault", ["own code", "NaN", "no room"])
 def test_an_env_that_fails_loses_no_updates(
-    error: Exception,
+    fault: str,
     again: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe = with_changes(ant_recipe(), budget={"checkpoints": 1})
-    step, reset, calls = TaskVectorEnv.step, TaskVectorEnv.reset, 0
+    # Chunks, whose rest must not be carried out in other episodes.
+    recipe = with_changes(ant_recipe(), budget={"checkpoints": 1}, algorithm={"chunk": 4})
+    step, reset, check, calls = TaskVectorEnv.step, TaskVectorEnv.reset, CpuSimulator.check, 0
+
+    def now() -> bool:
+        """In the middle of the sixth collection."""
+        return calls == 5 * recipe.budget.unroll_length + 3
 
     def fails(self: TaskVectorEnv, action: torch.Tensor) -> StepResult:
         nonlocal calls
         calls += self.num_envs == recipe.task.num_envs
-        # In the middle of a collection.
-        if calls == 5 * recipe.budget.unroll_length + 3:
+        if now() and fault == "own code":
             # Physics has gone on, and not the rest of the env.
             self.simulator.step(1)
-            raise error
-        return step(self, action)
+            raise OwnCodeError("boom")
+        return step(self, action * torch.nan if now() and fault == "NaN" else action)
+
+    def has_no_room(self: CpuSimulator) -> None:
+        check(self)
+        if fault == "no room" and calls == 6 * recipe.budget.unroll_length:
+            raise SimulatorError("no room")
 
     def fails_again(self: TaskVectorEnv, *mask: torch.Tensor) -> None:
         if calls > 5 * recipe.budget.unroll_length:
@@ -170,10 +178,12 @@ def test_an_env_that_fails_loses_no_updates(
         reset(self, *mask)
 
     monkeypatch.setattr(TaskVectorEnv, "step", fails)
+    monkeypatch.setattr(CpuSimulator, "check", has_no_room)
     if again:
         monkeypatch.setattr(TaskVectorEnv, "reset", fails_again)
     run = RunDirectory(tmp_path / "run")
-    with pytest.raises(type(error), match=str(error)):
+    message = {"own code": "boom", "NaN": "the action that was given is NaN", "no room": "no room"}
+    with pytest.raises(TorchCrlError, match=message[fault]):
         train(recipe, run.path)
     told = capsys.readouterr().err.count("goes on from here")
     if again:
@@ -183,8 +193,9 @@ def test_an_env_that_fails_loses_no_updates(
     tensors, meta = checkpoint.load(run.saved_checkpoints[0])
     assert meta["collections_done"] == 5 and meta["updates_done"] > 0
     assert int(tensors["replay/next_row"]) == 5 * recipe.budget.unroll_length
-    # The envs are where an episode begins.
-    assert not tensors["collector/env/steps"].any()
+    # The envs are where an episode begins, without a plan.
+    assert not tensors["collector/env/steps"].any() and not tensors["collector/age"].any()
+    monkeypatch.undo()
     train(recipe, run.path, resume=True, show=False)
     assert run.is_finished
 

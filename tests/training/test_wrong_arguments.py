@@ -35,6 +35,7 @@ def hold_still(state: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
             "cannot act in ant: action_size 8 and not 2, state_size 29 and not 10, goal_size 2 and",
         ),
         (lambda: load_policy(None), "by a path or zoo:NAME, got None"),  # type: ignore[arg-type]
+        (lambda: Controller(hold_still, torch.tensor(2.5)), r"a whole number, got tensor\(2.5"),  # type: ignore[arg-type]
         (lambda: Controller(hold_still, 2.5), "num_envs must be a whole number, got 2.5"),  # type: ignore[arg-type]
         (lambda: train("reacher"), r"such as preset\('reacher'\), got 'reacher'"),  # type: ignore[arg-type]
         (lambda: train(preset("reacher"), callback=3), "callback must be a function"),  # type: ignore[arg-type]

@@ -1,7 +1,5 @@
 """Makes the vector env of a task from its name, whichever kind of task it is."""
 
-from typing import SupportsIndex
-
 import torch
 from torch import Generator
 
@@ -12,7 +10,7 @@ from torch_crl.envs.simulators import make_simulator
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.envs.task_vector_env import TaskVectorEnv
 from torch_crl.envs.vector_env import VectorEnv
-from torch_crl.errors import UsageError, require_count
+from torch_crl.errors import UsageError, require_count, whole
 from torch_crl.system.torch_defaults import torch_defaults
 
 
@@ -127,7 +125,5 @@ def _require(*, seed: int, **counts: int) -> None:
     """Raise UsageError unless the seed and these counts are whole numbers in their ranges."""
     for what, count in counts.items():
         require_count(what, count)
-    if not isinstance(seed, SupportsIndex):
-        raise UsageError(f"seed must be a whole number, got {seed!r}")
-    if not 0 <= seed < 2**63:
+    if not 0 <= whole("seed", seed) < 2**63:
         raise UsageError(f"seed must be at least 0 and below 2^63, got {seed}")

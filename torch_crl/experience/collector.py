@@ -173,6 +173,16 @@ class Collector:
             # Its episodes begin anew.
             self._plans.age_N.zero_()
 
+    def begin_anew(self) -> None:
+        """Begin fresh episodes in all envs, in which nothing has been planned yet.
+
+        Envs whose state cannot be saved begin them when they are loaded.
+        """
+        if self.env.saves_state:
+            self.env.reset()
+        if self._plans is not None:
+            self._plans.age_N.zero_()
+
     def close(self) -> None:
         """Release the resources of the env."""
         self.env.close()

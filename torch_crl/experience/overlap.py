@@ -137,8 +137,9 @@ class OverlappingCollector:
         self._staging.move_to(self._replay)
         return episodes
 
-    def forget_staged(self) -> None:
-        """Drop the steps that a collection staged before it failed."""
+    def begin_anew(self) -> None:
+        """Begin fresh episodes, without the steps that a collection staged before it failed."""
+        self._collector.begin_anew()
         self._staging.filled = 0
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -165,6 +165,9 @@ class RemoteCollector:
             asked.clear()
         self._begun = False
 
+    def begin_anew(self) -> None:
+        """Nothing to do: the envs are elsewhere, and a host that fails is made anew."""
+
     def close(self) -> None:
         """End the collectors."""
         for host in self._hosts:

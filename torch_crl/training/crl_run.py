@@ -86,14 +86,12 @@ class CrlRun(Run):
         self.collections_done += 1
         return episodes
 
-    def forget_collection(self) -> None:
+    def forget_collection(self, *, counted: bool) -> None:
         """Drop the rows of a collection that has failed; the envs begin fresh episodes."""
-        if self.env.saves_state:
-            # Else a run that is resumed would go on in the middle of the step that failed.
-            self.env.reset()
+        # Else a run that is resumed would go on in the middle of the step that failed.
+        self.collector.begin_anew()
+        self.collections_done -= counted
         self.replay.forget_after(self.collections_done * self.recipe.budget.unroll_length)
-        if isinstance(self.collector, OverlappingCollector):
-            self.collector.forget_staged()
 
     def collect_ahead(self) -> None:
         """With overlap, start the next collection if one is left and updates can run beside it."""

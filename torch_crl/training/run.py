@@ -101,8 +101,11 @@ class Run(ABC):
     def named_parameters(self) -> dict[str, Tensor]:
         """Every trained tensor by name."""
 
-    def forget_collection(self) -> None:
-        """Drop the data of a collection that has failed, where a checkpoint would contain it."""
+    def forget_collection(self, *, counted: bool) -> None:  # noqa: ARG002
+        """Drop the data of a collection that has failed, where a checkpoint would contain it.
+
+        `counted` tells whether it is among those done, since it failed only afterwards.
+        """
         return
 
     def collect_ahead(self) -> None:

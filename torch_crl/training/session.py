@@ -71,7 +71,7 @@ class Session:
     def collect(self) -> None:
         """Collect one unroll in every env of all ranks, and keep the metrics of the episodes."""
         begin = time.perf_counter()
-        with self.ranks.together(), self._saved_if_an_env_fails():
+        with self.ranks.together(), self.saved_if_an_env_fails():
             episodes = self.run.collect()
             seconds = time.perf_counter() - begin
         pace, lines = self.stragglers.report(self.ranks.all_of(seconds))
@@ -170,7 +170,7 @@ class Session:
         written = False
         # With overlap, saving waits for the envs.
         with (
-            self._saved_if_an_env_fails(),
+            self.saved_if_an_env_fails(),
             nullcontext() if must_succeed else self._only_told(kept),
         ):
             commit(self.run, directory, self.ranks)
@@ -214,18 +214,26 @@ class Session:
         return {name: float(value) for name, value in returned.items()}
 
     @contextmanager
-    def _saved_if_an_env_fails(self) -> Iterator[None]:
-        """Save the run before the error of an env ends it, so that no updates are lost."""
+    def saved_if_an_env_fails(self, *, counted: bool = False) -> Iterator[None]:
+        """Save the run before the error of an env ends it, so that no updates are lost.
+
+        The collection that failed is dropped, `counted` or not. Of several ranks none saves, since
+        the others would wait for those that have not failed.
+        """
         try:
             yield
-        except (ForeignEnvError, SimulatorError, NotFiniteError, OwnCodeError) as error:
-            try:
-                self.run.forget_collection()
-            # A function of the user's own may fail again where episodes begin.
-            except Exception:
-                raise error from None
-            self.stop()
+        except (ForeignEnvError, SimulatorError, NotFiniteError, OwnCodeError):
+            if self.ranks.is_alone and self._forgets_collection(counted=counted):
+                self.stop()
             raise
+
+    def _forgets_collection(self, *, counted: bool) -> bool:
+        try:
+            self.run.forget_collection(counted=counted)
+        # A function of the user's own may fail again where episodes begin.
+        except Exception:
+            return False
+        return True
 
     @contextmanager
     def _only_told(self, consolation: str) -> Iterator[None]:

@@ -225,7 +225,7 @@ def _train(session: Session, notes: list[str]) -> None:
                 clock.show("collecting", log)
                 with clock.collecting():
                     session.collect()
-                with ranks.together():
+                with ranks.together(), session.saved_if_an_env_fails(counted=True):
                     diverged = stability.report(run.env_steps // ranks.size)
                 log.announce(*ranks.lines(diverged))
                 run.collect_ahead()

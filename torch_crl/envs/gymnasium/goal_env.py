@@ -105,14 +105,15 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         if seed is not None:
             self.episodes.generator.manual_seed(int(seed))
         self.episodes.reset(torch.from_numpy(mask_N))
-        self._ended_N &= ~mask_N
+        self._ended_N = self._ended_N & ~mask_N
         return self._observation(self.episodes.state_NS, self.episodes.goal_NG), {}
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
         """Apply actions [N, A] in [-1, 1]; see Gymnasium's VectorEnv.
 
-        Raises ValueError for actions of another shape, and NotFiniteError if an action, or what the
-        task computes from it, is NaN or infinite. Neither kind of action is carried out.
+        Raises ValueError for actions of another shape, and NotFiniteError for such as are NaN or
+        infinite, which are not carried out. If what the task computes is, NotFiniteError comes
+        afterwards, and only `reset` helps.
         """
         if self._ended_N.any():
             raise gymnasium.error.ResetNeeded(
@@ -123,7 +124,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         ended_N = terminated_N | truncated_N
         observation = self._observation(self.episodes.state_NS, self.episodes.goal_NG)
         if not self._autoreset:
-            self._ended_N |= ended_N
+            self._ended_N = self._ended_N | ended_N
             everyone_N = np.ones_like(ended_N)
             infos = _masked(info, everyone_N)
             return observation, reward_N.astype(np.float64), terminated_N, truncated_N, infos
