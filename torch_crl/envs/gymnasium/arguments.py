@@ -1,16 +1,14 @@
 """What users give to our Gymnasium envs, checked before physics sees it. N envs."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from torch_crl.envs.spec import LARGEST
 from torch_crl.errors import NotFiniteError
 
 
-def finite_actions(actions: object, shape: tuple[int, ...], name: str) -> Tensor:
-    """The actions as a float32 tensor.
+def finite_actions(actions: object, shape: tuple[int, ...], name: str) -> NDArray[np.float32]:
+    """The actions in float32.
 
     Raises ValueError for what has another shape or holds no numbers, and NotFiniteError for
     numbers that are not finite or too large.
@@ -26,7 +24,7 @@ def finite_actions(actions: object, shape: tuple[int, ...], name: str) -> Tensor
             f"{name}: the action that was given is NaN, infinite or beyond {LARGEST:g}, first in "
             f"entry {np.argwhere(~(np.abs(given) < LARGEST))[0].tolist()}; it was not carried out"
         )
-    return torch.as_tensor(given, dtype=torch.float32)
+    return given.astype(np.float32)
 
 
 def mask_of_envs(given: object, num_envs: int) -> NDArray[np.bool_]:

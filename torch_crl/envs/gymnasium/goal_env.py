@@ -142,7 +142,7 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
         """Like `step`, but an episode that ended gives its last observation; infos are unmasked."""
         episodes, task = self.episodes, self.task
         shape = self.num_envs, self.task.spec.action_size
-        action_NA = finite_actions(actions, shape, self._task_name)
+        action_NA = torch.from_numpy(finite_actions(actions, shape, self._task_name))
         goal_NG = episodes.goal_NG.clone()
         result = episodes.step(action_NA)
         episodes.check()
@@ -271,7 +271,7 @@ class GoalEnv(gymnasium.Env[Observation, Array]):
         """Apply an action [A] in [-1, 1]; see Gymnasium's Env."""
         spec = self.envs.task.spec
         action_A = finite_actions(action, (spec.action_size,), spec.name)
-        final, reward, terminated, _, info = self.envs.step_to_end(action_A[None].numpy())
+        final, reward, terminated, _, info = self.envs.step_to_end(action_A[None])
         observation = {key: part[0] for key, part in final.items()}
         info = {key: part[0].item() for key, part in info.items()}
         return observation, float(reward[0]), bool(terminated[0]), False, info
