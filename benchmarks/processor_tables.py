@@ -46,7 +46,5 @@ def _what(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _cell(row: dict[str, Any]) -> str:
-    rate = row["ours_per_second"]
-    return (
-        f"{rate:,.0f} ({row['ratio']:.2f})" if rate >= 100 else f"{rate:.1f} ({row['ratio']:.2f})"
-    )
+    digits = 0 if row["ours_per_second"] >= 100 else 1
+    return f"{row['ours_per_second']:,.{digits}f} ({row['ratio']:.2f})"

@@ -1,7 +1,8 @@
 """Sizes and thresholds of a task: all that is known without building its model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 LARGEST = 1e10
 """Largest magnitude allowed for any number of an env: MuJoCo reports its own numbers as bad beyond
@@ -44,3 +45,14 @@ class TaskSpec:
             f"{level.removeprefix('success').removeprefix('_')} {radius:g}".strip()
             for level, radius in self.success_radius.items()
         )
+
+
+def other_sizes(
+    wanted: Any, given: Any, names: Iterable[str] = ("state_size", "goal_size", "action_size")
+) -> str:
+    """What sizes of one task or policy are and of the other are not: `goal_size 2 and not 3`."""
+    return ", ".join(
+        f"{name} {getattr(wanted, name)} and not {getattr(given, name)}"
+        for name in names
+        if getattr(wanted, name) != getattr(given, name)
+    )

@@ -10,6 +10,7 @@ from torch_crl.agent.blocks import BLOCKS
 from torch_crl.agent.objectives import find
 from torch_crl.agent.sizes import MOE
 from torch_crl.envs.registry import UnknownTaskError, make_task, task_spec
+from torch_crl.envs.spec import other_sizes
 from torch_crl.envs.task import never_failed
 from torch_crl.envs.task_name import parse_task_name
 from torch_crl.errors import TorchCrlError, UsageError, listed
@@ -93,15 +94,10 @@ def _task_problems(recipe: Recipe) -> list[str]:
             problems += [f"{flag} {name}: {problem}" for problem in found]
     if len(specs) == 2 and not problems:
         train, evaluated = specs.values()
-        differing = [
-            f"{size} {getattr(evaluated, size)} and not {getattr(train, size)}"
-            for size in ("state_size", "goal_size", "action_size")
-            if getattr(evaluated, size) != getattr(train, size)
-        ]
-        if differing:
+        if differing := other_sizes(evaluated, train):
             problems.append(
                 f"a policy for {train.name} cannot be evaluated on {evaluated.name} (--eval-name): "
-                f"{', '.join(differing)}"
+                f"{differing}"
             )
     return problems
 

@@ -14,7 +14,7 @@ from torch_crl.distributed.ranks import ALONE, Ranks
 from torch_crl.envs.make import make_vector_env
 from torch_crl.envs.places import GoalPoints
 from torch_crl.envs.registry import task_spec
-from torch_crl.envs.spec import TaskSpec
+from torch_crl.envs.spec import TaskSpec, other_sizes
 from torch_crl.envs.vector_env import StepResult, VectorEnv
 from torch_crl.errors import NotFiniteError, UsageError
 from torch_crl.recipe.presets import preset
@@ -130,13 +130,8 @@ def _require_sizes(policy: Policy, spec: TaskSpec) -> None:
     # What sees by a camera, or reads sentences, makes what the actor takes itself.
     own_state, own_goal = policy.camera is not None, policy.reader is not None
     names = ["action_size"] + ["state_size"] * (not own_state) + ["goal_size"] * (not own_goal)
-    differing = [
-        f"{name} {getattr(spec, name)} and not {getattr(policy, name)}"
-        for name in names
-        if getattr(policy, name) != getattr(spec, name)
-    ]
-    if differing:
-        raise UsageError(f"this policy cannot act in {spec.name}: {', '.join(differing)}")
+    if differing := other_sizes(spec, policy, names):
+        raise UsageError(f"this policy cannot act in {spec.name}: {differing}")
 
 
 def _is_capturable(policy: Acts, env: VectorEnv) -> bool:

@@ -120,7 +120,10 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
                 f"the episodes of envs {np.flatnonzero(self._ended_N).tolist()} have ended; call "
                 'reset(options={"reset_mask": mask}), since these envs have no autoreset'
             )
-        final, reward_N, terminated_N, truncated_N, info = self.step_to_end(actions)
+        shape = self.num_envs, self.task.spec.action_size
+        final, reward_N, terminated_N, truncated_N, info = self.step_to_end(
+            finite_actions(actions, shape, self._task_name)
+        )
         ended_N = terminated_N | truncated_N
         observation = self._observation(self.episodes.state_NS, self.episodes.goal_NG)
         if not self._autoreset:
@@ -139,12 +142,13 @@ class GoalVectorEnv(gymnasium.vector.VectorEnv[Observation, Array, Array]):
 
     @torch_defaults()
     def step_to_end(self, actions: Array) -> tuple[Observation, Array, Array, Array, Info]:
-        """Like `step`, but an episode that ended gives its last observation; infos are unmasked."""
+        """Like `step`, but an episode that ended gives its last observation; infos are unmasked.
+
+        The actions are those that `finite_actions` has let pass.
+        """
         episodes, task = self.episodes, self.task
-        shape = self.num_envs, self.task.spec.action_size
-        action_NA = torch.from_numpy(finite_actions(actions, shape, self._task_name))
         goal_NG = episodes.goal_NG.clone()
-        result = episodes.step(action_NA)
+        result = episodes.step(torch.from_numpy(actions))
         episodes.check()
         if task.moved_goal is not None:
             goal_NG = task.moved_goal(goal_NG, result.final_state_NS)
