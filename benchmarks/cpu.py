@@ -270,15 +270,14 @@ def _until_first_update(flags: list[str]) -> tuple[float, float]:
 
 
 def _cpu_seconds_of_libraries() -> float:
-    """CPU seconds of a process that imports what a run needs and makes an optimiser.
+    """CPU seconds of a process that imports what a run needs.
 
     It looks for garbage as seldom as a run does.
     """
     program = (
         "import gc, os\n"
         f"gc.set_threshold({THRESHOLD})\n"
-        "import torch, tensordict, mujoco.batch, gymnasium, tyro, torch.utils.tensorboard\n"
-        "torch.optim.Adam([torch.zeros(1, requires_grad=True)])\n"
+        "import torch, mujoco.batch, gymnasium, tyro, torch.utils.tensorboard\n"
         "os._exit(0)"
     )
     status, usage = _wait(subprocess.Popen([sys.executable, "-c", program]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.recipes import tiny
-from torch_crl.agent.optimizer import UpdateSizes, gradient_norm
+from torch_crl.agent.optimizer import UpdateSizes, adam, gradient_norm
 from torch_crl.training.building import build_run
 from torch_crl.training.crl_run import CrlRun
 
@@ -83,3 +83,21 @@ def test_the_last_update_of_a_collection_is_the_one_that_is_measured() -> None:
         assert not run.update_sizes
     run.update()
     assert run.update_sizes
+
+
+def test_adam_is_torchs_with_its_hooks() -> None:
+    ours, theirs = (torch.linspace(-1, 1, 40).requires_grad_() for _ in range(2))
+    optimizers = (
+        adam({3e-4: [ours]}, torch.device("cpu"), "reference"),
+        torch.optim.Adam([theirs], lr=3e-4, fused=True),
+    )
+    steps = []
+    for optimizer in optimizers:
+        optimizer.register_step_post_hook(lambda *_: steps.append(torch.is_grad_enabled()))
+    for _ in range(3):
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = parameter.detach().cos()
+            optimizer.step()
+    assert torch.equal(ours, theirs) and len(steps) == 6
+    for name, value in optimizers[1].state[theirs].items():
+        assert torch.equal(optimizers[0].state[ours][name], value)

@@ -311,6 +311,17 @@ def test_a_goal_needs_one_row_and_a_later_state_two() -> None:
         empty.sample(4, discount=0.9, generator=Generator())
 
 
+def test_batches_and_memory_are_tables_for_whoever_likes_them() -> None:
+    replay = filled_replay(rows=8, num_envs=2, lengths=[[3], [5]], steps=9)
+    batch = replay.sample(16, discount=0.9, generator=Generator().manual_seed(0))
+    drawn = replay.draw(16, discount=0.9, generator=Generator().manual_seed(0))
+    assert batch.shape == (16,) and set(batch.keys()) == set(drawn)
+    assert all(torch.equal(batch[name], drawn[name]) for name in drawn)
+    assert replay.storage.shape == (8, 2)
+    replay.storage["state"][0, 0] = 7.0
+    assert (replay.state_dict()["state"][0, 0] == 7.0).all()
+
+
 @pytest.mark.parametrize("steps", [3, 11])
 def test_state_dict_round_trip_goes_on_the_same(steps: int) -> None:
     def fresh() -> Replay:

@@ -1,5 +1,6 @@
 """Adam over named tensors, its state for checkpoints, and how large its steps are."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,10 +36,24 @@ def adam(
         return _TritonAdam(of_rates, rounded, options)
     if rounded:
         raise ValueError("rounded weights are kept for networks in fp32 on Triton kernels")
-    return torch.optim.Adam(of_rates, **options)
+    return _Adam(of_rates, **options)
 
 
-class _TritonAdam(torch.optim.Adam):
+class _Adam(torch.optim.Adam):
+    """The same, without the wrappers that talk to torch's compiler.
+
+    They import it when an optimiser is made or used, which takes a second or two.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        inspect.unwrap(torch.optim.Adam.add_param_group)(self, param_group)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        inspect.unwrap(torch.optim.Adam.step)(self, closure)
+
+
+class _TritonAdam(_Adam):
     """The same step and state, for fp32; it writes the rounded weights too."""
 
     _rounded: Sequence[RoundedWeights] = ()
@@ -105,17 +120,22 @@ class Descent:
         self.optimizer = optimizer
         self._ranks = ranks
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
-        # Made once; autograd would fill a tensor of its own with it at every update.
-        self._one = torch.ones((), device=self._parameters[0].device)
+        # Made once for a GPU, where autograd would fill a tensor of its own with it at every update.
+        # A CPU is faster without: to compare its shape, autograd imports a system for algebra.
+        device = self._parameters[0].device
+        self._one = torch.ones((), device=device) if device.type == "cuda" else None
         self._flat = None if ranks.is_alone else _flat_gradients(self._parameters)
 
     def step(self, *losses: Tensor) -> None:
         """Minimise the sum of the losses."""
         if self._flat is None:
-            self.optimizer.zero_grad(set_to_none=True)
+            for parameter in self._parameters:
+                parameter.grad = None
         else:
             self._flat.zero_()
-        torch.autograd.backward(losses, [self._one.to(loss.dtype) for loss in losses])
+        one = self._one
+        ones = None if one is None else [one.to(loss.dtype) for loss in losses]
+        torch.autograd.backward(losses, ones)
         if self._flat is not None:
             self._ranks.sum_(self._flat).div_(self._ranks.size)
         self.optimizer.step()

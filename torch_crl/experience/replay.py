@@ -54,7 +54,7 @@ class Transition(NamedTuple):
 
 
 def _table(parts: dict[str, Tensor], *lengths: int) -> "TensorDict":
-    # Imported here, since it takes seconds, which a wrong flag or an evaluation need not wait for.
+    # Imported here, since it takes seconds, and training needs none.
     from tensordict import TensorDict
 
     return TensorDict(parts, batch_size=lengths)
@@ -88,12 +88,7 @@ def filled_up(action_BHA: Tensor, inside_BH: Tensor) -> Tensor:
 
 
 class Replay:
-    """The newest `rows` steps of N envs.
-
-    `storage` is a TensorDict of [rows, N, ...] tensors: `state`, `action`, the goal `achieved`
-    after the step, its `trajectory`, and `last_row` of each trajectory. With `failures` there is
-    also `failed` of each trajectory, and the state after a failure is no goal.
-    """
+    """The newest `rows` steps of N envs."""
 
     def __init__(
         self,
@@ -147,14 +142,24 @@ class Replay:
         if failures:
             # Like `last_row` at the number of the trajectory modulo `rows`.
             parts["failed"] = ring(of=torch.bool)
-        self.storage = _table(parts, rows, num_envs)
+        self._tensors = parts
         self.next_row = 0
         # `next_row` on the device, where a captured CUDA graph can read and increment it.
         self._position = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
+    def storage(self) -> "TensorDict":
+        """The memory itself, as a TensorDict of [rows, N, ...] tensors.
+
+        `state`, `action`, the goal `achieved` after the step, its `trajectory`, and `last_row` of
+        each trajectory. With `failures` there is also `failed` of each trajectory, and the state
+        after a failure is no goal.
+        """
+        return _table(self._tensors, self.rows, self.num_envs)
+
+    @property
     def _ring(self) -> Ring:
-        return Ring(**{name: self.storage[name] for name in Ring._fields})
+        return Ring(**{name: self._tensors[name] for name in Ring._fields})
 
     @property
     def filled(self) -> int:
@@ -174,7 +179,7 @@ class Replay:
         """The part of `add` on the device."""
         slot_1 = (self._position % self.rows)[None]
         for name in ("state", "action", "achieved", "trajectory"):
-            ring, part = self.storage[name], getattr(step, name)
+            ring, part = self._tensors[name], getattr(step, name)
             ring.index_copy_(0, slot_1, part.to(ring.device, ring.dtype)[None])
         key_1N = (step.trajectory.to(self.device, torch.int64) % self.rows)[None]
         row_1N = self._position.int().expand(1, self.num_envs)
@@ -184,14 +189,21 @@ class Replay:
             row_1N = row_1N - step.unstable.to(self.device, torch.int32)
         if self.failures and step.failed is not None:
             failed_1N = step.failed.to(self.device)[None]
-            self.storage["failed"].scatter_(0, key_1N, failed_1N)
+            self._tensors["failed"].scatter_(0, key_1N, failed_1N)
             row_1N = row_1N - failed_1N.to(torch.int32)
-        self.storage["last_row"].scatter_(0, key_1N, row_1N)
+        self._tensors["last_row"].scatter_(0, key_1N, row_1N)
         self._position += 1
 
     def sample(
         self, batch_size: int, *, discount: float, generator: Generator, chunk: int = 1
     ) -> "TensorDict":
+        """What `draw` returns, as a TensorDict of shape [B]."""
+        parts = self.draw(batch_size, discount=discount, generator=generator, chunk=chunk)
+        return _table(parts, batch_size)
+
+    def draw(
+        self, batch_size: int, *, discount: float, generator: Generator, chunk: int = 1
+    ) -> dict[str, Tensor]:
         """Draw steps uniformly from all rows, each with a goal from its future.
 
         The goal of a step was achieved `truncated_geometric` steps after its state, in the same
@@ -204,7 +216,7 @@ class Replay:
         with `failures` what `filled_up` returns.
 
         Returns:
-            TensorDict of float32 `state` [B, S], `action` [B, H A], and what the goal space tells
+            Float32 `state` [B, S], `action` [B, H A], and what the goal space tells
             of the goals: `goal` [B, F], and `place` [B] if there are places; `whole` [B] if
             H > 1, or if not every step has a goal in the goal space, then 0 for such steps;
             with `failures`, `survived` [B]: 1 - discount^L for a step that is L steps before the
@@ -243,8 +255,7 @@ class Replay:
         told = self.goals.of_future(parts["goal"], drawn, generator)
         if "whole" in told and "whole" in parts:
             told["whole"] = told["whole"] * parts["whole"]
-        parts |= told
-        return _table(parts, batch_size)
+        return parts | told
 
     def _filled_up(self, drawn: RelabeledBatch, chunk: int) -> Tensor:
         _, inside_BH = slots_of_chunks(
@@ -254,8 +265,8 @@ class Replay:
 
     def _failed(self, drawn: RelabeledBatch) -> Tensor:
         """bool [B]: whether the trajectories of these steps ended by failing."""
-        trajectory_B = self.storage["trajectory"][drawn.row_B % self.rows, drawn.column_B].long()
-        failed_B: Tensor = self.storage["failed"][trajectory_B % self.rows, drawn.column_B]
+        trajectory_B = self._tensors["trajectory"][drawn.row_B % self.rows, drawn.column_B].long()
+        failed_B: Tensor = self._tensors["failed"][trajectory_B % self.rows, drawn.column_B]
         return failed_B
 
     def _labelled(
@@ -297,8 +308,8 @@ class Replay:
         self._position.fill_(row)
         if self.failures:
             # The last row of a failed trajectory is the one before the failure.
-            self.storage["failed"] &= self.storage["last_row"] < row - 1
-        self.storage["last_row"].clamp_(max=row - 1)
+            self._tensors["failed"] &= self._tensors["last_row"] < row - 1
+        self._tensors["last_row"].clamp_(max=row - 1)
 
     def check_rows(self, tensors: dict[str, Tensor]) -> None:
         """Raise ValueError if the tensors, from `state_dict`, hold invalid row numbers.
@@ -325,7 +336,7 @@ class Replay:
         """The filled part of the ring and its position."""
         tensors = {name: tensor[: self.filled] for name, tensor in self.tensors().items()}
         # All of it, since trajectory numbers modulo `rows` index any entry, filled or not.
-        tensors |= {name: self.storage[name] for name in _BY_TRAJECTORY if name in tensors}
+        tensors |= {name: self._tensors[name] for name in _BY_TRAJECTORY if name in tensors}
         return tensors | {"next_row": torch.tensor(self.next_row)}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -336,5 +347,5 @@ class Replay:
             tensor[: len(tensors[name])].copy_(tensors[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The storage by name."""
-        return {str(name): self.storage[name] for name in self.storage.keys()}  # noqa: SIM118
+        """The storage by name, without a TensorDict around it."""
+        return dict(self._tensors)

@@ -122,7 +122,7 @@ class CrlRun(Run):
     def draw_and_update(self) -> dict[str, Tensor]:
         """The device work of `update`: draw a batch, compute gradients, change the parameters."""
         algorithm = self.recipe.algorithm
-        batch = self.replay.sample(
+        batch = self.replay.draw(
             self.batch_size,
             discount=algorithm.discount,
             generator=self.sampler,
@@ -165,7 +165,7 @@ class CrlRun(Run):
         wanted, _ = self.state_dict()
         rows = min(collections_done * self.recipe.budget.unroll_length, self.replay.rows)
         for name in self.replay.growing:
-            wanted[f"replay/{name}"] = self.replay.storage[name][:rows]
+            wanted[f"replay/{name}"] = self.replay.tensors()[name][:rows]
         if updates_done:
             for name, parameter in self.named_parameters().items():
                 wanted[f"learner/adam.step.{name}"] = torch.zeros(())
