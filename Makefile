@@ -17,7 +17,8 @@ train: $(VENV)/installed
 	$(BIN)/torch-crl train $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --dist worksteal --durations=10 $(ARGS)
+	@# Hundreds of processes would each compile the same sources where bytecode may not be kept.
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist worksteal --durations=10 $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -256,7 +256,10 @@ def _until_first_update(flags: list[str]) -> tuple[float, float]:
         run_dir = Path(folder, "run")
         begin = time.perf_counter()
         process = subprocess.Popen(
-            [*_TRAIN, *flags, "--run-dir", str(run_dir)], stderr=subprocess.DEVNULL
+            [*_TRAIN, *flags, "--run-dir", str(run_dir)],
+            stderr=subprocess.DEVNULL,
+            # Python keeps bytecode unless it is told not to.
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
         )
         directory = RunDirectory(run_dir)
         while not any(record["updates"] for record in directory.read_metrics("train")):
