@@ -27,9 +27,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
     with suppress(ImportError):
-        from tests.helpers.interpreter import cast_masks, quicken
+        from tests.helpers.interpreter import cast_masks, quicken, remember_types
 
         quicken()
+        remember_types()
         cast_masks()
 
 # Threads that wait for each other at every small operation crawl as soon as anything else runs.

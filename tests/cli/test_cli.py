@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers import warm
+from tests.helpers.commands import SMALL_FLAGS
 from tests.helpers.paths import EXAMPLES, OLD_RUN
 from tests.helpers.recipes import tiny
 from torch_crl import train
@@ -95,15 +96,13 @@ def test_mistakes_are_told_before_what_takes_long_to_import() -> None:
 
 
 def test_a_run_on_a_cpu_needs_no_compiler_of_torch(tmp_path: Path) -> None:
-    flags = "train reacher --device cpu --num-envs 4 --num-eval-envs 4 --episode-length 20".split()
-    flags += "--prefill-rows 2 --unroll-length 2 --replay-rows 100 --batch-size 8".split()
-    flags += "--env-steps 48 --env-steps-per-update 2".split()
     program = "import sys\nfrom torch_crl.cli.main import main\n"
     for tower in ("reference", "numba"):
         folder = str(tmp_path / tower)
-        program += f"assert main({[*flags, '--tower', tower, '--run-dir', folder]!r}) == 0\n"
+        flags = *SMALL_FLAGS, "--tower", tower, "--run-dir", folder
+        program += f"assert main({['train', 'reacher', *flags]!r}) == 0\n"
     program += (
-        f"assert main(['eval', {folder!r}, '--num-envs', '4', '--episode-length', '20']) == 0\n"
+        f"assert main(['eval', {folder!r}, '--num-envs', '2']) == 0\n"
         # They take longer to import than all else that a run needs together.
         "slow = {'torch._dynamo', 'sympy', 'tensordict'} & set(sys.modules)\n"
         "sys.exit(f'imported {slow}' if slow else 0)"

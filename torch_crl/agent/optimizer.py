@@ -120,8 +120,8 @@ class Descent:
         self.optimizer = optimizer
         self._ranks = ranks
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
-        # Made once for a GPU, where autograd would fill a tensor of its own with it at every update.
-        # A CPU is faster without: to compare its shape, autograd imports a system for algebra.
+        # Made once for a GPU, where autograd would fill a tensor with it at every update. A CPU is
+        # better off without: to compare its shape, autograd imports a system for algebra.
         device = self._parameters[0].device
         self._one = torch.ones((), device=device) if device.type == "cuda" else None
         self._flat = None if ranks.is_alone else _flat_gradients(self._parameters)
