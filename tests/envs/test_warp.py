@@ -24,17 +24,26 @@ pytest.importorskip("mujoco_warp")
 pytest.importorskip("warp").config.optimization_level = 1
 
 # One task of each family: the largest difference that float32 may make in one control step from
-# equal states, relative to the largest entry of the state. Measured, with a margin of about three.
+# equal states, relative to the largest entry of the state. Measured, with a margin of about three,
+# and with `ALIKE`.
 PARITY = {
     "reacher": 1e-6,
     "point_u_maze": 2e-5,
     "ant_u_maze": 2e-4,
     "ant_push": 5e-5,
-    "humanoid": 1e-3,
-    "half_cheetah": 6e-5,
+    "humanoid": 5e-6,
+    "half_cheetah": 2e-4,
     "pusher2": 5e-5,
     # Box on box: Warp finds other points of contact.
     "arm_grasp": 6e-3,
+}
+
+# Where the simulators differ for known reasons, the options of MuJoCo with which they do not. To a
+# capsule that stands within 30 degrees of upright on the floor, Warp gives other tangents, of which
+# elliptic cones are independent. Four steps of the solver, as published, end it before it converges.
+ALIKE = {
+    "humanoid": {"cone": mujoco.mjtCone.mjCONE_ELLIPTIC},
+    "half_cheetah": {"cone": mujoco.mjtCone.mjCONE_ELLIPTIC, "iterations": 50},
 }
 
 
@@ -53,26 +62,27 @@ def advance(task: Task, simulator: Simulator, action_NA: Tensor) -> Tensor:
     return task.state(simulator)
 
 
-# A substep of the arm's is most of a hundred launches, and a control step has 25 of them. The hand
-# touches the cube from the 22nd on.
-CONTROL_STEPS = {"arm_grasp": 25}
-
-
 @pytest.mark.parametrize("name", PARITY)
-def test_equals_the_cpu_simulator_over_many_control_steps(name: str) -> None:
+def test_equals_the_cpu_simulator_over_many_control_steps(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = make_task(name)
-    cpu, warp = simulators(task, 8)
-    start = task.sample_start(8, Generator().manual_seed(0))
-    everyone = torch.ones(8, dtype=torch.bool)
+    for option, value in ALIKE.get(name, {}).items():
+        monkeypatch.setattr(task.model.opt, option, value)
+    cpu, warp = simulators(task, 16)
+    start = task.sample_start(16, Generator().manual_seed(0))
+    everyone = torch.ones(16, dtype=torch.bool)
     cpu.reset(everyone, start.qpos_NQ, start.qvel_NV)
     generator = Generator().manual_seed(1)
     differences = []
-    for _ in range(CONTROL_STEPS.get(name, 50)):
+    # A substep is up to a hundred launches, which take as long for many envs as for few. The hand of
+    # the arm touches the cube from the 22nd control step on.
+    for _ in range(25):
         # Contacts make small differences large, so each control step begins with equal states.
         warp.reset(everyone, cpu.data["qpos"], cpu.data["qvel"])
         warp.data["ctrl"].copy_(cpu.data["ctrl"])
         torch.testing.assert_close(task.state(warp), task.state(cpu), rtol=1e-5, atol=1e-4)
-        action = torch.rand(8, task.spec.action_size, generator=generator) * 2 - 1
+        action = torch.rand(16, task.spec.action_size, generator=generator) * 2 - 1
         expected, got = (advance(task, simulator, action) for simulator in (cpu, warp))
         differences.append(float((got - expected).abs().max() / expected.abs().max()))
     assert max(differences) < PARITY[name], max(differences)
