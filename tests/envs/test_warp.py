@@ -39,8 +39,8 @@ PARITY = {
 }
 
 # Where the simulators differ for known reasons, the options of MuJoCo with which they do not. To a
-# capsule that stands within 30 degrees of upright on the floor, Warp gives other tangents, of which
-# elliptic cones are independent. Four steps of the solver, as published, end it before it converges.
+# capsule that stands within 30 degrees of upright on the floor, Warp gives other tangents, which
+# elliptic cones do not depend on. Four steps of the solver, as published, do not converge.
 ALIKE = {
     "humanoid": {"cone": mujoco.mjtCone.mjCONE_ELLIPTIC},
     "half_cheetah": {"cone": mujoco.mjtCone.mjCONE_ELLIPTIC, "iterations": 50},
@@ -75,8 +75,8 @@ def test_equals_the_cpu_simulator_over_many_control_steps(
     cpu.reset(everyone, start.qpos_NQ, start.qvel_NV)
     generator = Generator().manual_seed(1)
     differences = []
-    # A substep is up to a hundred launches, which take as long for many envs as for few. The hand of
-    # the arm touches the cube from the 22nd control step on.
+    # A substep is up to a hundred launches, which take as long for many envs as for few. The hand
+    # of the arm touches the cube from the 22nd control step on.
     for _ in range(25):
         # Contacts make small differences large, so each control step begins with equal states.
         warp.reset(everyone, cpu.data["qpos"], cpu.data["qvel"])
