@@ -47,6 +47,15 @@ def torch_crl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
     )
 
 
+def succeeds(program: str) -> str:
+    """What a program in a Python of its own, which must succeed, tells on standard error."""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
 def warm_torch_crl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The same in a process that need not import torch first."""
     return warm.run("-m", "torch_crl", *arguments, cwd=cwd, env=ENVIRONMENT)
@@ -72,10 +81,7 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy(arguments: lis
         "heavy = {'torch', 'mujoco', 'matplotlib', 'triton', 'warp'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    succeeds(program)
 
 
 def test_mistakes_are_told_before_what_takes_long_to_import() -> None:
@@ -88,11 +94,8 @@ def test_mistakes_are_told_before_what_takes_long_to_import() -> None:
         "assert main(['train', 'reacher', '--depth', '6']) == 1 and 'torch' in sys.modules\n"
         "assert 'matplotlib' not in sys.modules\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("nowhere is no run directory") == 7
+    told = succeeds(program)
+    assert told.count("nowhere is no run directory") == 7
 
 
 def test_a_run_on_a_cpu_needs_no_compiler_of_torch(tmp_path: Path) -> None:
@@ -107,10 +110,7 @@ def test_a_run_on_a_cpu_needs_no_compiler_of_torch(tmp_path: Path) -> None:
         "slow = {'torch._dynamo', 'sympy', 'tensordict'} & set(sys.modules)\n"
         "sys.exit(f'imported {slow}' if slow else 0)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    succeeds(program)
 
 
 def test_a_command_looks_for_garbage_seldom_and_a_call_changes_nothing(
