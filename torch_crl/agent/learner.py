@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from torch_crl.agent.networks import ResidualTower
 
 Batch = Mapping[str, Tensor]
-"""Tensors of equal length B by name: a TensorDict of the replay, or any other mapping."""
+"""Tensors of equal length B by name: what `Replay.draw` returns, or any other mapping."""
 
 
 class Learner(ABC):
