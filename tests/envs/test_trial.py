@@ -271,27 +271,30 @@ def test_tasks_that_ship_say_so_where_actions_are_scaled(name: str) -> None:
         assert simulator.control_range is None, "its actions would change; give it a control"
 
 
+@pytest.mark.parametrize("function", ["state", "sample_start"])
 def test_an_error_that_comes_later_is_one_line_with_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "late.py").write_text(
+    (tmp_path / f"late_{function}.py").write_text(
         "from dataclasses import replace\n"
         "from own_task import make as good\n"
         "CALLS = []\n"
         "def make():\n"
         "    task = good()\n"
-        "    def state(simulator):\n"
+        "    def late(*arguments):\n"
         "        CALLS.append(1)\n"
         "        if len(CALLS) > 9:\n"
         "            raise KeyError('boom')\n"
-        "        return task.state(simulator)\n"
-        "    return replace(task, state=state)\n"
+        f"        return task.{function}(*arguments)\n"
+        f"    return replace(task, {function}=late)\n"
     )
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.syspath_prepend(tmp_path)
-    with closing(make_vector_env("late:make", num_envs=2, episode_length=99, seed=0)) as env:
+    name = f"late_{function}:make"
+    with closing(make_vector_env(name, num_envs=2, episode_length=99, seed=0)) as env:
         action_NA = torch.zeros(2, env.spec.action_size)
-        message = r"^task own_task:make: KeyError: 'boom' \(.*late.py, line 9\)$"
+        message = rf"^task own_task:make: KeyError: 'boom' \(.*late_{function}.py, line 9\)$"
         with pytest.raises(OwnCodeError, match=message):
             for _ in range(20):
                 env.step(action_NA)
+                env.reset()

@@ -3,7 +3,8 @@
 N envs, S state, G goal, A action, U actuators.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Generator, Tensor
@@ -70,10 +71,10 @@ class TaskVectorEnv(VectorEnv):
     def reset(self, mask_N: Tensor | None = None) -> None:
         """Begin a fresh episode in every env, or in those of a mask, bool [N].
 
-        Non-finite numbers found before are forgotten.
+        Non-finite numbers found before are forgotten. Raises OwnCodeError as `step` does.
         """
         self._finite.reset()
-        with self._device_context():
+        with self._device_context(), self._own_errors():
             begun_N = torch.ones(self.num_envs, dtype=torch.bool) if mask_N is None else mask_N
             self._begin_episodes(begun_N)
             state_NS = self.task.state(self.simulator)
@@ -85,13 +86,8 @@ class TaskVectorEnv(VectorEnv):
 
         Raises OwnCodeError where a function of the user's own task raises an error.
         """
-        with self._device_context():
-            try:
-                return self._step(action_NA)
-            except Exception as error:
-                if isinstance(error, TorchCrlError) or not is_of_own_code(error):
-                    raise
-                raise OwnCodeError(f"task {self.spec.name}: {in_one_line(error)}") from error
+        with self._device_context(), self._own_errors():
+            return self._step(action_NA)
 
     def _step(self, action_NA: Tensor) -> StepResult:
         task, simulator = self.task, self.simulator
@@ -208,6 +204,16 @@ class TaskVectorEnv(VectorEnv):
         # A device context costs some time at every torch call; the CPU needs none.
         return nullcontext() if device.type == "cpu" else device
 
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Inside, an error in a function of the user's own task becomes an OwnCodeError."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, TorchCrlError) or not is_of_own_code(error):
+                raise
+            raise OwnCodeError(f"task {self.spec.name}: {in_one_line(error)}") from error
+
     def _make_finite_monitor(self) -> FiniteMonitor:
         spec = self.spec
         # The state before the action was checked in the step before, unless it began an episode.
@@ -239,7 +245,7 @@ class TaskVectorEnv(VectorEnv):
 
     def _cached_start(self) -> Start:
         # A task may return one tensor for two parts; a checkpoint needs separate memory for each.
-        with self._device_context():
+        with self._device_context(), self._own_errors():
             return Start(*(part.clone() for part in self._sample_start()))
 
     def _begin_episodes(self, mask_N: Tensor) -> None:
