@@ -8,10 +8,10 @@ critic's energy of each step and its own goal must beat that with every other go
 import os
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from torch_crl import preset, train, with_changes
+from torch_crl.agent.learner import Batch
 from torch_crl.agent.losses import ENERGIES
 from torch_crl.agent.objectives.crl import ContrastiveObjective
 from torch_crl.agent.objectives.objective import Aux
@@ -22,7 +22,7 @@ MARGIN = 1.0
 class RankingObjective(ContrastiveObjective):
     """max(0, margin + E_ij - E_ii), averaged over all pairs of different rows."""
 
-    def classify(self, phi_BR: Tensor, psi_BR: Tensor, batch: TensorDict) -> tuple[Tensor, Aux]:
+    def classify(self, phi_BR: Tensor, psi_BR: Tensor, batch: Batch) -> tuple[Tensor, Aux]:
         # Of a batch, only chunks of actions that may be cut short would be of use here.
         del batch
         energy_BB = ENERGIES[self.energy].pairwise(phi_BR, psi_BR)

@@ -96,8 +96,10 @@ def test_adam_is_torchs_with_its_hooks() -> None:
         optimizer.register_step_post_hook(lambda *_: steps.append(torch.is_grad_enabled()))
     for _ in range(3):
         for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            assert parameter.grad is None
             parameter.grad = parameter.detach().cos()
             optimizer.step()
-    assert torch.equal(ours, theirs) and len(steps) == 6
+    assert torch.equal(ours, theirs) and steps == [True] * 6
     for name, value in optimizers[1].state[theirs].items():
         assert torch.equal(optimizers[0].state[ours][name], value)

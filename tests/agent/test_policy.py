@@ -56,6 +56,24 @@ def test_views_lists_and_integers(policy: Policy) -> None:
     np.testing.assert_array_equal(whole, policy(np.ones(3), np.zeros(2)))
 
 
+def test_a_program_of_it_takes_other_batch_sizes() -> None:
+    class Plan(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Linear(5, 4, device="meta")
+            self.policy = Policy(self.layers, state_size=3, goal_size=2)
+
+        def forward(self, state: Tensor, goal: Tensor) -> Tensor:
+            return self.policy.plan(state, goal)
+
+    def batch(size: int) -> tuple[Tensor, Tensor]:
+        return torch.empty(size, 3, device="meta"), torch.empty(size, 2, device="meta")
+
+    rows = {0: torch.export.Dim("rows", min=2, max=100)}
+    program = torch.export.export(Plan(), batch(6), dynamic_shapes=(rows, rows), strict=False)
+    assert program.module()(*batch(9)).shape == (9, 1, 2)
+
+
 def test_an_empty_batch_has_no_actions(policy: Policy) -> None:
     assert policy(np.zeros((0, 3)), np.zeros((0, 2))).shape == (0, 2)
     assert policy(torch.zeros(3, 0, 3), torch.zeros(3, 0, 2)).shape == (3, 0, 2)

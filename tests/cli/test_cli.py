@@ -106,7 +106,9 @@ def test_a_run_on_a_cpu_needs_no_compiler_of_torch(tmp_path: Path) -> None:
         program += f"assert main({['train', 'reacher', *flags]!r}) == 0\n"
     program += (
         f"assert main(['eval', {folder!r}, '--num-envs', '2']) == 0\n"
-        # They take longer to import than all else that a run needs together.
+        f"distil = ['distil', {folder!r}, '--rows', '64', '--updates', '4']\n"
+        "assert main(distil) == 0\n"
+        # They take as long to import as torch itself.
         "slow = {'torch._dynamo', 'sympy', 'tensordict'} & set(sys.modules)\n"
         "sys.exit(f'imported {slow}' if slow else 0)"
     )

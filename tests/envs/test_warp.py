@@ -27,12 +27,12 @@ pytest.importorskip("warp").config.optimization_level = 1
 # equal states, relative to the largest entry of the state. Measured, with a margin of about three,
 # and with `ALIKE`.
 PARITY = {
-    "reacher": 1e-6,
-    "point_u_maze": 2e-5,
-    "ant_u_maze": 2e-4,
-    "ant_push": 5e-5,
+    "reacher": 2e-7,
+    "point_u_maze": 1e-6,
+    "ant_u_maze": 2e-5,
+    "ant_push": 4e-5,
     "humanoid": 5e-6,
-    "half_cheetah": 2e-4,
+    "half_cheetah": 5e-4,
     "pusher2": 5e-5,
     # Box on box: Warp finds other points of contact.
     "arm_grasp": 6e-3,
@@ -43,7 +43,7 @@ PARITY = {
 # elliptic cones do not depend on. Four steps of the solver, as published, do not converge.
 ALIKE = {
     "humanoid": {"cone": mujoco.mjtCone.mjCONE_ELLIPTIC},
-    "half_cheetah": {"cone": mujoco.mjtCone.mjCONE_ELLIPTIC, "iterations": 50},
+    "half_cheetah": {"iterations": 50},
 }
 
 
@@ -70,13 +70,14 @@ def test_equals_the_cpu_simulator_over_many_control_steps(
     for option, value in ALIKE.get(name, {}).items():
         monkeypatch.setattr(task.model.opt, option, value)
     cpu, warp = simulators(task, 16)
-    start = task.sample_start(16, Generator().manual_seed(0))
+    # With 2, what `ALIKE` takes out would show.
+    seed = 2 if name in ALIKE else 0
+    start = task.sample_start(16, Generator().manual_seed(seed))
     everyone = torch.ones(16, dtype=torch.bool)
     cpu.reset(everyone, start.qpos_NQ, start.qvel_NV)
-    generator = Generator().manual_seed(1)
+    generator = Generator().manual_seed(seed + 1)
     differences = []
-    # A substep is up to a hundred launches, which take as long for many envs as for few. The hand
-    # of the arm touches the cube from the 22nd control step on.
+    # A substep is up to a hundred launches, which take as long for many envs as for few.
     for _ in range(25):
         # Contacts make small differences large, so each control step begins with equal states.
         warp.reset(everyone, cpu.data["qpos"], cpu.data["qvel"])

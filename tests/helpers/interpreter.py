@@ -55,7 +55,7 @@ def quicken() -> None:
 
 
 def remember_types() -> None:
-    """From now on equal types of blocks are one object, and what follows from a type is kept in it.
+    """From now on equal types of blocks of numbers are one object that keeps what follows from it.
 
     Otherwise every operation makes several, checks their shapes and writes out their names.
     """
@@ -67,7 +67,8 @@ def remember_types() -> None:
 
     def one_of_a_kind(kind: type, element: Any, shape: Any, *rest: Any) -> Any:
         new: Any = object.__new__(kind)
-        if kind is not core.block_type or not all(type(size) is int for size in shape):
+        of_numbers = kind is core.block_type and not isinstance(element, core.pointer_type)
+        if not of_numbers or not all(type(size) is int for size in shape):
             return new
         return made.setdefault((id(element), tuple(shape)), (element, new))[1]
 

@@ -40,7 +40,7 @@ def adam(
 
 
 class _Adam(torch.optim.Adam):
-    """The same, without the wrappers that talk to torch's compiler.
+    """torch.optim.Adam without the wrappers that talk to torch's compiler.
 
     They import it when an optimiser is made or used, which takes a second or two.
     """
@@ -48,9 +48,12 @@ class _Adam(torch.optim.Adam):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         inspect.unwrap(torch.optim.Adam.add_param_group)(self, param_group)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        inspect.unwrap(torch.optim.Adam.zero_grad)(self, set_to_none)
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        inspect.unwrap(torch.optim.Adam.step)(self, closure)
+    def step(self, closure: Any = None) -> Any:
+        return inspect.unwrap(torch.optim.Adam.step)(self, closure)
 
 
 class _TritonAdam(_Adam):
@@ -121,7 +124,7 @@ class Descent:
         self._ranks = ranks
         self._parameters = [each for group in optimizer.param_groups for each in group["params"]]
         # Made once for a GPU, where autograd would fill a tensor with it at every update. A CPU is
-        # better off without: to compare its shape, autograd imports a system for algebra.
+        # better off without: to compare its shape, autograd imports sympy.
         device = self._parameters[0].device
         self._one = torch.ones((), device=device) if device.type == "cuda" else None
         self._flat = None if ranks.is_alone else _flat_gradients(self._parameters)
@@ -129,8 +132,7 @@ class Descent:
     def step(self, *losses: Tensor) -> None:
         """Minimise the sum of the losses."""
         if self._flat is None:
-            for parameter in self._parameters:
-                parameter.grad = None
+            self.optimizer.zero_grad(set_to_none=True)
         else:
             self._flat.zero_()
         one = self._one

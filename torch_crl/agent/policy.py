@@ -216,7 +216,7 @@ class Policy:
             )
         return as_tensor(goal)
 
-    def _leading(self, state: Tensor, goal: Tensor) -> tuple[int, ...]:
+    def _leading(self, state: Tensor, goal: Tensor) -> torch.Size:
         """The batch axes of the action. Raises ValueError for sizes that do not fit."""
         shapes = f"got shapes {list(state.shape)} and {list(goal.shape)}"
         goal_size = self.goal_size if self.reader is None else self.reader.size
@@ -226,12 +226,14 @@ class Policy:
                 f"numbers, along the last axis; {shapes}"
             )
         try:
-            # That of torch, at its first use, imports a system for algebra.
-            return np.broadcast_shapes(state.shape[:-1], goal.shape[:-1])
-        except ValueError:
+            # torch.broadcast_shapes imports sympy at its first use.
+            together, _ = torch.broadcast_tensors(state[..., 0], goal[..., 0])
+        except RuntimeError:
             raise ValueError(
                 f"give as many states as goals, or one state or one goal; {shapes}"
             ) from None
+        leading: torch.Size = together.shape
+        return leading
 
 
 class Simulated(Protocol):

@@ -245,7 +245,7 @@ class TaskVectorEnv(VectorEnv):
 
     def _cached_start(self) -> Start:
         # A task may return one tensor for two parts; a checkpoint needs separate memory for each.
-        with self._device_context(), self._own_errors():
+        with self._device_context():
             return Start(*(part.clone() for part in self._sample_start()))
 
     def _begin_episodes(self, mask_N: Tensor) -> None:
