@@ -475,8 +475,7 @@ def join_job() -> Job:
 
 @limits_of_compiler
 def test_compiles_without_spills() -> None:
-    # The norm with groups needs the most; with the others it was found that no architecture needs
-    # other memory.
+    # On each architecture the norm with groups needs the most registers, and all need equal memory.
     cases = [(arch, "norm", True) for arch in SHARED_MEMORY]
     cases += [(90, "norm", False), (90, "dot", False)]
     jobs = [
