@@ -28,8 +28,7 @@ from typing import Any
 
 import torch
 from mujoco.batch import Batch
-from tensordict import TensorDict
-from torch import Generator
+from torch import Generator, Tensor
 
 from torch_crl.benchmarks.peers.eager_torch import EagerCrl
 from torch_crl.benchmarks.report import report
@@ -187,12 +186,10 @@ def _recipe(*, depth: int, width: int, batch_size: int, tower: str) -> Recipe:
     )
 
 
-def _random_batch(batch_size: int) -> TensorDict:
+def _random_batch(batch_size: int) -> dict[str, Tensor]:
     generator = Generator().manual_seed(0)
     state, action, goal = (torch.randn(batch_size, n, generator=generator) for n in (29, 8, 2))
-    return TensorDict(
-        {"state": state, "action": action.tanh(), "goal": goal}, batch_size=[batch_size]
-    )
+    return {"state": state, "action": action.tanh(), "goal": goal}
 
 
 def env() -> list[dict[str, Any]]:
